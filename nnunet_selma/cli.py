@@ -1,0 +1,315 @@
+"""`nnunet-selma …`: reads arguments and environment, calls the library, prints."""
+
+import argparse
+import errno
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunet_selma import __version__, commands
+from nnunet_selma.conversion.annotated import AnnotatedSettings, Spacing, convert_annotated
+from nnunet_selma.conversion.inspection import Inspection, inspect
+from nnunet_selma.conversion.unannotated import UnannotatedSettings, convert_unannotated
+from nnunet_selma.errors import SelmaError
+from nnunet_selma.ext_trainers import FOLDER as TRAINER_FOLDER
+from nnunet_selma.folders import Folders
+from nnunet_selma.json_files import read_json, write_json
+from nnunet_selma.planning import RECIPES, plan_pretraining, write_small_plans
+from nnunet_selma.settings import as_lines, parse_assignments, read_settings, with_settings
+from nnunet_selma.structures import named
+from nnunet_selma.tiles import TileSettings
+
+_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 1 (inspect found problems) or 2 (it could not be done)."""
+    parser = _parser()
+    chosen = parser.parse_args(arguments)
+    try:
+        code: int = chosen.run(chosen)
+    except SelmaError as error:
+        print(f"nnunet-selma: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        where = error.filename or "the disk"
+        remedy = "make room and run the command again" if error.errno == errno.ENOSPC else "check the path and its permissions"
+        print(f"nnunet-selma: {where}: {error.strerror or error}; {remedy}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("nnunet-selma: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return code
+
+
+def _progress(items: Sequence[Any], label: str) -> Iterable[Any]:
+    from tqdm import tqdm
+
+    bar: Iterable[Any] = tqdm(items, desc=label, dynamic_ncols=True, mininterval=1.0)
+    return bar
+
+
+def _folders() -> Folders:
+    missing = [name for name in _FOLDERS if not os.environ.get(name)]
+    if missing:
+        raise SelmaError(f'{", ".join(missing)} not set; run: eval "$(nnunet-selma env FOLDER)"')
+    raw, preprocessed, results = (Path(os.environ[name]) for name in _FOLDERS)
+    return Folders(raw=raw, preprocessed=preprocessed, results=results)
+
+
+def environment(root: Path) -> dict[str, str]:
+    """The environment variables of a workspace: nnU-Net's three folders below it, and the folder with the trainers."""
+    others = [p for p in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if p and Path(p) != TRAINER_FOLDER]
+    return {
+        **{name: str(root.expanduser().resolve() / name) for name in _FOLDERS},
+        "nnUNet_extTrainer": os.pathsep.join([str(TRAINER_FOLDER), *others]),
+    }
+
+
+def _env(chosen: argparse.Namespace) -> int:
+    for name, value in environment(chosen.root).items():
+        if name in _FOLDERS:
+            Path(value).mkdir(parents=True, exist_ok=True)
+        print(f"export {name}={shlex.quote(value)}")
+    return 0
+
+
+def _convert_annotated(chosen: argparse.Namespace) -> int:
+    settings = AnnotatedSettings(
+        dataset_id=chosen.dataset_id, name=chosen.name, structures=chosen.structures, spacing=chosen.spacing,
+        vessel_channels=chosen.vessel_channels, layout=chosen.layout, leave_out_unpaired=chosen.leave_out_unpaired,
+        folds=chosen.folds, seed=chosen.seed,
+    )  # fmt: skip
+    folders = _folders()
+    manifest = convert_annotated(chosen.source, settings, folders, _progress)
+    _print_cases(manifest, folders, chosen.dataset_id)
+    print(f"next: nnUNetv2_plan_and_preprocess -d {chosen.dataset_id} -c 3d_fullres --verify_dataset_integrity")
+    return 0
+
+
+def _convert_unannotated(chosen: argparse.Namespace) -> int:
+    settings = UnannotatedSettings(
+        dataset_id=chosen.dataset_id, name=chosen.name, structures=chosen.structures, structure=chosen.structure,
+        spacing=chosen.spacing, vessel_channels=chosen.vessel_channels, on_bad_slice=chosen.on_bad_slice,
+        tiles=TileSettings(tile=chosen.tile, per_volume=chosen.tiles_per_volume, min_foreground=chosen.min_foreground, seed=chosen.seed),
+    )  # fmt: skip
+    folders = _folders()
+    manifest = convert_unannotated(chosen.source, settings, folders, _progress)
+    for name, volume in manifest["volumes"].items():
+        for warning in [*volume["warnings"], *(f"interpolated {s}" for s in volume["interpolated_slices"])]:
+            print(f"  {name}: {warning}")
+    _print_cases(manifest, folders, chosen.dataset_id)
+    print(f"next: nnunet-selma plan-pretraining -s <annotated id> -t {chosen.dataset_id}")
+    return 0
+
+
+def _print_cases(manifest: dict[str, Any], folders: Folders, dataset_id: int) -> None:
+    warnings = 0
+    for name, case in manifest["cases"].items():
+        facts = [*case["images"], *([case["label"]] if "label" in case else [])]
+        for warning in [w for one in facts for w in one["warnings"]]:
+            print(f"  {name}: {warning}")
+            warnings += 1
+    for sentence in manifest.get("left_out", []):
+        print(f"  left out: {sentence}")
+    where = folders.raw / folders.dataset(dataset_id)
+    print(f"{len(manifest['cases'])} cases, {warnings} warnings: {where}")
+
+
+def _inspect(chosen: argparse.Namespace) -> int:
+    result = inspect(chosen.source, chosen.structure, _progress)
+    print(json.dumps(result.as_json(), indent=2, ensure_ascii=False) if chosen.json else _inspection_text(result))
+    return 1 if result.problems else 0
+
+
+def _inspection_text(result: Inspection) -> str:
+    lines = [result.source + (f" (layout {result.layout})" if result.layout else "")]
+    if result.patches:
+        lines.append(f"{'patch':<28}{'ch':>3}{'shape z,y,x':>16}  {'dtype':<9}{'intensities':>16}{'saturated':>11}{'label values':>16}{'foreground':>12}")
+    for name, (images, label) in result.patches.items():
+        for facts in images:
+            values = ",".join(label.values) if label else ""
+            share = f"{label.foreground_share:.3%}" if label else ""
+            lines.append(
+                f"{name:<28}{len(images):>3}{'×'.join(map(str, facts.shape_zyx)):>16}  {facts.dtype:<9}{f'{facts.lowest:g}..{facts.highest:g}':>16}"
+                f"{facts.saturated_share:>11.3%}{values:>16}{share:>12}"
+            )
+    if result.volumes:
+        lines.append(f"{'volume':<44}{'shape z,y,x':>20}  {'dtype':<9}{'intensities':>16}{'saturated':>11}  header spacing, µm (z, y, x)")
+    for name, volumes in result.volumes.items():
+        lines += [
+            f"{name:<44}{'×'.join(map(str, facts.shape_zyx)):>20}  {facts.dtype:<9}{f'{facts.lowest:g}..{facts.highest:g}':>16}"
+            f"{facts.saturated_share:>11.3%}  {facts.header_spacing_um_zyx or 'not given'}"
+            for facts in volumes
+        ]
+    lines += [f"would {plan}" for plan in result.plans]
+    lines += [f"warning: {sentence}" for sentence in result.warnings]
+    lines += [f"PROBLEM: {sentence}" for sentence in result.problems]
+    return "\n".join([*lines, f"{len(result.problems)} problems, {len(result.warnings)} warnings"])
+
+
+def _plan_small(chosen: argparse.Namespace) -> int:
+    path = write_small_plans(
+        chosen.dataset_id, chosen.plans, chosen.save_as, _folders(),
+        configuration=chosen.configuration, patch_edge=chosen.patch, batch_size=chosen.batch, features=chosen.features,
+    )  # fmt: skip
+    own = read_json(path)["configurations"][chosen.configuration]
+    print(f"{path}: patch {own['patch_size']}, batch {own['batch_size']}, features {own['architecture']['arch_kwargs']['features_per_stage']}")
+    print(f"use it with: -p {chosen.save_as}")
+    return 0
+
+
+def _plan_pretraining(chosen: argparse.Namespace) -> int:
+    folders = _folders()
+    plans = plan_pretraining(chosen.source_id, chosen.target_id, folders, plans_name=chosen.plans, recipe=chosen.recipe, configuration=chosen.configuration)
+    workers = str(chosen.workers)
+    steps = [
+        ["nnUNetv2_extract_fingerprint", "-d", str(chosen.target_id), "-np", workers],
+        ["nnUNetv2_preprocess", "-d", str(chosen.target_id), "-plans_name", plans, "-c", chosen.configuration, "-np", workers],
+    ]
+    for step in steps:
+        print(shlex.join(step), flush=True)
+        if not chosen.no_preprocess:
+            commands.run(step)
+    print(f"next: nnUNetv2_train {chosen.target_id} {chosen.configuration} all -tr SelmaSSLTrainer -p {plans}")
+    return 0
+
+
+def _settings(chosen: argparse.Namespace) -> int:
+    folders = _folders()
+    path = folders.plans(folders.dataset(chosen.dataset_id), chosen.plans)
+    plans = read_json(path)
+    if chosen.assignments or chosen.save_as:
+        plans = with_settings(plans, parse_assignments(chosen.assignments))
+        plans["plans_name"] = chosen.save_as or plans["plans_name"]
+        path = path.with_name(f"{plans['plans_name']}.json")
+        write_json(path, plans)
+    print(path)
+    print("\n".join(as_lines(read_settings(plans))))
+    return 0
+
+
+def _demo(chosen: argparse.Namespace) -> int:
+    from nnunet_selma.demo import run_demo
+
+    report = run_demo(chosen.output, data=chosen.data, device=chosen.device, seed=chosen.seed)
+    print(f"open {report}")
+    return 0
+
+
+def _spacing(text: str) -> Spacing:
+    if text == "physical":
+        return "physical"
+    if text == "voxel":
+        return "voxel"
+    try:
+        z, y, x = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give physical, voxel, or three numbers Z,Y,X in µm") from None
+    if min(z, y, x) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: a voxel size is above 0")
+    return (z, y, x)
+
+
+class _Structures(argparse.Action):
+    """Names of structures or of their folders, to prefixes; an unknown one ends as every other `SelmaError`."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        try:
+            setattr(namespace, self.dest, tuple(named(value).prefix for value in values))
+        except SelmaError as error:
+            parser.exit(2, f"nnunet-selma: {error}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="nnunet-selma", description="Self-supervised nnU-Net for light-sheet microscopy.")
+    parser.add_argument("--version", action="version", version=__version__)
+    parts = parser.add_subparsers(required=True, metavar="command")
+
+    env = parts.add_parser("env", help='print the environment of a workspace: eval "$(nnunet-selma env ~/selma)"')
+    env.add_argument("root", type=Path, help="folder for nnU-Net's raw, preprocessed and result folders")
+    env.set_defaults(run=_env)
+
+    look = parts.add_parser("inspect", help="look at a download and say what a conversion would do; exit code 1 if something would stop it")
+    look.add_argument("source", type=Path)
+    look.add_argument("--structure", help="structure of volumes whose folders do not tell it")
+    look.add_argument("--json", action="store_true", help="everything as JSON")
+    look.set_defaults(run=_inspect)
+
+    kinds = parts.add_parser("convert", help="write a download into nnU-Net's raw format").add_subparsers(required=True, metavar="kind")
+    _annotated_arguments(kinds.add_parser("annotated", help="patches with ground truth: BioImage Archive, challenge zips, DELiVR"))
+    _unannotated_arguments(kinds.add_parser("unannotated", help="whole brains: SELMA3D's tree of TIFF slices, or any volume"))
+
+    small = parts.add_parser("plan-small", help="plans with a smaller network and patch, for a machine without GPU")
+    small.add_argument("-d", dest="dataset_id", type=int, required=True, help="dataset id")
+    small.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans to start from (default: %(default)s)")
+    small.add_argument("-c", dest="configuration", default="3d_fullres")
+    small.add_argument("--save-as", default="nnUNetSmallPlans", help="name of the new plans (default: %(default)s)")
+    small.add_argument("--patch", type=int, default=32, help="longest edge of a patch, voxels (default: %(default)s)")
+    small.add_argument("--batch", type=int, default=4, help="patches in a batch (default: %(default)s)")
+    small.add_argument("--features", type=int, nargs="+", default=[16, 32, 64], help="features of each stage (default: 16 32 64)")
+    small.set_defaults(run=_plan_small)
+
+    pretraining = parts.add_parser("plan-pretraining", help="give the unlabelled dataset the plans of the annotated one, and preprocess it")
+    pretraining.add_argument("-s", dest="source_id", type=int, required=True, help="annotated dataset, already planned")
+    pretraining.add_argument("-t", dest="target_id", type=int, required=True, help="unlabelled dataset")
+    pretraining.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans of the annotated dataset (default: %(default)s)")
+    pretraining.add_argument("-c", dest="configuration", default="3d_fullres")
+    pretraining.add_argument("--recipe", choices=sorted(RECIPES), default="default", help="patch, batch and settings of a SELMA3D team")
+    pretraining.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes of nnU-Net's preprocessing (default: %(default)s)")
+    pretraining.add_argument("--no-preprocess", action="store_true", help="only print the preprocessing commands")
+    pretraining.set_defaults(run=_plan_pretraining)
+
+    settings = parts.add_parser("settings", help="show or change what a plans file says about pretraining and fine-tuning")
+    settings.add_argument("-d", dest="dataset_id", type=int, required=True, help="dataset id")
+    settings.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans (default: %(default)s)")
+    settings.add_argument("--save-as", help="write the changed plans under another name")
+    settings.add_argument("assignments", nargs="*", metavar="section.setting=value")
+    settings.set_defaults(run=_settings)
+
+    demo = parts.add_parser("demo", help="run everything on a synthetic brain, with the real commands, and write a report")
+    demo.add_argument("-o", dest="output", type=Path, default=Path("demo"), help="folder for everything (default: %(default)s)")
+    demo.add_argument("--data", type=Path, help="a real download instead of the synthetic one")
+    demo.add_argument("--device", default="cpu", choices=("cpu", "cuda", "mps"))
+    demo.add_argument("--seed", type=int, default=0)
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _common_arguments(parser: argparse.ArgumentParser, defaults: AnnotatedSettings | UnannotatedSettings) -> None:
+    parser.add_argument("source", type=Path, help="the download, or any folder of it")
+    parser.add_argument("-d", dest="dataset_id", type=int, default=defaults.dataset_id, help="dataset id (default: %(default)s)")
+    parser.add_argument("--name", default=defaults.name, help="dataset name (default: %(default)s)")
+    parser.add_argument("--structures", nargs="+", default=(), action=_Structures, metavar="NAME", help="take these structures only")
+    parser.add_argument("--spacing", type=_spacing, metavar="physical|voxel|Z,Y,X", help="voxel size to write (default: physical for one structure, voxel for several)")
+    parser.add_argument("--vessel-channels", choices=("wga", "eb", "both", "separate"), default=defaults.vessel_channels, help="(default: %(default)s)")
+
+
+def _annotated_arguments(parser: argparse.ArgumentParser) -> None:
+    defaults = AnnotatedSettings()
+    _common_arguments(parser, defaults)
+    parser.add_argument("--layout", choices=("bioimage_archive", "challenge_zip", "delivr"), help="force a layout instead of detecting it")
+    parser.add_argument("--leave-out-unpaired", action="store_true", help="leave out raw files without ground truth and the reverse")
+    parser.add_argument("--folds", type=int, default=defaults.folds, help="(default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="seed of the folds (default: %(default)s)")
+    parser.set_defaults(run=_convert_annotated)
+
+
+def _unannotated_arguments(parser: argparse.ArgumentParser) -> None:
+    defaults = UnannotatedSettings()
+    _common_arguments(parser, defaults)
+    parser.add_argument("--structure", help="structure of volumes whose folders do not tell it")
+    parser.add_argument("--tile", type=int, default=defaults.tiles.tile, help="edge of a tile, voxels (default: %(default)s)")
+    parser.add_argument("--tiles-per-volume", type=int, default=defaults.tiles.per_volume, help="(default: %(default)s)")
+    parser.add_argument("--min-foreground", type=float, default=defaults.tiles.min_foreground, help="least share of tissue in a tile (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=defaults.tiles.seed, help="seed of the choice (default: %(default)s)")
+    parser.add_argument("--on-bad-slice", choices=("error", "interpolate"), default=defaults.on_bad_slice, help="(default: %(default)s)")
+    parser.set_defaults(run=_convert_unannotated)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

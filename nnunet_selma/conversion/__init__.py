@@ -1,0 +1,1 @@
+"""From downloads to nnU-Net datasets: sources found and paired, cases planned, cases written."""

@@ -1,0 +1,132 @@
+"""The doctor: what a folder holds and what a conversion would do, before anything is written."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunet_selma.conversion.annotated import AnnotatedSettings, Progress, plan_cases, silent
+from nnunet_selma.conversion.checks import (
+    ImageFacts,
+    LabelFacts,
+    demand_equal_shapes,
+    image_facts,
+    read_image,
+    read_label,
+)
+from nnunet_selma.conversion.layouts import Patch, find_patches
+from nnunet_selma.conversion.relatives import Relation, Signature, find_relations, signature
+from nnunet_selma.conversion.unannotated import UnannotatedSettings, UnlabelledVolume, find_volumes
+from nnunet_selma.errors import SelmaError
+from nnunet_selma.structures import Structure
+from nnunet_selma.volumes import Volume, open_volume
+
+_SAMPLED_SLICES = 8
+
+
+@dataclass(kw_only=True)
+class Inspection:
+    """What was found; `problems` would stop a conversion, `warnings` would not."""
+
+    source: str
+    layout: str | None = None
+    patches: dict[str, tuple[list[ImageFacts], LabelFacts | None]] = field(default_factory=dict)
+    volumes: dict[str, list[ImageFacts]] = field(default_factory=dict)
+    relations: list[Relation] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    plans: list[str] = field(default_factory=list)
+    """What the converters would do, a sentence each."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The whole inspection as plain values."""
+        return asdict(self)
+
+
+def inspect(source: Path, structure: str | None = None, progress: Progress[Any] = silent) -> Inspection:
+    """Look at every annotated patch and at a sample of every unannotated volume below a folder; writes nothing.
+
+    Raises:
+        SelmaError: there is nothing there that could be inspected.
+    """
+    result = Inspection(source=str(source))
+    if not source.exists():
+        raise SelmaError(f"{source}: there is no such file or folder")
+    has_labels = source.is_dir() and any(p.is_dir() and p.name.lower() == "gt" for p in source.rglob("*"))
+    if has_labels:
+        _inspect_patches(result, source, progress)
+    try:
+        volumes = find_volumes(source, UnannotatedSettings(structure=structure))
+    except SelmaError as error:
+        volumes = []
+        if not has_labels:
+            result.problems.append(str(error))
+    raw_files = {path for images, _ in result.patches.values() for path in (facts.file for facts in images)}
+    _inspect_volumes(result, [v for v in volumes if str(v.channels[0]) not in raw_files], progress, has_labels=has_labels)
+    return result
+
+
+def _inspect_patches(result: Inspection, source: Path, progress: Progress[Any]) -> None:
+    try:
+        found = find_patches(source)
+    except SelmaError as error:
+        result.problems.append(str(error))
+        return
+    result.layout = found.layout
+    result.problems += found.problems + found.unpaired
+    signatures: list[Signature] = []
+    groups = {}
+    for patch in progress(found.patches, "patches"):
+        try:
+            signatures += _inspect_patch(result, patch)
+            groups[patch.name] = patch.group
+        except SelmaError as error:
+            result.problems.append(str(error))
+    result.relations = [r for r in find_relations(signatures) if groups[r.first] != groups[r.second]]
+    result.warnings += [f"{r.first} and {r.second}: {r.reason}; they will share a fold" for r in result.relations]
+    try:
+        cases, channels = plan_cases(found.patches, AnnotatedSettings())
+        kinds = sorted({case.structure.title for case in cases})
+        unit = "the table's spacing in µm" if len(kinds) == 1 else "voxel units, because structures differ in spacing"
+        result.plans.append(
+            f"convert annotated: {len(cases)} cases of {', '.join(kinds)}, {len(channels)} input channel(s), {unit}, "
+            f"{len(set(groups.values()))} groups that no fold parts"
+        )
+    except SelmaError as error:
+        result.problems.append(str(error))
+
+
+def _inspect_patch(result: Inspection, patch: Patch) -> list[Signature]:
+    """Facts of one patch into the result; returns the signatures of its images."""
+    images = {str(path): open_volume(path) for path in patch.images.values()}
+    label = open_volume(patch.label)
+    demand_equal_shapes({**images, str(patch.label): label})
+    read = [read_image(volume, patch.structure) for volume in images.values()]
+    _, label_facts = read_label(label)
+    result.patches[patch.name] = ([facts for _, facts in read], label_facts)
+    result.warnings += [f"{facts.file}: {warning}" for _, facts in read for warning in facts.warnings]
+    result.warnings += [f"{label_facts.file}: {warning}" for warning in label_facts.warnings]
+    return [signature(patch.name, image) for image, _ in read]
+
+
+def _inspect_volumes(result: Inspection, volumes: list[UnlabelledVolume], progress: Progress[Any], *, has_labels: bool) -> None:
+    for one in progress(volumes, "volumes"):
+        try:
+            channels = [open_volume(path) for path in one.channels]
+            result.volumes[one.name] = [_sampled(volume, one.structure) for volume in channels]
+            for facts in result.volumes[one.name]:
+                result.warnings += [f"{facts.file}: {warning}" for warning in facts.warnings]
+        except SelmaError as error:
+            result.problems.append(str(error))
+    if result.volumes and not has_labels:
+        voxels = sum(int(np.prod(facts[0].shape_zyx)) for facts in result.volumes.values())
+        result.plans.append(f"convert unannotated: tiles from {len(result.volumes)} volumes, {voxels / 1e9:.2f} billion voxels")
+        if any(volume.structure is None for volume in volumes):
+            result.warnings.append("no folder name tells the structure of some volumes; say it with --structure")
+
+
+def _sampled(volume: Volume, structure: Structure | None) -> ImageFacts:
+    """Facts from a few slices; the range of the whole volume may be wider."""
+    rows = np.unique(np.linspace(0, volume.shape[0] - 1, _SAMPLED_SLICES).astype(int))
+    return image_facts(np.concatenate([volume.read(slice(z, z + 1)) for z in rows]), volume, structure)

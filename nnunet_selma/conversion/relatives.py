@@ -1,0 +1,90 @@
+"""Patches that show the same tissue: copies, overlaps and neighbours, which must share a fold.
+
+A patch leaves a small signature; signatures are compared in pairs, so no two patches are in memory together. Overlaps are found where two
+patches are displaced along one axis, as the tiles of one cut are (SELMA3D's patches are cut with an overlap of 10 voxels): they share
+whole planes. Neighbours without overlap touch with two faces that correlate.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from nnunet_selma.volumes.base import Array
+
+NEIGHBOUR_CORRELATION = 0.62
+"""Midway between what touching faces reach (DELiVR octants: lowest 0.74) and what strangers reach (highest 0.50)."""
+_NOISE_SIGMA, _SHADING_SIGMA = 1.5, 4.0
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What is kept of one patch: a hash of each plane along each axis, and its six faces, band-passed."""
+
+    name: str
+    shape: tuple[int, int, int]
+    planes: tuple[frozenset[bytes], frozenset[bytes], frozenset[bytes]]
+    first_faces: tuple[NDArray[np.float32], ...]
+    last_faces: tuple[NDArray[np.float32], ...]
+
+
+@dataclass(frozen=True)
+class Relation:
+    """Two patches and why they belong together."""
+
+    first: str
+    second: str
+    reason: str
+
+
+def signature(name: str, image: Array) -> Signature:
+    """The signature of one image, (z, y, x)."""
+    planes = []
+    for axis in range(3):
+        rows = np.moveaxis(image, axis, 0)
+        # a plane without variation (padding, camera background) proves nothing
+        planes.append(frozenset(hashlib.blake2b(row.tobytes(), digest_size=12).digest() for row in rows if row.min() != row.max()))
+    first = tuple(_face(np.take(image, 0, axis)) for axis in range(3))
+    last = tuple(_face(np.take(image, -1, axis)) for axis in range(3))
+    return Signature(name, image.shape, (planes[0], planes[1], planes[2]), first, last)
+
+
+def _face(face: Array) -> NDArray[np.float32]:
+    """One face, band-passed between noise and shading, without its mean, of unit length; zeros if it is flat."""
+    logged = np.log1p(np.maximum(face.astype(np.float32), 0))
+    band = (gaussian_filter(logged, _NOISE_SIGMA) - gaussian_filter(logged, _SHADING_SIGMA)).ravel()
+    band -= band.mean()
+    norm = float(np.linalg.norm(band))
+    return np.asarray(band / norm if norm > 1e-6 else band * 0, np.float32)
+
+
+def find_relations(signatures: Sequence[Signature]) -> list[Relation]:
+    """All pairs that are copies, overlaps or neighbours."""
+    relations = []
+    for a, b in combinations(signatures, 2):
+        if a.shape == b.shape and a.planes == b.planes and a.planes[0]:
+            relations.append(Relation(a.name, b.name, "identical images"))
+        elif any(p & q for p, q in zip(a.planes, b.planes, strict=True)):
+            relations.append(Relation(a.name, b.name, "they overlap"))
+        elif _touching(a, b) >= NEIGHBOUR_CORRELATION:
+            relations.append(Relation(a.name, b.name, f"they touch (faces correlate {_touching(a, b):.2f})"))
+    return relations
+
+
+def _touching(a: Signature, b: Signature) -> float:
+    """The largest correlation of a last face of one with the first face of the other."""
+    faces = [
+        (ending.last_faces[axis], beginning.first_faces[axis])
+        for ending, beginning in ((a, b), (b, a))
+        for axis in range(3)
+        if _across(a.shape, axis) == _across(b.shape, axis)
+    ]
+    return max((float(end @ start) for end, start in faces), default=0.0)
+
+
+def _across(shape: tuple[int, int, int], axis: int) -> tuple[int, ...]:
+    return shape[:axis] + shape[axis + 1 :]

@@ -1,0 +1,50 @@
+"""Folds that keep together what belongs together."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+Split = dict[str, list[str]]
+
+
+def joined_groups(groups: Mapping[str, str], together: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Case to group, after the groups of each pair of cases that must share a fold have become one."""
+    parent = {group: group for group in groups.values()}
+
+    def root(group: str) -> str:
+        while parent[group] != group:
+            group = parent[group]
+        return group
+
+    for a, b in together:
+        first, second = sorted((root(groups[a]), root(groups[b])))
+        parent[second] = first
+    return {case: root(group) for case, group in groups.items()}
+
+
+def make_splits(structures: Mapping[str, str], groups: Mapping[str, str], folds: int = 5, seed: int = 0) -> list[Split]:
+    """Cross-validation folds in the form of nnU-Net's `splits_final.json`.
+
+    Each structure's groups are dealt to the folds in turn, in random order, and the dealing goes on where the last
+    structure stopped: folds are stratified by structure and equal in size to within one group a structure. With fewer
+    groups than folds some folds repeat; one single group is trained on and validated on.
+
+    Args:
+        structures: case to structure.
+        groups: case to the group that must not be parted.
+        folds: number of folds.
+        seed: of the random order.
+    """
+    rng = np.random.default_rng(seed)
+    structure_of = {groups[case]: structure for case, structure in sorted(structures.items())}
+    dealt: list[str] = []
+    for structure in sorted(set(structure_of.values())):
+        members = sorted(group for group, one in structure_of.items() if one == structure)
+        dealt += [members[i] for i in rng.permutation(len(members))]
+    splits = []
+    for fold in range(folds):
+        held_out = set(dealt[fold::folds]) or {dealt[fold % len(dealt)]}
+        val = sorted(case for case, group in groups.items() if group in held_out)
+        train = sorted(case for case, group in groups.items() if group not in held_out)
+        splits.append({"train": train or val, "val": val})
+    return splits

@@ -1,0 +1,34 @@
+"""nnU-Net's folders, and where things lie in them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunet_selma.errors import SelmaError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folders:
+    """Where nnU-Net keeps its datasets and models: its three environment variables."""
+
+    raw: Path
+    preprocessed: Path
+    results: Path
+
+    def dataset(self, dataset_id: int) -> str:
+        """The folder name of a dataset; raises `SelmaError` if there is none, or more than one."""
+        roots = [root for root in (self.raw, self.preprocessed) if root.is_dir()]
+        names = {path.name for root in roots for path in root.glob(f"Dataset{dataset_id:03d}_*")}
+        if len(names) != 1:
+            found = f"there are several: {', '.join(sorted(names))}" if names else f"there is none in {self.raw}; convert it first"
+            raise SelmaError(f"dataset {dataset_id}: {found}")
+        return names.pop()
+
+    def plans(self, dataset: str, plans_name: str) -> Path:
+        """The plans file of a dataset; raises `SelmaError` that says which exist or which command makes them."""
+        path = self.preprocessed / dataset / f"{plans_name}.json"
+        if not path.is_file():
+            known = [p.stem for p in sorted(path.parent.glob("*lans*.json"))]
+            command = f"run nnUNetv2_plan_and_preprocess -d {int(dataset[7:10])} -c 3d_fullres first"
+            remedy = f"known plans are {', '.join(known)}" if known else command
+            raise SelmaError(f"{path} does not exist: {remedy}")
+        return path

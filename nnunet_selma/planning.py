@@ -1,0 +1,134 @@
+"""nnU-Net plans for pretraining, for recipes and for small machines; every network stays the one nnU-Net configured."""
+
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from nnunet_selma.conversion.raw_dataset import MANIFEST
+from nnunet_selma.errors import SelmaError
+from nnunet_selma.folders import Folders
+from nnunet_selma.json_files import read_json, write_json
+from nnunet_selma.settings import with_settings
+
+Plans = dict[str, Any]
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "default": {},
+    # XunDJ (SELMA3D paper, section 4.2.3 and table 3): 64³ patches, batch of 4, regions set to zero, 100 epochs. The
+    # network is the plan's, not Swin UNETR, and planes are not reduced to a third.
+    "xundj": {"patch_edge": 64, "batch_size": 4, "settings": {"pretraining": {"epochs": 100}}},
+}
+
+
+def total_strides(configuration: Mapping[str, Any]) -> list[int]:
+    """The product of a network's strides along each axis."""
+    return [math.prod(axis) for axis in zip(*configuration["architecture"]["arch_kwargs"]["strides"], strict=True)]
+
+
+def fitting_patch(edges: Sequence[int], strides: Sequence[int]) -> list[int]:
+    """The next larger patch whose edges the strides divide, with more than one voxel at the bottleneck.
+
+    Instance normalisation needs more than one voxel to have a variance.
+    """
+    patch = [math.ceil(edge / stride) * stride for edge, stride in zip(edges, strides, strict=True)]
+    if math.prod(edge // stride for edge, stride in zip(patch, strides, strict=True)) == 1:
+        patch = [edge * 2 for edge in patch]
+    return patch
+
+
+def with_recipe(plans: Plans, recipe: str, configuration: str) -> Plans:
+    """The plans with a recipe's patch, batch and settings; raises `SelmaError` for an unknown recipe or configuration."""
+    if recipe not in RECIPES:
+        raise SelmaError(f"unknown recipe {recipe!r}: choose one of {', '.join(RECIPES)}")
+    settings = RECIPES[recipe]
+    changed = with_settings(deepcopy(plans), settings.get("settings", {}))
+    own = own_configuration(changed, configuration)
+    if "patch_edge" in settings:
+        own["patch_size"] = fitting_patch([settings["patch_edge"]] * len(own["patch_size"]), total_strides(own))
+        own["batch_size"] = settings["batch_size"]
+    return changed
+
+
+def own_configuration(plans: Plans, configuration: str) -> dict[str, Any]:
+    """The configuration's own dictionary; raises `SelmaError` where the plans have none of that name."""
+    if configuration not in plans["configurations"]:
+        raise SelmaError(f"plans {plans['plans_name']} have no configuration {configuration!r}: choose one of {', '.join(plans['configurations'])}")
+    own: dict[str, Any] = plans["configurations"][configuration]
+    return own
+
+
+def small_plans(plans: Plans, name: str, *, configuration: str, patch_edge: int, batch_size: int, features: Sequence[int]) -> Plans:
+    """Plans with a smaller network, patch and batch, for a machine without GPU; preprocessed data are shared.
+
+    The network keeps nnU-Net's class, and the kernels and strides of its first `len(features)` stages; the patch is at most
+    `patch_edge` along each axis, as the strides allow.
+    """
+    changed = deepcopy(plans)
+    changed["plans_name"] = name
+    own = own_configuration(changed, configuration)
+    kwargs = own["architecture"]["arch_kwargs"]
+    stages, kept = kwargs["n_stages"], min(len(features), kwargs["n_stages"])
+    for key, value in kwargs.items():
+        if isinstance(value, (list, tuple)) and len(value) in (stages, stages - 1):
+            kwargs[key] = list(value[: kept - (stages - len(value))])
+    kwargs["n_stages"], kwargs["features_per_stage"] = kept, list(features[:kept])
+    own["patch_size"] = fitting_patch([min(edge, patch_edge) for edge in own["patch_size"]], total_strides(own))
+    own["batch_size"] = batch_size
+    changed["configurations"] = {configuration: own}
+    return changed
+
+
+def write_small_plans(dataset_id: int, plans_name: str, name: str, folders: Folders, **choice: Any) -> Path:
+    """Write `small_plans` beside the plans they come from; returns the file."""
+    source = folders.plans(folders.dataset(dataset_id), plans_name)
+    target = source.with_name(f"{name}.json")
+    write_json(target, small_plans(read_json(source), name, **choice))
+    return target
+
+
+def plan_pretraining(
+    source_id: int, target_id: int, folders: Folders, *, plans_name: str, recipe: str = "default", configuration: str = "3d_fullres"
+) -> str:
+    """Give the unlabelled dataset the plans of the annotated one, as `nnUNetv2_move_plans_between_datasets` does, checked.
+
+    Returns the plans' new name, `<plans>_from<source id>`. Preprocessing is left to nnU-Net.
+
+    Raises:
+        SelmaError: a dataset or its plans are missing, or the two differ in channels or in the unit of their spacing.
+    """
+    source, target = folders.dataset(source_id), folders.dataset(target_id)
+    folders.plans(source, plans_name)
+    _demand_like_datasets(source, target, folders)
+    new_name = f"{plans_name}_from{source_id:03d}" + ("" if recipe == "default" else f"_{recipe}")
+    (folders.preprocessed / target).mkdir(parents=True, exist_ok=True)
+    from nnunetv2.experiment_planning.plans_for_pretraining.move_plans_between_datasets import (
+        move_plans_between_datasets,
+    )
+
+    move_plans_between_datasets(source, target, plans_name, new_name)
+    path = folders.plans(target, new_name)
+    write_json(path, with_recipe(read_json(path), recipe, configuration))
+    # nnU-Net's training reads it there; only its own planning would have copied it
+    shutil.copyfile(folders.raw / target / "dataset.json", folders.preprocessed / target / "dataset.json")
+    return new_name
+
+
+def _demand_like_datasets(source: str, target: str, folders: Folders) -> None:
+    channels = [read_json(folders.raw / name / "dataset.json")["channel_names"] for name in (source, target)]
+    if len(channels[0]) != len(channels[1]):
+        raise SelmaError(
+            f"{source} has {len(channels[0])} input channel(s), {target} has {len(channels[1])}; convert both with the same --vessel-channels"
+        )
+    spacings = []
+    for name in (source, target):
+        manifest = folders.raw / name / MANIFEST
+        cases = read_json(manifest)["cases"] if manifest.is_file() else {}
+        spacings.append(all(case["spacing_zyx"] == [1.0, 1.0, 1.0] for case in cases.values()) if cases else None)
+    if None not in spacings and spacings[0] != spacings[1]:
+        unit = {True: "voxel units", False: "µm"}
+        raise SelmaError(
+            f"{source} has its spacing in {unit[bool(spacings[0])]}, {target} in {unit[bool(spacings[1])]}; convert both with the same --spacing"
+        )

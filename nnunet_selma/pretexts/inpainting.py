@@ -1,0 +1,63 @@
+"""Masked volume inpainting: blocks are set to zero, the network fills them in, masked voxels count."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from nnunet_selma.masking import apply_mask, draw_block_masks
+from nnunet_selma.pretexts.base import Pretext
+from nnunet_selma.settings import InpaintingSettings
+
+
+class MaskedInpainting(Pretext):
+    """Masked volume inpainting as team XunDJ did it in SELMA3D 2024 (paper, section 4.2.3): regions are set to zero.
+
+    Args:
+        settings: mask ratio and block edges.
+        spacing: the plan's voxel size along the axes of a patch; coarse axes get blocks of fewer voxels.
+        device: where masks are drawn.
+    """
+
+    def __init__(self, settings: InpaintingSettings, spacing: Sequence[float], device: torch.device) -> None:
+        super().__init__()
+        self.settings = settings
+        self.spacing = list(spacing)
+        self.generator = torch.Generator(device)
+
+    def reseed(self, seed: int) -> None:
+        """Start the sequence of masks anew."""
+        self.generator.manual_seed(seed)
+
+    def draw_mask(self, patches: Tensor) -> Tensor:
+        """Masks for a batch, bool (batch, 1, *patch)."""
+        return draw_block_masks(
+            patches.shape[0],
+            patches.shape[2:],
+            ratio=self.settings.mask_ratio,
+            edges=self.settings.block_edges,
+            spacing=self.spacing,
+            generator=self.generator,
+        )
+
+    def forward(self, network: nn.Module, patches: Tensor) -> dict[str, Tensor]:
+        """Mean squared error of the masked voxels."""
+        mask = self.draw_mask(patches)
+        return {"inpainting": masked_error(network(apply_mask(patches, mask)), patches, mask)}
+
+    def diagnostics(self, network: nn.Module, patches: Tensor) -> dict[str, float]:
+        """Error on masked voxels beside that of the trivial answer, the mean of what is visible of each patch."""
+        mask = self.draw_mask(patches)
+        axes = tuple(range(2, patches.ndim))
+        visible = (~mask).expand_as(patches)
+        mean = (patches * visible).sum(axes, keepdim=True) / visible.sum(axes, keepdim=True).clamp(min=1)
+        return {
+            "reconstruction_error": float(masked_error(network(apply_mask(patches, mask)), patches, mask)),
+            "trivial_error": float(masked_error(mean.expand_as(patches), patches, mask)),
+        }
+
+
+def masked_error(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared error over masked voxels; prediction and target (batch, channel, *patch), mask (batch, 1, *patch)."""
+    squared = (prediction.float() - target.float()).square() * mask
+    return squared.sum() / (mask.sum() * target.shape[1]).clamp(min=1)

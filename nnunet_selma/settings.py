@@ -1,0 +1,133 @@
+"""The hyperparameters a user may turn; they live in a plans file under the key "selma" and are stored with every checkpoint."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from nnunet_selma.errors import SelmaError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainingSettings:
+    """How long `SelmaSSLTrainer` trains, whatever the pretext task."""
+
+    epochs: int | None = None
+    """Number of epochs; None is nnU-Net's own (1000)."""
+    iterations_per_epoch: int | None = None
+    """Training steps in an epoch; None is nnU-Net's own (250)."""
+    validation_iterations: int | None = None
+    """Validation steps in an epoch; None is nnU-Net's own (50)."""
+    save_every: int = 10
+    """Epochs between two checkpoints to continue from."""
+    seed: int = 0
+    """Seed of masks and, with nnUNet_n_proc_DA=0, of the patches drawn: a run that was interrupted then goes on exactly."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InpaintingSettings:
+    """Masked volume inpainting (XunDJ of SELMA3D 2024)."""
+
+    mask_ratio: float = 0.6
+    """Share of the patch's blocks that are masked."""
+    block_edges: tuple[int, ...] = (4, 8, 16)
+    """Edges of a masked block along the finest axes, voxels; one is drawn for each sample."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that mask nothing or everything."""
+        if not 0 < self.mask_ratio < 1:
+            raise SelmaError(f"inpainting.mask_ratio is {self.mask_ratio}; give a share between 0 and 1")
+        if not self.block_edges or min(self.block_edges) < 1:
+            raise SelmaError(f"inpainting.block_edges is {self.block_edges}; give one or more edges of at least 1 voxel")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuningSettings:
+    """How `SelmaFinetuneTrainer` starts and how long it trains."""
+
+    pretrained: str = "newest"
+    """Path of a checkpoint, "newest" for the newest pretraining of the same network, or "none" for random weights."""
+    epochs: int | None = None
+    """Number of epochs; None is nnU-Net's own (1000)."""
+    iterations_per_epoch: int | None = None
+    """Training steps in an epoch; None is nnU-Net's own (250)."""
+    validation_iterations: int | None = None
+    """Validation steps in an epoch; None is nnU-Net's own (50)."""
+    warmup_epochs: int = 5
+    """Epochs over which the learning rate rises to its full value (at most a tenth of all epochs)."""
+    save_every: int = 10
+    """Epochs between two checkpoints to continue from."""
+    validation_mirroring: bool | None = None
+    """Mirror in the final validation (8 predictions a tile); None does so on a GPU only."""
+    seed: int | None = None
+    """Seed of the training; None is nnU-Net's own way, a new one each time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All sections."""
+
+    pretraining: PretrainingSettings = field(default_factory=PretrainingSettings)
+    inpainting: InpaintingSettings = field(default_factory=InpaintingSettings)
+    finetuning: FinetuningSettings = field(default_factory=FinetuningSettings)
+
+
+KEY = "selma"
+_SECTIONS: dict[str, type[Any]] = {"pretraining": PretrainingSettings, "inpainting": InpaintingSettings, "finetuning": FinetuningSettings}
+
+
+def read_settings(plans: Mapping[str, Any]) -> Settings:
+    """The settings of a plans file; what it does not say has its default.
+
+    Raises:
+        SelmaError: a section or a setting that does not exist, or a value that makes no sense.
+    """
+    stored = plans.get(KEY, {})
+    _demand_known(stored, _SECTIONS, "section")
+    sections = {}
+    for name, kind in _SECTIONS.items():
+        values = stored.get(name, {})
+        _demand_known(values, {f.name: f for f in fields(kind)}, f"setting of {name}")
+        sections[name] = kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    return Settings(**sections)
+
+
+def _demand_known(given: Mapping[str, Any], known: Mapping[str, Any], what: str) -> None:
+    for name in given:
+        if name not in known:
+            raise SelmaError(f"{name!r} is no {what}; known are {', '.join(known)}")
+
+
+def with_settings(plans: Mapping[str, Any], changes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A copy of the plans with some settings changed, checked."""
+    stored = {section: dict(values) for section, values in plans.get(KEY, {}).items()}
+    for section, values in changes.items():
+        stored.setdefault(section, {}).update(values)
+    changed = {**plans, KEY: stored}
+    read_settings(changed)
+    return changed
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, dict[str, Any]]:
+    """`["finetuning.epochs=20"]` to `{"finetuning": {"epochs": 20}}`; values are JSON, words are taken as they are.
+
+    Raises:
+        SelmaError: an assignment that is not section.setting=value.
+    """
+    changes: dict[str, dict[str, Any]] = {}
+    for assignment in assignments:
+        name, _, text = assignment.partition("=")
+        section, _, setting = name.partition(".")
+        if not text or not setting:
+            raise SelmaError(f"{assignment!r}: write section.setting=value, for example finetuning.epochs=200")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        changes.setdefault(section, {})[setting] = value
+    return changes
+
+
+def as_lines(settings: Settings) -> list[str]:
+    """Every setting as section.setting=value, the form `parse_assignments` takes."""
+    return [f"{section}.{name}={json.dumps(value)}" for section, values in asdict(settings).items() for name, value in values.items()]

@@ -1,0 +1,147 @@
+"""The biological structures of SELMA3D: the only place that knows their names, folders, spacing and kind.
+
+Sources: [1] SELMA3D challenge paper (arXiv 2501.03880), table 1 (voxel size of the whole brains) and section 3.5 (spot-like, tree-like);
+[2] the file tree of BioImage Archive S-BIAD1196; [3] the tree of the unannotated download of 2024; [4] the evaluator and the data page of
+SELMA3D 2026 (file name prefixes, isolated or contiguous, dense or sparse); [5] DELiVR (Kaltenecker et al. 2024) and its released patches.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from nnunet_selma.errors import SelmaError
+
+SpacingUm = tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Structure:
+    """One row of the table."""
+
+    prefix: str
+    """How the names of its cases begin; the prefix of the 2026 evaluator where that has one [4]."""
+    title: str
+    """What a figure or a table calls it."""
+    kind_2024: Literal["spot", "tree"]
+    """Decides the metrics of 2024 [1]; for structures that came later, by their shape."""
+    kind_2026: Literal["isolated", "contiguous"]
+    """Decides the metrics of 2026 [4]."""
+    density: Literal["dense", "sparse"] | None = None
+    """Ranking class of 2026 [4]; None where the structure is only in the unannotated data."""
+    spacing_um_zyx: SpacingUm | None = None
+    """Voxel size of the whole brains, µm, (z, y, x); None where no source states it."""
+    folders: tuple[str, ...] = ()
+    """Folder names it goes by in the downloads."""
+    channels: dict[int, str] = field(default_factory=lambda: {0: "signal"})
+    """Channel number in the annotated file names (`_0000`) to the name of the stain."""
+    source: str
+    """Where the row comes from."""
+
+
+STRUCTURES: tuple[Structure, ...] = (
+    Structure(
+        prefix="blood_vessel", title="blood vessel", kind_2024="tree", kind_2026="contiguous", density="dense",
+        spacing_um_zyx=(3.0, 1.625, 1.625), folders=("VessAP_vessel", "vessel", "blood_vessels", "brain_vessels"),
+        channels={0: "wga", 1: "eb"},
+        source="[1] table 1; [2]; [3] C00 is wheat germ agglutinin, C01 is Evans blue; [4]",
+    ),
+    Structure(
+        prefix="cfos_neuron", title="c-Fos+ cell", kind_2024="spot", kind_2026="isolated", density="dense",
+        spacing_um_zyx=(6.0, 1.625, 1.625),
+        folders=("cFos-Active_Neurons", "c-Fos_brain_cells", "cFos", "c-Fos", "c_fos_positive"),
+        source="[1] table 1; [2]; [3]; [4]; [5] gives 1.62 × 1.62 × 6 µm",
+    ),
+    Structure(
+        prefix="cell_nuclei", title="cell nucleus", kind_2024="spot", kind_2026="isolated", density="dense",
+        spacing_um_zyx=(5.0, 0.54, 0.54), folders=("shannel_cells", "cell_nucleus", "nuclei", "nucleus"),
+        source="[1] table 1; [2]; [3]; [4]",
+    ),
+    Structure(
+        prefix="AD_plaques", title="amyloid-β plaque", kind_2024="spot", kind_2026="isolated", density="sparse",
+        spacing_um_zyx=(4.0, 1.63, 1.63), folders=("AD_plaques", "Ab_plaques", "amyloid_plaque", "plaques"),
+        source="[1] table 1; [2]; [3]; [4]",
+    ),
+    Structure(
+        prefix="microglia", title="microglia", kind_2024="tree", kind_2026="isolated", density="dense",
+        spacing_um_zyx=(6.0, 1.62, 1.62), folders=("microglia",),
+        source="[1] section 3.5 calls it tree-like; [4] isolated; [5] spacing",
+    ),
+    Structure(
+        prefix="protein", title="EGFP protein", kind_2024="spot", kind_2026="isolated", density="sparse",
+        folders=("protein", "EGFP_protein"), source="[4]",
+    ),
+    Structure(
+        prefix="lymphatic_vessel", title="gut lymphatic vessel", kind_2024="tree", kind_2026="contiguous", density="dense",
+        folders=("lymphatic_vessel", "lymphatic_vessels", "lymphatic"), source="[4]",
+    ),
+    Structure(
+        prefix="peripheral_nerve", title="peripheral nerve", kind_2024="tree", kind_2026="contiguous", density="sparse",
+        folders=("peripheral_nerve", "peripheral_nerves", "PGP9.5"), source="[4]",
+    ),
+    Structure(
+        prefix="axonalmarker", title="axonal marker", kind_2024="tree", kind_2026="contiguous", density="sparse",
+        folders=("axonalmarker", "axonal_marker", "axonal_markers"), source="[4]",
+    ),
+    Structure(
+        prefix="gutnerve", title="gut nerve", kind_2024="tree", kind_2026="contiguous", density="sparse",
+        folders=("gutnerve", "gut_nerve", "gut_nerves"), source="[4]",
+    ),
+    # Only in the unannotated data of 2026; the prefixes of these are ours.
+    Structure(
+        prefix="chondrogenic_cell", title="chondrogenic cell", kind_2024="spot", kind_2026="isolated",
+        folders=("Sox9_Chondrogenic_cells", "chondrogenic_cells"), source="[4]",
+    ),
+    Structure(
+        prefix="chondrocyte", title="chondrocyte", kind_2024="spot", kind_2026="isolated",
+        folders=("chondrocytes", "chondrocyte"), source="[4]",
+    ),
+    Structure(
+        prefix="dopaminergic_neuron", title="dopaminergic neuron", kind_2024="spot", kind_2026="isolated",
+        folders=("dopaminergic_neurons", "dopaminergic_neuron"), source="[4]",
+    ),
+    Structure(
+        prefix="astrocyte", title="astrocyte", kind_2024="tree", kind_2026="isolated",
+        folders=("astrocytes", "astrocyte"), source="[4]",
+    ),
+    Structure(
+        prefix="artery", title="artery", kind_2024="tree", kind_2026="contiguous",
+        folders=("arteries", "artery"), source="[4]",
+    ),
+    Structure(
+        prefix="sympathetic_nerve", title="sympathetic nerve", kind_2024="tree", kind_2026="contiguous",
+        folders=("sympathetic_nerves", "sympathetic_nerve"), source="[4]",
+    ),
+    Structure(
+        prefix="cranial_nerve", title="cranial nerve", kind_2024="tree", kind_2026="contiguous",
+        folders=("cranial_nerves", "cranial_nerve"), source="[4]",
+    ),
+)  # fmt: skip
+
+PREFIXES: tuple[str, ...] = tuple(structure.prefix for structure in STRUCTURES)
+
+
+def _plain(name: str) -> str:
+    """A name without case, hyphens and underscores: `cFos-Active_Neurons` and `cfos_active_neurons` are one."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+_BY_NAME = {_plain(name): s for s in STRUCTURES for name in (s.prefix, *s.folders)}
+
+
+def from_name(name: str) -> Structure | None:
+    """The structure that a prefix or a folder name stands for, or None."""
+    return _BY_NAME.get(_plain(name))
+
+
+def named(name: str) -> Structure:
+    """The structure of that name; raises `SelmaError` that lists the known ones."""
+    structure = from_name(name)
+    if structure is None:
+        raise SelmaError(f"unknown structure {name!r}: choose one of {', '.join(PREFIXES)}")
+    return structure
+
+
+def of_case(case: str) -> Structure | None:
+    """The structure of a case `<prefix>_<id>`, or None if it begins with no known prefix."""
+    fitting = [s for s in STRUCTURES if case == s.prefix or case.startswith(s.prefix + "_")]
+    return max(fitting, key=lambda s: len(s.prefix), default=None)

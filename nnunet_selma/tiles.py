@@ -1,0 +1,167 @@
+"""Where the tissue is, which tiles are rich in signal, and reading each slice at most once for them.
+
+A sparse read of a few slices a tile gives block means of the log intensity; a threshold on them separates tissue from the empty outside.
+Memory: one slice (or 128 MB of them), the block map (about 1/8000 of the voxels at the default tile) and, while reading, the chosen tiles of one slab, at most
+`TILES_AT_ONCE` of them; none grows with the number of slices.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import uniform_filter
+from skimage.filters import threshold_otsu
+
+from nnunet_selma.volumes.base import Array, ShapeZYX, Volume
+
+TILES_AT_ONCE = 64
+"""Tiles of one slab that are held in memory together (64 of 256³ uint16 are 2.1 GB); a slab with more is read again."""
+ALL_TISSUE = -1.0
+"""A log threshold that every voxel exceeds."""
+_READ_BYTES = 2**27  # slices read in one go; a compressed NIfTI is decompressed from its start by every read
+_BLOCKS = 8  # blocks along a tile's edge, and slices read for a tile
+_SMOOTHING = 9  # voxels; width of the box mean before the threshold is applied to voxels
+# A threshold means something only if it parts the blocks into two camps: by Otsu's criterion (share of the variance
+# that lies between the camps; 0.64 for one Gaussian, 0.75 for a uniform ramp) and in brightness (a factor of 1.5).
+_SEPARATION, _LOG_RATIO = 0.75, float(np.log(1.5))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileSettings:
+    """How tiles are chosen."""
+
+    tile: int = 256
+    """Edge of a tile, voxels; axes of the volume that are shorter are taken whole."""
+    per_volume: int = 32
+    """Tiles to choose from one volume."""
+    min_foreground: float = 0.1
+    """Least share of tissue in a tile."""
+    seed: int = 0
+    """Seed of the choice."""
+
+
+@dataclass(frozen=True, order=True)
+class Tile:
+    """One box: where it starts and how long it is, voxels, (z, y, x)."""
+
+    start: ShapeZYX
+    shape: ShapeZYX
+
+    @property
+    def box(self) -> tuple[slice, slice, slice]:
+        """The slices to read."""
+        z, y, x = (slice(s, s + n) for s, n in zip(self.start, self.shape, strict=True))
+        return z, y, x
+
+
+@dataclass(frozen=True)
+class TissueMap:
+    """What the sparse read says about each tile of the grid."""
+
+    tiles: list[Tile]
+    foreground: NDArray[np.float64]
+    """Share of tissue in each tile."""
+    signal: NDArray[np.float64]
+    """Mean standard deviation of the log intensity within the tissue blocks of each tile: high where there is structure."""
+    log_threshold: float
+    """Block means above it are tissue, log(1 + intensity); `ALL_TISSUE` where the volume has no empty outside."""
+
+
+def grid(shape: ShapeZYX, tile: int) -> list[Tile]:
+    """Tiles side by side without overlap; what is left over is shared by the two borders, where images are poorest."""
+    edges = [min(tile, length) for length in shape]
+    starts = [[(length % edge) // 2 + i * edge for i in range(length // edge)] for length, edge in zip(shape, edges, strict=True)]
+    z, y, x = edges
+    return [Tile((a, b, c), (z, y, x)) for a in starts[0] for b in starts[1] for c in starts[2]]
+
+
+def tissue_map(volume: Volume, tile: int) -> TissueMap:
+    """Read a few slices of every layer of tiles and say for each tile how much tissue and signal it holds."""
+    tiles = grid(volume.shape, tile)
+    layers = [list(layer) for _, layer in groupby(tiles, key=lambda one: one.start[0])]
+    means, deviations = (np.concatenate(part) for part in zip(*(_layer_blocks(volume, layer) for layer in layers), strict=True))
+    threshold = _tissue_threshold(means)
+    tissue = means > threshold  # (tile, block)
+    count = tissue.sum(axis=1)
+    signal = np.divide((deviations * tissue).sum(axis=1), count, out=np.zeros(len(tiles)), where=count > 0)
+    return TissueMap(tiles, tissue.mean(axis=1), signal, threshold)
+
+
+def _layer_blocks(volume: Volume, layer: Sequence[Tile]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean and standard deviation of log(1 + intensity) of the blocks of each tile of one layer, both (tile, block)."""
+    (z, y, x), (first, height, width) = layer[0].start, layer[0].shape
+    rows, columns = len({t.start[1] for t in layer}), len({t.start[2] for t in layer})
+    edge_y, edge_x = max(1, height // _BLOCKS), max(1, width // _BLOCKS)
+    many_y, many_x = height // edge_y, width // edge_x
+    samples = np.unique(z + (np.arange(min(_BLOCKS, first)) + 0.5) * first // min(_BLOCKS, first)).astype(int)
+    means, deviations = [], []
+    for sample in samples:
+        plane = volume.read(slice(sample, sample + 1), slice(y, y + rows * height), slice(x, x + columns * width))[0]
+        plane_means, plane_deviations = [], []
+        for row in plane.reshape(rows, height, columns * width):  # a row of tiles at a time keeps float copies small
+            logged = np.log1p(np.maximum(row, 0), dtype=np.float32).reshape(height, columns, width)
+            cut = logged[: many_y * edge_y, :, : many_x * edge_x]
+            blocks = cut.reshape(many_y, edge_y, columns, many_x, edge_x)
+            plane_means.append(blocks.mean(axis=(1, 4)).transpose(1, 0, 2).reshape(columns, -1))
+            plane_deviations.append(blocks.std(axis=(1, 4)).transpose(1, 0, 2).reshape(columns, -1))
+        means.append(np.concatenate(plane_means))  # (tile of the layer, block of the slice)
+        deviations.append(np.concatenate(plane_deviations))
+    return np.concatenate(means, axis=1), np.concatenate(deviations, axis=1)
+
+
+def _tissue_threshold(means: NDArray[np.float32]) -> float:
+    """Otsu's threshold between outside and tissue, or -inf if the blocks do not fall into two camps."""
+    values = means.ravel().astype(np.float64)
+    if np.ptp(values) < _LOG_RATIO:
+        return ALL_TISSUE
+    threshold = float(threshold_otsu(values))
+    below, above = values[values <= threshold], values[values > threshold]
+    if not len(below) or not len(above):
+        return ALL_TISSUE
+    distance = above.mean() - below.mean()
+    between = len(below) * len(above) / len(values) ** 2 * distance**2
+    return threshold if between / values.var() >= _SEPARATION and distance >= _LOG_RATIO else ALL_TISSUE
+
+
+def choose_tiles(tissue: TissueMap, settings: TileSettings) -> list[Tile]:
+    """Draw tiles that hold enough tissue, with a chance proportional to tissue share times signal; in reading order.
+
+    Returns an empty list where no tile holds enough tissue.
+    """
+    enough = np.flatnonzero((tissue.foreground >= settings.min_foreground) & (tissue.signal > 0))
+    if len(enough) > settings.per_volume:
+        weights = (tissue.foreground * tissue.signal)[enough]
+        rng = np.random.default_rng(settings.seed)
+        enough = rng.choice(enough, size=settings.per_volume, replace=False, p=weights / weights.sum())
+    return sorted(tissue.tiles[i] for i in enough)
+
+
+def read_tiles(volume: Volume, tiles: Sequence[Tile]) -> Iterator[tuple[Tile, Array]]:
+    """Yield tiles with their voxels, (z, y, x); every slice that a slab of tiles needs is read once for `TILES_AT_ONCE` of them."""
+    for _, slab in groupby(sorted(tiles), key=lambda tile: tile.start[0]):
+        layer = list(slab)
+        for first in range(0, len(layer), TILES_AT_ONCE):
+            yield from _read_slab(volume, layer[first : first + TILES_AT_ONCE])
+
+
+def _read_slab(volume: Volume, layer: Sequence[Tile]) -> Iterator[tuple[Tile, Array]]:
+    low = np.min([tile.start for tile in layer], axis=0)
+    high = np.max([np.add(tile.start, tile.shape) for tile in layer], axis=0)
+    boxes = [np.empty(tile.shape, volume.dtype) for tile in layer]
+    plane_bytes = int((high[1] - low[1]) * (high[2] - low[2])) * volume.dtype.itemsize
+    step = max(1, _READ_BYTES // plane_bytes)
+    for z in range(low[0], high[0], step):
+        planes = volume.read(slice(z, min(z + step, high[0])), slice(low[1], high[1]), slice(low[2], high[2]))
+        for tile, box in zip(layer, boxes, strict=True):
+            _, y, x = tile.box
+            inside = planes[:, y.start - low[1] : y.stop - low[1], x.start - low[2] : x.stop - low[2]]
+            box[z - low[0] : z - low[0] + len(planes)] = inside
+    yield from zip(layer, boxes, strict=True)
+
+
+def foreground_mask(tile: Array, log_threshold: float) -> NDArray[np.uint8]:
+    """Tissue in a tile as 0/1, (z, y, x): a box mean of the log intensity above the volume's threshold."""
+    smooth = uniform_filter(np.log1p(np.maximum(tile, 0), dtype=np.float32), size=[min(_SMOOTHING, n) for n in tile.shape])
+    return np.asarray(smooth > log_threshold, np.uint8)

@@ -1,0 +1,19 @@
+"""The trainers nnU-Net finds by name; each is imported only when it is asked for.
+
+nnU-Net asks a searched module for a class with `hasattr`, so a module-level `__getattr__` over this table is all it needs, and one
+trainer's missing extra cannot hide another.
+"""
+
+from importlib import import_module
+from typing import Any
+
+TRAINERS = {
+    "SelmaSSLTrainer": "nnunet_selma.trainers.ssl",
+    "SelmaFinetuneTrainer": "nnunet_selma.trainers.finetune",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in TRAINERS:
+        raise AttributeError(f"nnunet_selma has no trainer {name!r}; it has {', '.join(TRAINERS)}")
+    return getattr(import_module(TRAINERS[name]), name)

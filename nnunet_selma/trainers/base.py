@@ -1,0 +1,92 @@
+"""What both trainers share: settings from the plans, checkpoints that are whole or absent, errors without a traceback."""
+
+import os
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import nn
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunet_selma.errors import SelmaError
+from nnunet_selma.settings import FinetuningSettings, PretrainingSettings, read_settings
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """End the process with the sentence of a `SelmaError` and exit code 2, as the command line does."""
+    try:
+        yield
+    except SelmaError as error:
+        print(f"nnunet-selma: {error}", file=sys.stderr)  # noqa: T201 - nnU-Net's commands have no other channel
+        raise SystemExit(2) from None
+
+
+def bare(network: nn.Module) -> nn.Module:
+    """The network without the wrappers of DistributedDataParallel and torch.compile."""
+    if isinstance(network, DistributedDataParallel):
+        network = network.module
+    if isinstance(network, OptimizedModule):
+        network = network._orig_mod
+    return network
+
+
+class SelmaTrainer(nnUNetTrainer):
+    """nnU-Net's trainer with the run length and the seed of a section of the settings."""
+
+    # set by nnU-Net's constructor, which is not typed
+    num_epochs: int
+    num_iterations_per_epoch: int
+    num_val_iterations_per_epoch: int
+    inference_allowed_mirroring_axes: tuple[int, ...] | None
+    _best_ema: float | None
+
+    # nnU-Net reads the names of these arguments from the signature
+    def __init__(
+        self, plans: dict[str, Any], configuration: str, fold: int, dataset_json: dict[str, Any], device: torch.device = torch.device("cuda")  # noqa: B008
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        with plain_errors():
+            self.settings = read_settings(plans)
+        run = self.run_settings()
+        self.num_epochs = self.num_epochs if run.epochs is None else run.epochs
+        self.num_iterations_per_epoch = run.iterations_per_epoch or self.num_iterations_per_epoch
+        self.num_val_iterations_per_epoch = run.validation_iterations or self.num_val_iterations_per_epoch
+        self.save_every = run.save_every
+
+    def run_settings(self) -> PretrainingSettings | FinetuningSettings:
+        """The section that says how long this trainer trains."""
+        raise NotImplementedError
+
+    def on_epoch_start(self) -> None:
+        """Seed every epoch by its number: with one loading process an interrupted run goes on exactly."""
+        super().on_epoch_start()
+        seed = self.run_settings().seed
+        if seed is not None:
+            everywhere = (seed * 1_000_003 + self.current_epoch * 1009 + self.local_rank) % 2**32
+            random.seed(everywhere)
+            np.random.seed(everywhere)  # noqa: NPY002 - batchgenerators draws from numpy's global generator
+            torch.manual_seed(everywhere)
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Write a checkpoint under a temporary name and rename it."""
+        if self.local_rank != 0 or self.disable_checkpointing:
+            super().save_checkpoint(filename)
+            return
+        partial = f"{filename}.partial"
+        super().save_checkpoint(partial)
+        changes = self.checkpoint_changes()
+        if changes:
+            content = torch.load(partial, map_location="cpu", weights_only=False)
+            torch.save({**content, **changes}, partial)
+        os.replace(partial, filename)
+
+    def checkpoint_changes(self) -> dict[str, Any]:
+        """Entries of the checkpoint that differ from nnU-Net's."""
+        return {}

@@ -1,0 +1,235 @@
+"""`SelmaSSLTrainer`: nnU-Net's training loop with a pretext task in place of the segmentation loss."""
+
+import sys
+import time
+from contextlib import nullcontext
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import nnunetv2
+import numpy as np
+import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import Tensor, autocast, nn
+
+from nnunet_selma import __version__, figures
+from nnunet_selma.json_files import write_json
+from nnunet_selma.masking import apply_mask
+from nnunet_selma.pretexts.base import Pretext
+from nnunet_selma.pretexts.inpainting import MaskedInpainting
+from nnunet_selma.pretrained import SUMMARY, network_identity
+from nnunet_selma.settings import PretrainingSettings
+from nnunet_selma.trainers.base import SelmaTrainer, bare
+
+_VALIDATION_SEED = 20240
+_DIAGNOSTICS = ("reconstruction_error", "trivial_error")
+
+
+class SelmaSSLTrainer(SelmaTrainer):
+    """Pretrain the plan's network, deep supervision off, output channels = input channels, by masked volume inpainting."""
+
+    def __init__(
+        self, plans: dict[str, Any], configuration: str, fold: int, dataset_json: dict[str, Any], device: torch.device = torch.device("cuda")  # noqa: B008
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.enable_deep_supervision = False
+        # a crop around a foreground voxel may hang over the border, and what nnU-Net pads there would be learnt as background
+        self.oversample_foreground_percent = 0.0
+        # nnU-Net's logger wants its lists declared; they travel with its checkpoint
+        self.logger.local_logger.my_fantastic_logging.update({name: [] for name in _DIAGNOSTICS})
+
+    def run_settings(self) -> PretrainingSettings:
+        """The section "pretraining"."""
+        return self.settings.pretraining
+
+    def build_pretext(self) -> Pretext:
+        """The pretext task; a subclass with another one overrides this."""
+        spacing = self.configuration_manager.spacing[-len(self.configuration_manager.patch_size) :]
+        return MaskedInpainting(self.settings.inpainting, spacing, self.device)
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: Any, configuration_manager: Any, num_input_channels: int, num_output_channels: int, enable_deep_supervision: bool = True
+    ) -> nn.Module:
+        """The network of the plans, which returns an image instead of classes."""
+        network: nn.Module = nnUNetTrainer.build_network_architecture(plans_manager, configuration_manager, num_input_channels, num_input_channels, False)
+        heads = getattr(getattr(network, "decoder", None), "seg_layers", None)
+        if heads is not None:
+            # only the finest output is used; DistributedDataParallel would wait for gradients of the others
+            for head in list(heads)[:-1]:
+                head.requires_grad_(False)
+        return network
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        """nnU-Net's optimiser, over the pretext's own parameters too."""
+        self.pretext = self.build_pretext().to(self.device)
+        optimizer, scheduler = super().configure_optimizers()
+        own = [parameter for parameter in self.pretext.parameters() if parameter.requires_grad]
+        if own:
+            optimizer.add_param_group({"params": own})
+        return optimizer, scheduler
+
+    def _build_loss(self) -> None:
+        """The pretext is the loss."""
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[tuple[float, float], bool, Any, tuple[int, ...]]:
+        """Crops of the patch size, mirrored; what else makes views happens on the device."""
+        patch = self.configuration_manager.patch_size
+        axes = tuple(range(len(patch)))
+        self.inference_allowed_mirroring_axes = axes
+        return (0.0, 0.0), False, patch, axes
+
+    @staticmethod
+    def get_training_transforms(patch_size: Any, rotation_for_DA: Any, deep_supervision_scales: Any, mirror_axes: Any, *_: Any, **__: Any) -> BasicTransform:
+        """Mirroring only."""
+        return ComposeTransforms([MirrorTransform(allowed_axes=mirror_axes)])
+
+    def on_epoch_start(self) -> None:
+        """Seed the masks of this epoch."""
+        super().on_epoch_start()
+        self.pretext.reseed(self.settings.pretraining.seed * 1_000_003 + self.current_epoch * 1009 + self.local_rank)
+
+    def autocast(self) -> Any:
+        """Mixed precision on CUDA, as nnU-Net does it."""
+        return autocast(self.device.type, enabled=True) if self.device.type == "cuda" else nullcontext()
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """One step; losses stay on the device until the epoch ends, so that no step waits for them."""
+        patches = batch["data"].to(self.device, non_blocking=True)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.autocast():
+            terms = self.pretext(self.network, patches)
+            loss = torch.stack(list(terms.values())).sum()
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if self.grad_scaler is not None:
+            self.grad_scaler.scale(loss).backward()
+            self.grad_scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(parameters, 12)
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+        else:
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(parameters, 12)
+            self.optimizer.step()
+        self.pretext.after_step(self.network)
+        return {"loss": loss.detach()}
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        """Fetch the losses of the epoch from the device and log them."""
+        super().on_train_epoch_end([{"loss": output["loss"].cpu().numpy()} for output in train_outputs])
+
+    def on_validation_epoch_start(self) -> None:
+        """The same masks in every validation, so that epochs can be compared."""
+        super().on_validation_epoch_start()
+        self.pretext.reseed(_VALIDATION_SEED + self.local_rank)
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The pretext's loss and diagnostics on one batch."""
+        patches = batch["data"].to(self.device, non_blocking=True)
+        with self.autocast():
+            terms = self.pretext(self.network, patches)
+            diagnostics = self.pretext.diagnostics(self.network, patches)
+        return {"loss": torch.stack(list(terms.values())).sum().cpu().numpy(), **diagnostics}
+
+    def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
+        """Log the validation loss and the diagnostics, averaged over all processes; there is no Dice in pretraining."""
+        means = {key: float(np.mean([output[key] for output in val_outputs])) for key in val_outputs[0]}
+        if self.is_ddp:
+            gathered: list[Any] = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(gathered, means)
+            means = {key: float(np.mean([one[key] for one in gathered])) for key in means}
+        self.logger.log("val_losses", means.pop("loss"), self.current_epoch)
+        for key, value in means.items():
+            self.logger.log(key, value, self.current_epoch)
+
+    def on_epoch_end(self) -> None:
+        """Print the losses and the time left, write checkpoints (best by validation loss) and the curves."""
+        self.logger.log("epoch_end_timestamps", time.time(), self.current_epoch)
+        latest = {key: self.logger.get_value(key, step=-1) for key in ("train_losses", "val_losses", *_DIAGNOSTICS, "epoch_start_timestamps", "epoch_end_timestamps")}
+        seconds = latest["epoch_end_timestamps"] - latest["epoch_start_timestamps"]
+        left = (self.num_epochs - self.current_epoch - 1) * seconds
+        self.print_to_log_file(
+            f"train_loss {latest['train_losses']:.4f}  val_loss {latest['val_losses']:.4f}  reconstruction error "
+            f"{latest['reconstruction_error']:.4f} (mean of what is visible: {latest['trivial_error']:.4f})"
+        )
+        self.print_to_log_file(
+            f"Epoch time: {seconds:.1f} s, {self.num_iterations_per_epoch / max(seconds, 1e-9):.2f} steps/s with validation, about {left / 60:.0f} min left"
+        )
+        last = self.current_epoch == self.num_epochs - 1
+        if (self.current_epoch + 1) % self.save_every == 0 and not last:
+            self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
+        # nnU-Net keeps the best value under this name in its checkpoints; here lower is better
+        if self._best_ema is None or latest["val_losses"] < self._best_ema:
+            self._best_ema = latest["val_losses"]
+            self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_best.pth"))
+        if self.local_rank == 0:
+            figures.loss_curves(self.history(), Path(self.output_folder) / "progress.png")
+        self.current_epoch += 1
+
+    def history(self) -> dict[str, list[float]]:
+        """What was logged for each epoch."""
+        keys = ("train_losses", "val_losses", *_DIAGNOSTICS, "lrs")
+        return {key: [float(value) for value in self.logger.get_value(key, step=None)] for key in keys}
+
+    @torch.no_grad()
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Write the reconstruction sheet and the summary; nothing is segmented."""
+        if self.local_rank != 0:
+            return
+        self.network.eval()
+        folder = Path(self.output_folder)
+        self.pretext.reseed(_VALIDATION_SEED)
+        patches = self._validation_batch().to(self.device)
+        if isinstance(self.pretext, MaskedInpainting):
+            mask = self.pretext.draw_mask(patches)
+            visible = apply_mask(patches, mask)
+            with self.autocast():
+                output = bare(self.network)(visible).float()
+            shown = (tensor.cpu().numpy() for tensor in (patches, visible, output, mask))
+            figures.reconstruction_sheet(folder / "reconstruction.png", *shown)
+        write_json(folder / SUMMARY, self.summary())
+        self.print_to_log_file(f"Wrote {SUMMARY} and the reconstruction sheet to {folder}")
+
+    def _validation_batch(self) -> Tensor:
+        """One batch of validation patches, read in this process."""
+        np.random.seed(_VALIDATION_SEED)  # noqa: NPY002 - batchgenerators draws from numpy's global generator
+        _, cases = self.get_tr_and_val_datasets()
+        patch = self.configuration_manager.patch_size
+        loader = nnUNetDataLoader(
+            cases, self.batch_size, patch, patch, self.label_manager, oversample_foreground_percent=0.0,
+            transforms=self.get_validation_transforms(None),
+        )  # fmt: skip
+        batch: Tensor = next(loader)["data"]
+        return batch
+
+    def summary(self) -> dict[str, Any]:
+        """What fine-tuning, and a reader, must know about this run."""
+        history = self.history()
+        own = self.configuration_manager.configuration
+        return {
+            "trainer": type(self).__name__,
+            "pretext": type(self.pretext).__name__,
+            "dataset": self.plans_manager.dataset_name,
+            "plans": self.plans_manager.plans_name,
+            "configuration": self.configuration_name,
+            "network": network_identity(own),
+            "input_channels": self.num_input_channels,
+            "patch_size": list(own["patch_size"]),
+            "spacing": list(own["spacing"]),
+            "normalisation": list(own["normalization_schemes"]),
+            "settings": {"pretraining": vars(self.settings.pretraining), "inpainting": vars(self.settings.inpainting)},
+            "epochs": len(history["train_losses"]),
+            "history": history,
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "versions": {
+                "nnunet_selma": __version__,
+                "nnunetv2": getattr(nnunetv2, "__version__", "2.8"),
+                "torch": torch.__version__,
+                "python": sys.version.split()[0],
+            },
+        }

@@ -1,0 +1,53 @@
+"""Lazy volumes: a shape, a dtype, a spacing and `read` of any sub-box, whatever the file behind it."""
+
+from pathlib import Path
+from typing import Literal
+
+from nnunet_selma.errors import SelmaError
+from nnunet_selma.volumes.base import Volume, to_intensities
+from nnunet_selma.volumes.itk import ItkVolume, is_itk_file
+from nnunet_selma.volumes.ome_zarr import OmeZarrVolume, is_zarr
+from nnunet_selma.volumes.tiff import TiffPages, TiffSlices, is_tiff, tiff_slices
+
+__all__ = ["OnBadSlice", "Volume", "is_volume", "open_volume", "to_intensities"]
+
+OnBadSlice = Literal["error", "interpolate"]
+
+
+def is_volume(path: Path) -> bool:
+    """True for a file or folder that `open_volume` has a reader for; looks at names only."""
+    if path.is_dir():
+        return is_zarr(path) or bool(tiff_slices(path))
+    return not path.name.startswith(".") and (is_tiff(path) or is_itk_file(path))
+
+
+def open_volume(
+    path: str | Path, *, channel: int | None = None, level: int = 0, on_bad_slice: OnBadSlice = "error"
+) -> Volume:
+    """Open a folder of TIFF slices, a multi-page TIFF, a NIfTI, NRRD or MHA file, or an OME-Zarr; reads no voxels.
+
+    Args:
+        path: the file or folder.
+        channel: which channel of a TIFF or OME-Zarr that holds several.
+        level: resolution level of an OME-Zarr, 0 is the finest.
+        on_bad_slice: for a folder of slices, what to do about a slice that is missing, unreadable, or of another shape
+            or dtype: "error" stops and names it, "interpolate" puts the mean of its readable neighbours in its place and
+            lists it in `Volume.repaired`.
+
+    Raises:
+        SelmaError: nothing there, no reader for it, or the file is not one three-dimensional grey-value image.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise SelmaError(f"{path}: there is no such file or folder")
+    if path.is_dir():
+        if is_zarr(path):
+            return OmeZarrVolume(path, channel=channel, level=level)
+        if tiff_slices(path):
+            return TiffSlices(path, interpolate=on_bad_slice == "interpolate")
+        raise SelmaError(f"{path}: the folder holds neither TIFF slices nor an OME-Zarr")
+    if is_tiff(path):
+        return TiffPages(path, channel=channel)
+    if is_itk_file(path):
+        return ItkVolume(path)
+    raise SelmaError(f"{path}: no reader for this kind of file; give TIFF, NIfTI, NRRD, MHA or OME-Zarr")

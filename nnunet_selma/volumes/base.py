@@ -1,0 +1,90 @@
+"""What every volume offers, and the intensities the project works with."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnunet_selma.errors import SelmaError
+
+Array = NDArray[Any]
+ShapeZYX = tuple[int, int, int]
+
+# Light-sheet voxels measure 0.1 to 100 µm. A header number below this is taken for millimetres, as NIfTI and ITK mean
+# it; one above it can only be micrometres that somebody wrote into a millimetre field.
+_LARGEST_MM = 0.1
+
+
+class Volume(ABC):
+    """A three-dimensional grey-value image that is read piece by piece; axes are (z, y, x)."""
+
+    path: Path
+    shape: ShapeZYX
+    dtype: np.dtype[Any]
+    spacing_um_zyx: tuple[float, float, float] | None
+    """Voxel size in µm; None where the file does not say (a spacing of 1, 1, 1 says nothing)."""
+
+    @property
+    def repaired(self) -> tuple[str, ...]:
+        """Slices that were missing or unreadable and stand interpolated; always empty unless that was asked for."""
+        return ()
+
+    @abstractmethod
+    def _read(self, z: slice, y: slice, x: slice) -> Array:
+        """The box between plain, in-range bounds."""
+
+    def read(self, z: slice = slice(None), y: slice = slice(None), x: slice = slice(None)) -> Array:
+        """The voxels of a box, (z, y, x), in the dtype of the file; bounds as in numpy, step 1.
+
+        Raises:
+            SelmaError: a part of the file cannot be read; the message names it.
+        """
+        box = []
+        for axis, (bounds, length) in enumerate(zip((z, y, x), self.shape, strict=True)):
+            start, stop, step = bounds.indices(length)
+            if step != 1:
+                raise ValueError(f"axis {axis}: a box is read with step 1, not {step}")
+            box.append(slice(start, max(start, stop)))
+        return self._read(*box)
+
+
+def spacing_from_header(spacing_mm_zyx: tuple[float, ...]) -> tuple[float, float, float] | None:
+    """Spacing in µm from a medical header's (z, y, x) numbers, or None where they are 1, 1, 1 or useless."""
+    z, y, x = (float(s) for s in spacing_mm_zyx)
+    if (z, y, x) == (1.0, 1.0, 1.0) or min(z, y, x) <= 0 or not np.isfinite([z, y, x]).all():
+        return None
+    scale = 1000.0 if max(z, y, x) < _LARGEST_MM else 1.0
+    # headers store float32; the digits beyond it are noise
+    return (round(z * scale, 5), round(y * scale, 5), round(x * scale, 5))
+
+
+def to_intensities(image: Array, name: str) -> Array:
+    """The same values as uint16, or as float32 where uint16 cannot hold them.
+
+    SELMA3D's intensities are uint16 and reach 65535, whatever type a file stores them in (DELiVR's c-Fos patches are
+    float64 that hold integers). Values that are negative floats, no integers or above 65535 stay, as float32.
+
+    Raises:
+        SelmaError: NaN or infinite values, complex or colour data, or negative integers (16-bit values saved as signed).
+    """
+    if image.dtype == np.uint16:
+        return image
+    if image.dtype.kind not in "buif":
+        raise SelmaError(f"{name}: holds values of type {image.dtype}, grey values are needed")
+    if image.dtype.kind == "f":
+        if not np.isfinite(image).all():
+            raise SelmaError(
+                f"{name}: holds NaN or infinite values; replace them (the background's value will do) and try again"
+            )
+        if image.size and (image.min() < 0 or image.max() > 65535 or not (image == np.rint(image)).all()):
+            return image.astype(np.float32)
+    elif image.size and image.dtype.kind == "i" and image.min() < 0:
+        raise SelmaError(
+            f"{name}: holds negative grey values (lowest {image.min()}); unsigned 16-bit data were probably saved as signed. "
+            "Save the image again as unsigned 16 bit"
+        )
+    elif image.size and image.max() > 65535:
+        return image.astype(np.float32)
+    return image.astype(np.uint16)

@@ -1,0 +1,82 @@
+"""OME-Zarr 0.4 and 0.5, read with zarr (an extra: `pip install nnunet-selma[zarr]`)."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunet_selma.errors import SelmaError
+from nnunet_selma.volumes.base import Array, Volume
+
+_METADATA = ("zarr.json", ".zattrs", ".zgroup", ".zarray")
+_UM = {"angstrom": 1e-4, "nanometer": 1e-3, "micrometer": 1.0, "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6}
+
+
+def is_zarr(path: Path) -> bool:
+    """True for a folder that holds zarr metadata of version 2 or 3."""
+    return any((path / name).is_file() for name in _METADATA)
+
+
+class OmeZarrVolume(Volume):
+    """One resolution level and one channel of an OME-Zarr image, or a bare zarr array of three axes.
+
+    Raises:
+        SelmaError: zarr is not installed, no such level or channel, several time points, or several channels and no choice.
+    """
+
+    def __init__(self, path: Path, *, channel: int | None = None, level: int = 0) -> None:
+        self.path = path
+        try:
+            import zarr
+        except ImportError as error:
+            raise SelmaError(
+                f"{path}: reading OME-Zarr needs zarr; install it with: pip install 'nnunet-selma[zarr]'"
+            ) from error
+        node = zarr.open(str(path), mode="r")
+        array, axes, scale = self._level(node, level)
+        leading: list[int] = []
+        for name, length in zip(axes[:-3], array.shape[:-3], strict=True):
+            if name == "c" and channel is not None and 0 <= channel < length:
+                leading.append(channel)
+            elif length == 1:
+                leading.append(0)
+            else:
+                raise SelmaError(
+                    f"{path}: axis {name!r} has {length} entries; one three-dimensional channel must be chosen"
+                )
+        if len(array.shape) < 3 or axes[-3:] != ["z", "y", "x"]:
+            raise SelmaError(
+                f"{path}: has the axes {', '.join(axes)}; an image with z, y, x as its last axes is needed"
+            )
+        self._array, self._leading = array, tuple(leading)
+        z, y, x = (int(length) for length in array.shape[-3:])
+        self.shape = (z, y, x)
+        self.dtype = np.dtype(array.dtype)
+        self.spacing_um_zyx = scale
+
+    def _level(self, node: Any, level: int) -> tuple[Any, list[str], tuple[float, float, float] | None]:
+        """Array, axis names and spacing (µm, zyx) of a resolution level."""
+        if hasattr(node, "shape"):  # a bare array: no axes, no scale
+            return node, ["t", "c", "z", "y", "x"][-len(node.shape) :], None
+        attributes = dict(node.attrs)
+        multiscales = attributes.get("ome", attributes).get("multiscales")
+        if not multiscales:
+            raise SelmaError(f"{self.path}: is a zarr group without OME-Zarr's multiscales; give the image inside it")
+        datasets = multiscales[0]["datasets"]
+        if not 0 <= level < len(datasets):
+            raise SelmaError(f"{self.path}: has {len(datasets)} resolution levels, level {level} is not among them")
+        axes = [axis["name"] if isinstance(axis, dict) else str(axis) for axis in multiscales[0].get("axes", "tczyx")]
+        units = [axis.get("unit") if isinstance(axis, dict) else None for axis in multiscales[0].get("axes", "tczyx")]
+        scale = np.ones(len(axes))
+        for holder in (datasets[level], multiscales[0]):
+            for transform in holder.get("coordinateTransformations", []):
+                if transform.get("type") == "scale":
+                    scale = scale * np.asarray(transform["scale"], float)
+        z, y, x = (float(s) * _UM.get(str(unit), np.nan) for s, unit in zip(scale[-3:], units[-3:], strict=True))
+        return node[datasets[level]["path"]], axes, None if np.isnan([z, y, x]).any() else (z, y, x)
+
+    def _read(self, z: slice, y: slice, x: slice) -> Array:
+        try:
+            return np.asarray(self._array[(*self._leading, z, y, x)])
+        except (OSError, RuntimeError, ValueError) as error:
+            raise SelmaError(f"{self.path}: a chunk cannot be read ({error}); copy the OME-Zarr again") from error

@@ -1,0 +1,256 @@
+"""TIFF: a folder with one slice a file, and one file with many pages."""
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+
+from nnunet_selma.errors import SelmaError
+from nnunet_selma.volumes.base import Array, Volume
+from nnunet_selma.volumes.slices import missing_numbers, slice_numbers
+
+_UM = {
+    "nm": 1e-3,
+    "nanometer": 1e-3,
+    "µm": 1.0,
+    "um": 1.0,
+    "micron": 1.0,
+    "micrometer": 1.0,
+    "\\u00b5m": 1.0,
+    "mm": 1e3,
+    "cm": 1e4,
+}
+# what tifffile and the decoders behind it raise for a damaged file
+_DAMAGE = (OSError, ValueError, IndexError, KeyError, RuntimeError, TypeError)
+
+
+def is_tiff(path: Path) -> bool:
+    """True for the file endings of TIFF."""
+    return path.name.lower().endswith((".tif", ".tiff"))
+
+
+def tiff_slices(folder: Path) -> list[Path]:
+    """The TIFF files of a folder without hidden ones (macOS leaves `._name.tif` behind), in no particular order."""
+    return [p for p in folder.iterdir() if is_tiff(p) and not p.name.startswith(".") and p.is_file()]
+
+
+class TiffSlices(Volume):
+    """A folder with one two-dimensional slice a file, ordered by number; the headers of all slices are checked at once.
+
+    Raises:
+        SelmaError: names the slice that is missing, damaged, in colour, or of another shape or dtype than the rest; with
+            `interpolate` only if fewer than half of the slices are good.
+    """
+
+    def __init__(self, path: Path, *, interpolate: bool = False) -> None:
+        self.path, self._interpolate = path, interpolate
+        files = tiff_slices(path)
+        try:
+            numbers = slice_numbers([file.name for file in files])
+        except SelmaError as error:
+            raise SelmaError(f"{path}: {error}") from error
+        numbered = dict(sorted(zip(numbers, files, strict=True)))
+        missing = missing_numbers(list(numbered))
+        if missing and not interpolate:
+            before = numbered[max(n for n in numbered if n < missing[0])]
+            raise SelmaError(
+                f"{path}: {len(missing)} slice(s) missing, the first after {before.name} (number {missing[0]}); "
+                "add them, or choose --on-bad-slice interpolate"
+            )
+        self._files: list[Path | None] = [numbered.get(n) for n in sorted([*numbered, *missing])]
+        self._names = [
+            numbered[n].name if n in numbered else f"number {n} (missing)" for n in sorted([*numbered, *missing])
+        ]
+        self._bad = [file is None for file in self._files]
+        self._check_headers()
+        self.spacing_um_zyx = None  # a slice cannot know the distance to the next one
+
+    @property
+    def repaired(self) -> tuple[str, ...]:
+        """Slices that stand interpolated so far; a slice that is damaged behind its header is found when it is read."""
+        return tuple(name for name, bad in zip(self._names, self._bad, strict=True) if bad)
+
+    def _check_headers(self) -> None:
+        headers = [None if file is None else _slice_header(file) for file in self._files]
+        good = Counter(header for header in headers if isinstance(header, tuple))
+        if not good:
+            raise SelmaError(
+                f"{self.path}: none of the {len(headers)} slices can be read ({next(h for h in headers if h)})"
+            )
+        usual = good.most_common(1)[0][0]
+        for index, header in enumerate(headers):
+            if header is None or header == usual:
+                continue
+            if not self._interpolate:
+                if isinstance(header, str):
+                    raise SelmaError(
+                        f"{self._files[index]}: {header}; replace it, or choose --on-bad-slice interpolate"
+                    )
+                raise SelmaError(
+                    f"{self._files[index]}: is {_described(header)}, the other slices are {_described(usual)}; "
+                    "replace it, or choose --on-bad-slice interpolate"
+                )
+            self._bad[index] = True
+        if sum(self._bad) * 2 > len(self._bad):
+            raise SelmaError(
+                f"{self.path}: {sum(self._bad)} of {len(self._bad)} slices are bad, too many to interpolate"
+            )
+        (height, width), dtype = usual
+        self.shape = (len(self._files), height, width)
+        self.dtype = np.dtype(dtype)
+
+    def _plane(self, index: int) -> Array | None:
+        """One whole slice (y, x), or None if it is bad and may be interpolated."""
+        file = self._files[index]
+        if file is None or self._bad[index]:
+            return None
+        try:
+            return np.asarray(tifffile.imread(file)).reshape(self.shape[1:])
+        except _DAMAGE as error:
+            if not self._interpolate:
+                raise SelmaError(
+                    f"{file}: the slice is cut short or damaged; replace it, or choose --on-bad-slice interpolate"
+                ) from error
+            self._bad[index] = True
+            return None
+
+    def _interpolated(self, index: int) -> Array:
+        """The mean of the nearest readable neighbours on both sides."""
+        sides = (range(index - 1, -1, -1), range(index + 1, self.shape[0]))
+        nearest = [next((plane for i in side if (plane := self._plane(i)) is not None), None) for side in sides]
+        planes = [plane.astype(np.float64) for plane in nearest if plane is not None]
+        if not planes:
+            raise SelmaError(f"{self.path}: no slice can be read")
+        mean: Array = np.mean(planes, axis=0)
+        if self.dtype.kind in "ui":
+            mean = np.rint(mean)
+        return mean.astype(self.dtype)
+
+    def _read(self, z: slice, y: slice, x: slice) -> Array:
+        box = np.empty((z.stop - z.start, y.stop - y.start, x.stop - x.start), self.dtype)
+        for i, index in enumerate(range(z.start, z.stop)):
+            plane = self._plane(index)
+            box[i] = (self._interpolated(index) if plane is None else plane)[y, x]
+        return box
+
+
+def _slice_header(file: Path) -> tuple[tuple[int, int], str] | str:
+    """((height, width), dtype) of a slice, or the sentence that says why it is none; reads the header only."""
+    try:
+        with tifffile.TiffFile(file) as tif:
+            page, pages = tif.pages.first, len(tif.pages)
+            shape, dtype = tuple(page.shape), page.dtype
+    except _DAMAGE:
+        return "cannot be read, the file is damaged or no TIFF"
+    if pages > 1:
+        return f"holds {pages} pages, a folder of slices has one a file"
+    if getattr(page, "samplesperpixel", 1) != 1 or len(shape) != 2:
+        return "is a colour image, grey values are needed"
+    if dtype is None:
+        return "has a pixel type that cannot be read"
+    return (shape[0], shape[1]), np.dtype(dtype).str
+
+
+def _described(header: tuple[tuple[int, int], str]) -> str:
+    (height, width), dtype = header
+    return f"{height} × {width} (y, x) of {np.dtype(dtype).name}"
+
+
+class TiffPages(Volume):
+    """One TIFF file of many pages, also OME-TIFF and ImageJ; a page is read at a time, uncompressed files by memory map.
+
+    Raises:
+        SelmaError: not a TIFF, colour, or several channels or time points and no choice.
+    """
+
+    def __init__(self, path: Path, *, channel: int | None = None) -> None:
+        self.path = path
+        try:
+            with tifffile.TiffFile(path) as tif:
+                series = tif.series[0]
+                axes, shape, dtype = series.axes, tuple(series.shape), np.dtype(series.dtype)
+                contiguous = series.dataoffset is not None
+                self.spacing_um_zyx = _page_spacing(tif)
+                count = len(series)
+        except _DAMAGE as error:
+            raise SelmaError(
+                f"{path}: cannot be read, the file is damaged or no TIFF; copy or download it again"
+            ) from error
+        if "S" in axes:
+            raise SelmaError(
+                f"{path}: is a colour image, grey values are needed; save one channel as a grey-value TIFF"
+            )
+        leading = shape[:-2]
+        chosen: list[int | slice] = []
+        for name, length in zip(axes[:-2], leading, strict=True):
+            if name == "C" and length > 1:
+                if channel is None or not 0 <= channel < length:
+                    raise SelmaError(f"{path}: has {length} channels; choose one of 0 to {length - 1}")
+                chosen.append(channel)
+            elif length == 1 and name in "CTSHVLPMRE":
+                chosen.append(0)
+            else:
+                chosen.append(slice(None))
+        depth = [
+            length for length, choice in zip(leading, chosen, strict=True) if isinstance(choice, slice) and length > 1
+        ]
+        if len(depth) > 1:
+            raise SelmaError(f"{path}: has the axes {axes} with {shape} entries; one three-dimensional image is needed")
+        self.shape = (depth[0] if depth else 1, shape[-2], shape[-1])
+        self.dtype = dtype
+        self._chosen = tuple(chosen)
+        self._stored_shape = shape
+        self._contiguous = contiguous
+        self._pages = np.arange(max(1, int(np.prod(leading)))).reshape(leading)[self._chosen].reshape(-1)
+        if not contiguous and count < int(np.prod(leading)):
+            raise SelmaError(
+                f"{path}: {count} of {int(np.prod(leading))} pages are there, the file is cut short; copy it again"
+            )
+
+    def _read(self, z: slice, y: slice, x: slice) -> Array:
+        try:
+            if self._contiguous:
+                stored = tifffile.memmap(self.path, series=0, mode="r").reshape(self._stored_shape)
+                return np.array(stored[self._chosen].reshape(self.shape)[z, y, x])
+            with tifffile.TiffFile(self.path) as tif:
+                series = tif.series[0]
+                planes = [_page(series, int(page))[y, x] for page in self._pages[z]]
+        except _DAMAGE as error:
+            raise SelmaError(
+                f"{self.path}: cannot be read to its end, the file is cut short or damaged; copy it again"
+            ) from error
+        box = np.empty((z.stop - z.start, y.stop - y.start, x.stop - x.start), self.dtype)
+        for i, plane in enumerate(planes):
+            box[i] = plane
+        return box
+
+
+def _page(series: Any, index: int) -> Array:
+    """A whole page (y, x) of a series."""
+    page = np.asarray(series[index].asarray())
+    return np.reshape(page, page.shape[-2:])
+
+
+def _page_spacing(tif: tifffile.TiffFile) -> tuple[float, float, float] | None:
+    """Voxel size in µm (z, y, x) from OME or ImageJ metadata, None unless all three axes are given with a length unit."""
+    if tif.is_ome and tif.ome_metadata:
+        sizes = []
+        for axis in "ZYX":
+            size = re.search(rf'PhysicalSize{axis}="([^"]+)"', tif.ome_metadata)
+            unit = re.search(rf'PhysicalSize{axis}Unit="([^"]+)"', tif.ome_metadata)
+            if size is None:
+                return None
+            sizes.append(float(size[1]) * _UM.get(unit[1] if unit else "µm", 0.0))
+        return (sizes[0], sizes[1], sizes[2]) if min(sizes) > 0 else None
+    metadata: dict[str, Any] = tif.imagej_metadata or {}
+    scale = _UM.get(str(metadata.get("unit", "")).strip())
+    tags = tif.pages.first.tags
+    resolution = [tags[f"{axis}Resolution"].value for axis in "YX" if f"{axis}Resolution" in tags]
+    if scale is None or "spacing" not in metadata or len(resolution) < 2:
+        return None
+    y, x = (length / count * scale if count else 0.0 for count, length in resolution)
+    z = float(metadata["spacing"]) * scale
+    return (z, y, x) if min(z, y, x) > 0 else None
