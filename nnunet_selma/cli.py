@@ -37,7 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except OSError as error:
         where = error.filename or "the disk"
-        remedy = "make room and run the command again" if error.errno == errno.ENOSPC else "check the path and its permissions"
+        remedy = (
+            "make room and run the command again"
+            if error.errno == errno.ENOSPC
+            else "check the path and its permissions"
+        )
         print(f"nnunet-selma: {where}: {error.strerror or error}; {remedy}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -129,7 +133,9 @@ def _inspect(chosen: argparse.Namespace) -> int:
 def _inspection_text(result: Inspection) -> str:
     lines = [result.source + (f" (layout {result.layout})" if result.layout else "")]
     if result.patches:
-        lines.append(f"{'patch':<28}{'ch':>3}{'shape z,y,x':>16}  {'dtype':<9}{'intensities':>16}{'saturated':>11}{'label values':>16}{'foreground':>12}")
+        lines.append(
+            f"{'patch':<28}{'ch':>3}{'shape z,y,x':>16}  {'dtype':<9}{'intensities':>16}{'saturated':>11}{'label values':>16}{'foreground':>12}"
+        )
     for name, (images, label) in result.patches.items():
         for facts in images:
             values = ",".join(label.values) if label else ""
@@ -139,7 +145,9 @@ def _inspection_text(result: Inspection) -> str:
                 f"{facts.saturated_share:>11.3%}{values:>16}{share:>12}"
             )
     if result.volumes:
-        lines.append(f"{'volume':<44}{'shape z,y,x':>20}  {'dtype':<9}{'intensities':>16}{'saturated':>11}  header spacing, µm (z, y, x)")
+        lines.append(
+            f"{'volume':<44}{'shape z,y,x':>20}  {'dtype':<9}{'intensities':>16}{'saturated':>11}  header spacing, µm (z, y, x)"
+        )
     for name, volumes in result.volumes.items():
         lines += [
             f"{name:<44}{'×'.join(map(str, facts.shape_zyx)):>20}  {facts.dtype:<9}{f'{facts.lowest:g}..{facts.highest:g}':>16}"
@@ -158,18 +166,37 @@ def _plan_small(chosen: argparse.Namespace) -> int:
         configuration=chosen.configuration, patch_edge=chosen.patch, batch_size=chosen.batch, features=chosen.features,
     )  # fmt: skip
     own = read_json(path)["configurations"][chosen.configuration]
-    print(f"{path}: patch {own['patch_size']}, batch {own['batch_size']}, features {own['architecture']['arch_kwargs']['features_per_stage']}")
+    print(
+        f"{path}: patch {own['patch_size']}, batch {own['batch_size']}, features {own['architecture']['arch_kwargs']['features_per_stage']}"
+    )
     print(f"use it with: -p {chosen.save_as}")
     return 0
 
 
 def _plan_pretraining(chosen: argparse.Namespace) -> int:
     folders = _folders()
-    plans = plan_pretraining(chosen.source_id, chosen.target_id, folders, plans_name=chosen.plans, recipe=chosen.recipe, configuration=chosen.configuration)
+    plans = plan_pretraining(
+        chosen.source_id,
+        chosen.target_id,
+        folders,
+        plans_name=chosen.plans,
+        recipe=chosen.recipe,
+        configuration=chosen.configuration,
+    )
     workers = str(chosen.workers)
     steps = [
         ["nnUNetv2_extract_fingerprint", "-d", str(chosen.target_id), "-np", workers],
-        ["nnUNetv2_preprocess", "-d", str(chosen.target_id), "-plans_name", plans, "-c", chosen.configuration, "-np", workers],
+        [
+            "nnUNetv2_preprocess",
+            "-d",
+            str(chosen.target_id),
+            "-plans_name",
+            plans,
+            "-c",
+            chosen.configuration,
+            "-np",
+            workers,
+        ],
     ]
     for step in steps:
         print(shlex.join(step), flush=True)
@@ -196,7 +223,13 @@ def _settings(chosen: argparse.Namespace) -> int:
 def _demo(chosen: argparse.Namespace) -> int:
     from nnunet_selma.demo import run_demo
 
-    report = run_demo(chosen.output, data=chosen.data, device=chosen.device, seed=chosen.seed)
+    report = run_demo(
+        chosen.output,
+        data=chosen.data,
+        device=chosen.device,
+        seed=chosen.seed,
+        say=lambda line: print(line, flush=True),
+    )
     print(f"open {report}")
     return 0
 
@@ -218,7 +251,9 @@ def _spacing(text: str) -> Spacing:
 class _Structures(argparse.Action):
     """Names of structures or of their folders, to prefixes; an unknown one ends as every other `SelmaError`."""
 
-    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
         try:
             setattr(namespace, self.dest, tuple(named(value).prefix for value in values))
         except SelmaError as error:
@@ -226,7 +261,9 @@ class _Structures(argparse.Action):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="nnunet-selma", description="Self-supervised nnU-Net for light-sheet microscopy.")
+    parser = argparse.ArgumentParser(
+        prog="nnunet-selma", description="Self-supervised nnU-Net for light-sheet microscopy."
+    )
     parser.add_argument("--version", action="version", version=__version__)
     parts = parser.add_subparsers(required=True, metavar="command")
 
@@ -234,15 +271,23 @@ def _parser() -> argparse.ArgumentParser:
     env.add_argument("root", type=Path, help="folder for nnU-Net's raw, preprocessed and result folders")
     env.set_defaults(run=_env)
 
-    look = parts.add_parser("inspect", help="look at a download and say what a conversion would do; exit code 1 if something would stop it")
+    look = parts.add_parser(
+        "inspect", help="look at a download and say what a conversion would do; exit code 1 if something would stop it"
+    )
     look.add_argument("source", type=Path)
     look.add_argument("--structure", help="structure of volumes whose folders do not tell it")
     look.add_argument("--json", action="store_true", help="everything as JSON")
     look.set_defaults(run=_inspect)
 
-    kinds = parts.add_parser("convert", help="write a download into nnU-Net's raw format").add_subparsers(required=True, metavar="kind")
-    _annotated_arguments(kinds.add_parser("annotated", help="patches with ground truth: BioImage Archive, challenge zips, DELiVR"))
-    _unannotated_arguments(kinds.add_parser("unannotated", help="whole brains: SELMA3D's tree of TIFF slices, or any volume"))
+    kinds = parts.add_parser("convert", help="write a download into nnU-Net's raw format").add_subparsers(
+        required=True, metavar="kind"
+    )
+    _annotated_arguments(
+        kinds.add_parser("annotated", help="patches with ground truth: BioImage Archive, challenge zips, DELiVR")
+    )
+    _unannotated_arguments(
+        kinds.add_parser("unannotated", help="whole brains: SELMA3D's tree of TIFF slices, or any volume")
+    )
 
     small = parts.add_parser("plan-small", help="plans with a smaller network and patch, for a machine without GPU")
     small.add_argument("-d", dest="dataset_id", type=int, required=True, help="dataset id")
@@ -251,28 +296,47 @@ def _parser() -> argparse.ArgumentParser:
     small.add_argument("--save-as", default="nnUNetSmallPlans", help="name of the new plans (default: %(default)s)")
     small.add_argument("--patch", type=int, default=32, help="longest edge of a patch, voxels (default: %(default)s)")
     small.add_argument("--batch", type=int, default=4, help="patches in a batch (default: %(default)s)")
-    small.add_argument("--features", type=int, nargs="+", default=[16, 32, 64], help="features of each stage (default: 16 32 64)")
+    small.add_argument(
+        "--features", type=int, nargs="+", default=[16, 32, 64], help="features of each stage (default: 16 32 64)"
+    )
     small.set_defaults(run=_plan_small)
 
-    pretraining = parts.add_parser("plan-pretraining", help="give the unlabelled dataset the plans of the annotated one, and preprocess it")
+    pretraining = parts.add_parser(
+        "plan-pretraining", help="give the unlabelled dataset the plans of the annotated one, and preprocess it"
+    )
     pretraining.add_argument("-s", dest="source_id", type=int, required=True, help="annotated dataset, already planned")
     pretraining.add_argument("-t", dest="target_id", type=int, required=True, help="unlabelled dataset")
-    pretraining.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans of the annotated dataset (default: %(default)s)")
+    pretraining.add_argument(
+        "-p", dest="plans", default="nnUNetPlans", help="plans of the annotated dataset (default: %(default)s)"
+    )
     pretraining.add_argument("-c", dest="configuration", default="3d_fullres")
-    pretraining.add_argument("--recipe", choices=sorted(RECIPES), default="default", help="patch, batch and settings of a SELMA3D team")
-    pretraining.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes of nnU-Net's preprocessing (default: %(default)s)")
+    pretraining.add_argument(
+        "--recipe", choices=sorted(RECIPES), default="default", help="patch, batch and settings of a SELMA3D team"
+    )
+    pretraining.add_argument(
+        "--workers",
+        type=int,
+        default=min(8, os.cpu_count() or 1),
+        help="processes of nnU-Net's preprocessing (default: %(default)s)",
+    )
     pretraining.add_argument("--no-preprocess", action="store_true", help="only print the preprocessing commands")
     pretraining.set_defaults(run=_plan_pretraining)
 
-    settings = parts.add_parser("settings", help="show or change what a plans file says about pretraining and fine-tuning")
+    settings = parts.add_parser(
+        "settings", help="show or change what a plans file says about pretraining and fine-tuning"
+    )
     settings.add_argument("-d", dest="dataset_id", type=int, required=True, help="dataset id")
     settings.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans (default: %(default)s)")
     settings.add_argument("--save-as", help="write the changed plans under another name")
     settings.add_argument("assignments", nargs="*", metavar="section.setting=value")
     settings.set_defaults(run=_settings)
 
-    demo = parts.add_parser("demo", help="run everything on a synthetic brain, with the real commands, and write a report")
-    demo.add_argument("-o", dest="output", type=Path, default=Path("demo"), help="folder for everything (default: %(default)s)")
+    demo = parts.add_parser(
+        "demo", help="run everything on a synthetic brain, with the real commands, and write a report"
+    )
+    demo.add_argument(
+        "-o", dest="output", type=Path, default=Path("demo"), help="folder for everything (default: %(default)s)"
+    )
     demo.add_argument("--data", type=Path, help="a real download instead of the synthetic one")
     demo.add_argument("--device", default="cpu", choices=("cpu", "cuda", "mps"))
     demo.add_argument("--seed", type=int, default=0)
@@ -282,18 +346,38 @@ def _parser() -> argparse.ArgumentParser:
 
 def _common_arguments(parser: argparse.ArgumentParser, defaults: AnnotatedSettings | UnannotatedSettings) -> None:
     parser.add_argument("source", type=Path, help="the download, or any folder of it")
-    parser.add_argument("-d", dest="dataset_id", type=int, default=defaults.dataset_id, help="dataset id (default: %(default)s)")
+    parser.add_argument(
+        "-d", dest="dataset_id", type=int, default=defaults.dataset_id, help="dataset id (default: %(default)s)"
+    )
     parser.add_argument("--name", default=defaults.name, help="dataset name (default: %(default)s)")
-    parser.add_argument("--structures", nargs="+", default=(), action=_Structures, metavar="NAME", help="take these structures only")
-    parser.add_argument("--spacing", type=_spacing, metavar="physical|voxel|Z,Y,X", help="voxel size to write (default: physical for one structure, voxel for several)")
-    parser.add_argument("--vessel-channels", choices=("wga", "eb", "both", "separate"), default=defaults.vessel_channels, help="(default: %(default)s)")
+    parser.add_argument(
+        "--structures", nargs="+", default=(), action=_Structures, metavar="NAME", help="take these structures only"
+    )
+    parser.add_argument(
+        "--spacing",
+        type=_spacing,
+        metavar="physical|voxel|Z,Y,X",
+        help="voxel size to write (default: physical for one structure, voxel for several)",
+    )
+    parser.add_argument(
+        "--vessel-channels",
+        choices=("wga", "eb", "both", "separate"),
+        default=defaults.vessel_channels,
+        help="(default: %(default)s)",
+    )
 
 
 def _annotated_arguments(parser: argparse.ArgumentParser) -> None:
     defaults = AnnotatedSettings()
     _common_arguments(parser, defaults)
-    parser.add_argument("--layout", choices=("bioimage_archive", "challenge_zip", "delivr"), help="force a layout instead of detecting it")
-    parser.add_argument("--leave-out-unpaired", action="store_true", help="leave out raw files without ground truth and the reverse")
+    parser.add_argument(
+        "--layout",
+        choices=("bioimage_archive", "challenge_zip", "delivr"),
+        help="force a layout instead of detecting it",
+    )
+    parser.add_argument(
+        "--leave-out-unpaired", action="store_true", help="leave out raw files without ground truth and the reverse"
+    )
     parser.add_argument("--folds", type=int, default=defaults.folds, help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="seed of the folds (default: %(default)s)")
     parser.set_defaults(run=_convert_annotated)
@@ -303,11 +387,24 @@ def _unannotated_arguments(parser: argparse.ArgumentParser) -> None:
     defaults = UnannotatedSettings()
     _common_arguments(parser, defaults)
     parser.add_argument("--structure", help="structure of volumes whose folders do not tell it")
-    parser.add_argument("--tile", type=int, default=defaults.tiles.tile, help="edge of a tile, voxels (default: %(default)s)")
-    parser.add_argument("--tiles-per-volume", type=int, default=defaults.tiles.per_volume, help="(default: %(default)s)")
-    parser.add_argument("--min-foreground", type=float, default=defaults.tiles.min_foreground, help="least share of tissue in a tile (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=defaults.tiles.seed, help="seed of the choice (default: %(default)s)")
-    parser.add_argument("--on-bad-slice", choices=("error", "interpolate"), default=defaults.on_bad_slice, help="(default: %(default)s)")
+    parser.add_argument(
+        "--tile", type=int, default=defaults.tiles.tile, help="edge of a tile, voxels (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--tiles-per-volume", type=int, default=defaults.tiles.per_volume, help="(default: %(default)s)"
+    )
+    parser.add_argument(
+        "--min-foreground",
+        type=float,
+        default=defaults.tiles.min_foreground,
+        help="least share of tissue in a tile (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=defaults.tiles.seed, help="seed of the choice (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--on-bad-slice", choices=("error", "interpolate"), default=defaults.on_bad_slice, help="(default: %(default)s)"
+    )
     parser.set_defaults(run=_convert_unannotated)
 
 

@@ -2,18 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from nnunet_selma.volumes.base import Array
 
 HIT, MISSED, EXTRA = "#e8e8e8", "#ff8c42", "#3fa7d6"
 """Colours of a prediction: right, missed, too much; told apart by the colour-blind too."""
 _SAMPLES = 4
+_LEAST_CONTRAST = (
+    1.0  # standard deviations of the normalised case: less is noise, and not worth a grey scale of its own
+)
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -58,12 +61,13 @@ def reconstruction_sheet(path: Path, patches: Array, visible: Array, output: Arr
     for row in range(rows):
         image, seen, answer, hidden = (_middle(a[row, 0]) for a in (patches, visible, output, mask))
         low, high = np.percentile(image, (0.5, 99.5))
+        high = max(high, low + _LEAST_CONTRAST)
         filled = np.where(hidden, answer, image)
         error = np.where(hidden, np.abs(answer - image), np.nan)
         for axis, picture in zip(axes[row], (image, np.where(hidden, np.nan, seen), answer, filled), strict=False):
-            axis.imshow(picture, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), interpolation="nearest")
+            axis.imshow(picture, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
             axis.set_facecolor("#20364a")
-        shown = axes[row, 4].imshow(error, cmap="magma", vmin=0, vmax=max(float(high - low) / 2, 1e-6), interpolation="nearest")
+        shown = axes[row, 4].imshow(error, cmap="magma", vmin=0, vmax=(high - low) / 2, interpolation="nearest")
         axes[row, 4].set_facecolor("white")
         figure.colorbar(shown, ax=axes[row, 4], shrink=0.8)
     for axis, title in zip(axes[0], titles, strict=True):
@@ -78,45 +82,58 @@ def _middle(image: Array) -> Array:
     return image[image.shape[0] // 2] if image.ndim == 3 else image
 
 
-def segmentation_sheet(rows: Sequence[tuple[str, Array, Array, Mapping[str, Array]]], path: Path, background: str = "white") -> None:
-    """Raw, truth and each prediction against the truth, one row a case, as maximum projections along z.
+def segmentation_sheet(path: Path, rows: Sequence[tuple[str, Array, Array, Mapping[str, Array]]]) -> None:
+    """Raw, truth and each prediction against the truth, one row a case, in the slice with most of the structure.
 
     Args:
-        rows: (title, raw (z, y, x), truth 0/1 (z, y, x), {name: prediction 0/1 (z, y, x)}).
         path: where the PNG goes.
-        background: colour behind the pictures.
+        rows: (title, raw (z, y, x), truth 0/1 (z, y, x), {name: prediction 0/1 (z, y, x)}).
     """
     names = list(rows[0][3])
-    figure = _figure(2.6 * (2 + len(names)), 2.75 * len(rows) + 0.3)
-    figure.set_facecolor(background)
-    axes = figure.subplots(len(rows), 2 + len(names), squeeze=False)
+    figure = _figure(2.6 * (3 + len(names)), 2.75 * len(rows) + 0.3)
+    axes = figure.subplots(len(rows), 3 + len(names), squeeze=False)
     for line, (title, raw, truth, predictions) in zip(axes, rows, strict=True):
-        projection = raw.max(axis=0)
-        low, high = np.percentile(projection, (0.5, 99.7))
-        line[0].imshow(projection, cmap="gray", vmin=low, vmax=max(high, low + 1), interpolation="nearest")
+        z = int(np.argmax((truth > 0).sum(axis=(1, 2)))) if truth.any() else len(truth) // 2
+        for axis, picture in zip(line[:2], (raw.max(axis=0), raw[z]), strict=True):
+            low, high = np.percentile(picture, (0.5, 99.7))
+            axis.imshow(picture, cmap="gray", vmin=low, vmax=max(high, low + 1), interpolation="nearest")
         line[0].set_ylabel(title, fontsize=10)
-        line[1].imshow(truth.max(axis=0), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        for axis, name in zip(line[2:], names, strict=True):
-            axis.imshow(difference(truth, predictions[name]), interpolation="nearest")
-    for axis, title in zip(axes[0], ("raw (projection)", "truth", *names), strict=True):
+        line[1].set_xlabel(f"z = {z}", fontsize=8)
+        line[2].imshow(truth[z], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        for axis, name in zip(line[3:], names, strict=True):
+            axis.imshow(difference(truth[z], predictions[name][z]), interpolation="nearest")
+    for axis, title in zip(axes[0], ("raw, projection along z", "raw, one slice", "truth", *names), strict=True):
         axis.set_title(title, fontsize=10)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
-    handles = [_patch(colour, label) for colour, label in ((HIT, "right"), (MISSED, "missed"), (EXTRA, "too much"))]
+    handles = [
+        Patch(facecolor=colour, edgecolor="0.5", label=label)
+        for colour, label in ((HIT, "right"), (MISSED, "missed"), (EXTRA, "too much"))
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     _save(figure, path)
 
 
-def _patch(colour: str, label: str) -> Any:
-    from matplotlib.patches import Patch
-
-    return Patch(facecolor=colour, edgecolor="0.5", label=label)
-
-
 def difference(truth: Array, prediction: Array) -> Array:
-    """A colour picture (y, x, 3) of the projection along z: right, missed and too much; a wrong voxel shows over a right one."""
-    picture = np.zeros((*truth.shape[1:], 3))
+    """A colour picture (y, x, 3) of one slice: what is right, missed and too much; the rest is black."""
+    picture = np.zeros((*truth.shape, 3))
     truth, prediction = truth > 0, prediction > 0
-    for voxels, colour in ((truth & prediction, HIT), (truth & ~prediction, MISSED), (~truth & prediction, EXTRA)):
-        picture[voxels.any(axis=0)] = to_rgb(colour)
+    for pixels, colour in ((truth & prediction, HIT), (truth & ~prediction, MISSED), (~truth & prediction, EXTRA)):
+        picture[pixels] = to_rgb(colour)
     return picture
+
+
+def training_curves(runs: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
+    """Loss and validation Dice of several segmentation trainings, side by side."""
+    figure = _figure(9, 3.8)
+    losses, scores = figure.subplots(1, 2)
+    for (name, run), colour in zip(runs.items(), ("#1b6ca8", "#d1495b", "#2e8b57", "#7a5195"), strict=False):
+        epochs = np.arange(1, len(run["train_losses"]) + 1)
+        losses.plot(epochs, run["train_losses"], color=colour, label=f"{name}, training")
+        losses.plot(epochs, run["val_losses"], color=colour, linestyle="--", label=f"{name}, validation")
+        scores.plot(epochs, run["mean_fg_dice"], color=colour, label=name)
+    losses.set(xlabel="epoch", ylabel="nnU-Net's loss (Dice and cross-entropy)")
+    scores.set(xlabel="epoch", ylabel="Dice on validation patches", ylim=(0, 1))
+    losses.legend(frameon=False, fontsize=8)
+    scores.legend(frameon=False, fontsize=8)
+    _save(figure, path)

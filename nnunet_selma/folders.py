@@ -19,7 +19,11 @@ class Folders:
         roots = [root for root in (self.raw, self.preprocessed) if root.is_dir()]
         names = {path.name for root in roots for path in root.glob(f"Dataset{dataset_id:03d}_*")}
         if len(names) != 1:
-            found = f"there are several: {', '.join(sorted(names))}" if names else f"there is none in {self.raw}; convert it first"
+            found = (
+                f"there are several: {', '.join(sorted(names))}"
+                if names
+                else f"there is none in {self.raw}; convert it first"
+            )
             raise SelmaError(f"dataset {dataset_id}: {found}")
         return names.pop()
 

@@ -12,9 +12,7 @@ def block_shape(edge: int, patch: Sequence[int], spacing: Sequence[float]) -> li
     Never above a quarter of the patch along an axis (so that something is left to see), never below one voxel.
     """
     finest = min(spacing)
-    return [
-        max(1, min(round(edge * finest / size), length // 4)) for length, size in zip(patch, spacing, strict=True)
-    ]
+    return [max(1, min(round(edge * finest / size), length // 4)) for length, size in zip(patch, spacing, strict=True)]
 
 
 def draw_block_masks(

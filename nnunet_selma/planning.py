@@ -55,12 +55,16 @@ def with_recipe(plans: Plans, recipe: str, configuration: str) -> Plans:
 def own_configuration(plans: Plans, configuration: str) -> dict[str, Any]:
     """The configuration's own dictionary; raises `SelmaError` where the plans have none of that name."""
     if configuration not in plans["configurations"]:
-        raise SelmaError(f"plans {plans['plans_name']} have no configuration {configuration!r}: choose one of {', '.join(plans['configurations'])}")
+        raise SelmaError(
+            f"plans {plans['plans_name']} have no configuration {configuration!r}: choose one of {', '.join(plans['configurations'])}"
+        )
     own: dict[str, Any] = plans["configurations"][configuration]
     return own
 
 
-def small_plans(plans: Plans, name: str, *, configuration: str, patch_edge: int, batch_size: int, features: Sequence[int]) -> Plans:
+def small_plans(
+    plans: Plans, name: str, *, configuration: str, patch_edge: int, batch_size: int, features: Sequence[int]
+) -> Plans:
     """Plans with a smaller network, patch and batch, for a machine without GPU; preprocessed data are shared.
 
     The network keeps nnU-Net's class, and the kernels and strides of its first `len(features)` stages; the patch is at most
@@ -90,7 +94,13 @@ def write_small_plans(dataset_id: int, plans_name: str, name: str, folders: Fold
 
 
 def plan_pretraining(
-    source_id: int, target_id: int, folders: Folders, *, plans_name: str, recipe: str = "default", configuration: str = "3d_fullres"
+    source_id: int,
+    target_id: int,
+    folders: Folders,
+    *,
+    plans_name: str,
+    recipe: str = "default",
+    configuration: str = "3d_fullres",
 ) -> str:
     """Give the unlabelled dataset the plans of the annotated one, as `nnUNetv2_move_plans_between_datasets` does, checked.
 

@@ -34,11 +34,15 @@ def find_pretrained(wish: str, results: Path, network: Mapping[str, Any]) -> Pat
         if not Path(wish).is_file():
             raise SelmaError(f"{wish}: there is no such checkpoint (finetuning.pretrained in the plans)")
         return Path(wish)
-    summaries = sorted(results.glob(f"Dataset*/*/fold_*/{SUMMARY}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    summaries = sorted(
+        results.glob(f"Dataset*/*/fold_*/{SUMMARY}"), key=lambda path: path.stat().st_mtime, reverse=True
+    )
     for path in summaries:
         if read_json(path).get("network") == network and (path.parent / CHECKPOINT).is_file():
             return path.parent / CHECKPOINT
-    others = f"{len(summaries)} pretraining(s) there have another network" if summaries else f"there is none in {results}"
+    others = (
+        f"{len(summaries)} pretraining(s) there have another network" if summaries else f"there is none in {results}"
+    )
     raise SelmaError(
         f"no finished pretraining of this network was found, {others}; pretrain with -tr SelmaSSLTrainer and the plans that "
         "nnunet-selma plan-pretraining prints, or start from random weights with: nnunet-selma settings … finetuning.pretrained=none"

@@ -38,7 +38,9 @@ class InpaintingSettings:
         if not 0 < self.mask_ratio < 1:
             raise SelmaError(f"inpainting.mask_ratio is {self.mask_ratio}; give a share between 0 and 1")
         if not self.block_edges or min(self.block_edges) < 1:
-            raise SelmaError(f"inpainting.block_edges is {self.block_edges}; give one or more edges of at least 1 voxel")
+            raise SelmaError(
+                f"inpainting.block_edges is {self.block_edges}; give one or more edges of at least 1 voxel"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +75,11 @@ class Settings:
 
 
 KEY = "selma"
-_SECTIONS: dict[str, type[Any]] = {"pretraining": PretrainingSettings, "inpainting": InpaintingSettings, "finetuning": FinetuningSettings}
+_SECTIONS: dict[str, type[Any]] = {
+    "pretraining": PretrainingSettings,
+    "inpainting": InpaintingSettings,
+    "finetuning": FinetuningSettings,
+}
 
 
 def read_settings(plans: Mapping[str, Any]) -> Settings:
@@ -88,7 +94,9 @@ def read_settings(plans: Mapping[str, Any]) -> Settings:
     for name, kind in _SECTIONS.items():
         values = stored.get(name, {})
         _demand_known(values, {f.name: f for f in fields(kind)}, f"setting of {name}")
-        sections[name] = kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        sections[name] = kind(
+            **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        )
     return Settings(**sections)
 
 
@@ -130,4 +138,8 @@ def parse_assignments(assignments: list[str]) -> dict[str, dict[str, Any]]:
 
 def as_lines(settings: Settings) -> list[str]:
     """Every setting as section.setting=value, the form `parse_assignments` takes."""
-    return [f"{section}.{name}={json.dumps(value)}" for section, values in asdict(settings).items() for name, value in values.items()]
+    return [
+        f"{section}.{name}={json.dumps(value)}"
+        for section, values in asdict(settings).items()
+        for name, value in values.items()
+    ]

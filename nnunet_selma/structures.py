@@ -30,90 +30,106 @@ class Structure:
     """Ranking class of 2026 [4]; None where the structure is only in the unannotated data."""
     spacing_um_zyx: SpacingUm | None = None
     """Voxel size of the whole brains, µm, (z, y, x); None where no source states it."""
-    folders: tuple[str, ...] = ()
-    """Folder names it goes by in the downloads."""
+    annotated_folder: str | None = None
+    """Its folder among the annotated patches [2]."""
+    unannotated_folder: str | None = None
+    """Its folder among the whole brains [3]."""
+    delivr_folder: str | None = None
+    """Its folder among DELiVR's patches [5]."""
+    aliases: tuple[str, ...] = ()
+    """Other folder names it goes by."""
     channels: dict[int, str] = field(default_factory=lambda: {0: "signal"})
     """Channel number in the annotated file names (`_0000`) to the name of the stain."""
     source: str
     """Where the row comes from."""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Everything it is called: prefix and folder names."""
+        folders = (self.annotated_folder, self.unannotated_folder, self.delivr_folder, *self.aliases)
+        return (self.prefix, *(folder for folder in folders if folder))
+
 
 STRUCTURES: tuple[Structure, ...] = (
     Structure(
         prefix="blood_vessel", title="blood vessel", kind_2024="tree", kind_2026="contiguous", density="dense",
-        spacing_um_zyx=(3.0, 1.625, 1.625), folders=("VessAP_vessel", "vessel", "blood_vessels", "brain_vessels"),
+        spacing_um_zyx=(3.0, 1.625, 1.625), annotated_folder="VessAP_vessel", unannotated_folder="vessel",
+        aliases=("blood_vessels", "brain_vessels"),
         channels={0: "wga", 1: "eb"},
         source="[1] table 1; [2]; [3] C00 is wheat germ agglutinin, C01 is Evans blue; [4]",
     ),
     Structure(
         prefix="cfos_neuron", title="c-Fos+ cell", kind_2024="spot", kind_2026="isolated", density="dense",
         spacing_um_zyx=(6.0, 1.625, 1.625),
-        folders=("cFos-Active_Neurons", "c-Fos_brain_cells", "cFos", "c-Fos", "c_fos_positive"),
+        annotated_folder="cFos-Active_Neurons", unannotated_folder="c-Fos_brain_cells", delivr_folder="cFos",
+        aliases=("c_fos_positive",),
         source="[1] table 1; [2]; [3]; [4]; [5] gives 1.62 × 1.62 × 6 µm",
     ),
     Structure(
         prefix="cell_nuclei", title="cell nucleus", kind_2024="spot", kind_2026="isolated", density="dense",
-        spacing_um_zyx=(5.0, 0.54, 0.54), folders=("shannel_cells", "cell_nucleus", "nuclei", "nucleus"),
+        spacing_um_zyx=(5.0, 0.54, 0.54), annotated_folder="shannel_cells", unannotated_folder="cell_nucleus",
+        aliases=("nuclei", "nucleus"),
         source="[1] table 1; [2]; [3]; [4]",
     ),
     Structure(
         prefix="AD_plaques", title="amyloid-β plaque", kind_2024="spot", kind_2026="isolated", density="sparse",
-        spacing_um_zyx=(4.0, 1.63, 1.63), folders=("AD_plaques", "Ab_plaques", "amyloid_plaque", "plaques"),
+        spacing_um_zyx=(4.0, 1.63, 1.63), annotated_folder="AD_plaques", unannotated_folder="Ab_plaques",
+        aliases=("amyloid_plaque", "plaques"),
         source="[1] table 1; [2]; [3]; [4]",
     ),
     Structure(
         prefix="microglia", title="microglia", kind_2024="tree", kind_2026="isolated", density="dense",
-        spacing_um_zyx=(6.0, 1.62, 1.62), folders=("microglia",),
+        spacing_um_zyx=(6.0, 1.62, 1.62), delivr_folder="microglia",
         source="[1] section 3.5 calls it tree-like; [4] isolated; [5] spacing",
     ),
     Structure(
         prefix="protein", title="EGFP protein", kind_2024="spot", kind_2026="isolated", density="sparse",
-        folders=("protein", "EGFP_protein"), source="[4]",
+        aliases=("protein", "EGFP_protein"), source="[4]",
     ),
     Structure(
         prefix="lymphatic_vessel", title="gut lymphatic vessel", kind_2024="tree", kind_2026="contiguous", density="dense",
-        folders=("lymphatic_vessel", "lymphatic_vessels", "lymphatic"), source="[4]",
+        aliases=("lymphatic_vessel", "lymphatic_vessels", "lymphatic"), source="[4]",
     ),
     Structure(
         prefix="peripheral_nerve", title="peripheral nerve", kind_2024="tree", kind_2026="contiguous", density="sparse",
-        folders=("peripheral_nerve", "peripheral_nerves", "PGP9.5"), source="[4]",
+        aliases=("peripheral_nerve", "peripheral_nerves", "PGP9.5"), source="[4]",
     ),
     Structure(
         prefix="axonalmarker", title="axonal marker", kind_2024="tree", kind_2026="contiguous", density="sparse",
-        folders=("axonalmarker", "axonal_marker", "axonal_markers"), source="[4]",
+        aliases=("axonalmarker", "axonal_marker", "axonal_markers"), source="[4]",
     ),
     Structure(
         prefix="gutnerve", title="gut nerve", kind_2024="tree", kind_2026="contiguous", density="sparse",
-        folders=("gutnerve", "gut_nerve", "gut_nerves"), source="[4]",
+        aliases=("gutnerve", "gut_nerve", "gut_nerves"), source="[4]",
     ),
     # Only in the unannotated data of 2026; the prefixes of these are ours.
     Structure(
         prefix="chondrogenic_cell", title="chondrogenic cell", kind_2024="spot", kind_2026="isolated",
-        folders=("Sox9_Chondrogenic_cells", "chondrogenic_cells"), source="[4]",
+        aliases=("Sox9_Chondrogenic_cells", "chondrogenic_cells"), source="[4]",
     ),
     Structure(
         prefix="chondrocyte", title="chondrocyte", kind_2024="spot", kind_2026="isolated",
-        folders=("chondrocytes", "chondrocyte"), source="[4]",
+        aliases=("chondrocytes", "chondrocyte"), source="[4]",
     ),
     Structure(
         prefix="dopaminergic_neuron", title="dopaminergic neuron", kind_2024="spot", kind_2026="isolated",
-        folders=("dopaminergic_neurons", "dopaminergic_neuron"), source="[4]",
+        aliases=("dopaminergic_neurons", "dopaminergic_neuron"), source="[4]",
     ),
     Structure(
         prefix="astrocyte", title="astrocyte", kind_2024="tree", kind_2026="isolated",
-        folders=("astrocytes", "astrocyte"), source="[4]",
+        aliases=("astrocytes", "astrocyte"), source="[4]",
     ),
     Structure(
         prefix="artery", title="artery", kind_2024="tree", kind_2026="contiguous",
-        folders=("arteries", "artery"), source="[4]",
+        aliases=("arteries", "artery"), source="[4]",
     ),
     Structure(
         prefix="sympathetic_nerve", title="sympathetic nerve", kind_2024="tree", kind_2026="contiguous",
-        folders=("sympathetic_nerves", "sympathetic_nerve"), source="[4]",
+        aliases=("sympathetic_nerves", "sympathetic_nerve"), source="[4]",
     ),
     Structure(
         prefix="cranial_nerve", title="cranial nerve", kind_2024="tree", kind_2026="contiguous",
-        folders=("cranial_nerves", "cranial_nerve"), source="[4]",
+        aliases=("cranial_nerves", "cranial_nerve"), source="[4]",
     ),
 )  # fmt: skip
 
@@ -125,7 +141,7 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-_BY_NAME = {_plain(name): s for s in STRUCTURES for name in (s.prefix, *s.folders)}
+_BY_NAME = {_plain(name): s for s in STRUCTURES for name in s.names}
 
 
 def from_name(name: str) -> Structure | None:

@@ -72,7 +72,10 @@ class TissueMap:
 def grid(shape: ShapeZYX, tile: int) -> list[Tile]:
     """Tiles side by side without overlap; what is left over is shared by the two borders, where images are poorest."""
     edges = [min(tile, length) for length in shape]
-    starts = [[(length % edge) // 2 + i * edge for i in range(length // edge)] for length, edge in zip(shape, edges, strict=True)]
+    starts = [
+        [(length % edge) // 2 + i * edge for i in range(length // edge)]
+        for length, edge in zip(shape, edges, strict=True)
+    ]
     z, y, x = edges
     return [Tile((a, b, c), (z, y, x)) for a in starts[0] for b in starts[1] for c in starts[2]]
 
@@ -81,7 +84,9 @@ def tissue_map(volume: Volume, tile: int) -> TissueMap:
     """Read a few slices of every layer of tiles and say for each tile how much tissue and signal it holds."""
     tiles = grid(volume.shape, tile)
     layers = [list(layer) for _, layer in groupby(tiles, key=lambda one: one.start[0])]
-    means, deviations = (np.concatenate(part) for part in zip(*(_layer_blocks(volume, layer) for layer in layers), strict=True))
+    means, deviations = (
+        np.concatenate(part) for part in zip(*(_layer_blocks(volume, layer) for layer in layers), strict=True)
+    )
     threshold = _tissue_threshold(means)
     tissue = means > threshold  # (tile, block)
     count = tissue.sum(axis=1)
@@ -163,5 +168,7 @@ def _read_slab(volume: Volume, layer: Sequence[Tile]) -> Iterator[tuple[Tile, Ar
 
 def foreground_mask(tile: Array, log_threshold: float) -> NDArray[np.uint8]:
     """Tissue in a tile as 0/1, (z, y, x): a box mean of the log intensity above the volume's threshold."""
-    smooth = uniform_filter(np.log1p(np.maximum(tile, 0), dtype=np.float32), size=[min(_SMOOTHING, n) for n in tile.shape])
+    smooth = uniform_filter(
+        np.log1p(np.maximum(tile, 0), dtype=np.float32), size=[min(_SMOOTHING, n) for n in tile.shape]
+    )
     return np.asarray(smooth > log_threshold, np.uint8)

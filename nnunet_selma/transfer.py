@@ -46,7 +46,9 @@ class TransferReport:
         """A table to print: for each part of the network, parameters by fate."""
         parts: dict[str, Counter[str]] = {}
         for tensor in self.tensors:
-            part = ".".join(tensor.key.split(".")[:3]) if ".stages." in tensor.key else ".".join(tensor.key.split(".")[:2])
+            part = (
+                ".".join(tensor.key.split(".")[:3]) if ".stages." in tensor.key else ".".join(tensor.key.split(".")[:2])
+            )
             parts.setdefault(part, Counter())[tensor.fate] += tensor.parameters
         fates = ("copied", "adapted", "random", "head")
         titles = ("copied", "adapted", "left random", "new head")
@@ -65,12 +67,19 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise SelmaError(f"{path}: there is no such checkpoint")
     # nnU-Net's own checkpoints hold numpy scalars in their log; nothing else beyond torch's list is let in
     scalar = np.float64(0).__reduce__()[0]
-    allowed: list[Any] = [scalar, np.dtype, np.ndarray, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?"))]
+    allowed: list[Any] = [
+        scalar,
+        np.dtype,
+        np.ndarray,
+        *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?")),
+    ]
     try:
         with torch.serialization.safe_globals(allowed):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), "")
+        reason = next(
+            (line.strip() for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), ""
+        )
         raise SelmaError(
             f"{path}: refused, because loading it would run code that it carries, which weights never need ({reason}). "
             "Use a checkpoint from a source you trust, saved as a plain state_dict"

@@ -133,7 +133,9 @@ def spacing_of(structure: Structure | None, spacing: Spacing, header_um_zyx: Spa
     known = (structure.spacing_um_zyx if structure else None) or header_um_zyx
     if known is None:
         title = structure.title if structure else "a volume of unknown structure"
-        raise SelmaError(f"no source states the voxel size of {title}; give it as --spacing Z,Y,X in µm, or choose --spacing voxel")
+        raise SelmaError(
+            f"no source states the voxel size of {title}; give it as --spacing Z,Y,X in µm, or choose --spacing voxel"
+        )
     return known
 
 
@@ -146,7 +148,9 @@ def demand_no_problems(source: Path, found: FoundPatches, *, leave_out_unpaired:
         raise SelmaError(stopping[0] + remedy + more)
 
 
-def convert_annotated(source: Path, settings: AnnotatedSettings, folders: Folders, progress: Progress[Any] = silent) -> dict[str, Any]:
+def convert_annotated(
+    source: Path, settings: AnnotatedSettings, folders: Folders, progress: Progress[Any] = silent
+) -> dict[str, Any]:
     """Write a dataset of annotated patches into `folders.raw` and its folds into `folders.preprocessed`; returns the manifest.
 
     A run that was killed goes on where it stopped; a dataset that is complete is left as it is.
@@ -164,17 +168,26 @@ def convert_annotated(source: Path, settings: AnnotatedSettings, folders: Folder
     for case in cases:
         demand_equal_shapes({str(path): open_volume(path) for path in (*case.images, case.label)})
     files = sorted({path for case in cases for path in (*case.images, case.label)})
-    identity = {**vars(settings), "source": source.resolve(), "files": {str(p.relative_to(source)): p.stat().st_size for p in files}}
+    identity = {
+        **vars(settings),
+        "source": source.resolve(),
+        "files": {str(p.relative_to(source)): p.stat().st_size for p in files},
+    }
     dataset = RawDataset(folders.raw, folder_name, identity)
     if not dataset.complete:
         signatures = [_write_case(dataset, case, source) for case in progress(cases, "patches")]
         together = find_relations([one for ones in signatures for one in ones])
         facts = {"layout": found.layout, "left_out": found.unpaired, **_groups(cases, together)}
         dataset.finish(
-            channels=channels, foreground="structure", description="annotated light-sheet patches, foreground > 0", facts=facts
+            channels=channels,
+            foreground="structure",
+            description="annotated light-sheet patches, foreground > 0",
+            facts=facts,
         )
     manifest = dataset.manifest()
-    splits = make_splits({case.name: case.structure.prefix for case in cases}, manifest["groups"], settings.folds, settings.seed)
+    splits = make_splits(
+        {case.name: case.structure.prefix for case in cases}, manifest["groups"], settings.folds, settings.seed
+    )
     target = folders.preprocessed / folder_name
     target.mkdir(parents=True, exist_ok=True)
     write_json(target / "splits_final.json", splits)

@@ -60,7 +60,9 @@ def image_facts(voxels: Array, volume: Volume, structure: Structure | None) -> I
         warnings.append(f"{saturated:.1%} of the voxels are saturated")
     header, table = volume.spacing_um_zyx, structure.spacing_um_zyx if structure else None
     if header and table and not np.allclose(header, table, rtol=0.05):
-        warnings.append(f"header spacing {header} µm differs from the table's {table} µm (z, y, x); the header is not used")
+        warnings.append(
+            f"header spacing {header} µm differs from the table's {table} µm (z, y, x); the header is not used"
+        )
     if volume.repaired:
         warnings.append(f"interpolated slices: {', '.join(volume.repaired)}")
     return ImageFacts(
@@ -83,16 +85,22 @@ def read_label(volume: Volume) -> tuple[Array, LabelFacts]:
     """
     stored = volume.read()
     if stored.dtype.kind not in "buif" or not np.isfinite(stored).all():
-        raise SelmaError(f"{volume.path}: holds NaN or infinite values, a label has whole numbers; export the label again")
+        raise SelmaError(
+            f"{volume.path}: holds NaN or infinite values, a label has whole numbers; export the label again"
+        )
     values, counts = np.unique(stored, return_counts=True)
     if values[0] < 0:
-        raise SelmaError(f"{volume.path}: holds the negative value {values[0]}, a label has 0 and positive numbers; export it again")
+        raise SelmaError(
+            f"{volume.path}: holds the negative value {values[0]}, a label has 0 and positive numbers; export it again"
+        )
     mask = (stored > 0).astype(np.uint8)
     warnings = []
     if not mask.any():
         warnings.append("the label is empty")
     if not set(values.tolist()) <= {0, 1}:
-        shown = ", ".join(f"{value:g} ({count} voxels)" for value, count in list(zip(values.tolist(), counts, strict=True))[:8])
+        shown = ", ".join(
+            f"{value:g} ({count} voxels)" for value, count in list(zip(values.tolist(), counts, strict=True))[:8]
+        )
         warnings.append(f"label values other than 0 and 1: {shown}; every value above 0 becomes 1")
     most = np.argsort(counts)[::-1][:16]
     facts = LabelFacts(

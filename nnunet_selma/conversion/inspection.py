@@ -63,7 +63,9 @@ def inspect(source: Path, structure: str | None = None, progress: Progress[Any] 
         if not has_labels:
             result.problems.append(str(error))
     raw_files = {path for images, _ in result.patches.values() for path in (facts.file for facts in images)}
-    _inspect_volumes(result, [v for v in volumes if str(v.channels[0]) not in raw_files], progress, has_labels=has_labels)
+    _inspect_volumes(
+        result, [v for v in volumes if str(v.channels[0]) not in raw_files], progress, has_labels=has_labels
+    )
     return result
 
 
@@ -110,7 +112,9 @@ def _inspect_patch(result: Inspection, patch: Patch) -> list[Signature]:
     return [signature(patch.name, image) for image, _ in read]
 
 
-def _inspect_volumes(result: Inspection, volumes: list[UnlabelledVolume], progress: Progress[Any], *, has_labels: bool) -> None:
+def _inspect_volumes(
+    result: Inspection, volumes: list[UnlabelledVolume], progress: Progress[Any], *, has_labels: bool
+) -> None:
     for one in progress(volumes, "volumes"):
         try:
             channels = [open_volume(path) for path in one.channels]
@@ -121,7 +125,9 @@ def _inspect_volumes(result: Inspection, volumes: list[UnlabelledVolume], progre
             result.problems.append(str(error))
     if result.volumes and not has_labels:
         voxels = sum(int(np.prod(facts[0].shape_zyx)) for facts in result.volumes.values())
-        result.plans.append(f"convert unannotated: tiles from {len(result.volumes)} volumes, {voxels / 1e9:.2f} billion voxels")
+        result.plans.append(
+            f"convert unannotated: tiles from {len(result.volumes)} volumes, {voxels / 1e9:.2f} billion voxels"
+        )
         if any(volume.structure is None for volume in volumes):
             result.warnings.append("no folder name tells the structure of some volumes; say it with --structure")
 

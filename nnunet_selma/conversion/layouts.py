@@ -106,7 +106,11 @@ def _folders(source: Path, name: str) -> Iterator[Path]:
     """All folders of that name (any case) in the tree, hidden ones and macOS droppings left out."""
     for folder in sorted([source, *source.rglob("*")]):
         inside = folder.relative_to(source).parts
-        if folder.name.lower() == name and folder.is_dir() and not any(p.startswith(".") or p == "__MACOSX" for p in inside):
+        if (
+            folder.name.lower() == name
+            and folder.is_dir()
+            and not any(p.startswith(".") or p == "__MACOSX" for p in inside)
+        ):
             yield folder
 
 
@@ -170,7 +174,11 @@ def _paired(layout: Layout, image_paths: list[Path], label_paths: list[Path]) ->
         if _key(file, layout) in label_of:
             problems.append(f"{file.path} and {label_of[_key(file, layout)].path} label one patch; keep one of them")
         label_of[_key(file, layout)] = file
-    unpaired = [f"{next(iter(c.values())).path}: no ground truth with this number" for key, c in by_key.items() if key not in label_of]
+    unpaired = [
+        f"{next(iter(c.values())).path}: no ground truth with this number"
+        for key, c in by_key.items()
+        if key not in label_of
+    ]
     unpaired += [f"{file.path}: no raw image with this number" for key, file in label_of.items() if key not in by_key]
     for channels in by_key.values():
         for channel, file in channels.items():
@@ -188,7 +196,11 @@ def _paired(layout: Layout, image_paths: list[Path], label_paths: list[Path]) ->
         if key in label_of
     ]
     names = [patch.name for patch in patches]
-    problems += [f"{p.label}: a second patch named {p.name}; convert the two folders separately" for i, p in enumerate(patches) if p.name in names[:i]]
+    problems += [
+        f"{p.label}: a second patch named {p.name}; convert the two folders separately"
+        for i, p in enumerate(patches)
+        if p.name in names[:i]
+    ]
     patches.sort(key=lambda p: p.name)
     return FoundPatches(layout=layout.name, patches=patches, problems=problems, unpaired=unpaired)
 

@@ -38,7 +38,9 @@ def demand_free_id(dataset_id: int, folder_name: str, roots: Sequence[Path]) -> 
     for root in roots:
         for other in sorted(root.glob(f"Dataset{dataset_id:03d}*")) if root.is_dir() else []:
             if other.name != folder_name:
-                raise SelmaError(f"id {dataset_id} is taken by {other}; choose another id with -d, or remove that dataset")
+                raise SelmaError(
+                    f"id {dataset_id} is taken by {other}; choose another id with -d, or remove that dataset"
+                )
 
 
 def write_nifti(path: Path, voxels: Array, spacing_zyx: SpacingUm) -> None:
@@ -51,7 +53,9 @@ def write_nifti(path: Path, voxels: Array, spacing_zyx: SpacingUm) -> None:
         os.replace(partial, path)
     except RuntimeError as error:  # ITK's word for a full disk, too
         free = shutil.disk_usage(path.parent).free
-        raise SelmaError(f"{path}: cannot be written, {free / 1e6:.0f} MB are free there; make room and run the command again") from error
+        raise SelmaError(
+            f"{path}: cannot be written, {free / 1e6:.0f} MB are free there; make room and run the command again"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -82,7 +86,9 @@ class RawDataset:
         manifest = self.folder / MANIFEST
         if manifest.is_file() and read_json(manifest)["settings"] == self.settings:
             return True
-        raise SelmaError(f"{self.folder} exists already and was made from other files or with other settings; remove it or choose another id with -d")
+        raise SelmaError(
+            f"{self.folder} exists already and was made from other files or with other settings; remove it or choose another id with -d"
+        )
 
     def _prepare(self) -> None:
         settings_file = self._staging / "settings.json"
@@ -96,7 +102,9 @@ class RawDataset:
         """True if the case was written, in this run or in one that was interrupted."""
         return (self._staging / "records" / f"{case}.json").is_file()
 
-    def write(self, case: str, images: Sequence[Array], label: Array, spacing_zyx: SpacingUm, record: Mapping[str, Any]) -> None:
+    def write(
+        self, case: str, images: Sequence[Array], label: Array, spacing_zyx: SpacingUm, record: Mapping[str, Any]
+    ) -> None:
         """Write one case: its channels and its label, (z, y, x), and last its record, which says that it is whole."""
         for channel, image in enumerate(images):
             write_nifti(self._staging / "imagesTr" / f"{case}_{channel:04d}{FILE_ENDING}", image, spacing_zyx)
@@ -112,7 +120,9 @@ class RawDataset:
         path = self._staging / f"{name}.json"
         return read_json(path) if path.is_file() else None
 
-    def finish(self, *, channels: Sequence[str], foreground: str, description: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    def finish(
+        self, *, channels: Sequence[str], foreground: str, description: str, facts: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """Write `dataset.json` and the manifest, and give the folder its name; returns the manifest."""
         records = sorted((self._staging / "records").glob("*.json"))
         cases = {path.stem: read_json(path) for path in records}

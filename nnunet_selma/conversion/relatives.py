@@ -47,7 +47,9 @@ def signature(name: str, image: Array) -> Signature:
     for axis in range(3):
         rows = np.moveaxis(image, axis, 0)
         # a plane without variation (padding, camera background) proves nothing
-        planes.append(frozenset(hashlib.blake2b(row.tobytes(), digest_size=12).digest() for row in rows if row.min() != row.max()))
+        planes.append(
+            frozenset(hashlib.blake2b(row.tobytes(), digest_size=12).digest() for row in rows if row.min() != row.max())
+        )
     first = tuple(_face(np.take(image, 0, axis)) for axis in range(3))
     last = tuple(_face(np.take(image, -1, axis)) for axis in range(3))
     return Signature(name, image.shape, (planes[0], planes[1], planes[2]), first, last)

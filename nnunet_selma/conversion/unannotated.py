@@ -105,13 +105,17 @@ def find_volumes(source: Path, settings: UnannotatedSettings) -> list[Unlabelled
         found = [f for f in found if f.structure is not None and f.structure.prefix in settings.structures]
     if not found:
         wanted = f" of {', '.join(settings.structures)}" if settings.structures else ""
-        raise SelmaError(f"{source}: no volumes{wanted} found; give folders of TIFF slices, TIFF, NIfTI, NRRD, MHA or OME-Zarr")
+        raise SelmaError(
+            f"{source}: no volumes{wanted} found; give folders of TIFF slices, TIFF, NIfTI, NRRD, MHA or OME-Zarr"
+        )
     volumes = list(_grouped(found, settings.vessel_channels))
     names = [volume.name for volume in volumes]
     for i, name in enumerate(names):
         if name in names[:i]:
             first, second = volumes[names.index(name)].channels[0], volumes[i].channels[0]
-            raise SelmaError(f"{first} and {second} would both be named {name}; convert them from separate folders with separate ids")
+            raise SelmaError(
+                f"{first} and {second} would both be named {name}; convert them from separate folders with separate ids"
+            )
     return volumes
 
 
@@ -141,7 +145,9 @@ def _grouped(found: Sequence[_Found], mode: VesselChannels) -> Iterator[Unlabell
                 yield UnlabelledVolume(structure=one.structure, name=f"{prefix}_{sample}", channels=(one.path,))
             continue
         by_channel = {one.channel: one.path for one in stains}
-        wanted = {"separate": [c for c in table if c in by_channel], "both": list(table)}.get(mode, [c for c, s in table.items() if s == mode])
+        wanted = {"separate": [c for c in table if c in by_channel], "both": list(table)}.get(
+            mode, [c for c, s in table.items() if s == mode]
+        )
         for channel in wanted:
             if channel not in by_channel:
                 raise SelmaError(
@@ -149,7 +155,9 @@ def _grouped(found: Sequence[_Found], mode: VesselChannels) -> Iterator[Unlabell
                 )
         for group in [wanted] if mode == "both" else [[c] for c in wanted]:
             name = f"{prefix}_{sample}" + (f"_{table[group[0]]}" if len(group) == 1 else "")
-            yield UnlabelledVolume(structure=stains[0].structure, name=name, channels=tuple(by_channel[c] for c in group))
+            yield UnlabelledVolume(
+                structure=stains[0].structure, name=name, channels=tuple(by_channel[c] for c in group)
+            )
 
 
 def convert_unannotated(
@@ -167,10 +175,15 @@ def convert_unannotated(
     demand_free_id(settings.dataset_id, folder_name, (folders.raw, folders.preprocessed, folders.results))
     volumes = find_volumes(source, settings)
     if len({len(v.channels) for v in volumes}) > 1:
-        raise SelmaError("--vessel-channels both gives vessels two input channels, other structures have one: choose --structures blood_vessel")
+        raise SelmaError(
+            "--vessel-channels both gives vessels two input channels, other structures have one: choose --structures blood_vessel"
+        )
     opened = [[open_volume(path, on_bad_slice=settings.on_bad_slice) for path in volume.channels] for volume in volumes]
     spacing = settings.spacing or default_spacing([volume.structure for volume in volumes])
-    spacings = [spacing_of(v.structure, spacing, channels[0].spacing_um_zyx) for v, channels in zip(volumes, opened, strict=True)]
+    spacings = [
+        spacing_of(v.structure, spacing, channels[0].spacing_um_zyx)
+        for v, channels in zip(volumes, opened, strict=True)
+    ]
     for volume, channels in zip(volumes, opened, strict=True):
         if len({channel.shape for channel in channels}) > 1:
             raise SelmaError(
@@ -181,7 +194,9 @@ def convert_unannotated(
         **vars(settings),
         "tiles": vars(settings.tiles),
         "source": source.resolve(),
-        "volumes": {v.name: [str(p) for p in v.channels] + list(o[0].shape) for v, o in zip(volumes, opened, strict=True)},
+        "volumes": {
+            v.name: [str(p) for p in v.channels] + list(o[0].shape) for v, o in zip(volumes, opened, strict=True)
+        },
     }
     dataset = RawDataset(folders.raw, folder_name, identity)
     if dataset.complete:
@@ -190,9 +205,20 @@ def convert_unannotated(
     for volume, channels, size in zip(volumes, opened, spacings, strict=True):
         facts[volume.name] = _convert_volume(dataset, volume, channels, size, settings.tiles, progress)
     if not any(one["tiles"] for one in facts.values()):
-        raise SelmaError(f"{source}: no tile holds {settings.tiles.min_foreground:.0%} tissue; choose a lower --min-foreground or a smaller --tile")
-    names = ["light sheet"] if len(volumes[0].channels) == 1 else list((volumes[0].structure or named("blood_vessel")).channels.values())
-    return dataset.finish(channels=names, foreground="tissue", description="unannotated light-sheet tiles, label is tissue", facts={"volumes": facts})
+        raise SelmaError(
+            f"{source}: no tile holds {settings.tiles.min_foreground:.0%} tissue; choose a lower --min-foreground or a smaller --tile"
+        )
+    names = (
+        ["light sheet"]
+        if len(volumes[0].channels) == 1
+        else list((volumes[0].structure or named("blood_vessel")).channels.values())
+    )
+    return dataset.finish(
+        channels=names,
+        foreground="tissue",
+        description="unannotated light-sheet tiles, label is tissue",
+        facts={"volumes": facts},
+    )
 
 
 def _convert_volume(

@@ -49,7 +49,12 @@ class SelmaTrainer(nnUNetTrainer):
 
     # nnU-Net reads the names of these arguments from the signature
     def __init__(
-        self, plans: dict[str, Any], configuration: str, fold: int, dataset_json: dict[str, Any], device: torch.device = torch.device("cuda")  # noqa: B008
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008
     ) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
         with plain_errors():

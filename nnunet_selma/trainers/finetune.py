@@ -64,7 +64,9 @@ class SelmaFinetuneTrainer(SelmaTrainer):
             with plain_errors():
                 self.carry_over()
         else:
-            self.print_to_log_file("The network has its weights already (--c or -pretrained_weights); nothing is carried over.")
+            self.print_to_log_file(
+                "The network has its weights already (--c or -pretrained_weights); nothing is carried over."
+            )
         super().on_train_start()
 
     def carry_over(self) -> None:
@@ -86,7 +88,9 @@ class SelmaFinetuneTrainer(SelmaTrainer):
         wish = self.settings.finetuning.validation_mirroring
         axes = self.inference_allowed_mirroring_axes
         if not (self.device.type != "cpu" if wish is None else wish):
-            self.print_to_log_file("The final validation does not mirror (finetuning.validation_mirroring turns it on).")
+            self.print_to_log_file(
+                "The final validation does not mirror (finetuning.validation_mirroring turns it on)."
+            )
             self.inference_allowed_mirroring_axes = None
         try:
             super().perform_actual_validation(save_probabilities)

@@ -34,7 +34,12 @@ class SelmaSSLTrainer(SelmaTrainer):
     """Pretrain the plan's network, deep supervision off, output channels = input channels, by masked volume inpainting."""
 
     def __init__(
-        self, plans: dict[str, Any], configuration: str, fold: int, dataset_json: dict[str, Any], device: torch.device = torch.device("cuda")  # noqa: B008
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008
     ) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.enable_deep_supervision = False
@@ -54,10 +59,16 @@ class SelmaSSLTrainer(SelmaTrainer):
 
     @staticmethod
     def build_network_architecture(
-        plans_manager: Any, configuration_manager: Any, num_input_channels: int, num_output_channels: int, enable_deep_supervision: bool = True
+        plans_manager: Any,
+        configuration_manager: Any,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
     ) -> nn.Module:
         """The network of the plans, which returns an image instead of classes."""
-        network: nn.Module = nnUNetTrainer.build_network_architecture(plans_manager, configuration_manager, num_input_channels, num_input_channels, False)
+        network: nn.Module = nnUNetTrainer.build_network_architecture(
+            plans_manager, configuration_manager, num_input_channels, num_input_channels, False
+        )
         heads = getattr(getattr(network, "decoder", None), "seg_layers", None)
         if heads is not None:
             # only the finest output is used; DistributedDataParallel would wait for gradients of the others
@@ -77,7 +88,9 @@ class SelmaSSLTrainer(SelmaTrainer):
     def _build_loss(self) -> None:
         """The pretext is the loss."""
 
-    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[tuple[float, float], bool, Any, tuple[int, ...]]:
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(
+        self,
+    ) -> tuple[tuple[float, float], bool, Any, tuple[int, ...]]:
         """Crops of the patch size, mirrored; what else makes views happens on the device."""
         patch = self.configuration_manager.patch_size
         axes = tuple(range(len(patch)))
@@ -85,7 +98,9 @@ class SelmaSSLTrainer(SelmaTrainer):
         return (0.0, 0.0), False, patch, axes
 
     @staticmethod
-    def get_training_transforms(patch_size: Any, rotation_for_DA: Any, deep_supervision_scales: Any, mirror_axes: Any, *_: Any, **__: Any) -> BasicTransform:
+    def get_training_transforms(
+        patch_size: Any, rotation_for_DA: Any, deep_supervision_scales: Any, mirror_axes: Any, *_: Any, **__: Any
+    ) -> BasicTransform:
         """Mirroring only."""
         return ComposeTransforms([MirrorTransform(allowed_axes=mirror_axes)])
 
@@ -124,8 +139,9 @@ class SelmaSSLTrainer(SelmaTrainer):
         super().on_train_epoch_end([{"loss": output["loss"].cpu().numpy()} for output in train_outputs])
 
     def on_validation_epoch_start(self) -> None:
-        """The same masks in every validation, so that epochs can be compared."""
+        """The same masks in every validation and, with one loading process, the same patches: epochs can be compared."""
         super().on_validation_epoch_start()
+        np.random.seed(_VALIDATION_SEED + self.local_rank)  # noqa: NPY002 - batchgenerators draws from numpy's global generator
         self.pretext.reseed(_VALIDATION_SEED + self.local_rank)
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -150,7 +166,10 @@ class SelmaSSLTrainer(SelmaTrainer):
     def on_epoch_end(self) -> None:
         """Print the losses and the time left, write checkpoints (best by validation loss) and the curves."""
         self.logger.log("epoch_end_timestamps", time.time(), self.current_epoch)
-        latest = {key: self.logger.get_value(key, step=-1) for key in ("train_losses", "val_losses", *_DIAGNOSTICS, "epoch_start_timestamps", "epoch_end_timestamps")}
+        latest = {
+            key: self.logger.get_value(key, step=-1)
+            for key in ("train_losses", "val_losses", *_DIAGNOSTICS, "epoch_start_timestamps", "epoch_end_timestamps")
+        }
         seconds = latest["epoch_end_timestamps"] - latest["epoch_start_timestamps"]
         left = (self.num_epochs - self.current_epoch - 1) * seconds
         self.print_to_log_file(

@@ -1,0 +1,145 @@
+import json
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from nnunet_selma.conversion.annotated import AnnotatedSettings, convert_annotated
+from nnunet_selma.errors import SelmaError
+from tests.conftest import write_image, write_patch
+
+
+def read(path):
+    image = sitk.ReadImage(str(path))
+    return sitk.GetArrayFromImage(image), image
+
+
+def convert(source, folders, **settings):
+    return convert_annotated(source, AnnotatedSettings(**settings), folders)
+
+
+def test_a_dataset_as_nnunet_wants_it(tmp_path, rng, folders):
+    image = rng.integers(0, 65535, (12, 14, 16), dtype=np.uint16, endpoint=True)
+    image[0, 0, 0] = 65535
+    label = np.where(rng.random(image.shape) < 0.3, 255, 0).astype(np.uint8)
+    label[1, 1, 1] = 95
+    write_patch(tmp_path / "in", "VessAP_vessel", 0, rng, image=image, label=label)
+    for number in range(1, 6):
+        write_patch(tmp_path / "in", "cFos-Active_Neurons", number, rng)
+    manifest = convert(tmp_path / "in", folders)
+    dataset = folders.raw / "Dataset510_SELMA3D"
+    content = json.loads((dataset / "dataset.json").read_text())
+    assert content["labels"] == {"background": 0, "structure": 1}
+    assert (content["numTraining"], content["file_ending"], list(content["channel_names"])) == (6, ".nii.gz", ["0"])
+    voxels, written = read(dataset / "imagesTr" / "blood_vessel_000_wga_0000.nii.gz")
+    np.testing.assert_array_equal(voxels, image)
+    assert voxels.dtype == np.uint16
+    mask, mask_image = read(dataset / "labelsTr" / "blood_vessel_000_wga.nii.gz")
+    np.testing.assert_array_equal(mask, label > 0)
+    assert mask.dtype == np.uint8
+    for one in (written, mask_image):
+        assert (one.GetSpacing(), one.GetOrigin(), one.GetDirection()) == (
+            (1.0, 1.0, 1.0),
+            (0.0, 0.0, 0.0),
+            (1.0, 0, 0, 0, 1, 0, 0, 0, 1),
+        )
+    record = manifest["cases"]["blood_vessel_000_wga"]
+    assert record["label"]["values"]["95"] == 1
+    assert any("label values other than 0 and 1" in w for w in record["label"]["warnings"])
+    assert record["images"][0]["highest"] == 65535
+    splits = json.loads((folders.preprocessed / "Dataset510_SELMA3D" / "splits_final.json").read_text())
+    assert len(splits) == 5
+    assert sorted(case for split in splits for case in split["val"]) == sorted(manifest["cases"])
+
+
+def test_singleton_axes_and_floats_that_hold_integers(tmp_path, rng, folders):
+    image = rng.integers(0, 65535, (5, 6, 7)).astype(np.float64)
+    label = (rng.random((5, 6, 7)) < 0.5).astype(np.uint8)
+    write_image(tmp_path / "in/VessAP_vessel/raw/patchvolume_000_0000.nii.gz", image[None])
+    write_image(tmp_path / "in/VessAP_vessel/gt/patchvolume_000.nii.gz", label[None])
+    convert(tmp_path / "in", folders)
+    voxels, _ = read(folders.raw / "Dataset510_SELMA3D/imagesTr/blood_vessel_000_wga_0000.nii.gz")
+    assert voxels.dtype == np.uint16
+    np.testing.assert_array_equal(voxels, image)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "expected"),
+    [
+        (None, (3.0, 1.625, 1.625)),
+        ("physical", (3.0, 1.625, 1.625)),
+        ("voxel", (1.0, 1.0, 1.0)),
+        ((5.0, 2.0, 1.0), (5.0, 2.0, 1.0)),
+    ],
+)
+def test_spacing_of_one_structure(spacing, expected, tmp_path, rng, folders):
+    write_patch(tmp_path / "in", "VessAP_vessel", 0, rng)
+    convert(tmp_path / "in", folders, spacing=spacing)
+    _, image = read(folders.raw / "Dataset510_SELMA3D/imagesTr/blood_vessel_000_wga_0000.nii.gz")
+    assert image.GetSpacing() == pytest.approx(expected[::-1])  # SimpleITK's order is x, y, z
+
+
+@pytest.mark.parametrize(
+    ("mode", "cases", "channels"),
+    [
+        ("wga", {"blood_vessel_004": [0]}, ["light sheet"]),
+        ("eb", {"blood_vessel_004": [1]}, ["light sheet"]),
+        ("both", {"blood_vessel_004": [0, 1]}, ["wga", "eb"]),
+        ("separate", {"blood_vessel_004_wga": [0], "blood_vessel_004_eb": [1]}, ["light sheet"]),
+    ],
+)
+def test_vessel_channels(mode, cases, channels, tmp_path, rng, folders):
+    write_patch(tmp_path / "in", "VessAP_vessel", 4, rng, channels=2)
+    convert(tmp_path / "in", folders, vessel_channels=mode)
+    dataset = folders.raw / "Dataset510_SELMA3D"
+    assert list(json.loads((dataset / "dataset.json").read_text())["channel_names"].values()) == channels
+    for case, stains in cases.items():
+        for position, stain in enumerate(stains):
+            source, _ = read(tmp_path / f"in/VessAP_vessel/raw/patchvolume_004_{stain:04d}.nii.gz")
+            np.testing.assert_array_equal(read(dataset / f"imagesTr/{case}_{position:04d}.nii.gz")[0], source)
+    assert {p.name.removesuffix(".nii.gz") for p in (dataset / "labelsTr").iterdir()} == set(cases)
+    for split in json.loads((folders.preprocessed / "Dataset510_SELMA3D/splits_final.json").read_text()):
+        assert set(split["val"]) == set(cases)  # one group: never parted
+
+
+def test_related_patches_share_a_fold(tmp_path, rng, folders):
+    image = rng.integers(0, 65535, (12, 14, 16), dtype=np.uint16)
+    for number in (0, 5):
+        write_patch(tmp_path / "in", "shannel_cells", number, rng, image=image)
+    for number in (1, 2, 3, 4):
+        write_patch(tmp_path / "in", "shannel_cells", number, rng)
+    manifest = convert(tmp_path / "in", folders)
+    assert manifest["groups"]["cell_nuclei_000"] == manifest["groups"]["cell_nuclei_005"]
+    assert manifest["related_patches"] == [
+        {"first": "cell_nuclei_000", "second": "cell_nuclei_005", "reason": "identical images"}
+    ]
+
+
+def test_empty_labels_are_kept_and_listed(tmp_path, rng, folders):
+    write_patch(tmp_path / "in", "AD_plaques", 0, rng, label=np.zeros((12, 14, 16), np.uint8))
+    record = convert(tmp_path / "in", folders)["cases"]["AD_plaques_000"]
+    assert "the label is empty" in record["label"]["warnings"]
+
+
+def test_a_killed_run_goes_on_and_a_whole_one_is_left_alone(tmp_path, rng, folders, monkeypatch):
+    for number in range(4):
+        write_patch(tmp_path / "in", "AD_plaques", number, rng)
+
+    def killed_after_two(items, _):
+        yield from items[:2]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert_annotated(tmp_path / "in", AnnotatedSettings(), folders, killed_after_two)
+    assert not list(folders.raw.glob("Dataset*"))  # nothing that nnU-Net would take for whole
+    assert not list(folders.preprocessed.glob("Dataset*"))
+    first = next(folders.raw.glob(".*/imagesTr/AD_plaques_000_0000.nii.gz"))
+    written = first.stat().st_mtime_ns
+    manifest = convert(tmp_path / "in", folders)
+    assert len(manifest["cases"]) == 4
+    image = folders.raw / "Dataset510_SELMA3D/imagesTr/AD_plaques_000_0000.nii.gz"
+    assert image.stat().st_mtime_ns == written
+    assert convert(tmp_path / "in", folders) == manifest
+    assert not list(folders.raw.glob(".*"))
+    with pytest.raises(SelmaError, match="exists already"):
+        convert(tmp_path / "in", folders, spacing="voxel")

@@ -1,0 +1,131 @@
+import json
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import tifffile
+
+from nnunet_selma.conversion.unannotated import UnannotatedSettings, convert_unannotated, find_volumes
+from nnunet_selma.errors import SelmaError
+from nnunet_selma.tiles import TileSettings
+from tests.conftest import write_image
+
+TILES = TileSettings(tile=16, per_volume=3)
+
+
+def write_stack(folder, voxels):
+    folder.mkdir(parents=True)
+    for z, plane in enumerate(voxels):
+        tifffile.imwrite(folder / f"img_Z{z}.tif", plane)
+
+
+@pytest.fixture
+def download(tmp_path, rng):
+    """The tree of the challenge, its top folder doubled by unzipping."""
+    top = tmp_path / "brain_microscopy_image" / "brain_microscopy_image"
+    voxels = {}
+    for name in ("vessel/sample1/C00", "vessel/sample1/C01", "cell_nucleus/sample2/C01"):
+        brain = rng.normal(100, 5, (32, 48, 48))
+        brain[:, 8:40, 8:40] += 500 + 400 * rng.random((32, 32, 32))
+        voxels[name] = brain.astype(np.uint16)
+        write_stack(top / name, voxels[name])
+        (top / name / "._img_Z0.tif").write_bytes(b"x")
+    return tmp_path / "brain_microscopy_image", voxels
+
+
+def test_the_tree_of_the_challenge(download):
+    source, _ = download
+    found = {
+        v.name: [p.parent.parent.name + p.name for p in v.channels] for v in find_volumes(source, UnannotatedSettings())
+    }
+    assert found == {
+        "blood_vessel_sample1_wga": ["vesselC00"],
+        "blood_vessel_sample1_eb": ["vesselC01"],
+        "cell_nuclei_sample2": ["cell_nucleusC01"],
+    }
+
+
+@pytest.mark.parametrize(("mode", "names"), [("eb", ["blood_vessel_sample1_eb"]), ("both", ["blood_vessel_sample1"])])
+def test_vessel_channels(mode, names, download):
+    volumes = find_volumes(download[0], UnannotatedSettings(vessel_channels=mode, structures=("blood_vessel",)))
+    assert [v.name for v in volumes] == names
+
+
+def test_tiles_become_cases_with_the_tissue_as_label(download, folders):
+    source, voxels = download
+    manifest = convert_unannotated(source, UnannotatedSettings(tiles=TILES), folders)
+    dataset = folders.raw / "Dataset500_SELMA3Dunlabelled"
+    assert json.loads((dataset / "dataset.json").read_text())["labels"] == {"background": 0, "tissue": 1}
+    assert len(manifest["cases"]) == 9
+    for name, record in manifest["cases"].items():
+        image = sitk.GetArrayFromImage(sitk.ReadImage(str(dataset / "imagesTr" / f"{name}_0000.nii.gz")))
+        label = sitk.GetArrayFromImage(sitk.ReadImage(str(dataset / "labelsTr" / f"{name}.nii.gz")))
+        z, y, x = record["start_zyx"]
+        stack = {"wga": "vessel/sample1/C00", "eb": "vessel/sample1/C01"}.get(
+            name.split("_")[3], "cell_nucleus/sample2/C01"
+        )
+        np.testing.assert_array_equal(image, voxels[stack][z : z + 16, y : y + 16, x : x + 16])
+        assert name.endswith(f"z{z:05d}_y{y:05d}_x{x:05d}")
+        assert 0.1 <= label.mean() == pytest.approx(record["foreground_share"])
+
+
+def test_a_killed_run_goes_on_with_the_same_tiles(download, folders, tmp_path):
+    source, _ = download
+    seen = []
+
+    def killed(items, label):
+        seen.append(label)
+        yield from items[:1] if len(seen) == 2 else items
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert_unannotated(source, UnannotatedSettings(tiles=TILES), folders, killed)
+    assert not list(folders.raw.glob("Dataset*"))
+    again = convert_unannotated(source, UnannotatedSettings(tiles=TILES), folders)
+    other = convert_unannotated(source, UnannotatedSettings(tiles=TILES, dataset_id=501), folders)
+    assert list(again["cases"]) == list(other["cases"])
+    assert again["cases"] == other["cases"]
+
+
+def test_single_volumes_and_physical_spacing(tmp_path, rng, folders):
+    voxels = (1000 + 100 * rng.random((20, 20, 20))).astype(np.uint16)
+    write_image(tmp_path / "some" / "brain A.nii.gz", voxels, (0.002, 0.0018, 0.0018))
+    (volume,) = find_volumes(tmp_path / "some", UnannotatedSettings(structure="astrocyte"))
+    assert volume.name == "astrocyte_brain-A"
+    manifest = convert_unannotated(
+        tmp_path / "some", UnannotatedSettings(structure="astrocyte", spacing="physical", tiles=TILES), folders
+    )
+    assert next(iter(manifest["cases"].values()))["spacing_zyx"] == pytest.approx([2.0, 1.8, 1.8])
+    (direct,) = find_volumes(tmp_path / "some" / "brain A.nii.gz", UnannotatedSettings())
+    assert direct.name == "volume_brain-A"
+
+
+def test_labels_are_not_taken_for_volumes(tmp_path, rng):
+    for folder in ("raw", "gt"):
+        write_image(
+            tmp_path / "cFos" / folder / "patchvolume_1_0.nii.gz", rng.integers(0, 9, (8, 8, 8), dtype=np.uint16)
+        )
+    assert [v.name for v in find_volumes(tmp_path, UnannotatedSettings())] == ["cfos_neuron_patchvolume-1-0"]
+
+
+def test_a_folder_of_tiff_files_with_many_pages_is_no_stack(tmp_path, rng):
+    for name in ("a1", "a2"):
+        tifffile.imwrite(tmp_path / f"{name}.tif", rng.integers(0, 9, (8, 8, 8), dtype=np.uint16))
+    assert [v.name for v in find_volumes(tmp_path, UnannotatedSettings())] == ["volume_a1", "volume_a2"]
+
+
+def test_a_missing_slice_stops_or_is_interpolated_and_recorded(download, folders):
+    source, _ = download
+    next(source.rglob("cell_nucleus/sample2/C01/img_Z5.tif")).unlink()
+    with pytest.raises(SelmaError, match=r"sample2.*img_Z4.tif"):
+        convert_unannotated(source, UnannotatedSettings(tiles=TILES), folders)
+    assert not list(folders.raw.iterdir())
+    manifest = convert_unannotated(source, UnannotatedSettings(tiles=TILES, on_bad_slice="interpolate"), folders)
+    assert manifest["volumes"]["cell_nuclei_sample2"]["interpolated_slices"] == ["number 5 (missing)"]
+
+
+def test_nothing_but_background(tmp_path, folders):
+    write_image(tmp_path / "in" / "v.nii.gz", np.full((16, 16, 16), 100, np.uint16))
+    with pytest.raises(SelmaError, match="lower --min-foreground"):
+        convert_unannotated(tmp_path / "in", UnannotatedSettings(tiles=TILES), folders)

@@ -1,0 +1,248 @@
+"""Every reader against the array that was written."""
+
+import gzip
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nnunet_selma.errors import SelmaError
+from nnunet_selma.volumes import open_volume, to_intensities
+from tests.conftest import write_image
+
+SHAPE = (7, 9, 11)
+
+
+@pytest.fixture
+def voxels(rng):
+    return rng.integers(0, 65535, SHAPE, dtype=np.uint16, endpoint=True)
+
+
+def write_slices(folder, voxels, name="s_Z{}.tif", **options):
+    folder.mkdir(parents=True)
+    for z, plane in enumerate(voxels):
+        tifffile.imwrite(folder / name.format(z), plane, **options)
+    return folder
+
+
+def write_zarr(path, voxels, *, version=3, five=True):
+    import zarr
+
+    group = zarr.open_group(str(path), mode="w", zarr_format=version)
+    array = voxels[None, None] if five else voxels
+    group.create_array("0", data=array, chunks=(*([1, 1] if five else []), 4, 4, 4))
+    names = (["t", "c"] if five else []) + ["z", "y", "x"]
+    kinds = {"t": "time", "c": "channel"}
+    multiscales = [
+        {
+            "axes": [
+                {"name": n, "type": kinds.get(n, "space"), **({"unit": "micrometer"} if n in "zyx" else {})}
+                for n in names
+            ],
+            "datasets": [
+                {
+                    "path": "0",
+                    "coordinateTransformations": [
+                        {"type": "scale", "scale": [1.0] * (len(names) - 3) + [6.0, 1.6, 1.5]}
+                    ],
+                }
+            ],
+        }
+    ]
+    group.attrs.update(
+        {"ome": {"version": "0.5", "multiscales": multiscales}} if version == 3 else {"multiscales": multiscales}
+    )
+    return path
+
+
+WRITERS = {
+    "slices": lambda p, v: write_slices(p / "stack", v),
+    "slices, compressed": lambda p, v: write_slices(p / "stack", v, compression="zlib"),
+    "pages": lambda p, v: _tiff(p / "v.tif", v, compression="zlib", metadata={"axes": "ZYX"}),
+    "pages, contiguous": lambda p, v: _tiff(p / "v.tif", v, metadata={"axes": "ZYX"}),
+    "pages, no metadata": lambda p, v: _tiff(p / "v.tif", v, metadata=None),
+    "ImageJ": lambda p, v: _tiff(p / "v.tif", v, imagej=True, metadata={"axes": "ZYX"}),
+    "NIfTI": lambda p, v: write_image(p / "v.nii.gz", v),
+    "NIfTI, not compressed": lambda p, v: write_image(p / "v.nii", v),
+    "NIfTI, trailing axis": lambda p, v: write_image(p / "v.nii.gz", v[None]),
+    "NRRD": lambda p, v: write_image(p / "v.nrrd", v),
+    "MHA": lambda p, v: write_image(p / "v.mha", v),
+    "OME-Zarr 0.5": lambda p, v: write_zarr(p / "v.ome.zarr", v),
+    "OME-Zarr 0.4": lambda p, v: write_zarr(p / "v.ome.zarr", v, version=2),
+    "OME-Zarr, three axes": lambda p, v: write_zarr(p / "v.ome.zarr", v, five=False),
+}
+
+
+def _tiff(path, voxels, **options):
+    tifffile.imwrite(path, voxels, **options)
+    return path
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_box_is_the_same_box_of_the_array(kind, voxels, tmp_path_factory, data):
+    path = WRITERS[kind](tmp_path_factory.mktemp("volume"), voxels)
+    volume = open_volume(path)
+    assert volume.shape == SHAPE
+    assert volume.dtype == np.uint16
+    box = []
+    for length in SHAPE:
+        start = data.draw(st.integers(0, length - 1))
+        box.append(slice(start, data.draw(st.integers(start + 1, length))))
+    np.testing.assert_array_equal(volume.read(*box), voxels[tuple(box)])
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_the_whole_volume(kind, voxels, tmp_path):
+    np.testing.assert_array_equal(open_volume(WRITERS[kind](tmp_path, voxels)).read(), voxels)
+
+
+def test_a_box_of_no_voxels_is_empty(voxels, tmp_path):
+    assert open_volume(WRITERS["NIfTI"](tmp_path, voxels)).read(slice(3, 3)).shape == (0, 9, 11)
+
+
+@pytest.mark.parametrize(
+    ("header", "um"),
+    [
+        ((1.0, 1.0, 1.0), None),  # the lie of the real headers
+        ((0.002, 0.001866, 0.001866), (2.0, 1.866, 1.866)),  # millimetres, as NIfTI means it
+        ((6.0, 1.625, 1.625), (6.0, 1.625, 1.625)),  # micrometres in a millimetre field
+    ],
+)
+def test_spacing_in_headers(header, um, voxels, tmp_path):
+    volume = open_volume(write_image(tmp_path / "v.nii.gz", voxels, header))
+    assert volume.spacing_um_zyx == (None if um is None else pytest.approx(um, rel=1e-4))
+
+
+def test_spacing_of_ome_zarr_and_tiff(voxels, tmp_path):
+    assert open_volume(write_zarr(tmp_path / "a.zarr", voxels)).spacing_um_zyx == (6.0, 1.6, 1.5)
+    tifffile.imwrite(
+        tmp_path / "b.ome.tif", voxels, ome=True,
+        metadata={"axes": "ZYX", "PhysicalSizeZ": 6.0, "PhysicalSizeY": 1.6, "PhysicalSizeX": 1.5, "PhysicalSizeXUnit": "µm", "PhysicalSizeYUnit": "µm", "PhysicalSizeZUnit": "µm"},
+    )  # fmt: skip
+    assert open_volume(tmp_path / "b.ome.tif").spacing_um_zyx == (6.0, 1.6, 1.5)
+    tifffile.imwrite(
+        tmp_path / "c.tif",
+        voxels,
+        imagej=True,
+        resolution=(1 / 1.5, 1 / 1.6),
+        metadata={"axes": "ZYX", "spacing": 6.0, "unit": "um"},
+    )
+    assert open_volume(tmp_path / "c.tif").spacing_um_zyx == pytest.approx((6.0, 1.6, 1.5), rel=1e-4)
+
+
+def test_channels_of_a_tiff_must_be_chosen(voxels, tmp_path):
+    tifffile.imwrite(
+        tmp_path / "v.tif", np.stack([voxels, voxels // 2], axis=1), imagej=True, metadata={"axes": "ZCYX"}
+    )
+    with pytest.raises(SelmaError, match="has 2 channels"):
+        open_volume(tmp_path / "v.tif")
+    np.testing.assert_array_equal(open_volume(tmp_path / "v.tif", channel=1).read(slice(2, 4)), voxels[2:4] // 2)
+
+
+def test_slices_are_read_in_the_order_of_their_numbers_and_hidden_files_skipped(voxels, tmp_path):
+    tall = np.concatenate([voxels, voxels // 2])  # 14 slices: Z10 sorts before Z2 by alphabet
+    folder = write_slices(tmp_path / "stack", tall)
+    (folder / "._s_Z3.tif").write_bytes(b"not a tiff")
+    np.testing.assert_array_equal(open_volume(folder).read(), tall)
+
+
+class TestBadSlices:
+    """Each names the file; with interpolation each is replaced by the mean of its neighbours and listed."""
+
+    def spoil_missing(self, folder):
+        (folder / "s_Z3.tif").unlink()
+
+    def spoil_size(self, folder):
+        tifffile.imwrite(folder / "s_Z3.tif", np.zeros((4, 4), np.uint16))
+
+    def spoil_dtype(self, folder):
+        tifffile.imwrite(folder / "s_Z3.tif", np.zeros(SHAPE[1:], np.uint8))
+
+    def spoil_colour(self, folder):
+        tifffile.imwrite(folder / "s_Z3.tif", np.zeros((*SHAPE[1:], 3), np.uint8), photometric="rgb")
+
+    def spoil_header(self, folder):
+        (folder / "s_Z3.tif").write_bytes(b"nothing")
+
+    def spoil_data(self, folder):
+        path = folder / "s_Z3.tif"
+        path.write_bytes(path.read_bytes()[: -SHAPE[1] * SHAPE[2]])
+
+    SPOILS = ("missing", "size", "dtype", "colour", "header", "data")
+
+    @pytest.mark.parametrize("spoil", SPOILS)
+    def test_error_names_the_slice(self, spoil, voxels, tmp_path):
+        folder = write_slices(tmp_path / "stack", voxels)
+        getattr(self, f"spoil_{spoil}")(folder)
+        with pytest.raises(SelmaError, match="number 3" if spoil == "missing" else "s_Z3.tif"):
+            open_volume(folder).read()
+
+    @pytest.mark.parametrize("spoil", SPOILS)
+    def test_interpolation_is_the_mean_of_the_neighbours(self, spoil, voxels, tmp_path):
+        folder = write_slices(tmp_path / "stack", voxels)
+        getattr(self, f"spoil_{spoil}")(folder)
+        volume = open_volume(folder, on_bad_slice="interpolate")
+        read = volume.read()
+        np.testing.assert_array_equal(np.delete(read, 3, 0), np.delete(voxels, 3, 0))
+        np.testing.assert_array_equal(read[3], np.rint((voxels[2].astype(float) + voxels[4]) / 2).astype(np.uint16))
+        assert len(volume.repaired) == 1
+        assert "3" in volume.repaired[0]
+
+
+@pytest.mark.parametrize("kind", ["NIfTI", "NIfTI, not compressed", "pages", "pages, contiguous", "NRRD"])
+def test_a_file_that_is_cut_short_is_named(kind, rng, tmp_path):
+    path = WRITERS[kind](tmp_path, rng.integers(0, 65535, (20, 40, 40), dtype=np.uint16))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(SelmaError, match=r"v\.\w+.*(cut short|damaged)"):
+        open_volume(path).read()
+
+
+def test_what_is_no_volume(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.txt").write_text("x")
+    with gzip.open(tmp_path / "b.nii.gz", "wb") as file:
+        file.write(b"no image")
+    tifffile.imwrite(tmp_path / "c.tif", np.zeros((8, 9, 3), np.uint8), photometric="rgb")
+    for name, match in (
+        ("none", "no such"),
+        ("empty", "neither"),
+        ("a.txt", "no reader"),
+        ("b.nii.gz", "damaged"),
+        ("c.tif", "colour"),
+    ):
+        with pytest.raises(SelmaError, match=match):
+            open_volume(tmp_path / name)
+
+
+def test_four_axes_are_refused(tmp_path, voxels):
+    with pytest.raises(SelmaError, match="11×9×7×2"):
+        open_volume(write_image(tmp_path / "v.nii.gz", np.stack([voxels, voxels])))
+
+
+class TestIntensities:
+    @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.float32, np.float64])
+    def test_whole_numbers_become_uint16(self, dtype):
+        converted = to_intensities(np.array([[[0, 1, 120]]], dtype), "x")
+        assert converted.dtype == np.uint16
+        assert converted.tolist() == [[[0, 1, 120]]]
+
+    def test_the_largest_value_survives(self):
+        assert to_intensities(np.array([65535.0]), "x").tolist() == [65535]
+
+    @pytest.mark.parametrize("value", [0.5, -1.0, 70000.0])
+    def test_what_uint16_cannot_hold_stays(self, value):
+        converted = to_intensities(np.array([value]), "x")
+        assert converted.dtype == np.float32
+        assert converted[0] == np.float32(value)
+
+    @pytest.mark.parametrize(
+        ("values", "match"),
+        [([np.nan], "NaN"), ([np.inf], "infinite"), (np.array([-5], np.int16), "saved as signed"), ([1j], "complex")],
+    )
+    def test_what_is_refused(self, values, match):
+        with pytest.raises(SelmaError, match=match):
+            to_intensities(np.asarray(values), "x")
