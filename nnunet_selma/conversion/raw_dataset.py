@@ -22,6 +22,7 @@ from nnunet_selma.volumes.base import Array
 
 FILE_ENDING = ".nii.gz"
 MANIFEST = "selma_manifest.json"
+_NIFTI_HEADER_BYTES = 352
 
 
 def dataset_folder_name(dataset_id: int, name: str) -> str:
@@ -44,20 +45,33 @@ def demand_free_id(dataset_id: int, folder_name: str, roots: Sequence[Path]) -> 
 
 
 def write_nifti(path: Path, voxels: Array, spacing_zyx: SpacingUm) -> None:
-    """Write (z, y, x) voxels with that spacing, origin 0 and identity direction, under a temporary name first."""
+    """Write (z, y, x) voxels with that spacing, origin 0 and identity direction, under a temporary name first.
+
+    Raises:
+        SelmaError: the file could not be written whole; ITK itself says nothing when the disk is full.
+    """
     image = sitk.GetImageFromArray(voxels)
     image.SetSpacing(tuple(float(s) for s in reversed(spacing_zyx)))
     partial = path.with_name(".partial_" + path.name)
     try:
         sitk.WriteImage(image, str(partial), useCompression=True)
+        whole = _uncompressed_size(partial) == (_NIFTI_HEADER_BYTES + voxels.nbytes) % 2**32
+    except (RuntimeError, OSError):
+        whole = False
+    try:
+        if not whole:
+            free = shutil.disk_usage(path.parent).free / 1e6
+            raise SelmaError(f"{path}: could not be written whole, {free:.0f} MB are free on that disk; make room and run the command again")
         os.replace(partial, path)
-    except RuntimeError as error:  # ITK's word for a full disk, too
-        free = shutil.disk_usage(path.parent).free
-        raise SelmaError(
-            f"{path}: cannot be written, {free / 1e6:.0f} MB are free there; make room and run the command again"
-        ) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _uncompressed_size(path: Path) -> int:
+    """The length, modulo 2³², that the end of a gzip file says its content has."""
+    with path.open("rb") as file:
+        file.seek(-4, os.SEEK_END)
+        return int.from_bytes(file.read(4), "little")
 
 
 class RawDataset:

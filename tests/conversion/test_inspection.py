@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+
+from nnunet_selma.conversion.inspection import inspect
+from nnunet_selma.errors import SelmaError
+from tests.conftest import write_image, write_patch
+
+
+def test_a_clean_download(tmp_path, rng):
+    for number in range(3):
+        write_patch(tmp_path, "cFos-Active_Neurons", number, rng)
+    found = inspect(tmp_path)
+    assert found.problems == []
+    assert found.warnings == []
+    images, label = found.patches["cfos_neuron_001"]
+    assert images[0].shape_zyx == (12, 14, 16)
+    assert images[0].dtype == "uint16"
+    assert 0 < label.foreground_share < 0.5
+    assert found.plans[0].startswith("convert annotated: 3 cases of c-Fos+ cell")
+
+
+def test_everything_that_is_odd_is_said(tmp_path, rng):
+    image = rng.integers(1, 60000, (12, 14, 16), dtype=np.uint16)
+    saturated = image.copy()
+    saturated[:3] = 65535
+    write_patch(tmp_path, "VessAP_vessel", 0, rng, image=image, label=np.full(image.shape, 255, np.uint8))
+    write_patch(tmp_path, "VessAP_vessel", 1, rng, image=image)
+    write_patch(tmp_path, "VessAP_vessel", 2, rng, image=saturated, label=np.zeros(image.shape, np.uint8))
+    write_image(tmp_path / "VessAP_vessel/raw/patchvolume_003_0000.nii.gz", image)
+    write_patch(tmp_path, "VessAP_vessel", 4, rng, image=np.full(image.shape, np.nan, np.float32))
+    write_image(tmp_path / "VessAP_vessel/raw/patchvolume_005_0000.nii.gz", image[:5])
+    write_image(tmp_path / "VessAP_vessel/gt/patchvolume_005.nii.gz", (image > 9).astype(np.uint8))
+    found = inspect(tmp_path)
+    warnings, problems = "\n".join(found.warnings), "\n".join(found.problems)
+    for sentence in ("label values other than 0 and 1", "blood_vessel_000 and blood_vessel_001: identical images", "saturated", "the label is empty"):
+        assert sentence in warnings
+    for sentence in ("patchvolume_003_0000.nii.gz: no ground truth", "patchvolume_004_0000.nii.gz: holds NaN", "they cannot belong together"):
+        assert sentence in problems
+    assert len(found.problems) == 3
+
+
+def test_a_header_that_contradicts_the_table(tmp_path, rng):
+    write_image(tmp_path / "cell_nucleus" / "a.nii.gz", rng.integers(0, 999, (8, 8, 8), dtype=np.uint16), (5.0, 2.0, 2.0))
+    (warning,) = inspect(tmp_path).warnings
+    assert "differs from the table" in warning
+
+
+def test_volumes_are_sampled_and_an_unknown_structure_is_mentioned(tmp_path, rng):
+    write_image(tmp_path / "a.nii.gz", rng.integers(0, 999, (8, 8, 8), dtype=np.uint16))
+    found = inspect(tmp_path)
+    assert list(found.volumes) == ["volume_a"]
+    assert "--structure" in found.warnings[0]
+    assert not inspect(tmp_path, "astrocyte").warnings
+
+
+def test_it_writes_nothing_and_names_what_is_missing(tmp_path, rng):
+    write_patch(tmp_path / "in", "AD_plaques", 0, rng)
+    before = sorted(p.stat().st_mtime_ns for p in tmp_path.rglob("*"))
+    inspect(tmp_path / "in")
+    assert sorted(p.stat().st_mtime_ns for p in tmp_path.rglob("*")) == before
+    with pytest.raises(SelmaError, match="no such"):
+        inspect(tmp_path / "out")

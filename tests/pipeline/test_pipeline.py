@@ -1,0 +1,160 @@
+"""The real nnU-Net commands on a tiny synthetic download."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from nnunet_selma import commands
+
+SSL = "nnUNet_results/Dataset500_*/SelmaSSLTrainer__nnUNetSmallPlans_from510__3d_fullres/fold_all"
+FINETUNED = "nnUNet_results/Dataset510_*/SelmaFinetuneTrainer__nnUNetSmallPlans__3d_fullres/fold_0"
+
+
+class TestReport:
+    def test_it_ties_everything_together(self, workspace):
+        page = workspace.report.read_text()
+        for name in ("segmentation.png", "finetuning.png", "pretraining.png", "reconstruction.png", "dice.csv"):
+            assert f'"{name}"' in page
+            assert (workspace.report.parent / name).stat().st_size > 100
+        for command in ("nnUNetv2_plan_and_preprocess", "SelmaSSLTrainer", "SelmaFinetuneTrainer", "nnUNetv2_predict"):
+            assert command in page
+
+    def test_its_dice_is_that_of_the_files(self, workspace):
+        rows = list(csv.DictReader((workspace.report.parent / "dice.csv").open()))
+        assert {row["case"].rsplit("_", 1)[0] for row in rows} == {"AD_plaques", "blood_vessel", "cell_nuclei", "cfos_neuron", "microglia"}
+        for row in rows:
+            truth, prediction = (
+                sitk.GetArrayFromImage(sitk.ReadImage(str(workspace.output / folder / f"{row['case']}.nii.gz")))
+                for folder in ("test/references", "predictions/with_pretraining")
+            )
+            overlap = sitk.LabelOverlapMeasuresImageFilter()
+            overlap.Execute(sitk.GetImageFromArray(truth), sitk.GetImageFromArray(prediction))
+            assert float(row["with pretraining"]) == pytest.approx(overlap.GetDiceCoefficient(), abs=1e-4)
+
+
+class TestPretraining:
+    def test_the_summary_tells_what_finetuning_must_know(self, workspace):
+        summary = json.loads((workspace.path(SSL) / "ssl_summary.json").read_text())
+        assert (summary["trainer"], summary["pretext"], summary["epochs"]) == ("SelmaSSLTrainer", "MaskedInpainting", 3)
+        assert summary["network"]["arch_kwargs"]["features_per_stage"] == [4, 8]
+        assert all(np.isfinite(v).all() and len(v) == 3 for v in summary["history"].values())
+
+    def test_no_dice_is_shown(self, workspace):
+        (log,) = workspace.path(SSL).glob("training_log*.txt")
+        assert "dice" not in log.read_text().lower()
+        assert (workspace.path(SSL) / "reconstruction.png").is_file()
+
+    def test_keys_are_those_of_the_segmentation_network(self, workspace):
+        pretrained, finetuned = (
+            torch.load(workspace.path(run) / "checkpoint_final.pth", weights_only=False)["network_weights"] for run in (SSL, FINETUNED)
+        )
+        assert pretrained.keys() == finetuned.keys()
+        assert all(pretrained[k].shape == finetuned[k].shape for k in pretrained if ".seg_layers." not in k)
+
+    def test_an_interrupted_run_goes_on_to_the_same_curve(self, workspace, tmp_path):
+        """Killed with SIGKILL after a checkpoint, continued with --c: every loss equals that of the undisturbed run."""
+        workspace.settings(500, "nnUNetSmallPlans_from510", "pretraining.epochs=8", "pretraining.save_every=1")
+        results = tmp_path / "results"
+        train = ["nnUNetv2_train", "500", "3d_fullres", "all", "-tr", "SelmaSSLTrainer", "-p", "nnUNetSmallPlans_from510", "-device", "cpu"]
+        environment = {**os.environ, **workspace.environment, "nnUNet_results": str(results)}
+        with subprocess.Popen([commands.program(train[0]), *train[1:]], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+            deadline = time.monotonic() + 240
+            while not list(results.glob("*/*/fold_all/checkpoint_latest.pth")):
+                assert run.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            run.send_signal(signal.SIGKILL)
+        assert not list(results.glob("*/*/fold_all/checkpoint_final.pth"))
+        assert workspace.run(*train, "--c", nnUNet_results=str(results)).returncode == 0
+        assert workspace.run(*train, nnUNet_results=str(tmp_path / "undisturbed")).returncode == 0
+        resumed, undisturbed = (
+            json.loads(next(root.glob("*/*/fold_all/ssl_summary.json")).read_text())["history"] for root in (results, tmp_path / "undisturbed")
+        )
+        assert len(resumed["train_losses"]) == 8
+        assert resumed == undisturbed
+
+    @pytest.mark.slow
+    def test_two_dimensional_plans(self, workspace):
+        done = workspace.run("nnunet-selma", "plan-pretraining", "-s", "510", "-t", "500", "-p", "nnUNetPlans", "-c", "2d", "--workers", "1")
+        assert done.returncode == 0, done.stderr
+        workspace.settings(500, "nnUNetPlans_from510", "pretraining.epochs=1", "pretraining.iterations_per_epoch=2", "pretraining.validation_iterations=1")
+        done = workspace.run("nnUNetv2_train", "500", "2d", "all", "-tr", "SelmaSSLTrainer", "-p", "nnUNetPlans_from510", "-device", "cpu")
+        assert done.returncode == 0, done.stderr
+        assert workspace.path("nnUNet_results/Dataset500_*/*__2d/fold_all/reconstruction.png").is_file()
+
+    def test_stock_nnunet_takes_the_checkpoint(self, workspace, tmp_path):
+        done = workspace.run(
+            "nnUNetv2_train", "510", "3d_fullres", "0", "-tr", "nnUNetTrainer_1epoch", "-p", "nnUNetSmallPlans", "-device", "cpu",
+            "-pretrained_weights", str(workspace.path(SSL) / "checkpoint_final.pth"), nnUNet_results=str(tmp_path), nnUNet_extTrainer=None,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "Loading pretrained weights" in done.stdout
+        assert list(tmp_path.rglob("fold_0/checkpoint_final.pth"))
+
+
+class TestFinetuning:
+    def test_the_report_of_the_transfer_is_printed(self, workspace):
+        (log,) = workspace.path(FINETUNED).glob("training_log*.txt")
+        text = log.read_text()
+        assert "100.0% of the parameters below the heads come from pretraining" in text
+        assert str(workspace.path(SSL) / "checkpoint_final.pth") in text
+        assert "does not mirror" in text
+
+    def test_a_bare_nnunet_predicts_with_it(self, workspace, tmp_path):
+        """No plugin in sight: nnUNet_extTrainer is unset, and the answer is the one with the plugin."""
+        checkpoint = torch.load(workspace.path(FINETUNED) / "checkpoint_final.pth", weights_only=False)
+        assert checkpoint["trainer_name"] == "nnUNetTrainer"
+        done = workspace.run(
+            "nnUNetv2_predict", "-d", "510", "-i", str(workspace.output / "test" / "images"), "-o", str(tmp_path), "-f", "0", "-p", "nnUNetSmallPlans",
+            "-tr", "SelmaFinetuneTrainer", "-c", "3d_fullres", "-device", "cpu", "--disable_tta", "-npp", "1", "-nps", "1", nnUNet_extTrainer=None,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        for path in (workspace.output / "predictions" / "with_pretraining").glob("*.nii.gz"):
+            np.testing.assert_array_equal(*(sitk.GetArrayFromImage(sitk.ReadImage(str(p))) for p in (path, tmp_path / path.name)))
+
+    def test_going_on_and_validating_need_no_pretrained_file(self, workspace, tmp_path):
+        """With the pretraining gone, --val runs from the checkpoint alone."""
+        gone = workspace.path(SSL).parent
+        hidden = gone.rename(gone.with_name("hidden"))
+        try:
+            done = workspace.run("nnUNetv2_train", "510", "3d_fullres", "0", "-tr", "SelmaFinetuneTrainer", "-p", "nnUNetSmallPlans", "-device", "cpu", "--c")
+        finally:
+            hidden.rename(gone)
+        assert done.returncode == 0, done.stderr
+        assert "nothing is carried over" in done.stdout
+        assert "Validation complete" in done.stdout
+
+    @pytest.mark.parametrize("fault", ["malicious", "another architecture", "missing"])
+    def test_unusable_checkpoints_end_with_a_sentence(self, fault, workspace, tmp_path):
+        path = tmp_path / "weights.pth"
+        if fault == "malicious":
+            torch.save({"network_weights": {"a": torch.ones(1)}, "x": _Malicious()}, path)
+        if fault == "another architecture":
+            torch.save({"state_dict": {"patch_embed.weight": torch.ones(3)}}, path)
+        workspace.settings(510, "nnUNetSmallPlans", f"finetuning.pretrained={path}")
+        try:
+            done = workspace.run(
+                "nnUNetv2_train", "510", "3d_fullres", "0", "-tr", "SelmaFinetuneTrainer", "-p", "nnUNetSmallPlans", "-device", "cpu", nnUNet_results=str(tmp_path)
+            )
+        finally:
+            workspace.settings(510, "nnUNetSmallPlans", "finetuning.pretrained=newest")
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        said = {"malicious": "refused", "another architecture": "another architecture", "missing": "no such checkpoint"}[fault]
+        assert f"nnunet-selma: {path}" in done.stderr
+        assert said in done.stderr
+        assert not (tmp_path / "executed").exists()
+        assert not list(tmp_path.rglob("checkpoint_*.pth"))
+
+
+class _Malicious:
+    def __reduce__(self):
+        return os.system, ("touch executed",)

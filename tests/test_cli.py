@@ -1,0 +1,164 @@
+"""Bad input, as a user meets it: one sentence that names the file, exit code 2, no traceback, nothing half-written."""
+
+import errno
+import os
+import runpy
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tifffile
+
+from nnunet_selma import cli
+from tests.conftest import REPOSITORY, write_image, write_patch
+
+SHAPE = (8, 9, 10)
+
+
+def image(rng):
+    return rng.integers(0, 65535, SHAPE, dtype=np.uint16)
+
+
+def nothing(source, rng):
+    """No such folder."""
+
+
+def empty(source, rng):
+    source.mkdir()
+
+
+def raw_without_gt(source, rng):
+    write_image(source / "AD_plaques/raw/patchvolume_000_0000.nii.gz", image(rng))
+
+
+def gt_without_raw(source, rng):
+    write_image(source / "AD_plaques/gt/patchvolume_000.nii.gz", image(rng))
+
+
+def shape_mismatch(source, rng):
+    write_patch(source, "AD_plaques", 0, rng, image=image(rng), label=np.ones((8, 9, 11), np.uint8))
+
+
+def four_axes(source, rng):
+    write_patch(source, "AD_plaques", 0, rng, image=np.stack([image(rng)] * 2))
+
+
+def not_a_number(source, rng):
+    write_patch(source, "AD_plaques", 0, rng, shape=SHAPE, image=np.full(SHAPE, np.nan))
+
+
+def infinite(source, rng):
+    write_patch(source, "AD_plaques", 0, rng, shape=SHAPE, image=np.full(SHAPE, np.inf, np.float32))
+
+
+def truncated_nifti(source, rng):
+    write_patch(source, "AD_plaques", 0, rng, shape=(30, 30, 30))
+    path = source / "AD_plaques/raw/patchvolume_000_0000.nii.gz"
+    path.write_bytes(path.read_bytes()[:20000])
+
+
+def unknown_structure(source, rng):
+    write_patch(source, "kidney", 0, rng)
+
+
+def stack(source, rng, **options):
+    folder = source / "cell_nucleus" / "sample1" / "C01"
+    folder.mkdir(parents=True)
+    for z in range(12):
+        tifffile.imwrite(folder / f"i_Z{z}.tif", rng.integers(0, 65535, (16, 16), dtype=np.uint16), **options)
+    return folder
+
+
+def truncated_tiff(source, rng):
+    path = stack(source, rng) / "i_Z7.tif"
+    path.write_bytes(path.read_bytes()[:300])
+
+
+def missing_slice(source, rng):
+    (stack(source, rng) / "i_Z7.tif").unlink()
+
+
+def colour_tiff(source, rng):
+    tifffile.imwrite(stack(source, rng) / "i_Z7.tif", np.zeros((16, 16, 3), np.uint8), photometric="rgb")
+
+
+ANNOTATED = {
+    nothing: "in: there is no such", empty: "no annotated patches", raw_without_gt: "patchvolume_000_0000.nii.gz: no ground truth",
+    gt_without_raw: "patchvolume_000.nii.gz: no raw", shape_mismatch: "patchvolume_000.nii.gz has 8 × 9 × 11", four_axes: "patchvolume_000_0000.nii.gz: has the shape",
+    not_a_number: "patchvolume_000_0000.nii.gz: holds NaN", infinite: "patchvolume_000_0000.nii.gz: holds NaN or infinite",
+    truncated_nifti: "patchvolume_000_0000.nii.gz: cannot be read", unknown_structure: "kidney: unknown structure",
+}  # fmt: skip
+UNANNOTATED = {
+    nothing: "in: there is no such", empty: "no volumes", truncated_tiff: "i_Z7.tif: ", missing_slice: "after i_Z6.tif (number 7)", colour_tiff: "i_Z7.tif: is a colour image",
+}  # fmt: skip
+CASES = [("annotated", *one) for one in ANNOTATED.items()] + [("unannotated", *one) for one in UNANNOTATED.items()]
+
+
+def complains(capsys, arguments, match):
+    assert cli.main(arguments) == 2
+    err = capsys.readouterr().err
+    sentences = [line for line in err.splitlines() if line.startswith("nnunet-selma: ")]
+    assert len(sentences) == 1, err
+    assert match in sentences[0]
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(("kind", "prepare", "match"), CASES, ids=[f"{kind} {prepare.__name__}" for kind, prepare, _ in CASES])
+def test_bad_input(kind, prepare, match, tmp_path, rng, folders, capsys):
+    prepare(tmp_path / "in", rng)
+    complains(capsys, ["convert", kind, str(tmp_path / "in"), "--spacing", "voxel", *(["--tile", "8"] if kind == "unannotated" else [])], match)
+    assert not list(folders.raw.glob("Dataset*"))
+    assert not list(folders.preprocessed.glob("Dataset*"))
+    if prepare is not nothing:
+        capsys.readouterr()
+        assert cli.main(["inspect", str(tmp_path / "in")]) == 1
+
+
+def test_a_taken_id(tmp_path, rng, folders, capsys):
+    write_patch(tmp_path / "in", "AD_plaques", 0, rng)
+    (folders.raw / "Dataset510_Other").mkdir()
+    complains(capsys, ["convert", "annotated", str(tmp_path / "in")], "id 510 is taken by")
+
+
+def test_a_full_disk(tmp_path, rng, folders, capsys, monkeypatch):
+    write_patch(tmp_path / "in", "AD_plaques", 0, rng)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "somewhere")
+
+    monkeypatch.setattr("nnunet_selma.json_files.os.replace", full)
+    complains(capsys, ["convert", "annotated", str(tmp_path / "in")], "make room")
+    assert not list(folders.raw.glob("Dataset*"))
+
+
+@pytest.mark.parametrize("command", [["convert", "annotated", "x"], ["plan-pretraining", "-s", "1", "-t", "2"], ["settings", "-d", "1"], ["plan-small", "-d", "1"]])
+def test_variables_that_are_not_set(command, capsys, monkeypatch):
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.delenv(name, raising=False)
+    complains(capsys, command, 'eval "$(nnunet-selma env FOLDER)"')
+
+
+def test_an_unknown_structure_on_the_command_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["convert", "annotated", str(tmp_path), "--structures", "kidney"])
+    assert stopped.value.code == 2
+    assert "nnunet-selma: unknown structure 'kidney'" in capsys.readouterr().err
+
+
+def test_environment_lines_can_be_evaluated(tmp_path):
+    line = f'eval "$({sys.executable} -m nnunet_selma.cli env "{tmp_path}/a b")" && echo "$nnUNet_raw|$nnUNet_extTrainer"'
+    printed = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True).stdout.strip()
+    raw, trainers = printed.split("|")
+    assert raw == f"{tmp_path}/a b/nnUNet_raw"
+    assert os.path.isdir(raw)
+    assert os.path.isfile(f"{trainers}/nnunet_selma_trainers.py")
+
+
+def test_recipes_are_the_same_code(tmp_path, rng, folders, monkeypatch):
+    write_patch(tmp_path / "in", "shannel_cells", 0, rng)
+    monkeypatch.setattr(sys, "argv", ["x", str(tmp_path / "in"), "-d", "77"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(REPOSITORY / "dataset_conversion" / "Dataset510_SELMA3D_annotated.py"), run_name="__main__")
+    assert stopped.value.code == 0
+    assert (folders.raw / "Dataset077_SELMA3D" / "dataset.json").is_file()

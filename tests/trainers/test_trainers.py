@@ -1,0 +1,104 @@
+import os
+
+import pytest
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunet_selma.pretexts.inpainting import MaskedInpainting
+from nnunet_selma.settings import InpaintingSettings
+from nnunet_selma.trainers.base import bare
+from nnunet_selma.trainers.finetune import SelmaFinetuneTrainer, WarmupPolyLRScheduler
+from nnunet_selma.trainers.ssl import SelmaSSLTrainer
+from tests.plans import network, plans
+
+DATASET = {"channel_names": {"0": "light sheet"}, "labels": {"background": 0, "structure": 1}, "numTraining": 1, "file_ending": ".nii.gz"}
+
+
+def trainer(kind, folders, **settings):
+    content = {**plans(), "continue_training": False, "selma": settings}
+    one = kind(content, "3d_fullres", 0, DATASET, torch.device("cpu"))
+    (folders.preprocessed / "Dataset510_SELMA3D" / "nnUNetPlans_3d_fullres").mkdir(parents=True, exist_ok=True)
+    (folders.preprocessed / "Dataset510_SELMA3D" / "nnUNetPlans_3d_fullres" / "a.b2nd").touch()
+    return one
+
+
+@pytest.mark.parametrize("warmup", [0, 4])
+def test_the_learning_rate_rises_and_then_follows_nnunets(warmup):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], 0.01)
+    scheduler = WarmupPolyLRScheduler(optimizer, 0.01, 100, warmup)
+    rates = []
+    for epoch in range(100):
+        scheduler.step(epoch)
+        rates.append(optimizer.param_groups[0]["lr"])
+    for epoch, rate in enumerate(rates):
+        poly = 0.01 * (1 - epoch / 100) ** 0.9
+        assert rate == pytest.approx(poly * min(1, (epoch + 1) / (warmup + 1)))
+
+
+@pytest.mark.parametrize(("kind", "section"), [(SelmaSSLTrainer, "pretraining"), (SelmaFinetuneTrainer, "finetuning")])
+def test_settings_of_the_plans_arrive(kind, section, folders):
+    one = trainer(kind, folders, **{section: {"epochs": 7, "iterations_per_epoch": 3, "validation_iterations": 2, "save_every": 4}})
+    assert (one.num_epochs, one.num_iterations_per_epoch, one.num_val_iterations_per_epoch, one.save_every) == (7, 3, 2, 4)
+    default = trainer(kind, folders)
+    assert (default.num_epochs, default.num_iterations_per_epoch, default.num_val_iterations_per_epoch) == (1000, 250, 50)
+
+
+def test_a_setting_that_does_not_exist_ends_with_a_sentence(folders, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        trainer(SelmaSSLTrainer, folders, pretraining={"epoch": 3})
+    assert stopped.value.code == 2
+    assert "nnunet-selma: 'epoch' is no setting of pretraining" in capsys.readouterr().err
+
+
+def test_pretraining_returns_an_image_for_each_input_channel(folders):
+    one = trainer(SelmaSSLTrainer, folders)
+    one.initialize()
+    assert one.network(torch.zeros(1, 1, 16, 16, 16)).shape == (1, 1, 16, 16, 16)
+    assert network(plans(), input_channels=2)(torch.zeros(1, 2, 16, 16, 16)).shape == (1, 2, 16, 16, 16)
+
+
+def test_a_step_lowers_the_loss_on_one_batch(folders):
+    one = trainer(SelmaSSLTrainer, folders)
+    one.initialize()
+    batch = {"data": torch.randn(2, 1, 16, 16, 16) * 0.1 + 3}
+    one.network.train()
+    one.pretext.reseed(0)
+    losses = [float(one.train_step(batch)["loss"]) for _ in range(15)]
+    assert losses[-1] < losses[0] / 2
+
+
+def test_a_checkpoint_is_whole_or_absent(folders, tmp_path, monkeypatch):
+    one = trainer(SelmaFinetuneTrainer, folders)
+    one.initialize()
+    one.save_checkpoint(str(tmp_path / "a.pth"))
+    assert [p.name for p in tmp_path.glob("*.pth*")] == ["a.pth"]
+    before = (tmp_path / "a.pth").read_bytes()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nnunet_selma.trainers.base.torch.save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        one.save_checkpoint(str(tmp_path / "a.pth"))
+    assert (tmp_path / "a.pth").read_bytes() == before
+
+
+def test_no_parameter_waits_for_a_gradient_under_ddp(tmp_path):
+    """DistributedDataParallel refuses a second step if a parameter got no gradient in the first."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        wrapped = DistributedDataParallel(network(plans("128×128×112")))
+        pretext = MaskedInpainting(InpaintingSettings(), (1.0, 1.0, 1.0), torch.device("cpu"))
+        for _ in range(3):
+            pretext(wrapped, torch.randn(1, 1, 64, 64, 32))["inpainting"].backward()
+        assert bare(wrapped) is wrapped.module
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_trainers_take_the_arguments_nnunet_reads_from_the_signature():
+    import inspect
+
+    for kind in (SelmaSSLTrainer, SelmaFinetuneTrainer):
+        assert list(inspect.signature(kind.__init__).parameters) == ["self", "plans", "configuration", "fold", "dataset_json", "device"]
+    assert os.environ.get("nnUNet_extTrainer") is None
