@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code: int = chosen.run(chosen)
     except SelmaError as error:
-        print(f"nnunet-selma: {error}", file=sys.stderr)
+        _complain(str(error))
         return 2
     except OSError as error:
         where = error.filename or "the disk"
@@ -42,10 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if error.errno == errno.ENOSPC
             else "check the path and its permissions"
         )
-        print(f"nnunet-selma: {where}: {error.strerror or error}; {remedy}", file=sys.stderr)
+        _complain(f"{where}: {error.strerror or error}; {remedy}")
         return 2
     except KeyboardInterrupt:
-        print("nnunet-selma: stopped; the same command goes on from here", file=sys.stderr)
+        _complain("stopped; the same command goes on from here")
         return 130
     return code
 
@@ -53,8 +53,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _progress(items: Sequence[Any], label: str) -> Iterable[Any]:
     from tqdm import tqdm
 
-    bar: Iterable[Any] = tqdm(items, desc=label, dynamic_ncols=True, mininterval=1.0)
-    return bar
+    with tqdm(items, desc=label, dynamic_ncols=True, mininterval=1.0) as bar:
+        _bars.append(bar)
+        yield from bar
+
+
+_bars: list[Any] = []
+
+
+def _complain(sentence: str) -> None:
+    for bar in _bars:  # an error leaves the bar open, and the cursor behind it
+        bar.close()
+    print(f"nnunet-selma: {sentence}", file=sys.stderr)
 
 
 def _folders() -> Folders:

@@ -23,6 +23,10 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
+# nnU-Net weighs the outputs of its decoder and leaves the coarsest out; with two stages none is left and the loss is NaN
+_LEAST_STAGES = 3
+
+
 def total_strides(configuration: Mapping[str, Any]) -> list[int]:
     """The product of a network's strides along each axis."""
     return [math.prod(axis) for axis in zip(*configuration["architecture"]["arch_kwargs"]["strides"], strict=True)]
@@ -69,7 +73,14 @@ def small_plans(
 
     The network keeps nnU-Net's class, and the kernels and strides of its first `len(features)` stages; the patch is at most
     `patch_edge` along each axis, as the strides allow.
+
+    Raises:
+        SelmaError: fewer than three stages.
     """
+    if len(features) < _LEAST_STAGES:
+        raise SelmaError(
+            f"{len(features)} stages: give at least {_LEAST_STAGES} numbers of features; nnU-Net's deep supervision needs them"
+        )
     changed = deepcopy(plans)
     changed["plans_name"] = name
     own = own_configuration(changed, configuration)

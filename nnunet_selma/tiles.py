@@ -22,10 +22,15 @@ ALL_TISSUE = -1.0
 """A log threshold that every voxel exceeds."""
 _READ_BYTES = 2**27  # slices read in one go; a compressed NIfTI is decompressed from its start by every read
 _BLOCKS = 8  # blocks along a tile's edge, and slices read for a tile
+_FLAT = 1e-3  # a standard deviation of the log intensity that is rounding, not signal
+_LEAST_BLOCK = (
+    16  # voxels; smaller blocks would be filled by a single cell, and cells taken for all the tissue there is
+)
 _SMOOTHING = 9  # voxels; width of the box mean before the threshold is applied to voxels
 # A threshold means something only if it parts the blocks into two camps: by Otsu's criterion (share of the variance
-# that lies between the camps; 0.64 for one Gaussian, 0.75 for a uniform ramp) and in brightness (a factor of 1.5).
-_SEPARATION, _LOG_RATIO = 0.75, float(np.log(1.5))
+# that lies between the camps; 0.64 for one Gaussian, 0.75 for a uniform ramp) in brightness
+# (a factor of 1.5), and if tissue is more than a few bright cells (a fiftieth of the blocks).
+_SEPARATION, _LOG_RATIO, _LEAST_TISSUE = 0.75, float(np.log(1.5)), 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +103,7 @@ def _layer_blocks(volume: Volume, layer: Sequence[Tile]) -> tuple[NDArray[np.flo
     """Mean and standard deviation of log(1 + intensity) of the blocks of each tile of one layer, both (tile, block)."""
     (z, y, x), (first, height, width) = layer[0].start, layer[0].shape
     rows, columns = len({t.start[1] for t in layer}), len({t.start[2] for t in layer})
-    edge_y, edge_x = max(1, height // _BLOCKS), max(1, width // _BLOCKS)
+    edge_y, edge_x = (min(length, max(_LEAST_BLOCK, length // _BLOCKS)) for length in (height, width))
     many_y, many_x = height // edge_y, width // edge_x
     samples = np.unique(z + (np.arange(min(_BLOCKS, first)) + 0.5) * first // min(_BLOCKS, first)).astype(int)
     means, deviations = [], []
@@ -117,17 +122,20 @@ def _layer_blocks(volume: Volume, layer: Sequence[Tile]) -> tuple[NDArray[np.flo
 
 
 def _tissue_threshold(means: NDArray[np.float32]) -> float:
-    """Otsu's threshold between outside and tissue, or -inf if the blocks do not fall into two camps."""
+    """A threshold between outside and tissue, or -inf if the blocks do not fall into two camps."""
     values = means.ravel().astype(np.float64)
     if np.ptp(values) < _LOG_RATIO:
         return ALL_TISSUE
-    threshold = float(threshold_otsu(values))
-    below, above = values[values <= threshold], values[values > threshold]
-    if not len(below) or not len(above):
+    otsu = threshold_otsu(values)
+    below, above = values[values <= otsu], values[values > otsu]
+    if min(len(below), len(above)) == 0 or len(above) < _LEAST_TISSUE * len(values):
         return ALL_TISSUE
     distance = above.mean() - below.mean()
     between = len(below) * len(above) / len(values) ** 2 * distance**2
-    return threshold if between / values.var() >= _SEPARATION and distance >= _LOG_RATIO else ALL_TISSUE
+    if between / values.var() < _SEPARATION or distance < _LOG_RATIO:
+        return ALL_TISSUE
+    # midway between the camps: Otsu's own value may lie just above the darker one, where noise crosses it
+    return float(below.mean() + above.mean()) / 2
 
 
 def choose_tiles(tissue: TissueMap, settings: TileSettings) -> list[Tile]:
@@ -135,7 +143,7 @@ def choose_tiles(tissue: TissueMap, settings: TileSettings) -> list[Tile]:
 
     Returns an empty list where no tile holds enough tissue.
     """
-    enough = np.flatnonzero((tissue.foreground >= settings.min_foreground) & (tissue.signal > 0))
+    enough = np.flatnonzero((tissue.foreground >= settings.min_foreground) & (tissue.signal > _FLAT))
     if len(enough) > settings.per_volume:
         weights = (tissue.foreground * tissue.signal)[enough]
         rng = np.random.default_rng(settings.seed)

@@ -1,6 +1,7 @@
 """Weights from one network into another, and the report of what was carried over."""
 
 import pickle
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -74,7 +75,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?")),
     ]
     try:
-        with torch.serialization.safe_globals(allowed):
+        with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the age of the pickle's protocol
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = next(

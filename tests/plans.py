@@ -20,7 +20,7 @@ ARCHITECTURES = {
 def plans(name: str = "small", *, residual: bool = False, features: int = 4, batch: int = 1) -> dict[str, Any]:
     """A complete plans dictionary with one configuration, 3d_fullres (2d for the flat one)."""
     patch, spacing, strides, kernels = ARCHITECTURES.get(
-        name, ((16, 16, 16), (1.0, 1.0, 1.0), [[1] * 3, [2] * 3], [[3] * 3] * 2)
+        name, ((16, 16, 16), (1.0, 1.0, 1.0), [[1] * 3, [2] * 3, [2] * 3], [[3] * 3] * 3)
     )
     stages, dimension = len(strides), len(patch)
     blocks = (

@@ -104,10 +104,23 @@ def complains(capsys, arguments, match):
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize(("kind", "prepare", "match"), CASES, ids=[f"{kind} {prepare.__name__}" for kind, prepare, _ in CASES])
+@pytest.mark.parametrize(
+    ("kind", "prepare", "match"), CASES, ids=[f"{kind} {prepare.__name__}" for kind, prepare, _ in CASES]
+)
 def test_bad_input(kind, prepare, match, tmp_path, rng, folders, capsys):
     prepare(tmp_path / "in", rng)
-    complains(capsys, ["convert", kind, str(tmp_path / "in"), "--spacing", "voxel", *(["--tile", "8"] if kind == "unannotated" else [])], match)
+    complains(
+        capsys,
+        [
+            "convert",
+            kind,
+            str(tmp_path / "in"),
+            "--spacing",
+            "voxel",
+            *(["--tile", "8"] if kind == "unannotated" else []),
+        ],
+        match,
+    )
     assert not list(folders.raw.glob("Dataset*"))
     assert not list(folders.preprocessed.glob("Dataset*"))
     if prepare is not nothing:
@@ -132,7 +145,15 @@ def test_a_full_disk(tmp_path, rng, folders, capsys, monkeypatch):
     assert not list(folders.raw.glob("Dataset*"))
 
 
-@pytest.mark.parametrize("command", [["convert", "annotated", "x"], ["plan-pretraining", "-s", "1", "-t", "2"], ["settings", "-d", "1"], ["plan-small", "-d", "1"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["convert", "annotated", "x"],
+        ["plan-pretraining", "-s", "1", "-t", "2"],
+        ["settings", "-d", "1"],
+        ["plan-small", "-d", "1"],
+    ],
+)
 def test_variables_that_are_not_set(command, capsys, monkeypatch):
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.delenv(name, raising=False)
@@ -147,7 +168,9 @@ def test_an_unknown_structure_on_the_command_line(tmp_path, capsys):
 
 
 def test_environment_lines_can_be_evaluated(tmp_path):
-    line = f'eval "$({sys.executable} -m nnunet_selma.cli env "{tmp_path}/a b")" && echo "$nnUNet_raw|$nnUNet_extTrainer"'
+    line = (
+        f'eval "$({sys.executable} -m nnunet_selma.cli env "{tmp_path}/a b")" && echo "$nnUNet_raw|$nnUNet_extTrainer"'
+    )
     printed = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True).stdout.strip()
     raw, trainers = printed.split("|")
     assert raw == f"{tmp_path}/a b/nnUNet_raw"

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -5,6 +6,7 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.json_files import read_json, write_json
 from nnunet_selma.planning import fitting_patch, plan_pretraining, small_plans, total_strides, with_recipe
 from nnunet_selma.settings import read_settings
+from tests.conftest import write_image
 from tests.plans import ARCHITECTURES, network, plans
 
 
@@ -62,7 +64,8 @@ def prepare(folders, dataset, *, channels=1, spacing=(1.0, 1.0, 1.0), planned=Tr
     }  # fmt: skip
     for root in (folders.raw, folders.preprocessed):
         (root / dataset / "imagesTr").mkdir(parents=True)
-    (folders.raw / dataset / "imagesTr" / "a_0000.nii.gz").touch()
+    write_image(folders.raw / dataset / "imagesTr" / "a_0000.nii.gz", np.zeros((4, 4, 4), np.uint16))
+    write_image(folders.raw / dataset / "labelsTr" / "a.nii.gz", np.zeros((4, 4, 4), np.uint8))
     write_json(folders.raw / dataset / "dataset.json", content)
     write_json(folders.raw / dataset / "selma_manifest.json", {"cases": {"a": {"spacing_zyx": list(spacing)}}})
     if planned:
@@ -104,3 +107,10 @@ def test_missing_plans_and_datasets_say_what_to_run(folders):
     prepare(folders, "Dataset500_B", planned=False)
     with pytest.raises(SelmaError, match="nnUNetv2_plan_and_preprocess -d 510"):
         move(folders)
+
+
+def test_too_few_stages_are_refused():
+    with pytest.raises(SelmaError, match="at least 3"):
+        small_plans(
+            plans("128×128×112"), "small", configuration="3d_fullres", patch_edge=32, batch_size=2, features=(4, 8)
+        )

@@ -13,7 +13,10 @@ def test_means_are_over_cases_then_over_structures():
     assert table["mean of the structures"] == (3, {"with": pytest.approx(0.4), "without": pytest.approx(0.45)})
 
 
-@pytest.mark.parametrize(("losses", "error", "fell", "below"), [([1.0, 0.4], 0.3, "fell", "below"), ([0.4, 1.0], 0.9, "did not fall", "not below")])
+@pytest.mark.parametrize(
+    ("losses", "error", "fell", "below"),
+    [([1.0, 0.4], 0.3, "fell", "below"), ([0.4, 1.0], 0.9, "did not fall", "not below")],
+)
 def test_findings_say_what_happened_whatever_happened(losses, error, fell, below):
     history = {"val_losses": losses, "reconstruction_error": [error], "trivial_error": [0.8]}
     first, second, *_ = findings({"history": history, "epochs": 2}, by_structure(SCORES))
@@ -21,7 +24,10 @@ def test_findings_say_what_happened_whatever_happened(losses, error, fell, below
     assert f", {below} that" in second
 
 
-@pytest.mark.parametrize(("other", "sentence"), [(0.3, "beats: other (0.300)"), (0.5, "It is worse than: other"), (0.41, "As good to within 0.02")])
+@pytest.mark.parametrize(
+    ("other", "sentence"),
+    [(0.3, "beats: other (0.300)"), (0.5, "It is worse than: other"), (0.41, "As good to within 0.02")],
+)
 def test_comparisons(other, sentence):
     history = {"val_losses": [1, 0], "reconstruction_error": [0], "trivial_error": [1]}
     table = by_structure({"cfos_neuron_1": {"with": 0.4, "other": other}})

@@ -1,3 +1,5 @@
+from collections import Counter
+
 import numpy as np
 import pytest
 import tifffile
@@ -21,7 +23,7 @@ class Array(Volume):
         return self.voxels[z, y, x]
 
 
-def brain(rng, shape=(48, 80, 96)):
+def brain(rng, shape=(96, 128, 160)):
     """Camera background with a box of structured tissue in the middle."""
     voxels = rng.normal(100, 5, shape)
     z, y, x = (slice(n // 4, 3 * n // 4) for n in shape)
@@ -45,10 +47,11 @@ def test_the_grid_lies_inside_and_does_not_overlap(shape, tile):
 
 def test_the_tissue_map_finds_the_tissue(rng):
     voxels = brain(rng)
-    tissue = tissue_map(Array(voxels), 16)
-    assert np.log(110) < tissue.log_threshold < np.log(500)
+    tissue = tissue_map(Array(voxels), 32)
+    assert np.log(150) < tissue.log_threshold < np.log(500)
     truth = np.array([(voxels[t.box] > 300).mean() for t in tissue.tiles])
-    np.testing.assert_allclose(tissue.foreground, truth, atol=0.15)
+    np.testing.assert_allclose(tissue.foreground, truth, atol=0.3)  # blocks of 16 voxels are coarse in a tile of 32
+    assert np.corrcoef(tissue.foreground, truth)[0, 1] > 0.98
 
 
 def test_a_volume_without_outside_is_all_tissue(rng):
@@ -65,14 +68,17 @@ def test_sparse_bright_cells_do_not_hide_the_tissue_around_them(rng):
 
 
 def test_tiles_are_rich_in_tissue_seeded_and_in_reading_order(rng):
-    tissue = tissue_map(Array(brain(rng)), 16)
-    chosen = choose_tiles(tissue, TileSettings(tile=16, per_volume=6, min_foreground=0.5))
+    tissue = tissue_map(Array(brain(rng)), 32)
+    chosen = choose_tiles(tissue, TileSettings(tile=32, per_volume=6, min_foreground=0.5))
     assert len(chosen) == 6
     assert chosen == sorted(chosen)
     share = dict(zip(tissue.tiles, tissue.foreground, strict=True))
     assert min(share[t] for t in chosen) >= 0.5
-    assert chosen == choose_tiles(tissue, TileSettings(tile=16, per_volume=6, min_foreground=0.5))
-    assert chosen != choose_tiles(tissue, TileSettings(tile=16, per_volume=6, min_foreground=0.5, seed=1))
+    assert chosen == choose_tiles(tissue, TileSettings(tile=32, per_volume=6, min_foreground=0.5))
+    choices = [
+        choose_tiles(tissue, TileSettings(tile=32, per_volume=6, min_foreground=0.2, seed=seed)) for seed in range(3)
+    ]
+    assert choices[0] != choices[1] != choices[2]
 
 
 def test_no_tile_where_there_is_nothing():
@@ -81,7 +87,7 @@ def test_no_tile_where_there_is_nothing():
 
 
 def test_the_sparse_read_is_sparse(rng):
-    volume = Array(brain(rng, (256, 32, 32)))
+    volume = Array(brain(rng, (256, 64, 64)))
     tissue_map(volume, 128)
     assert volume.reads.sum() == 16  # 8 slices a layer of tiles
 
@@ -91,12 +97,13 @@ def test_tiles_read_by_slab_equal_the_boxes_and_each_slice_is_read_once_a_pass(r
     monkeypatch.setattr("nnunet_selma.tiles.TILES_AT_ONCE", at_once)
     monkeypatch.setattr("nnunet_selma.tiles._READ_BYTES", 1)
     volume = Array(brain(rng))
-    tiles = grid(volume.shape, 16)[::7]
+    tiles = grid(volume.shape, 32)[::3]
     read = dict(read_tiles(volume, tiles))
     assert set(read) == set(tiles)
     for tile, voxels in read.items():
         np.testing.assert_array_equal(voxels, volume.voxels[tile.box])
-    assert volume.reads.max() == (1 if at_once == 64 else 2)
+    layers = Counter(tile.start[0] for tile in tiles)
+    assert volume.reads.max() == -(-max(layers.values()) // at_once)
 
 
 def test_tiles_of_a_stack_of_slices(rng, tmp_path):
@@ -113,6 +120,6 @@ def test_the_mask_follows_the_tissue(rng):
     voxels = brain(rng)
     mask = foreground_mask(voxels, np.log(250))
     truth = voxels > 300
-    assert (mask.astype(bool) & truth).sum() / truth.sum() > 0.95
+    assert (mask.astype(bool) & truth).sum() / truth.sum() > 0.9  # a box mean rounds corners
     assert (mask.astype(bool) & ~truth).mean() < 0.15
     assert foreground_mask(voxels, ALL_TISSUE).all()

@@ -53,28 +53,27 @@ def inspect(source: Path, structure: str | None = None, progress: Progress[Any] 
     result = Inspection(source=str(source))
     if not source.exists():
         raise SelmaError(f"{source}: there is no such file or folder")
-    has_labels = source.is_dir() and any(p.is_dir() and p.name.lower() == "gt" for p in source.rglob("*"))
-    if has_labels:
-        _inspect_patches(result, source, progress)
+    has_patches = source.is_dir() and (
+        any(source.rglob("patchvolume_*")) or any(p.name.lower() == "gt" for p in source.rglob("*") if p.is_dir())
+    )
+    paired = _inspect_patches(result, source, progress) if has_patches else set()
     try:
         volumes = find_volumes(source, UnannotatedSettings(structure=structure))
     except SelmaError as error:
         volumes = []
-        if not has_labels:
+        if not has_patches:
             result.problems.append(str(error))
-    raw_files = {path for images, _ in result.patches.values() for path in (facts.file for facts in images)}
-    _inspect_volumes(
-        result, [v for v in volumes if str(v.channels[0]) not in raw_files], progress, has_labels=has_labels
-    )
+    _inspect_volumes(result, [v for v in volumes if not paired & set(v.channels)], progress)
     return result
 
 
-def _inspect_patches(result: Inspection, source: Path, progress: Progress[Any]) -> None:
+def _inspect_patches(result: Inspection, source: Path, progress: Progress[Any]) -> set[Path]:
+    """What is to be said about annotated patches; returns the images that have a label."""
     try:
         found = find_patches(source)
     except SelmaError as error:
         result.problems.append(str(error))
-        return
+        return set()
     result.layout = found.layout
     result.problems += found.problems + found.unpaired
     signatures: list[Signature] = []
@@ -97,6 +96,7 @@ def _inspect_patches(result: Inspection, source: Path, progress: Progress[Any]) 
         )
     except SelmaError as error:
         result.problems.append(str(error))
+    return {path for patch in found.patches for path in patch.images.values()}
 
 
 def _inspect_patch(result: Inspection, patch: Patch) -> list[Signature]:
@@ -112,9 +112,7 @@ def _inspect_patch(result: Inspection, patch: Patch) -> list[Signature]:
     return [signature(patch.name, image) for image, _ in read]
 
 
-def _inspect_volumes(
-    result: Inspection, volumes: list[UnlabelledVolume], progress: Progress[Any], *, has_labels: bool
-) -> None:
+def _inspect_volumes(result: Inspection, volumes: list[UnlabelledVolume], progress: Progress[Any]) -> None:
     for one in progress(volumes, "volumes"):
         try:
             channels = [open_volume(path) for path in one.channels]
@@ -123,7 +121,7 @@ def _inspect_volumes(
                 result.warnings += [f"{facts.file}: {warning}" for warning in facts.warnings]
         except SelmaError as error:
             result.problems.append(str(error))
-    if result.volumes and not has_labels:
+    if result.volumes:
         voxels = sum(int(np.prod(facts[0].shape_zyx)) for facts in result.volumes.values())
         result.plans.append(
             f"convert unannotated: tiles from {len(result.volumes)} volumes, {voxels / 1e9:.2f} billion voxels"

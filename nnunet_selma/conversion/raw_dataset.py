@@ -61,7 +61,9 @@ def write_nifti(path: Path, voxels: Array, spacing_zyx: SpacingUm) -> None:
     try:
         if not whole:
             free = shutil.disk_usage(path.parent).free / 1e6
-            raise SelmaError(f"{path}: could not be written whole, {free:.0f} MB are free on that disk; make room and run the command again")
+            raise SelmaError(
+                f"{path}: could not be written whole, {free:.0f} MB are free on that disk; make room and run the command again"
+            )
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ from typing import Literal
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.volumes.base import Volume, to_intensities
 from nnunet_selma.volumes.itk import ItkVolume, is_itk_file
+from nnunet_selma.volumes.nifti import NiftiVolume, is_nifti
 from nnunet_selma.volumes.ome_zarr import OmeZarrVolume, is_zarr
 from nnunet_selma.volumes.tiff import TiffPages, TiffSlices, is_tiff, tiff_slices
 
@@ -18,7 +19,7 @@ def is_volume(path: Path) -> bool:
     """True for a file or folder that `open_volume` has a reader for; looks at names only."""
     if path.is_dir():
         return is_zarr(path) or bool(tiff_slices(path))
-    return not path.name.startswith(".") and (is_tiff(path) or is_itk_file(path))
+    return not path.name.startswith(".") and (is_tiff(path) or is_nifti(path) or is_itk_file(path))
 
 
 def open_volume(
@@ -48,6 +49,8 @@ def open_volume(
         raise SelmaError(f"{path}: the folder holds neither TIFF slices nor an OME-Zarr")
     if is_tiff(path):
         return TiffPages(path, channel=channel)
+    if is_nifti(path):
+        return NiftiVolume(path)
     if is_itk_file(path):
         return ItkVolume(path)
     raise SelmaError(f"{path}: no reader for this kind of file; give TIFF, NIfTI, NRRD, MHA or OME-Zarr")

@@ -32,15 +32,26 @@ def test_everything_that_is_odd_is_said(tmp_path, rng):
     write_image(tmp_path / "VessAP_vessel/gt/patchvolume_005.nii.gz", (image > 9).astype(np.uint8))
     found = inspect(tmp_path)
     warnings, problems = "\n".join(found.warnings), "\n".join(found.problems)
-    for sentence in ("label values other than 0 and 1", "blood_vessel_000 and blood_vessel_001: identical images", "saturated", "the label is empty"):
+    for sentence in (
+        "label values other than 0 and 1",
+        "blood_vessel_000 and blood_vessel_001: identical images",
+        "saturated",
+        "the label is empty",
+    ):
         assert sentence in warnings
-    for sentence in ("patchvolume_003_0000.nii.gz: no ground truth", "patchvolume_004_0000.nii.gz: holds NaN", "they cannot belong together"):
+    for sentence in (
+        "patchvolume_003_0000.nii.gz: no ground truth",
+        "patchvolume_004_0000.nii.gz: holds NaN",
+        "they cannot belong together",
+    ):
         assert sentence in problems
     assert len(found.problems) == 3
 
 
 def test_a_header_that_contradicts_the_table(tmp_path, rng):
-    write_image(tmp_path / "cell_nucleus" / "a.nii.gz", rng.integers(0, 999, (8, 8, 8), dtype=np.uint16), (5.0, 2.0, 2.0))
+    write_image(
+        tmp_path / "cell_nucleus" / "a.nii.gz", rng.integers(0, 999, (8, 8, 8), dtype=np.uint16), (5.0, 2.0, 2.0)
+    )
     (warning,) = inspect(tmp_path).warnings
     assert "differs from the table" in warning
 

@@ -53,7 +53,7 @@ def test_an_id_of_another_dataset_is_taken_wherever_it_lies(tmp_path):
         (tmp_path / root).mkdir()
     demand_free_id(5, "Dataset005_A", [tmp_path / "raw", tmp_path / "preprocessed", tmp_path / "none"])
     (tmp_path / "preprocessed" / "Dataset005_B").mkdir()
-    with pytest.raises(SelmaError, match="id 5 is taken by .*Dataset005_B"):
+    with pytest.raises(SelmaError, match=r"id 5 is taken by .*Dataset005_B"):
         demand_free_id(5, "Dataset005_A", [tmp_path / "raw", tmp_path / "preprocessed"])
 
 

@@ -8,9 +8,9 @@ from nnunet_selma.conversion.relatives import find_relations, signature
 @pytest.fixture
 def cube(rng):
     """Smooth texture with noise, bright blobs, and shading."""
-    texture = gaussian_filter(rng.random((60, 60, 60)), 2)
-    shading = np.linspace(1, 2, 60)
-    voxels = 2000 * (1 + 20 * (texture - texture.mean())) * shading + rng.normal(0, 20, (60, 60, 60))
+    texture = gaussian_filter(rng.random((100, 100, 100)), 2)
+    shading = np.linspace(1, 2, 100)
+    voxels = 2000 * (1 + 20 * (texture - texture.mean())) * shading + rng.normal(0, 20, (100, 100, 100))
     return np.clip(voxels, 0, 65535).astype(np.uint16)
 
 
@@ -22,26 +22,30 @@ def relations(*boxes):
 
 
 def test_a_copy(cube):
-    assert relations(cube[:30, :30, :30], cube[:30, :30, :30].copy()) == [("0", "1", "identical images")]
+    assert relations(cube[:50, :50, :50], cube[:50, :50, :50].copy()) == [("0", "1", "identical images")]
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_an_overlap_along_one_axis(cube, axis):
-    a, b = (np.moveaxis(np.moveaxis(cube, axis, 0)[s, :30, :30], 0, axis) for s in (slice(0, 30), slice(25, 55)))
+    a, b = (np.moveaxis(np.moveaxis(cube, axis, 0)[s, :50, :50], 0, axis) for s in (slice(0, 50), slice(45, 95)))
     assert relations(a, b) == [("0", "1", "they overlap")]
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_neighbours_that_touch(cube, axis):
-    a, b = (np.moveaxis(np.moveaxis(cube, axis, 0)[s, :30, :30], 0, axis) for s in (slice(30, 60), slice(0, 30)))
+    a, b = (np.moveaxis(np.moveaxis(cube, axis, 0)[s, :50, :50], 0, axis) for s in (slice(50, 100), slice(0, 50)))
     assert relations(a, b) == [("0", "1", "they touch")]
 
 
 def test_strangers_with_the_same_shading(cube):
-    assert relations(cube[:30, :30, :30], cube[30:, 30:, 30:], cube[30:, :30, 30:][:, ::-1]) == []
+    assert relations(cube[:50, :50, :50], cube[50:, 50:, 50:], cube[50:, :50, 50:][:, ::-1]) == []
 
 
-def test_empty_planes_prove_nothing():
-    a, b = np.zeros((8, 8, 8), np.uint16), np.zeros((8, 8, 8), np.uint16)
-    a[4], b[4] = np.arange(64).reshape(8, 8), np.arange(64)[::-1].reshape(8, 8)
+def test_a_padded_border_proves_nothing(rng):
+    a, b = np.zeros((48, 48, 48), np.uint16), np.zeros((48, 48, 48), np.uint16)
+    a[5:], b[5:] = rng.integers(0, 999, (2, 43, 48, 48))
     assert relations(a, b) == []
+
+
+def test_small_faces_prove_nothing(rng):
+    assert relations(*rng.integers(0, 999, (6, 16, 16, 16), dtype=np.uint16)) == []

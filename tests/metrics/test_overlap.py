@@ -9,7 +9,10 @@ from nnunet_selma.metrics.overlap import dice
 masks = array_shapes(min_dims=3, max_dims=3, max_side=6).flatmap(lambda s: st.tuples(arrays(bool, s), arrays(bool, s)))
 
 
-@pytest.mark.parametrize(("a", "b", "value"), [([1, 1, 0], [1, 0, 0], 2 / 3), ([0, 0], [0, 0], 1.0), ([1, 0], [0, 0], 0.0), ([1, 1], [255, 255], 1.0)])
+@pytest.mark.parametrize(
+    ("a", "b", "value"),
+    [([1, 1, 0], [1, 0, 0], 2 / 3), ([0, 0], [0, 0], 1.0), ([1, 0], [0, 0], 0.0), ([1, 1], [255, 255], 1.0)],
+)
 def test_hand_worked(a, b, value):
     assert dice(np.array(a), np.array(b)) == pytest.approx(value)
 

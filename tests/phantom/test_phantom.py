@@ -9,7 +9,6 @@ from skimage.measure import euler_number, label
 from nnunet_selma.phantom import DRAWN as STRUCTURES
 from nnunet_selma.phantom import Phantom, draw
 
-
 FOREGROUND_SHARE = {
     "blood_vessel": (0.09, 0.22),
     "cfos_neuron": (0.0002, 0.008),

@@ -11,7 +11,7 @@ from nnunet_selma import commands
 from nnunet_selma.demo import DemoSize, run_demo, workspace_environment
 
 TINY = DemoSize(
-    patches=2, patch_edge=32, brain_shape=(32, 64, 64), tile=32, tiles_per_volume=2, test_patches=1, network_patch=16, features=(4, 8),
+    patches=2, patch_edge=32, brain_shape=(32, 64, 64), tile=32, tiles_per_volume=2, test_patches=1, network_patch=16, features=(4, 8, 8),
     pretraining=(3, 3), finetuning=(2, 3),
 )  # fmt: skip
 

@@ -29,7 +29,13 @@ class TestReport:
 
     def test_its_dice_is_that_of_the_files(self, workspace):
         rows = list(csv.DictReader((workspace.report.parent / "dice.csv").open()))
-        assert {row["case"].rsplit("_", 1)[0] for row in rows} == {"AD_plaques", "blood_vessel", "cell_nuclei", "cfos_neuron", "microglia"}
+        assert {row["case"].rsplit("_", 1)[0] for row in rows} == {
+            "AD_plaques",
+            "blood_vessel",
+            "cell_nuclei",
+            "cfos_neuron",
+            "microglia",
+        }
         for row in rows:
             truth, prediction = (
                 sitk.GetArrayFromImage(sitk.ReadImage(str(workspace.output / folder / f"{row['case']}.nii.gz")))
@@ -44,7 +50,7 @@ class TestPretraining:
     def test_the_summary_tells_what_finetuning_must_know(self, workspace):
         summary = json.loads((workspace.path(SSL) / "ssl_summary.json").read_text())
         assert (summary["trainer"], summary["pretext"], summary["epochs"]) == ("SelmaSSLTrainer", "MaskedInpainting", 3)
-        assert summary["network"]["arch_kwargs"]["features_per_stage"] == [4, 8]
+        assert summary["network"]["arch_kwargs"]["features_per_stage"] == [4, 8, 8]
         assert all(np.isfinite(v).all() and len(v) == 3 for v in summary["history"].values())
 
     def test_no_dice_is_shown(self, workspace):
@@ -54,7 +60,8 @@ class TestPretraining:
 
     def test_keys_are_those_of_the_segmentation_network(self, workspace):
         pretrained, finetuned = (
-            torch.load(workspace.path(run) / "checkpoint_final.pth", weights_only=False)["network_weights"] for run in (SSL, FINETUNED)
+            torch.load(workspace.path(run) / "checkpoint_final.pth", weights_only=False)["network_weights"]
+            for run in (SSL, FINETUNED)
         )
         assert pretrained.keys() == finetuned.keys()
         assert all(pretrained[k].shape == finetuned[k].shape for k in pretrained if ".seg_layers." not in k)
@@ -63,9 +70,25 @@ class TestPretraining:
         """Killed with SIGKILL after a checkpoint, continued with --c: every loss equals that of the undisturbed run."""
         workspace.settings(500, "nnUNetSmallPlans_from510", "pretraining.epochs=8", "pretraining.save_every=1")
         results = tmp_path / "results"
-        train = ["nnUNetv2_train", "500", "3d_fullres", "all", "-tr", "SelmaSSLTrainer", "-p", "nnUNetSmallPlans_from510", "-device", "cpu"]
+        train = [
+            "nnUNetv2_train",
+            "500",
+            "3d_fullres",
+            "all",
+            "-tr",
+            "SelmaSSLTrainer",
+            "-p",
+            "nnUNetSmallPlans_from510",
+            "-device",
+            "cpu",
+        ]
         environment = {**os.environ, **workspace.environment, "nnUNet_results": str(results)}
-        with subprocess.Popen([commands.program(train[0]), *train[1:]], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+        with subprocess.Popen(
+            [commands.program(train[0]), *train[1:]],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as run:
             deadline = time.monotonic() + 240
             while not list(results.glob("*/*/fold_all/checkpoint_latest.pth")):
                 assert run.poll() is None
@@ -76,17 +99,48 @@ class TestPretraining:
         assert workspace.run(*train, "--c", nnUNet_results=str(results)).returncode == 0
         assert workspace.run(*train, nnUNet_results=str(tmp_path / "undisturbed")).returncode == 0
         resumed, undisturbed = (
-            json.loads(next(root.glob("*/*/fold_all/ssl_summary.json")).read_text())["history"] for root in (results, tmp_path / "undisturbed")
+            json.loads(next(root.glob("*/*/fold_all/ssl_summary.json")).read_text())["history"]
+            for root in (results, tmp_path / "undisturbed")
         )
         assert len(resumed["train_losses"]) == 8
         assert resumed == undisturbed
 
     @pytest.mark.slow
     def test_two_dimensional_plans(self, workspace):
-        done = workspace.run("nnunet-selma", "plan-pretraining", "-s", "510", "-t", "500", "-p", "nnUNetPlans", "-c", "2d", "--workers", "1")
+        done = workspace.run(
+            "nnunet-selma",
+            "plan-pretraining",
+            "-s",
+            "510",
+            "-t",
+            "500",
+            "-p",
+            "nnUNetPlans",
+            "-c",
+            "2d",
+            "--workers",
+            "1",
+        )
         assert done.returncode == 0, done.stderr
-        workspace.settings(500, "nnUNetPlans_from510", "pretraining.epochs=1", "pretraining.iterations_per_epoch=2", "pretraining.validation_iterations=1")
-        done = workspace.run("nnUNetv2_train", "500", "2d", "all", "-tr", "SelmaSSLTrainer", "-p", "nnUNetPlans_from510", "-device", "cpu")
+        workspace.settings(
+            500,
+            "nnUNetPlans_from510",
+            "pretraining.epochs=1",
+            "pretraining.iterations_per_epoch=2",
+            "pretraining.validation_iterations=1",
+        )
+        done = workspace.run(
+            "nnUNetv2_train",
+            "500",
+            "2d",
+            "all",
+            "-tr",
+            "SelmaSSLTrainer",
+            "-p",
+            "nnUNetPlans_from510",
+            "-device",
+            "cpu",
+        )
         assert done.returncode == 0, done.stderr
         assert workspace.path("nnUNet_results/Dataset500_*/*__2d/fold_all/reconstruction.png").is_file()
 
@@ -118,14 +172,28 @@ class TestFinetuning:
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         for path in (workspace.output / "predictions" / "with_pretraining").glob("*.nii.gz"):
-            np.testing.assert_array_equal(*(sitk.GetArrayFromImage(sitk.ReadImage(str(p))) for p in (path, tmp_path / path.name)))
+            np.testing.assert_array_equal(
+                *(sitk.GetArrayFromImage(sitk.ReadImage(str(p))) for p in (path, tmp_path / path.name))
+            )
 
     def test_going_on_and_validating_need_no_pretrained_file(self, workspace, tmp_path):
         """With the pretraining gone, --val runs from the checkpoint alone."""
         gone = workspace.path(SSL).parent
         hidden = gone.rename(gone.with_name("hidden"))
         try:
-            done = workspace.run("nnUNetv2_train", "510", "3d_fullres", "0", "-tr", "SelmaFinetuneTrainer", "-p", "nnUNetSmallPlans", "-device", "cpu", "--c")
+            done = workspace.run(
+                "nnUNetv2_train",
+                "510",
+                "3d_fullres",
+                "0",
+                "-tr",
+                "SelmaFinetuneTrainer",
+                "-p",
+                "nnUNetSmallPlans",
+                "-device",
+                "cpu",
+                "--c",
+            )
         finally:
             hidden.rename(gone)
         assert done.returncode == 0, done.stderr
@@ -142,13 +210,27 @@ class TestFinetuning:
         workspace.settings(510, "nnUNetSmallPlans", f"finetuning.pretrained={path}")
         try:
             done = workspace.run(
-                "nnUNetv2_train", "510", "3d_fullres", "0", "-tr", "SelmaFinetuneTrainer", "-p", "nnUNetSmallPlans", "-device", "cpu", nnUNet_results=str(tmp_path)
+                "nnUNetv2_train",
+                "510",
+                "3d_fullres",
+                "0",
+                "-tr",
+                "SelmaFinetuneTrainer",
+                "-p",
+                "nnUNetSmallPlans",
+                "-device",
+                "cpu",
+                nnUNet_results=str(tmp_path),
             )
         finally:
             workspace.settings(510, "nnUNetSmallPlans", "finetuning.pretrained=newest")
         assert done.returncode == 2
         assert "Traceback" not in done.stderr
-        said = {"malicious": "refused", "another architecture": "another architecture", "missing": "no such checkpoint"}[fault]
+        said = {
+            "malicious": "refused",
+            "another architecture": "another architecture",
+            "missing": "no such checkpoint",
+        }[fault]
         assert f"nnunet-selma: {path}" in done.stderr
         assert said in done.stderr
         assert not (tmp_path / "executed").exists()

@@ -11,7 +11,12 @@ from nnunet_selma.trainers.finetune import SelmaFinetuneTrainer, WarmupPolyLRSch
 from nnunet_selma.trainers.ssl import SelmaSSLTrainer
 from tests.plans import network, plans
 
-DATASET = {"channel_names": {"0": "light sheet"}, "labels": {"background": 0, "structure": 1}, "numTraining": 1, "file_ending": ".nii.gz"}
+DATASET = {
+    "channel_names": {"0": "light sheet"},
+    "labels": {"background": 0, "structure": 1},
+    "numTraining": 1,
+    "file_ending": ".nii.gz",
+}
 
 
 def trainer(kind, folders, **settings):
@@ -37,10 +42,23 @@ def test_the_learning_rate_rises_and_then_follows_nnunets(warmup):
 
 @pytest.mark.parametrize(("kind", "section"), [(SelmaSSLTrainer, "pretraining"), (SelmaFinetuneTrainer, "finetuning")])
 def test_settings_of_the_plans_arrive(kind, section, folders):
-    one = trainer(kind, folders, **{section: {"epochs": 7, "iterations_per_epoch": 3, "validation_iterations": 2, "save_every": 4}})
-    assert (one.num_epochs, one.num_iterations_per_epoch, one.num_val_iterations_per_epoch, one.save_every) == (7, 3, 2, 4)
+    one = trainer(
+        kind,
+        folders,
+        **{section: {"epochs": 7, "iterations_per_epoch": 3, "validation_iterations": 2, "save_every": 4}},
+    )
+    assert (one.num_epochs, one.num_iterations_per_epoch, one.num_val_iterations_per_epoch, one.save_every) == (
+        7,
+        3,
+        2,
+        4,
+    )
     default = trainer(kind, folders)
-    assert (default.num_epochs, default.num_iterations_per_epoch, default.num_val_iterations_per_epoch) == (1000, 250, 50)
+    assert (default.num_epochs, default.num_iterations_per_epoch, default.num_val_iterations_per_epoch) == (
+        1000,
+        250,
+        50,
+    )
 
 
 def test_a_setting_that_does_not_exist_ends_with_a_sentence(folders, capsys):
@@ -100,5 +118,12 @@ def test_trainers_take_the_arguments_nnunet_reads_from_the_signature():
     import inspect
 
     for kind in (SelmaSSLTrainer, SelmaFinetuneTrainer):
-        assert list(inspect.signature(kind.__init__).parameters) == ["self", "plans", "configuration", "fold", "dataset_json", "device"]
+        assert list(inspect.signature(kind.__init__).parameters) == [
+            "self",
+            "plans",
+            "configuration",
+            "fold",
+            "dataset_json",
+            "device",
+        ]
     assert os.environ.get("nnUNet_extTrainer") is None
