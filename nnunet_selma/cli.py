@@ -12,7 +12,7 @@ from typing import Any
 
 from nnunet_selma import __version__, commands
 from nnunet_selma.conversion.annotated import AnnotatedSettings, Spacing, convert_annotated
-from nnunet_selma.conversion.inspection import Inspection, inspect
+from nnunet_selma.conversion.inspection import as_text, inspect
 from nnunet_selma.conversion.unannotated import UnannotatedSettings, convert_unannotated
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.ext_trainers import FOLDER as TRAINER_FOLDER
@@ -136,38 +136,8 @@ def _print_cases(manifest: dict[str, Any], folders: Folders, dataset_id: int) ->
 
 def _inspect(chosen: argparse.Namespace) -> int:
     result = inspect(chosen.source, chosen.structure, _progress)
-    print(json.dumps(result.as_json(), indent=2, ensure_ascii=False) if chosen.json else _inspection_text(result))
+    print(json.dumps(result.as_json(), indent=2, ensure_ascii=False) if chosen.json else as_text(result))
     return 1 if result.problems else 0
-
-
-def _inspection_text(result: Inspection) -> str:
-    lines = [result.source + (f" (layout {result.layout})" if result.layout else "")]
-    if result.patches:
-        lines.append(
-            f"{'patch':<28}{'ch':>3}{'shape z,y,x':>16}  {'dtype':<9}{'intensities':>16}{'saturated':>11}{'label values':>16}{'foreground':>12}"
-        )
-    for name, (images, label) in result.patches.items():
-        for facts in images:
-            values = ",".join(label.values) if label else ""
-            share = f"{label.foreground_share:.3%}" if label else ""
-            lines.append(
-                f"{name:<28}{len(images):>3}{'×'.join(map(str, facts.shape_zyx)):>16}  {facts.dtype:<9}{f'{facts.lowest:g}..{facts.highest:g}':>16}"
-                f"{facts.saturated_share:>11.3%}{values:>16}{share:>12}"
-            )
-    if result.volumes:
-        lines.append(
-            f"{'volume':<44}{'shape z,y,x':>20}  {'dtype':<9}{'intensities':>16}{'saturated':>11}  header spacing, µm (z, y, x)"
-        )
-    for name, volumes in result.volumes.items():
-        lines += [
-            f"{name:<44}{'×'.join(map(str, facts.shape_zyx)):>20}  {facts.dtype:<9}{f'{facts.lowest:g}..{facts.highest:g}':>16}"
-            f"{facts.saturated_share:>11.3%}  {facts.header_spacing_um_zyx or 'not given'}"
-            for facts in volumes
-        ]
-    lines += [f"would {plan}" for plan in result.plans]
-    lines += [f"warning: {sentence}" for sentence in result.warnings]
-    lines += [f"PROBLEM: {sentence}" for sentence in result.problems]
-    return "\n".join([*lines, f"{len(result.problems)} problems, {len(result.warnings)} warnings"])
 
 
 def _plan_small(chosen: argparse.Namespace) -> int:

@@ -32,6 +32,8 @@ class InpaintingSettings:
     """Share of the patch's blocks that are masked."""
     block_edges: tuple[int, ...] = (4, 8, 16)
     """Edges of a masked block along the finest axes, voxels; one is drawn for each sample."""
+    standardise: bool = True
+    """Bring each patch to mean 0 and standard deviation 1 of its visible voxels, so that dim patches count as bright ones."""
 
     def __post_init__(self) -> None:
         """Refuse values that mask nothing or everything."""

@@ -25,6 +25,9 @@ class ImageFacts:
     saturated_share: float
     """Share of the voxels at 65535."""
     header_spacing_um_zyx: SpacingUm | None
+    """None where the header says 1, 1, 1."""
+    table_spacing_um_zyx: SpacingUm | None
+    """What the structure table says."""
     warnings: list[str]
 
 
@@ -73,6 +76,7 @@ def image_facts(voxels: Array, volume: Volume, structure: Structure | None) -> I
         highest=float(voxels.max()),
         saturated_share=saturated,
         header_spacing_um_zyx=header,
+        table_spacing_um_zyx=table,
         warnings=warnings,
     )
 

@@ -134,3 +134,32 @@ def _sampled(volume: Volume, structure: Structure | None) -> ImageFacts:
     """Facts from a few slices; the range of the whole volume may be wider."""
     rows = np.unique(np.linspace(0, volume.shape[0] - 1, _SAMPLED_SLICES).astype(int))
     return image_facts(np.concatenate([volume.read(slice(z, z + 1)) for z in rows]), volume, structure)
+
+
+def as_text(result: Inspection) -> str:
+    """The inspection as a page to read: a row a file, then what would be done, what is odd, and what would stop it."""
+    lines = [result.source + (f" (layout {result.layout})" if result.layout else "")]
+    width = max([len(name) for name in (*result.patches, *result.volumes)], default=0) + 2
+    header = f"{'':<{width}}{'shape z,y,x':>18}  {'dtype':<9}{'intensities':>16}{'saturated':>11}  spacing, µm (z, y, x): header | table"
+    if result.patches:
+        lines.append(header + "   label values, foreground")
+    for name, (images, label) in result.patches.items():
+        said = f"   {','.join(label.values)}, {label.foreground_share:.3%}" if label else ""
+        lines += [_row(name, facts, width) + said for facts in images]
+    if result.volumes:
+        lines.append(header)
+    lines += [_row(name, facts, width) for name, images in result.volumes.items() for facts in images]
+    lines += [f"would {plan}" for plan in result.plans]
+    lines += [f"warning: {sentence}" for sentence in result.warnings]
+    lines += [f"PROBLEM: {sentence}" for sentence in result.problems]
+    return "\n".join([*lines, f"{len(result.problems)} problems, {len(result.warnings)} warnings"])
+
+
+def _row(name: str, facts: ImageFacts, width: int) -> str:
+    shape = "×".join(map(str, facts.shape_zyx))
+    header, table = (
+        " × ".join(f"{s:g}" for s in one) if one else "–"
+        for one in (facts.header_spacing_um_zyx, facts.table_spacing_um_zyx)
+    )
+    intensities = f"{facts.lowest:g}..{facts.highest:g}"
+    return f"{name:<{width}}{shape:>18}  {facts.dtype:<9}{intensities:>16}{facts.saturated_share:>11.3%}  {header} | {table}"

@@ -9,6 +9,9 @@ from nnunet_selma.masking import apply_mask, draw_block_masks
 from nnunet_selma.pretexts.base import Pretext
 from nnunet_selma.settings import InpaintingSettings
 
+_LEAST_DEVIATION = 0.02
+"""Standard deviations of the case: a patch with less is camera noise, which is not worth magnifying."""
+
 
 class MaskedInpainting(Pretext):
     """Masked volume inpainting as team XunDJ did it in SELMA3D 2024 (paper, section 4.2.3): regions are set to zero.
@@ -40,21 +43,44 @@ class MaskedInpainting(Pretext):
             generator=self.generator,
         )
 
+    def draw_task(self, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the network sees, what it should answer, and the mask, of a batch (batch, channel, *patch)."""
+        mask = self.draw_mask(patches)
+        target = standardised(patches, ~mask) if self.settings.standardise else patches
+        return apply_mask(target, mask), target, mask
+
     def forward(self, network: nn.Module, patches: Tensor) -> dict[str, Tensor]:
         """Mean squared error of the masked voxels."""
-        mask = self.draw_mask(patches)
-        return {"inpainting": masked_error(network(apply_mask(patches, mask)), patches, mask)}
+        visible, target, mask = self.draw_task(patches)
+        return {"inpainting": masked_error(network(visible), target, mask)}
 
     def diagnostics(self, network: nn.Module, patches: Tensor) -> dict[str, float]:
         """Error on masked voxels beside that of the trivial answer, the mean of what is visible of each patch."""
-        mask = self.draw_mask(patches)
+        visible, target, mask = self.draw_task(patches)
         axes = tuple(range(2, patches.ndim))
-        visible = (~mask).expand_as(patches)
-        mean = (patches * visible).sum(axes, keepdim=True) / visible.sum(axes, keepdim=True).clamp(min=1)
+        shown = (~mask).expand_as(target)
+        mean = (target * shown).sum(axes, keepdim=True) / shown.sum(axes, keepdim=True).clamp(min=1)
         return {
-            "reconstruction_error": float(masked_error(network(apply_mask(patches, mask)), patches, mask)),
-            "trivial_error": float(masked_error(mean.expand_as(patches), patches, mask)),
+            "reconstruction_error": float(masked_error(network(visible), target, mask)),
+            "trivial_error": float(masked_error(mean.expand_as(target), target, mask)),
         }
+
+
+def standardised(patches: Tensor, visible: Tensor) -> Tensor:
+    """Each patch and channel with the visible voxels' mean 0 and standard deviation 1 (He et al. 2022, normalised pixels).
+
+    Without it, a patch counts by its contrast within the whole volume, and dim structures are not learnt at all.
+
+    Args:
+        patches: (batch, channel, *patch).
+        visible: bool (batch, 1, *patch).
+    """
+    axes = tuple(range(2, patches.ndim))
+    shown = visible.expand_as(patches)
+    count = shown.sum(axes, keepdim=True).clamp(min=1)
+    mean = (patches * shown).sum(axes, keepdim=True) / count
+    variance = ((patches - mean).square() * shown).sum(axes, keepdim=True) / count
+    return (patches - mean) / variance.sqrt().clamp(min=_LEAST_DEVIATION)
 
 
 def masked_error(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:

@@ -69,15 +69,24 @@ class SelmaTrainer(nnUNetTrainer):
         """The section that says how long this trainer trains."""
         raise NotImplementedError
 
-    def on_epoch_start(self) -> None:
-        """Seed every epoch by its number: with one loading process an interrupted run goes on exactly."""
-        super().on_epoch_start()
+    def seed_everything(self, epoch: int) -> None:
+        """Seed all generators by the settings' seed, the epoch and the process; does nothing where no seed is set."""
         seed = self.run_settings().seed
         if seed is not None:
-            everywhere = (seed * 1_000_003 + self.current_epoch * 1009 + self.local_rank) % 2**32
+            everywhere = (seed * 1_000_003 + epoch * 1009 + self.local_rank) % 2**32
             random.seed(everywhere)
             np.random.seed(everywhere)  # noqa: NPY002 - batchgenerators draws from numpy's global generator
             torch.manual_seed(everywhere)
+
+    def initialize(self) -> None:
+        """As nnU-Net, with random weights that the seed decides."""
+        self.seed_everything(epoch=-1)
+        super().initialize()
+
+    def on_epoch_start(self) -> None:
+        """Seed every epoch by its number: with one loading process an interrupted run goes on exactly."""
+        super().on_epoch_start()
+        self.seed_everything(self.current_epoch)
 
     def save_checkpoint(self, filename: str) -> None:
         """Write a checkpoint under a temporary name and rename it."""

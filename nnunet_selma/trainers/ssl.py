@@ -19,7 +19,6 @@ from torch import Tensor, autocast, nn
 
 from nnunet_selma import __version__, figures
 from nnunet_selma.json_files import write_json
-from nnunet_selma.masking import apply_mask
 from nnunet_selma.pretexts.base import Pretext
 from nnunet_selma.pretexts.inpainting import MaskedInpainting
 from nnunet_selma.pretrained import SUMMARY, network_identity
@@ -205,11 +204,10 @@ class SelmaSSLTrainer(SelmaTrainer):
         self.pretext.reseed(_VALIDATION_SEED)
         patches = self._validation_batch().to(self.device)
         if isinstance(self.pretext, MaskedInpainting):
-            mask = self.pretext.draw_mask(patches)
-            visible = apply_mask(patches, mask)
+            visible, target, mask = self.pretext.draw_task(patches)
             with self.autocast():
                 output = bare(self.network)(visible).float()
-            shown = (tensor.cpu().numpy() for tensor in (patches, visible, output, mask))
+            shown = (tensor.cpu().numpy() for tensor in (target, visible, output, mask))
             figures.reconstruction_sheet(folder / "reconstruction.png", *shown)
         write_json(folder / SUMMARY, self.summary())
         self.print_to_log_file(f"Wrote {SUMMARY} and the reconstruction sheet to {folder}")

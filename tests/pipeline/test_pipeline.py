@@ -55,7 +55,7 @@ class TestPretraining:
 
     def test_no_dice_is_shown(self, workspace):
         (log,) = workspace.path(SSL).glob("training_log*.txt")
-        assert "dice" not in log.read_text().lower()
+        assert "dice" not in log.read_text().lower().replace("'batch_dice'", "")  # a field of every plan
         assert (workspace.path(SSL) / "reconstruction.png").is_file()
 
     def test_keys_are_those_of_the_segmentation_network(self, workspace):

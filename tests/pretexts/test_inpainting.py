@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.pretexts.inpainting import MaskedInpainting, masked_error
+from nnunet_selma.pretexts.inpainting import MaskedInpainting, masked_error, standardised
 from nnunet_selma.settings import InpaintingSettings
 from tests.plans import ARCHITECTURES, network, plans
 
@@ -51,15 +51,47 @@ def test_two_channels_are_averaged():
     assert masked_error(prediction, torch.zeros(1, 2, 2, 2), mask) == 0.5
 
 
-def test_the_trivial_error_is_that_of_the_visible_mean():
-    class Mean(nn.Module):
-        def forward(self, x):
-            return torch.full_like(x, 5.0)
+class Constant(nn.Module):
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
 
+    def forward(self, x):
+        return torch.full_like(x, self.value)
+
+
+def test_the_trivial_error_is_that_of_the_visible_mean():
     constant = torch.full((2, 1, 16, 16, 16), 5.0)
-    assert pretext().diagnostics(Mean(), constant) == {"reconstruction_error": 0.0, "trivial_error": 0.0}
-    noise = torch.randn(2, 1, 32, 32, 32)
-    assert pretext().diagnostics(Mean(), noise)["trivial_error"] == pytest.approx(1.0, abs=0.05)
+    assert pretext(standardise=False).diagnostics(Constant(5.0), constant) == {
+        "reconstruction_error": 0.0,
+        "trivial_error": 0.0,
+    }
+    for task in (pretext(), pretext(standardise=False)):
+        assert task.diagnostics(Constant(0.0), torch.randn(2, 1, 32, 32, 32))["trivial_error"] == pytest.approx(
+            1.0, abs=0.05
+        )
+
+
+def test_standardised_patches_have_the_visible_mean_and_deviation():
+    patches, visible = 7 + 3 * torch.randn(2, 2, 16, 16, 16), torch.rand(2, 1, 16, 16, 16) < 0.4
+    result = standardised(patches, visible)
+    for sample in range(2):
+        for channel in range(2):
+            seen = result[sample, channel][visible[sample, 0]]
+            assert abs(float(seen.mean())) < 1e-5
+            assert float(seen.std(correction=0)) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_brightness_and_contrast_of_a_patch_do_not_matter_when_standardised():
+    patches, net = torch.randn(2, 1, 16, 16, 16), network(plans())
+    first, second = (float(pretext()(net, one)["inpainting"]) for one in (patches, patches * 40 - 3))
+    assert first == pytest.approx(second, rel=1e-4)
+    first, second = (float(pretext(standardise=False)(net, one)["inpainting"]) for one in (patches, patches * 40 - 3))
+    assert second > 100 * first
+
+
+def test_camera_noise_is_not_magnified():
+    assert standardised(1e-4 * torch.randn(1, 1, 8, 8, 8), torch.ones(1, 1, 8, 8, 8, dtype=torch.bool)).std() < 0.01
 
 
 def test_the_seed_decides_the_masks():

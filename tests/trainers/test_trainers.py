@@ -76,7 +76,7 @@ def test_pretraining_returns_an_image_for_each_input_channel(folders):
 
 
 def test_a_step_lowers_the_loss_on_one_batch(folders):
-    one = trainer(SelmaSSLTrainer, folders)
+    one = trainer(SelmaSSLTrainer, folders, inpainting={"standardise": False})
     one.initialize()
     batch = {"data": torch.randn(2, 1, 16, 16, 16) * 0.1 + 3}
     one.network.train()

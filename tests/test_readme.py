@@ -1,0 +1,49 @@
+"""The commands of the README, the docs and the demo are commands that exist."""
+
+import re
+import shlex
+
+import pytest
+
+from nnunet_selma import cli, commands
+from tests.conftest import REPOSITORY
+
+LINE = re.compile(
+    r"(?:^    |`|\$\()((?:nnunet-selma|nnUNetv2_\w+|python dataset_conversion/\S+) [^`\n#)]*)", re.MULTILINE
+)
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+
+
+def documented() -> list[str]:
+    found = [match.strip().rstrip('"') for page in PAGES for match in LINE.findall(page.read_text(encoding="utf-8"))]
+    return sorted({line for line in found if "…" not in line})
+
+
+def test_the_pages_show_the_path():
+    shown = " ".join(documented())
+    for command in (
+        "inspect",
+        "convert annotated",
+        "convert unannotated",
+        "plan-pretraining",
+        "nnUNetv2_train 500",
+        "nnUNetv2_predict",
+    ):
+        assert command in shown
+
+
+@pytest.mark.parametrize("line", documented())
+def test_a_documented_command_can_be_parsed(line):
+    program, *arguments = shlex.split(line)
+    if program == "python":
+        assert (REPOSITORY / arguments[0]).is_file()
+    elif program == "nnunet-selma":
+        cli._parser().parse_args(arguments)
+    else:
+        assert commands.program(program)
+
+
+def test_pictures_and_links_of_the_pages_exist():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
