@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_selma import __version__, commands
-from nnunet_selma.conversion.annotated import AnnotatedSettings, Spacing, convert_annotated
+from nnunet_selma.conversion.annotated import AnnotatedSettings, convert_annotated
 from nnunet_selma.conversion.inspection import as_text, inspect
+from nnunet_selma.conversion.spacing import Spacing
 from nnunet_selma.conversion.unannotated import UnannotatedSettings, convert_unannotated
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.ext_trainers import FOLDER as TRAINER_FOLDER
@@ -108,7 +109,7 @@ def _convert_annotated(chosen: argparse.Namespace) -> int:
 def _convert_unannotated(chosen: argparse.Namespace) -> int:
     settings = UnannotatedSettings(
         dataset_id=chosen.dataset_id, name=chosen.name, structures=chosen.structures, structure=chosen.structure,
-        spacing=chosen.spacing, vessel_channels=chosen.vessel_channels, on_bad_slice=chosen.on_bad_slice,
+        spacing=chosen.spacing, vessel_channels=chosen.vessel_channels, on_bad_slice=chosen.on_bad_slice, channel=chosen.channel, level=chosen.level,
         tiles=TileSettings(tile=chosen.tile, per_volume=chosen.tiles_per_volume, min_foreground=chosen.min_foreground, seed=chosen.seed),
     )  # fmt: skip
     folders = _folders()
@@ -135,7 +136,8 @@ def _print_cases(manifest: dict[str, Any], folders: Folders, dataset_id: int) ->
 
 
 def _inspect(chosen: argparse.Namespace) -> int:
-    result = inspect(chosen.source, chosen.structure, _progress)
+    settings = UnannotatedSettings(structure=chosen.structure, channel=chosen.channel, level=chosen.level)
+    result = inspect(chosen.source, settings, _progress)
     print(json.dumps(result.as_json(), indent=2, ensure_ascii=False) if chosen.json else as_text(result))
     return 1 if result.problems else 0
 
@@ -214,6 +216,10 @@ def _demo(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
 def _spacing(text: str) -> Spacing:
     if text == "physical":
         return "physical"
@@ -248,14 +254,14 @@ def _parser() -> argparse.ArgumentParser:
     parts = parser.add_subparsers(required=True, metavar="command")
 
     env = parts.add_parser("env", help='print the environment of a workspace: eval "$(nnunet-selma env ~/selma)"')
-    env.add_argument("root", type=Path, help="folder for nnU-Net's raw, preprocessed and result folders")
+    env.add_argument("root", type=_path, help="folder for nnU-Net's raw, preprocessed and result folders")
     env.set_defaults(run=_env)
 
     look = parts.add_parser(
         "inspect", help="look at a download and say what a conversion would do; exit code 1 if something would stop it"
     )
-    look.add_argument("source", type=Path)
-    look.add_argument("--structure", help="structure of volumes whose folders do not tell it")
+    look.add_argument("source", type=_path)
+    _volume_arguments(look)
     look.add_argument("--json", action="store_true", help="everything as JSON")
     look.set_defaults(run=_inspect)
 
@@ -315,17 +321,25 @@ def _parser() -> argparse.ArgumentParser:
         "demo", help="run everything on a synthetic brain, with the real commands, and write a report"
     )
     demo.add_argument(
-        "-o", dest="output", type=Path, default=Path("demo"), help="folder for everything (default: %(default)s)"
+        "-o", dest="output", type=_path, default=Path("demo"), help="folder for everything (default: %(default)s)"
     )
-    demo.add_argument("--data", type=Path, help="a real download instead of the synthetic one")
+    demo.add_argument("--data", type=_path, help="a real download instead of the synthetic one")
     demo.add_argument("--device", default="cpu", choices=("cpu", "cuda", "mps"))
     demo.add_argument("--seed", type=int, default=0)
     demo.set_defaults(run=_demo)
     return parser
 
 
+def _volume_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--structure", help="structure of volumes whose folders do not tell it")
+    parser.add_argument("--channel", type=int, help="which channel of files that hold several")
+    parser.add_argument(
+        "--level", type=int, default=0, help="which resolution level of an OME-Zarr (default: 0, the finest)"
+    )
+
+
 def _common_arguments(parser: argparse.ArgumentParser, defaults: AnnotatedSettings | UnannotatedSettings) -> None:
-    parser.add_argument("source", type=Path, help="the download, or any folder of it")
+    parser.add_argument("source", type=_path, help="the download, or any folder of it")
     parser.add_argument(
         "-d", dest="dataset_id", type=int, default=defaults.dataset_id, help="dataset id (default: %(default)s)"
     )
@@ -366,7 +380,7 @@ def _annotated_arguments(parser: argparse.ArgumentParser) -> None:
 def _unannotated_arguments(parser: argparse.ArgumentParser) -> None:
     defaults = UnannotatedSettings()
     _common_arguments(parser, defaults)
-    parser.add_argument("--structure", help="structure of volumes whose folders do not tell it")
+    _volume_arguments(parser)
     parser.add_argument(
         "--tile", type=int, default=defaults.tiles.tile, help="edge of a tile, voxels (default: %(default)s)"
     )

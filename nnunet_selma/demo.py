@@ -16,15 +16,18 @@ from typing import Any
 import numpy as np
 
 from nnunet_selma import commands
+from nnunet_selma.conversion.unannotated import NothingFoundError, UnannotatedSettings, find_volumes
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.folders import Folders
 from nnunet_selma.json_files import read_json, write_json
 from nnunet_selma.report import Comparison, write_report
+from nnunet_selma.structures import of_case
 from nnunet_selma.volumes import open_volume
 
 ANNOTATED, UNLABELLED = 510, 500
 PLANS, SCRATCH_PLANS = "nnUNetSmallPlans", "nnUNetSmallPlans_scratch"
 PRETRAINING_PLANS = f"{PLANS}_from{ANNOTATED}"
+_MARKER = ".nnunet-selma-demo"
 WITH, WITHOUT = "with pretraining", "without pretraining"
 
 
@@ -86,6 +89,7 @@ class Demo:
         """Everything; returns the report."""
         source, test = (data, None) if data else self.draw()
         self.convert(source)
+        self.convert_unlabelled(source)
         self.train()
         images, references = (test / "images", test / "references") if test else self.held_out()
         predictions = self.predict(images)
@@ -147,8 +151,8 @@ class Demo:
                 write_nifti(test / "references" / f"{case}.nii.gz", phantom.label, (1.0, 1.0, 1.0))
 
     def convert(self, source: Path) -> None:
-        """Inspect, convert and plan both datasets."""
-        size, annotated, unlabelled = self.size, str(ANNOTATED), str(UNLABELLED)
+        """Inspect, convert and plan the annotated patches."""
+        size, annotated = self.size, str(ANNOTATED)
         self.do("nnunet-selma", "inspect", str(source))
         self.do("nnunet-selma", "convert", "annotated", str(source), "-d", annotated, "--spacing", "voxel")
         # nnU-Net's planner takes its thread count from this variable and fails at 0
@@ -165,11 +169,32 @@ class Demo:
             "nnunet-selma", "plan-small", "-d", annotated, "--patch", str(size.network_patch), "--batch", str(size.batch),
             "--features", *map(str, size.features),
         )  # fmt: skip
+
+    def convert_unlabelled(self, source: Path) -> None:
+        """Convert the unannotated volumes; of a download that has none, the training images of fold 0, without their labels."""
+        size, annotated, unlabelled = self.size, str(ANNOTATED), str(UNLABELLED)
+        try:
+            find_volumes(source, UnannotatedSettings())
+        except NothingFoundError:
+            source = self.training_images()
         self.do(
             "nnunet-selma", "convert", "unannotated", str(source), "-d", unlabelled, "--spacing", "voxel",
             "--tile", str(size.tile), "--tiles-per-volume", str(size.tiles_per_volume), "--seed", str(self.seed),
         )  # fmt: skip
         self.do("nnunet-selma", "plan-pretraining", "-s", annotated, "-t", unlabelled, "-p", PLANS, "--workers", "1")
+
+    def training_images(self) -> Path:
+        """A folder with links to the training images of fold 0."""
+        dataset = self.folders.dataset(ANNOTATED)
+        splits: Any = read_json(self.folders.preprocessed / dataset / "splits_final.json")
+        target = self.output / "unlabelled"
+        shutil.rmtree(target, ignore_errors=True)
+        for case in splits[0]["train"]:
+            structure = of_case(case)
+            folder = target / (structure.prefix if structure else "unknown")
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{case}.nii.gz").symlink_to(self.folders.raw / dataset / "imagesTr" / f"{case}_0000.nii.gz")
+        return target
 
     def train(self) -> None:
         """Pretrain, fine-tune, and train the same network from random weights."""
@@ -209,9 +234,7 @@ class Demo:
     def held_out(self) -> tuple[Path, Path]:
         """Of a real download: the validation cases of fold 0, which training has not seen."""
         dataset = self.folders.dataset(ANNOTATED)
-        splits: Any = json.loads(
-            (self.folders.preprocessed / dataset / "splits_final.json").read_text(encoding="utf-8")
-        )
+        splits: Any = read_json(self.folders.preprocessed / dataset / "splits_final.json")
         test = self.output / "test"
         shutil.rmtree(test, ignore_errors=True)
         for name in ("images", "references"):
@@ -308,7 +331,12 @@ def run_demo(
     """
     if data is not None and not data.is_dir():
         raise SelmaError(f"{data}: there is no such folder")
-    output = output.resolve()
+    output = output.expanduser().resolve()
+    marker = output / _MARKER
+    if output.is_dir() and any(output.iterdir()) and not marker.is_file():
+        raise SelmaError(f"{output} is not empty and was not made by a demo; choose another folder with -o")
+    output.mkdir(parents=True, exist_ok=True)
+    marker.touch()
     workspace = output / "workspace"
     # datasets of an earlier demo would be taken for these
     shutil.rmtree(workspace, ignore_errors=True)

@@ -36,8 +36,9 @@ def loss_curves(history: Mapping[str, Sequence[float]], path: Path) -> None:
     epochs = np.arange(1, len(history["train_losses"]) + 1)
     losses.plot(epochs, history["train_losses"], label="training", color="#1b6ca8")
     losses.plot(epochs, history["val_losses"], label="validation", color="#d1495b")
-    losses.plot(epochs, history["trivial_error"], label="mean of what is visible", color="0.5", linestyle=":")
-    losses.set(xlabel="epoch", ylabel="mean squared error of masked voxels", ylim=(0, None))
+    if "trivial_error" in history:
+        losses.plot(epochs, history["trivial_error"], label="mean of what is visible", color="0.5", linestyle=":")
+    losses.set(xlabel="epoch", ylabel="loss of the pretext task", ylim=(0, None))
     losses.legend(frameon=False)
     rates.plot(epochs, history["lrs"], color="0.3")
     rates.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))

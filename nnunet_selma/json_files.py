@@ -5,10 +5,15 @@ import os
 from pathlib import Path
 from typing import Any
 
+from nnunet_selma.errors import SelmaError
+
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file's content."""
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    """A JSON file's content; raises `SelmaError` that names the file if it is no JSON."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SelmaError(f"{path}: is no valid JSON ({error}); restore or remove it") from error
     return content
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +23,7 @@ def draw_block_masks(
     ratio: float,
     edges: Sequence[int],
     spacing: Sequence[float],
+    rng: np.random.Generator,
     generator: torch.Generator,
 ) -> Tensor:
     """Draw `count` masks, bool (count, 1, *patch); True is masked.
@@ -36,16 +38,16 @@ def draw_block_masks(
         ratio: share of the blocks to mask, between 0 and 1.
         edges: block edges to draw from, voxels along the finest axes.
         spacing: voxel size along each axis, any unit.
-        generator: source of randomness; its device is where the masks are made.
+        rng: draws edges and offsets; on the CPU, so that no step waits for the device to tell a number.
+        generator: draws the blocks; its device is where the masks are made.
     """
-    device = generator.device
-    chosen = torch.randint(len(edges), (count,), generator=generator, device=device).tolist()
-    return torch.stack(
-        [_draw_one(patch, block_shape(edges[i], patch, spacing), ratio, generator) for i in chosen]
-    ).unsqueeze(1)
+    shapes = [block_shape(int(edge), patch, spacing) for edge in rng.choice(edges, size=count)]
+    return torch.stack([_draw_one(patch, block, ratio, rng, generator) for block in shapes]).unsqueeze(1)
 
 
-def _draw_one(patch: Sequence[int], block: Sequence[int], ratio: float, generator: torch.Generator) -> Tensor:
+def _draw_one(
+    patch: Sequence[int], block: Sequence[int], ratio: float, rng: np.random.Generator, generator: torch.Generator
+) -> Tensor:
     """One mask, bool (*patch)."""
     device = generator.device
     # one block more than fits, so that the grid may be shifted by less than a block
@@ -56,8 +58,7 @@ def _draw_one(patch: Sequence[int], block: Sequence[int], ratio: float, generato
     mask[order[: max(1, round(ratio * blocks))]] = True
     mask = mask.reshape(grid)
     for axis, (length, edge) in enumerate(zip(patch, block, strict=True)):
-        offset = int(torch.randint(edge, (1,), generator=generator, device=device)) if edge > 1 else 0
-        mask = mask.repeat_interleave(edge, dim=axis).narrow(axis, offset, length)
+        mask = mask.repeat_interleave(edge, dim=axis).narrow(axis, int(rng.integers(edge)), length)
     return mask
 
 

@@ -77,6 +77,8 @@ def small_plans(
     Raises:
         SelmaError: fewer than three stages.
     """
+    if patch_edge < 1 or batch_size < 1 or min(features, default=0) < 1:
+        raise SelmaError("patch, batch and features are numbers of at least 1")
     if len(features) < _LEAST_STAGES:
         raise SelmaError(
             f"{len(features)} stages: give at least {_LEAST_STAGES} numbers of features; nnU-Net's deep supervision needs them"
@@ -123,18 +125,24 @@ def plan_pretraining(
     source, target = folders.dataset(source_id), folders.dataset(target_id)
     folders.plans(source, plans_name)
     _demand_like_datasets(source, target, folders)
-    new_name = f"{plans_name}_from{source_id:03d}" + ("" if recipe == "default" else f"_{recipe}")
+    with_recipe(read_json(folders.plans(source, plans_name)), recipe, configuration)
+    name = f"{plans_name}_from{source_id:03d}"
     (folders.preprocessed / target).mkdir(parents=True, exist_ok=True)
     from nnunetv2.experiment_planning.plans_for_pretraining.move_plans_between_datasets import (
         move_plans_between_datasets,
     )
 
-    move_plans_between_datasets(source, target, plans_name, new_name)
-    path = folders.plans(target, new_name)
-    write_json(path, with_recipe(read_json(path), recipe, configuration))
+    # it takes its folders from the environment, which are these
+    move_plans_between_datasets(source, target, plans_name, name)
     # nnU-Net's training reads it there; only its own planning would have copied it
     shutil.copyfile(folders.raw / target / "dataset.json", folders.preprocessed / target / "dataset.json")
-    return new_name
+    if recipe == "default":
+        return name
+    # beside the plain plans, whose preprocessed data it shares
+    recipe_plans = with_recipe(read_json(folders.plans(target, name)), recipe, configuration)
+    recipe_plans["plans_name"] = f"{name}_{recipe}"
+    write_json(folders.preprocessed / target / f"{name}_{recipe}.json", recipe_plans)
+    return f"{name}_{recipe}"
 
 
 def _demand_like_datasets(source: str, target: str, folders: Folders) -> None:

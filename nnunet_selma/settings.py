@@ -3,9 +3,18 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from nnunet_selma.errors import SelmaError
+
+
+def _demand_run_length(section: str, run: Any) -> None:
+    """Refuse a run without steps, and checkpoints that are never written."""
+    for name, least in (("epochs", 0), ("iterations_per_epoch", 1), ("validation_iterations", 1), ("save_every", 1)):
+        value = getattr(run, name)
+        if value is not None and value < least:
+            raise SelmaError(f"{section}.{name} is {value}; give at least {least}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +31,10 @@ class PretrainingSettings:
     """Epochs between two checkpoints to continue from."""
     seed: int = 0
     """Seed of masks and, with nnUNet_n_proc_DA=0, of the patches drawn: a run that was interrupted then goes on exactly."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained."""
+        _demand_run_length("pretraining", self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +79,12 @@ class FinetuningSettings:
     seed: int | None = None
     """Seed of the training; None is nnU-Net's own way, a new one each time."""
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained."""
+        _demand_run_length("finetuning", self)
+        if self.warmup_epochs < 0:
+            raise SelmaError(f"finetuning.warmup_epochs is {self.warmup_epochs}; give 0 or more")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -96,10 +115,31 @@ def read_settings(plans: Mapping[str, Any]) -> Settings:
     for name, kind in _SECTIONS.items():
         values = stored.get(name, {})
         _demand_known(values, {f.name: f for f in fields(kind)}, f"setting of {name}")
-        sections[name] = kind(
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        )
+        hints = get_type_hints(kind)
+        given = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        for key, value in given.items():
+            if not _fits(value, hints[key]):
+                raise SelmaError(f"{name}.{key} cannot be {json.dumps(values[key])}; it is {_described(hints[key])}")
+        sections[name] = kind(**given)
     return Settings(**sections)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """True if a value read from JSON may stand in a field of that type."""
+    if get_origin(hint) in (Union, UnionType):
+        return any(_fits(value, one) for one in get_args(hint))
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_fits(one, get_args(hint)[0]) for one in value)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+
+
+def _described(hint: Any) -> str:
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a word or a path", NoneType: "null"}
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(_described(one) for one in get_args(hint))
+    return "a list like [4, 8]" if get_origin(hint) is tuple else words[hint]
 
 
 def _demand_known(given: Mapping[str, Any], known: Mapping[str, Any], what: str) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 from skimage.filters import threshold_otsu
 
+from nnunet_selma.errors import SelmaError
 from nnunet_selma.volumes.base import Array, ShapeZYX, Volume
 
 TILES_AT_ONCE = 64
@@ -46,6 +47,13 @@ class TileSettings:
     seed: int = 0
     """Seed of the choice."""
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that give no tiles."""
+        if self.tile < 1 or self.per_volume < 1 or not 0 <= self.min_foreground <= 1:
+            raise SelmaError(
+                "a tile has at least 1 voxel, a volume gives at least 1 tile, and --min-foreground is a share from 0 to 1"
+            )
+
 
 @dataclass(frozen=True, order=True)
 class Tile:
@@ -72,6 +80,8 @@ class TissueMap:
     """Mean standard deviation of the log intensity within the tissue blocks of each tile: high where there is structure."""
     log_threshold: float
     """Block means above it are tissue, log(1 + intensity); `ALL_TISSUE` where the volume has no empty outside."""
+    unit: float
+    """Intensities are divided by it before the logarithm: 1, or less for volumes that were scaled to a few units."""
 
 
 def grid(shape: ShapeZYX, tile: int) -> list[Tile]:
@@ -89,17 +99,20 @@ def tissue_map(volume: Volume, tile: int) -> TissueMap:
     """Read a few slices of every layer of tiles and say for each tile how much tissue and signal it holds."""
     tiles = grid(volume.shape, tile)
     layers = [list(layer) for _, layer in groupby(tiles, key=lambda one: one.start[0])]
+    unit = _unit(volume)
     means, deviations = (
-        np.concatenate(part) for part in zip(*(_layer_blocks(volume, layer) for layer in layers), strict=True)
+        np.concatenate(part) for part in zip(*(_layer_blocks(volume, layer, unit) for layer in layers), strict=True)
     )
     threshold = _tissue_threshold(means)
     tissue = means > threshold  # (tile, block)
     count = tissue.sum(axis=1)
     signal = np.divide((deviations * tissue).sum(axis=1), count, out=np.zeros(len(tiles)), where=count > 0)
-    return TissueMap(tiles, tissue.mean(axis=1), signal, threshold)
+    return TissueMap(tiles, tissue.mean(axis=1), signal, threshold, unit)
 
 
-def _layer_blocks(volume: Volume, layer: Sequence[Tile]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _layer_blocks(
+    volume: Volume, layer: Sequence[Tile], unit: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Mean and standard deviation of log(1 + intensity) of the blocks of each tile of one layer, both (tile, block)."""
     (z, y, x), (first, height, width) = layer[0].start, layer[0].shape
     rows, columns = len({t.start[1] for t in layer}), len({t.start[2] for t in layer})
@@ -111,7 +124,7 @@ def _layer_blocks(volume: Volume, layer: Sequence[Tile]) -> tuple[NDArray[np.flo
         plane = volume.read(slice(sample, sample + 1), slice(y, y + rows * height), slice(x, x + columns * width))[0]
         plane_means, plane_deviations = [], []
         for row in plane.reshape(rows, height, columns * width):  # a row of tiles at a time keeps float copies small
-            logged = np.log1p(np.maximum(row, 0), dtype=np.float32).reshape(height, columns, width)
+            logged = np.log1p(np.maximum(row, 0) / np.float32(unit), dtype=np.float32).reshape(height, columns, width)
             cut = logged[: many_y * edge_y, :, : many_x * edge_x]
             blocks = cut.reshape(many_y, edge_y, columns, many_x, edge_x)
             plane_means.append(blocks.mean(axis=(1, 4)).transpose(1, 0, 2).reshape(columns, -1))
@@ -119,6 +132,15 @@ def _layer_blocks(volume: Volume, layer: Sequence[Tile]) -> tuple[NDArray[np.flo
         means.append(np.concatenate(plane_means))  # (tile of the layer, block of the slice)
         deviations.append(np.concatenate(plane_deviations))
     return np.concatenate(means, axis=1), np.concatenate(deviations, axis=1)
+
+
+def _unit(volume: Volume) -> float:
+    """1, or a thousandth of the brightest voxel of the middle slice where that is below 16: images scaled to 0..1 have no counts."""
+    if volume.dtype.kind != "f":
+        return 1.0
+    middle = volume.shape[0] // 2
+    brightest = float(volume.read(slice(middle, middle + 1)).max())
+    return brightest / 1000 if 0 < brightest < 16 else 1.0
 
 
 def _tissue_threshold(means: NDArray[np.float32]) -> float:
@@ -152,7 +174,14 @@ def choose_tiles(tissue: TissueMap, settings: TileSettings) -> list[Tile]:
 
 
 def read_tiles(volume: Volume, tiles: Sequence[Tile]) -> Iterator[tuple[Tile, Array]]:
-    """Yield tiles with their voxels, (z, y, x); every slice that a slab of tiles needs is read once for `TILES_AT_ONCE` of them."""
+    """Yield tiles with their voxels, (z, y, x).
+
+    Of a stack of slices, every slice that a slab of tiles needs is read once for `TILES_AT_ONCE` of them; a volume in chunks is
+    read box by box.
+    """
+    if not volume.plane_wise:
+        yield from ((tile, volume.read(*tile.box)) for tile in sorted(tiles))
+        return
     for _, slab in groupby(sorted(tiles), key=lambda tile: tile.start[0]):
         layer = list(slab)
         for first in range(0, len(layer), TILES_AT_ONCE):
@@ -174,9 +203,10 @@ def _read_slab(volume: Volume, layer: Sequence[Tile]) -> Iterator[tuple[Tile, Ar
     yield from zip(layer, boxes, strict=True)
 
 
-def foreground_mask(tile: Array, log_threshold: float) -> NDArray[np.uint8]:
+def foreground_mask(tile: Array, log_threshold: float, unit: float = 1.0) -> NDArray[np.uint8]:
     """Tissue in a tile as 0/1, (z, y, x): a box mean of the log intensity above the volume's threshold."""
     smooth = uniform_filter(
-        np.log1p(np.maximum(tile, 0), dtype=np.float32), size=[min(_SMOOTHING, n) for n in tile.shape]
+        np.log1p(np.maximum(tile, 0) / np.float32(unit), dtype=np.float32),
+        size=[min(_SMOOTHING, n) for n in tile.shape],
     )
     return np.asarray(smooth > log_threshold, np.uint8)

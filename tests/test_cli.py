@@ -160,6 +160,26 @@ def test_variables_that_are_not_set(command, capsys, monkeypatch):
     complains(capsys, command, 'eval "$(nnunet-selma env FOLDER)"')
 
 
+@pytest.mark.parametrize("option", [["--tile", "0"], ["--tiles-per-volume", "0"], ["--min-foreground", "2"]])
+def test_numbers_that_give_no_tiles(option, tmp_path, rng, folders, capsys):
+    stack(tmp_path / "in", rng)
+    complains(capsys, ["convert", "unannotated", str(tmp_path / "in"), *option], "at least 1 voxel")
+
+
+def test_a_demo_touches_no_folder_that_is_not_its_own(tmp_path, capsys):
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "mine.txt").write_text("mine")
+    complains(capsys, ["demo", "-o", str(tmp_path)], "was not made by a demo")
+    assert (tmp_path / "test" / "mine.txt").read_text() == "mine"
+
+
+def test_damaged_plans_are_named(folders, capsys):
+    folder = folders.preprocessed / "Dataset510_A"
+    folder.mkdir()
+    (folder / "nnUNetPlans.json").write_text("{")
+    complains(capsys, ["settings", "-d", "510"], "nnUNetPlans.json: is no valid JSON")
+
+
 def test_an_unknown_structure_on_the_command_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main(["convert", "annotated", str(tmp_path), "--structures", "kidney"])

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -8,8 +9,8 @@ from tests.plans import ARCHITECTURES
 
 
 def masks(patch=(32, 32, 32), *, ratio=0.6, edges=(4, 8), spacing=(1.0, 1.0, 1.0), seed=0, count=4):
-    generator = torch.Generator().manual_seed(seed)
-    return draw_block_masks(count, patch, ratio=ratio, edges=edges, spacing=spacing, generator=generator)
+    generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
+    return draw_block_masks(count, patch, ratio=ratio, edges=edges, spacing=spacing, rng=rng, generator=generator)
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,14 @@ def test_plans_move_to_the_unlabelled_dataset(folders):
     assert own["architecture"] == plans()["configurations"]["3d_fullres"]["architecture"]
     assert (folders.preprocessed / "Dataset500_B" / "dataset.json").is_file()
     assert move(folders, recipe="xundj") == "nnUNetPlans_from510_xundj"
+    recipe = read_json(folders.preprocessed / "Dataset500_B" / "nnUNetPlans_from510_xundj.json")
+    assert recipe["plans_name"] == "nnUNetPlans_from510_xundj"
+    assert recipe["configurations"]["3d_fullres"]["patch_size"] == [64, 64, 64]
+    assert (
+        recipe["configurations"]["3d_fullres"]["data_identifier"] == own["data_identifier"]
+    )  # preprocessed once for both
+    with pytest.raises(SelmaError, match="no configuration"):
+        move(folders, recipe="xundj", configuration="3d_lowres")
 
 
 @pytest.mark.parametrize(
@@ -107,6 +115,16 @@ def test_missing_plans_and_datasets_say_what_to_run(folders):
     prepare(folders, "Dataset500_B", planned=False)
     with pytest.raises(SelmaError, match="nnUNetv2_plan_and_preprocess -d 510"):
         move(folders)
+
+
+@pytest.mark.parametrize("choice", [{"patch_edge": 0}, {"batch_size": 0}, {"features": (4, 0, 8)}])
+def test_numbers_below_one_are_refused(choice):
+    with pytest.raises(SelmaError, match="at least 1"):
+        small_plans(
+            plans(),
+            "small",
+            **{"configuration": "3d_fullres", "patch_edge": 32, "batch_size": 2, "features": (4, 8, 8), **choice},
+        )
 
 
 def test_too_few_stages_are_refused():

@@ -37,6 +37,14 @@ def test_lines_are_assignments():
         ("training.epochs=3", "no section"),
         ("epochs=3", "write section"),
         ("inpainting.mask_ratio=2", "between 0 and 1"),
+        ("pretraining.epochs=abc", 'cannot be "abc"; it is a whole number or null'),
+        ("pretraining.seed=null", "it is a whole number"),
+        ("finetuning.warmup_epochs=-1", "0 or more"),
+        ("finetuning.save_every=0", "at least 1"),
+        ("inpainting.block_edges=8", "a list like"),
+        ("inpainting.mask_ratio=high", "it is a number"),
+        ("inpainting.standardise=1", "true or false"),
+        ("pretraining.epochs=true", "whole number"),
     ],
 )
 def test_what_does_not_exist_or_makes_no_sense_is_refused(assignment, match):

@@ -1,30 +1,22 @@
 """Annotated patches to a nnU-Net dataset with manifest and folds."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 from nnunet_selma.conversion.checks import as_json, demand_equal_shapes, read_image, read_label
-from nnunet_selma.conversion.layouts import FoundPatches, Patch, find_patches
+from nnunet_selma.conversion.layouts import FoundPatches, Patch, VesselChannels, find_patches
 from nnunet_selma.conversion.raw_dataset import RawDataset, dataset_folder_name, demand_free_id
 from nnunet_selma.conversion.relatives import Relation, Signature, find_relations, signature
+from nnunet_selma.conversion.spacing import Spacing, default_spacing, spacing_of
 from nnunet_selma.conversion.splits import joined_groups, make_splits
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.folders import Folders
 from nnunet_selma.json_files import write_json
+from nnunet_selma.progress import Progress, silent
 from nnunet_selma.structures import SpacingUm, Structure
 from nnunet_selma.volumes import open_volume
-
-T = TypeVar("T")
-Progress = Callable[[Sequence[T], str], Iterable[T]]
-VesselChannels = Literal["wga", "eb", "both", "separate"]
-Spacing = Literal["physical", "voxel"] | SpacingUm
-
-
-def silent(items: Sequence[T], _: str) -> Iterable[T]:
-    """Progress that shows nothing."""
-    return items
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +41,11 @@ class AnnotatedSettings:
     """Number of cross-validation folds."""
     seed: int = 0
     """Seed of the folds."""
+
+    def __post_init__(self) -> None:
+        """Refuse what gives no cross-validation."""
+        if self.folds < 2:
+            raise SelmaError(f"--folds {self.folds}: cross-validation needs at least 2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,12 +99,6 @@ def plan_cases(patches: Sequence[Patch], settings: AnnotatedSettings) -> tuple[l
     return cases, [cases[0].structure.channels[i] for i in range(max(counts))]
 
 
-def default_spacing(structures: Sequence[Structure | None]) -> Literal["physical", "voxel"]:
-    """Physical for one structure of known voxel size, voxel for several: one physical grid would shrink nuclei threefold."""
-    only = {structure.prefix if structure else None for structure in structures}
-    return "physical" if len(only) == 1 and structures[0] and structures[0].spacing_um_zyx else "voxel"
-
-
 def _channel_sets(patch: Patch, mode: VesselChannels) -> list[tuple[str, tuple[int, ...]]]:
     """(suffix of the case name, channels) of each case a patch becomes."""
     stains = patch.structure.channels
@@ -118,25 +109,6 @@ def _channel_sets(patch: Patch, mode: VesselChannels) -> list[tuple[str, tuple[i
     if mode == "both":
         return [("", tuple(stains))]
     return [("", tuple(channel for channel, stain in stains.items() if stain == mode))]
-
-
-def spacing_of(structure: Structure | None, spacing: Spacing, header_um_zyx: SpacingUm | None = None) -> SpacingUm:
-    """The voxel size to write: a given one, 1 voxel, or the table's (the header's, if it is given, where the table has none).
-
-    Raises:
-        SelmaError: "physical" was asked for and no source states it.
-    """
-    if spacing == "voxel":
-        return (1.0, 1.0, 1.0)
-    if spacing != "physical":
-        return spacing
-    known = (structure.spacing_um_zyx if structure else None) or header_um_zyx
-    if known is None:
-        title = structure.title if structure else "a volume of unknown structure"
-        raise SelmaError(
-            f"no source states the voxel size of {title}; give it as --spacing Z,Y,X in µm, or choose --spacing voxel"
-        )
-    return known
 
 
 def demand_no_problems(source: Path, found: FoundPatches, *, leave_out_unpaired: bool = False) -> None:
@@ -174,8 +146,9 @@ def convert_annotated(
         "files": {str(p.relative_to(source)): p.stat().st_size for p in files},
     }
     dataset = RawDataset(folders.raw, folder_name, identity)
-    if not dataset.complete:
-        signatures = [_write_case(dataset, case, source) for case in progress(cases, "patches")]
+    fresh = not dataset.complete
+    if fresh:
+        signatures = [_write_case(dataset, case) for case in progress(cases, "patches")]
         together = find_relations([one for ones in signatures for one in ones])
         facts = {"layout": found.layout, "left_out": found.unpaired, **_groups(cases, together)}
         dataset.finish(
@@ -185,16 +158,15 @@ def convert_annotated(
             facts=facts,
         )
     manifest = dataset.manifest()
-    splits = make_splits(
-        {case.name: case.structure.prefix for case in cases}, manifest["groups"], settings.folds, settings.seed
-    )
-    target = folders.preprocessed / folder_name
-    target.mkdir(parents=True, exist_ok=True)
-    write_json(target / "splits_final.json", splits)
+    splits_file = folders.preprocessed / folder_name / "splits_final.json"
+    if fresh or not splits_file.is_file():  # folds that a user has changed since are left alone
+        splits_file.parent.mkdir(parents=True, exist_ok=True)
+        structures = {case.name: case.structure.prefix for case in cases}
+        write_json(splits_file, make_splits(structures, manifest["groups"], settings.folds, settings.seed))
     return manifest
 
 
-def _write_case(dataset: RawDataset, case: Case, source: Path) -> list[Signature]:
+def _write_case(dataset: RawDataset, case: Case) -> list[Signature]:
     """Convert one case unless it is there already; returns the signatures of its images."""
     read = [read_image(open_volume(path), case.structure) for path in case.images]
     if not dataset.has(case.name):

@@ -1,12 +1,12 @@
 """The doctor: what a folder holds and what a conversion would do, before anything is written."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nnunet_selma.conversion.annotated import AnnotatedSettings, Progress, plan_cases, silent
+from nnunet_selma.conversion.annotated import AnnotatedSettings, plan_cases
 from nnunet_selma.conversion.checks import (
     ImageFacts,
     LabelFacts,
@@ -17,8 +17,15 @@ from nnunet_selma.conversion.checks import (
 )
 from nnunet_selma.conversion.layouts import Patch, find_patches
 from nnunet_selma.conversion.relatives import Relation, Signature, find_relations, signature
-from nnunet_selma.conversion.unannotated import UnannotatedSettings, UnlabelledVolume, find_volumes
+from nnunet_selma.conversion.unannotated import (
+    NothingFoundError,
+    UnannotatedSettings,
+    UnlabelledVolume,
+    find_volumes,
+    is_raw_of_patches,
+)
 from nnunet_selma.errors import SelmaError
+from nnunet_selma.progress import Progress, silent
 from nnunet_selma.structures import Structure
 from nnunet_selma.volumes import Volume, open_volume
 
@@ -44,26 +51,34 @@ class Inspection:
         return asdict(self)
 
 
-def inspect(source: Path, structure: str | None = None, progress: Progress[Any] = silent) -> Inspection:
+def inspect(source: Path, settings: UnannotatedSettings | None = None, progress: Progress[Any] = silent) -> Inspection:
     """Look at every annotated patch and at a sample of every unannotated volume below a folder; writes nothing.
 
+    Args:
+        source: the download, or any folder or file of it.
+        settings: how unannotated volumes are to be taken (structure, channel, level).
+        progress: shows how far it is.
+
     Raises:
-        SelmaError: there is nothing there that could be inspected.
+        SelmaError: there is no such folder.
     """
+    settings = settings or UnannotatedSettings()
     result = Inspection(source=str(source))
     if not source.exists():
         raise SelmaError(f"{source}: there is no such file or folder")
-    has_patches = source.is_dir() and (
-        any(source.rglob("patchvolume_*")) or any(p.name.lower() == "gt" for p in source.rglob("*") if p.is_dir())
-    )
+    folders = [p for p in [source, *source.rglob("*")] if p.is_dir()] if source.is_dir() else []
+    has_patches = any(folder.name.lower() == "gt" or is_raw_of_patches(folder) for folder in folders)
     paired = _inspect_patches(result, source, progress) if has_patches else set()
     try:
-        volumes = find_volumes(source, UnannotatedSettings(structure=structure))
-    except SelmaError as error:
+        volumes = [v for v in find_volumes(source, settings) if not paired & set(v.channels)]
+    except NothingFoundError as error:
         volumes = []
         if not has_patches:
             result.problems.append(str(error))
-    _inspect_volumes(result, [v for v in volumes if not paired & set(v.channels)], progress)
+    except SelmaError as error:
+        volumes = []
+        result.problems.append(str(error))
+    _inspect_volumes(result, volumes, settings, progress)
     return result
 
 
@@ -112,10 +127,12 @@ def _inspect_patch(result: Inspection, patch: Patch) -> list[Signature]:
     return [signature(patch.name, image) for image, _ in read]
 
 
-def _inspect_volumes(result: Inspection, volumes: list[UnlabelledVolume], progress: Progress[Any]) -> None:
+def _inspect_volumes(
+    result: Inspection, volumes: list[UnlabelledVolume], settings: UnannotatedSettings, progress: Progress[Any]
+) -> None:
     for one in progress(volumes, "volumes"):
         try:
-            channels = [open_volume(path) for path in one.channels]
+            channels = [settings.open(path) for path in one.channels]
             result.volumes[one.name] = [_sampled(volume, one.structure) for volume in channels]
             for facts in result.volumes[one.name]:
                 result.warnings += [f"{facts.file}: {warning}" for warning in facts.warnings]
@@ -131,9 +148,17 @@ def _inspect_volumes(result: Inspection, volumes: list[UnlabelledVolume], progre
 
 
 def _sampled(volume: Volume, structure: Structure | None) -> ImageFacts:
-    """Facts from a few slices; the range of the whole volume may be wider."""
+    """Facts from a few slices, one in memory at a time; the range of the whole volume may be wider."""
     rows = np.unique(np.linspace(0, volume.shape[0] - 1, _SAMPLED_SLICES).astype(int))
-    return image_facts(np.concatenate([volume.read(slice(z, z + 1)) for z in rows]), volume, structure)
+    slices = [image_facts(volume.read(slice(z, z + 1)), volume, structure) for z in rows]
+    flat = all(one.lowest == one.highest for one in slices) and len({one.lowest for one in slices}) == 1
+    return replace(
+        slices[0],
+        lowest=min(one.lowest for one in slices),
+        highest=max(one.highest for one in slices),
+        saturated_share=float(np.mean([one.saturated_share for one in slices])),
+        warnings=sorted({w for one in slices for w in one.warnings if flat or not w.startswith("all voxels")}),
+    )
 
 
 def as_text(result: Inspection) -> str:

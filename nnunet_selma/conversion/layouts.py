@@ -7,12 +7,16 @@ the challenge page (the same files, raw and gt under different top folders, fold
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.structures import Structure, from_name
 from nnunet_selma.volumes import is_volume
+
+VesselChannels = Literal["wga", "eb", "both", "separate"]
+"""Of stains with two channels: one of them, both as two input channels, or each as a case of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +137,13 @@ def find_patches(source: Path, layout: str | None = None, structures: Sequence[s
             f"{source}: no annotated patches found; expected folders like "
             "VessAP_vessel/raw with patchvolume_000_0000.nii.gz and VessAP_vessel/gt with patchvolume_000.nii.gz"
         )
+    if structures:
+        images, labels = ([path for path in paths if _prefix(path) in structures] for paths in (images, labels))
+        absent = set(structures) - {_prefix(path) for path in (*images, *labels)}
+        if absent:
+            raise SelmaError(f"{source}: holds no patches of {', '.join(sorted(absent))}")
     for path in (*images, *labels):
-        if from_name(path.parent.parent.resolve().name) is None:
+        if _prefix(path) is None:
             raise SelmaError(
                 f"{path.parent.parent}: unknown structure; name the folder above raw and gt as in the download, "
                 "for example VessAP_vessel, cFos-Active_Neurons, shannel_cells, AD_plaques or microglia"
@@ -143,14 +152,17 @@ def find_patches(source: Path, layout: str | None = None, structures: Sequence[s
     if not candidates:
         raise SelmaError(f"unknown layout {layout!r}: choose one of {', '.join(one.name for one in LAYOUTS)}")
     found = [_paired(one, images, labels) for one in candidates]
-    best = min(found, key=lambda f: len(f.problems) + len(f.unpaired))
-    if structures:
-        kept = [p for p in best.patches if p.structure.prefix in structures]
-        absent = set(structures) - {p.structure.prefix for p in kept}
-        if absent:
-            raise SelmaError(f"{source}: holds no patches of {', '.join(sorted(absent))}")
-        return replace(best, patches=kept)
-    return best
+    return min(found, key=lambda f: len(f.problems) + len(f.unpaired))
+
+
+def _structure(path: Path) -> Structure | None:
+    """The structure of a file in raw or gt: the folder above says it."""
+    return from_name(path.parent.parent.resolve().name)
+
+
+def _prefix(path: Path) -> str | None:
+    structure = _structure(path)
+    return structure.prefix if structure else None
 
 
 def _volumes(folders: Iterable[Path]) -> list[Path]:
@@ -213,7 +225,7 @@ def _key(file: _File, layout: Layout) -> tuple[str, Path | None, int, int | None
 def _named(paths: list[Path], pattern: re.Pattern[str], layout: Layout, problems: list[str]) -> Iterator[_File]:
     for path in paths:
         match = pattern.match(stem(path))
-        structure = from_name(path.parent.parent.resolve().name)
+        structure = _structure(path)
         if match is None:
             problems.append(f"{path}: is not named as layout {layout.name} names its files ({pattern.pattern})")
         elif structure is not None:

@@ -108,7 +108,7 @@ class RawDataset:
 
     def _prepare(self) -> None:
         settings_file = self._staging / "settings.json"
-        if settings_file.is_file() and read_json(settings_file) != self.settings:
+        if self._staging.exists() and (not settings_file.is_file() or read_json(settings_file) != self.settings):
             shutil.rmtree(self._staging)
         for name in ("imagesTr", "labelsTr", "records"):
             (self._staging / name).mkdir(parents=True, exist_ok=True)
@@ -156,10 +156,10 @@ class RawDataset:
         )
         manifest = {"nnunet_selma": __version__, "settings": self.settings, **facts, "cases": cases}
         write_json(self._staging / MANIFEST, manifest)
-        for path in self._staging.iterdir():
+        os.replace(self._staging, self.folder)
+        for path in self.folder.iterdir():
             if path.name not in {"imagesTr", "labelsTr", "dataset.json", MANIFEST}:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        os.replace(self._staging, self.folder)
         return manifest
 
     def manifest(self) -> dict[str, Any]:

@@ -6,21 +6,22 @@ The label makes nnU-Net's fingerprint, foreground sampling and preprocessing wor
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nnunet_selma.conversion.annotated import Progress, Spacing, VesselChannels, default_spacing, silent, spacing_of
 from nnunet_selma.conversion.checks import as_json, image_facts
-from nnunet_selma.conversion.layouts import stem
+from nnunet_selma.conversion.layouts import VesselChannels, stem
 from nnunet_selma.conversion.raw_dataset import RawDataset, dataset_folder_name, demand_free_id
+from nnunet_selma.conversion.spacing import Spacing, default_spacing, spacing_of
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.folders import Folders
+from nnunet_selma.progress import Progress, silent
 from nnunet_selma.structures import SpacingUm, Structure, from_name, named
 from nnunet_selma.tiles import Tile, TileSettings, choose_tiles, foreground_mask, read_tiles, tissue_map
 from nnunet_selma.volumes import OnBadSlice, Volume, is_volume, open_volume, to_intensities
 from nnunet_selma.volumes.base import Array
-from nnunet_selma.volumes.tiff import tiff_slices
+from nnunet_selma.volumes.tiff import has_many_pages, tiff_slices
 
 _CHANNEL = re.compile(r"^C(\d{2})$", re.IGNORECASE)
 
@@ -45,6 +46,14 @@ class UnannotatedSettings:
     """How tiles are chosen."""
     on_bad_slice: OnBadSlice = "error"
     """What to do about a slice that is missing or unreadable."""
+    channel: int | None = None
+    """Which channel of files that hold several."""
+    level: int = 0
+    """Which resolution level of an OME-Zarr, 0 is the finest."""
+
+    def open(self, path: Path) -> Volume:
+        """Open a file with these choices."""
+        return open_volume(path, channel=self.channel, level=self.level, on_bad_slice=self.on_bad_slice)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,29 +75,31 @@ class _Found:
 
 
 def _volume_paths(folder: Path) -> Iterator[Path]:
-    """Every volume below a folder; `gt` folders are left out, they hold labels."""
+    """Every volume below a folder; annotated patches are left out: `gt` holds labels, `raw` what `convert annotated` takes."""
     if is_volume(folder) and not _is_folder_of_volumes(folder):
         yield folder
         return
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if path.name.startswith(".") or path.name == "__MACOSX" or (path.is_dir() and path.name.lower() == "gt"):
+        if path.name.startswith(".") or path.name == "__MACOSX":
+            continue
+        if path.is_dir() and (path.name.lower() == "gt" or is_raw_of_patches(path)):
             continue
         if path.is_dir() or is_volume(path):
             yield from _volume_paths(path)
 
 
+def is_raw_of_patches(folder: Path) -> bool:
+    """True for a folder `raw` of annotated patches."""
+    return folder.name.lower() == "raw" and any(path.name.startswith("patchvolume_") for path in folder.iterdir())
+
+
 def _is_folder_of_volumes(folder: Path) -> bool:
     """True for a folder whose TIFF files have many pages each, so that it is no stack of slices."""
-    import tifffile
+    return folder.is_dir() and any(has_many_pages(file) for file in sorted(tiff_slices(folder))[:1])
 
-    slices = sorted(tiff_slices(folder)) if folder.is_dir() else []
-    if not slices:
-        return False
-    try:
-        with tifffile.TiffFile(slices[0]) as tif:
-            return len(tif.pages) > 1 or (len(tif.series[0].shape) > 2 and tif.pages.first.samplesperpixel == 1)
-    except (OSError, ValueError, IndexError, KeyError):
-        return False  # a damaged slice; opening the stack says so by name
+
+class NothingFoundError(SelmaError):
+    """There is no volume below a folder."""
 
 
 def find_volumes(source: Path, settings: UnannotatedSettings) -> list[UnlabelledVolume]:
@@ -105,7 +116,7 @@ def find_volumes(source: Path, settings: UnannotatedSettings) -> list[Unlabelled
         found = [f for f in found if f.structure is not None and f.structure.prefix in settings.structures]
     if not found:
         wanted = f" of {', '.join(settings.structures)}" if settings.structures else ""
-        raise SelmaError(
+        raise NothingFoundError(
             f"{source}: no volumes{wanted} found; give folders of TIFF slices, TIFF, NIfTI, NRRD, MHA or OME-Zarr"
         )
     volumes = list(_grouped(found, settings.vessel_channels))
@@ -142,7 +153,8 @@ def _grouped(found: Sequence[_Found], mode: VesselChannels) -> Iterator[Unlabell
         table = stains[0].structure.channels if stains[0].structure else {0: "signal"}
         if len(table) == 1 or any(one.channel is None for one in stains):
             for one in stains:
-                yield UnlabelledVolume(structure=one.structure, name=f"{prefix}_{sample}", channels=(one.path,))
+                suffix = f"_C{one.channel:02d}" if len(stains) > 1 and one.channel is not None else ""
+                yield UnlabelledVolume(structure=one.structure, name=f"{prefix}_{sample}{suffix}", channels=(one.path,))
             continue
         by_channel = {one.channel: one.path for one in stains}
         wanted = {"separate": [c for c in table if c in by_channel], "both": list(table)}.get(
@@ -178,7 +190,7 @@ def convert_unannotated(
         raise SelmaError(
             "--vessel-channels both gives vessels two input channels, other structures have one: choose --structures blood_vessel"
         )
-    opened = [[open_volume(path, on_bad_slice=settings.on_bad_slice) for path in volume.channels] for volume in volumes]
+    opened = [[settings.open(path) for path in volume.channels] for volume in progress(volumes, "opening volumes")]
     spacing = settings.spacing or default_spacing([volume.structure for volume in volumes])
     spacings = [
         spacing_of(v.structure, spacing, channels[0].spacing_um_zyx)
@@ -201,9 +213,13 @@ def convert_unannotated(
     dataset = RawDataset(folders.raw, folder_name, identity)
     if dataset.complete:
         return dataset.manifest()
+    plans = [
+        _planned(dataset, v, o[0], settings.tiles)
+        for v, o in progress(list(zip(volumes, opened, strict=True)), "finding tissue")
+    ]
     facts = {}
-    for volume, channels, size in zip(volumes, opened, spacings, strict=True):
-        facts[volume.name] = _convert_volume(dataset, volume, channels, size, settings.tiles, progress)
+    for volume, channels, size, plan in zip(volumes, opened, spacings, plans, strict=True):
+        facts[volume.name] = _convert_volume(dataset, volume, channels, size, plan, progress)
     if not any(one["tiles"] for one in facts.values()):
         raise SelmaError(
             f"{source}: no tile holds {settings.tiles.min_foreground:.0%} tissue; choose a lower --min-foreground or a smaller --tile"
@@ -221,30 +237,40 @@ def convert_unannotated(
     )
 
 
+def _planned(dataset: RawDataset, volume: UnlabelledVolume, first: Volume, settings: TileSettings) -> dict[str, Any]:
+    """Threshold, unit and tiles of one volume, chosen in this run or in one that was interrupted."""
+    plan: dict[str, Any] | None = dataset.noted(f"plan_{volume.name}")
+    if plan is None:
+        # the volume's name goes into the seed, so that equal volumes do not give the same tiles
+        seed = int.from_bytes(hashlib.blake2b(f"{settings.seed} {volume.name}".encode(), digest_size=4).digest(), "big")
+        tissue = tissue_map(first, settings.tile)
+        tiles = choose_tiles(tissue, replace(settings, seed=seed))
+        plan = {
+            "log_threshold": tissue.log_threshold,
+            "unit": tissue.unit,
+            "tiles": [[list(t.start), list(t.shape)] for t in tiles],
+        }
+        dataset.note(f"plan_{volume.name}", plan)
+    return plan
+
+
 def _convert_volume(
     dataset: RawDataset,
     volume: UnlabelledVolume,
     channels: Sequence[Volume],
     spacing: SpacingUm,
-    settings: TileSettings,
+    plan: dict[str, Any],
     progress: Progress[Any],
 ) -> dict[str, Any]:
     """Write the tiles of one volume that are not there yet; returns what the manifest says about the volume."""
-    plan = dataset.noted(f"plan_{volume.name}")
-    if plan is None:
-        # the volume's name goes into the seed, so that equal volumes do not give the same tiles
-        seed = int.from_bytes(hashlib.blake2b(f"{settings.seed} {volume.name}".encode(), digest_size=4).digest(), "big")
-        tissue = tissue_map(channels[0], settings.tile)
-        tiles = choose_tiles(tissue, TileSettings(**{**vars(settings), "seed": seed}))
-        plan = {"log_threshold": tissue.log_threshold, "tiles": [[list(t.start), list(t.shape)] for t in tiles]}
-        dataset.note(f"plan_{volume.name}", plan)
     tiles = [Tile(tuple(start), tuple(shape)) for start, shape in plan["tiles"]]
     open_tiles = [tile for tile in tiles if not dataset.has(_case(volume, tile))]
     streams = [read_tiles(channel, open_tiles) for channel in channels]
     for _ in progress(open_tiles, volume.name):
         parts = [next(stream) for stream in streams]
         tile, voxels = parts[0][0], [part[1] for part in parts]
-        _write_tile(dataset, volume, channels, tile, voxels, spacing, plan["log_threshold"])
+        mask = foreground_mask(voxels[0], plan["log_threshold"], plan["unit"])
+        _write_tile(dataset, volume, channels, tile, voxels, spacing, mask)
     return {
         "files": [str(path) for path in volume.channels],
         "shape_zyx": list(channels[0].shape),
@@ -268,9 +294,8 @@ def _write_tile(
     tile: Tile,
     voxels: Sequence[Array],
     spacing: SpacingUm,
-    log_threshold: float,
+    mask: Array,
 ) -> None:
-    mask = foreground_mask(voxels[0], log_threshold)
     record = {
         "structure": volume.structure.prefix if volume.structure else None,
         "group": volume.name,

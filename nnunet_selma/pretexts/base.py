@@ -19,7 +19,7 @@ class Pretext(nn.Module, ABC):
         """Called after each optimiser step: moving average of a teacher, schedules."""
 
     def diagnostics(self, network: nn.Module, patches: Tensor) -> dict[str, float]:
-        """What tells a user whether it learns, measured on one batch once an epoch."""
+        """What tells a user whether it learns, measured on every validation batch; logged and drawn under these names."""
         return {}
 
     @abstractmethod

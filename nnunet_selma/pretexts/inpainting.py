@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,10 +28,12 @@ class MaskedInpainting(Pretext):
         self.settings = settings
         self.spacing = list(spacing)
         self.generator = torch.Generator(device)
+        self.reseed(0)
 
     def reseed(self, seed: int) -> None:
         """Start the sequence of masks anew."""
         self.generator.manual_seed(seed)
+        self.rng = np.random.default_rng(seed)
 
     def draw_mask(self, patches: Tensor) -> Tensor:
         """Masks for a batch, bool (batch, 1, *patch)."""
@@ -40,6 +43,7 @@ class MaskedInpainting(Pretext):
             ratio=self.settings.mask_ratio,
             edges=self.settings.block_edges,
             spacing=self.spacing,
+            rng=self.rng,
             generator=self.generator,
         )
 

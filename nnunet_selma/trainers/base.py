@@ -5,6 +5,7 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -94,12 +95,20 @@ class SelmaTrainer(nnUNetTrainer):
             super().save_checkpoint(filename)
             return
         partial = f"{filename}.partial"
-        super().save_checkpoint(partial)
-        changes = self.checkpoint_changes()
-        if changes:
-            content = torch.load(partial, map_location="cpu", weights_only=False)
-            torch.save({**content, **changes}, partial)
-        os.replace(partial, filename)
+        try:
+            super().save_checkpoint(partial)
+            changes = self.checkpoint_changes()
+            if changes:
+                content = torch.load(partial, map_location="cpu", weights_only=False)
+                torch.save({**content, **changes}, partial)
+            os.replace(partial, filename)
+        except (OSError, RuntimeError) as error:
+            with plain_errors():
+                raise SelmaError(
+                    f"{filename}: the checkpoint could not be written ({error}); make room and go on with --c"
+                ) from error
+        finally:
+            Path(partial).unlink(missing_ok=True)
 
     def checkpoint_changes(self) -> dict[str, Any]:
         """Entries of the checkpoint that differ from nnU-Net's."""

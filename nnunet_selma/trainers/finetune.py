@@ -45,10 +45,10 @@ class SelmaFinetuneTrainer(SelmaTrainer):
     def initialize(self) -> None:
         """As nnU-Net; remembers the random weights, to see whether somebody replaced them."""
         super().initialize()
-        self._start = self._fingerprint()
+        self._start = self._first_weights()
 
-    def _fingerprint(self) -> float:
-        return float(sum(parameter.detach().double().abs().sum() for parameter in bare(self.network).parameters()))
+    def _first_weights(self) -> torch.Tensor:
+        return next(bare(self.network).parameters()).detach().cpu().clone()
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """nnU-Net's optimiser with a warm-up."""
@@ -60,7 +60,7 @@ class SelmaFinetuneTrainer(SelmaTrainer):
         """Carry the pretrained weights over before anything else, unless the network has its weights already."""
         if not self.was_initialized:
             self.initialize()
-        if self._fingerprint() == self._start:
+        if torch.equal(self._first_weights(), self._start):
             with plain_errors():
                 self.carry_over()
         else:

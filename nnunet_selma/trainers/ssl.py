@@ -16,6 +16,7 @@ from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, autocast, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_selma import __version__, figures
 from nnunet_selma.json_files import write_json
@@ -26,7 +27,15 @@ from nnunet_selma.settings import PretrainingSettings
 from nnunet_selma.trainers.base import SelmaTrainer, bare
 
 _VALIDATION_SEED = 20240
-_DIAGNOSTICS = ("reconstruction_error", "trivial_error")
+_LOSSES = ("train_losses", "val_losses", "lrs")
+_NNUNETS = {
+    *_LOSSES,
+    "mean_fg_dice",
+    "ema_fg_dice",
+    "dice_per_class_or_region",
+    "epoch_start_timestamps",
+    "epoch_end_timestamps",
+}
 
 
 class SelmaSSLTrainer(SelmaTrainer):
@@ -44,8 +53,6 @@ class SelmaSSLTrainer(SelmaTrainer):
         self.enable_deep_supervision = False
         # a crop around a foreground voxel may hang over the border, and what nnU-Net pads there would be learnt as background
         self.oversample_foreground_percent = 0.0
-        # nnU-Net's logger wants its lists declared; they travel with its checkpoint
-        self.logger.local_logger.my_fantastic_logging.update({name: [] for name in _DIAGNOSTICS})
 
     def run_settings(self) -> PretrainingSettings:
         """The section "pretraining"."""
@@ -84,8 +91,11 @@ class SelmaSSLTrainer(SelmaTrainer):
             optimizer.add_param_group({"params": own})
         return optimizer, scheduler
 
-    def _build_loss(self) -> None:
-        """The pretext is the loss."""
+    def _build_loss(self) -> nn.Module:
+        """The pretext is the loss; if it trains heads of its own, several GPUs share their gradients."""
+        if self.is_ddp and any(parameter.requires_grad for parameter in self.pretext.parameters()):
+            return DistributedDataParallel(self.pretext, device_ids=[self.local_rank])
+        return self.pretext
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(
         self,
@@ -117,7 +127,7 @@ class SelmaSSLTrainer(SelmaTrainer):
         patches = batch["data"].to(self.device, non_blocking=True)
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
-            terms = self.pretext(self.network, patches)
+            terms = self.loss(self.network, patches)
             loss = torch.stack(list(terms.values())).sum()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         if self.grad_scaler is not None:
@@ -160,39 +170,51 @@ class SelmaSSLTrainer(SelmaTrainer):
             means = {key: float(np.mean([one[key] for one in gathered])) for key in means}
         self.logger.log("val_losses", means.pop("loss"), self.current_epoch)
         for key, value in means.items():
+            # nnU-Net's logger wants its lists declared; they travel with its checkpoint
+            self.logger.local_logger.my_fantastic_logging.setdefault(key, [])
             self.logger.log(key, value, self.current_epoch)
 
     def on_epoch_end(self) -> None:
         """Print the losses and the time left, write checkpoints (best by validation loss) and the curves."""
         self.logger.log("epoch_end_timestamps", time.time(), self.current_epoch)
-        latest = {
-            key: self.logger.get_value(key, step=-1)
-            for key in ("train_losses", "val_losses", *_DIAGNOSTICS, "epoch_start_timestamps", "epoch_end_timestamps")
-        }
-        seconds = latest["epoch_end_timestamps"] - latest["epoch_start_timestamps"]
+        now = {key: values[-1] for key, values in self.history().items()}
+        started, ended = (self.logger.get_value(f"epoch_{when}_timestamps", step=-1) for when in ("start", "end"))
+        seconds = ended - started
         left = (self.num_epochs - self.current_epoch - 1) * seconds
+        said = "  ".join(f"{key} {value:.4f}" for key, value in now.items() if key not in _LOSSES)
+        self.print_to_log_file(f"train_loss {now['train_losses']:.4f}  val_loss {now['val_losses']:.4f}  {said}")
         self.print_to_log_file(
-            f"train_loss {latest['train_losses']:.4f}  val_loss {latest['val_losses']:.4f}  reconstruction error "
-            f"{latest['reconstruction_error']:.4f} (mean of what is visible: {latest['trivial_error']:.4f})"
-        )
-        self.print_to_log_file(
-            f"Epoch time: {seconds:.1f} s, {self.num_iterations_per_epoch / max(seconds, 1e-9):.2f} steps/s with validation, about {left / 60:.0f} min left"
+            f"Epoch time: {seconds:.1f} s, {self.num_iterations_per_epoch / max(seconds, 1e-9):.2f} steps/s with validation, "
+            f"about {left / 60:.0f} min left"
         )
         last = self.current_epoch == self.num_epochs - 1
         if (self.current_epoch + 1) % self.save_every == 0 and not last:
             self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
         # nnU-Net keeps the best value under this name in its checkpoints; here lower is better
-        if self._best_ema is None or latest["val_losses"] < self._best_ema:
-            self._best_ema = latest["val_losses"]
+        if self._best_ema is None or now["val_losses"] < self._best_ema:
+            self._best_ema = now["val_losses"]
             self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_best.pth"))
         if self.local_rank == 0:
             figures.loss_curves(self.history(), Path(self.output_folder) / "progress.png")
         self.current_epoch += 1
 
     def history(self) -> dict[str, list[float]]:
-        """What was logged for each epoch."""
-        keys = ("train_losses", "val_losses", *_DIAGNOSTICS, "lrs")
-        return {key: [float(value) for value in self.logger.get_value(key, step=None)] for key in keys}
+        """What was logged for each epoch: losses, learning rate, and the pretext's diagnostics."""
+        logged = self.logger.local_logger.my_fantastic_logging
+        own = [key for key in logged if key not in _NNUNETS]
+        return {key: [float(value) for value in logged[key]] for key in (*_LOSSES, *own)}
+
+    def checkpoint_changes(self) -> dict[str, Any]:
+        """The state of the pretext's heads and teacher, if it has any."""
+        state = self.pretext.state_dict()
+        return {"pretext_state": state} if state else {}
+
+    def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
+        """As nnU-Net, and the state of the pretext."""
+        super().load_checkpoint(filename_or_checkpoint)
+        if self.pretext.state_dict() and isinstance(filename_or_checkpoint, str):
+            content = torch.load(filename_or_checkpoint, map_location=self.device, weights_only=False)
+            self.pretext.load_state_dict(content["pretext_state"])
 
     @torch.no_grad()
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:

@@ -26,6 +26,9 @@ class Volume(ABC):
     spacing_um_zyx: tuple[float, float, float] | None
     """Voxel size in µm; None where the file does not say (a spacing of 1, 1, 1 says nothing)."""
 
+    plane_wise: bool = True
+    """Whether whole slices, in order, are the cheap way to read it; otherwise boxes are (chunks, memory maps)."""
+
     @property
     def repaired(self) -> tuple[str, ...]:
         """Slices that were missing or unreadable and stand interpolated; always empty unless that was asked for."""
@@ -48,6 +51,14 @@ class Volume(ABC):
                 raise ValueError(f"axis {axis}: a box is read with step 1, not {step}")
             box.append(slice(start, max(start, stop)))
         return self._read(*box)
+
+
+def three_axes(shape: tuple[int, ...]) -> tuple[int, int, int] | None:
+    """The axes that remain after axes of length 1 were dropped from the far end first; None if they are not three."""
+    spare = [axis for axis in reversed(range(len(shape))) if shape[axis] == 1]
+    dropped = set(spare[: max(0, len(shape) - 3)])
+    axes = [axis for axis in range(len(shape)) if axis not in dropped]
+    return (axes[0], axes[1], axes[2]) if len(axes) == 3 else None
 
 
 def spacing_from_header(spacing_mm_zyx: tuple[float, ...]) -> tuple[float, float, float] | None:

@@ -6,7 +6,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.volumes.base import Array, Volume, spacing_from_header
+from nnunet_selma.volumes.base import Array, Volume, spacing_from_header, three_axes
 
 _ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
 
@@ -17,7 +17,7 @@ def is_itk_file(path: Path) -> bool:
 
 
 class ItkVolume(Volume):
-    """One grey-value image of three axes.
+    """One grey-value image of three axes; further axes of length 1 are dropped.
 
     ITK reads only the box that is asked for from an uncompressed MHA; other files are read whole.
 
@@ -38,14 +38,17 @@ class ItkVolume(Volume):
             raise SelmaError(
                 f"{path}: is a colour image ({reader.GetNumberOfComponents()} values a voxel); give grey values"
             )
-        size = reader.GetSize()
-        if len(size) != 3:
+        self._size = reader.GetSize()
+        self._axes_xyz = three_axes(self._size)
+        if self._axes_xyz is None:
             raise SelmaError(
-                f"{path}: has the shape {'×'.join(map(str, size))} (x, y, z, …); one three-dimensional image is needed"
+                f"{path}: has the shape {'×'.join(map(str, self._size))} (x, y, z, …); one three-dimensional image is needed"
             )
-        self.shape = (size[2], size[1], size[0])
+        x, y, z = (self._size[axis] for axis in self._axes_xyz)
+        self.shape = (z, y, x)
         self.dtype = np.dtype(sitk.GetArrayViewFromImage(sitk.Image([1, 1, 1], reader.GetPixelID())).dtype)
-        self.spacing_um_zyx = spacing_from_header(tuple(reversed(reader.GetSpacing())))
+        spacing = reader.GetSpacing()
+        self.spacing_um_zyx = spacing_from_header(tuple(spacing[axis] for axis in reversed(self._axes_xyz)))
 
     def _reader(self) -> sitk.ImageFileReader:
         reader = sitk.ImageFileReader()
@@ -56,8 +59,11 @@ class ItkVolume(Volume):
         if 0 in (z.stop - z.start, y.stop - y.start, x.stop - x.start):
             return np.empty((z.stop - z.start, y.stop - y.start, x.stop - x.start), self.dtype)
         reader = self._reader()
-        reader.SetExtractIndex([x.start, y.start, z.start])
-        reader.SetExtractSize([x.stop - x.start, y.stop - y.start, z.stop - z.start])
+        index, size = [0] * len(self._size), [0] * len(self._size)  # size 0 drops an axis
+        for axis, bounds in zip(self._axes_xyz or (), (x, y, z), strict=True):
+            index[axis], size[axis] = bounds.start, bounds.stop - bounds.start
+        reader.SetExtractIndex(index)
+        reader.SetExtractSize(size)
         try:
             return np.asarray(sitk.GetArrayFromImage(reader.Execute()))
         except RuntimeError as error:

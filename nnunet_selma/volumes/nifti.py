@@ -9,7 +9,7 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.volumes.base import Array, Volume, spacing_from_header
+from nnunet_selma.volumes.base import Array, Volume, spacing_from_header, three_axes
 
 _MM = {"micron": 1e-3, "meter": 1e3}
 _DAMAGE = (OSError, EOFError, ValueError, zlib.error, gzip.BadGzipFile, ImageFileError)
@@ -40,7 +40,7 @@ class NiftiVolume(Volume):
             ) from error
         if dtype.kind not in "buif":
             raise SelmaError(f"{path}: is a colour or complex image ({dtype}); give grey values")
-        self._axes_xyz = _three_axes(shape)
+        self._axes_xyz = three_axes(shape)
         if self._axes_xyz is None:
             raise SelmaError(
                 f"{path}: has the shape {'×'.join(map(str, shape))} (x, y, z, …); one three-dimensional image is needed"
@@ -57,6 +57,7 @@ class NiftiVolume(Volume):
             tuple(float(zooms[axis]) * _MM.get(unit, 1.0) for axis in reversed(self._axes_xyz))
         )
         self._proxy = image.dataobj
+        self.plane_wise = path.name.lower().endswith(".gz")
 
     def _read(self, z: slice, y: slice, x: slice) -> Array:
         box: list[slice | int] = [0] * len(self._proxy.shape)
@@ -69,11 +70,3 @@ class NiftiVolume(Volume):
                 f"{self.path}: cannot be read to its end, the file is cut short or damaged; copy it again"
             ) from error
         return np.ascontiguousarray(stored.T)
-
-
-def _three_axes(shape: tuple[int, ...]) -> tuple[int, int, int] | None:
-    """The axes that are x, y, z, after axes of length 1 were dropped from the far end first; None if three do not remain."""
-    spare = [axis for axis in reversed(range(len(shape))) if shape[axis] == 1]
-    dropped = set(spare[: max(0, len(shape) - 3)])
-    axes = [axis for axis in range(len(shape)) if axis not in dropped]
-    return (axes[0], axes[1], axes[2]) if len(axes) == 3 else None

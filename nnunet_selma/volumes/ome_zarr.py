@@ -32,8 +32,12 @@ class OmeZarrVolume(Volume):
             raise SelmaError(
                 f"{path}: reading OME-Zarr needs zarr; install it with: pip install 'nnunet-selma[zarr]'"
             ) from error
-        node = zarr.open(str(path), mode="r")
-        array, axes, scale = self._level(node, level)
+        try:
+            array, axes, scale = self._level(zarr.open(str(path), mode="r"), level)
+        except SelmaError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SelmaError(f"{path}: the OME-Zarr's metadata cannot be read ({error}); copy it again") from error
         leading: list[int] = []
         for name, length in zip(axes[:-3], array.shape[:-3], strict=True):
             if name == "c" and channel is not None and 0 <= channel < length:
@@ -42,7 +46,7 @@ class OmeZarrVolume(Volume):
                 leading.append(0)
             else:
                 raise SelmaError(
-                    f"{path}: axis {name!r} has {length} entries; one three-dimensional channel must be chosen"
+                    f"{path}: axis {name!r} has {length} entries; choose one three-dimensional channel, for example with --channel 0"
                 )
         if len(array.shape) < 3 or axes[-3:] != ["z", "y", "x"]:
             raise SelmaError(
@@ -53,6 +57,7 @@ class OmeZarrVolume(Volume):
         self.shape = (z, y, x)
         self.dtype = np.dtype(array.dtype)
         self.spacing_um_zyx = scale
+        self.plane_wise = False
 
     def _level(self, node: Any, level: int) -> tuple[Any, list[str], tuple[float, float, float] | None]:
         """Array, axis names and spacing (µm, zyx) of a resolution level."""

@@ -42,9 +42,21 @@ def slice_numbers(names: Sequence[str]) -> list[int]:
 
 
 def missing_numbers(numbers: Sequence[int]) -> list[int]:
-    """The numbers that a sorted, regular row lacks; the step is the most frequent one (some stacks count in µm)."""
+    """The numbers that a sorted, regular row lacks.
+
+    The step is the most frequent one (some stacks count in µm); steps that rounding makes uneven are no gaps.
+
+    Raises:
+        SelmaError: more is missing than there is: the numbers count something else, or one file is a stranger.
+    """
     steps = [b - a for a, b in pairwise(numbers)]
     if not steps:
         return []
     step = min(Counter(steps).items(), key=lambda item: (-item[1], item[0]))[0]
-    return [n for a, b in pairwise(numbers) for n in range(a + step, b, step)]
+    gaps = [(a, round((b - a) / step)) for a, b in pairwise(numbers) if b - a >= 2 * step]
+    if sum(count - 1 for _, count in gaps) > len(numbers):
+        before, _ = max(gaps, key=lambda gap: gap[1])
+        raise SelmaError(
+            f"the slice numbers jump after {before}; a file of another stack may lie in the folder, move it out"
+        )
+    return [a + i * step for a, count in gaps for i in range(1, count)]

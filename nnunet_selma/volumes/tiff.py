@@ -24,12 +24,22 @@ _UM = {
     "cm": 1e4,
 }
 # what tifffile and the decoders behind it raise for a damaged file
-_DAMAGE = (OSError, ValueError, IndexError, KeyError, RuntimeError, TypeError)
+_DAMAGE = (OSError, ValueError, IndexError, KeyError, RuntimeError, TypeError, AttributeError)
 
 
 def is_tiff(path: Path) -> bool:
     """True for the file endings of TIFF."""
     return path.name.lower().endswith((".tif", ".tiff"))
+
+
+def has_many_pages(file: Path) -> bool:
+    """True for a TIFF that is a volume of its own; a damaged file is none (opening its stack says so by name)."""
+    try:
+        with tifffile.TiffFile(file, is_ome=False) as tif:
+            # ImageJ stores a large stack behind one page
+            return len(tif.pages) > 1 or (tif.is_imagej and "Z" in tif.series[0].axes)
+    except _DAMAGE:
+        return False
 
 
 def tiff_slices(folder: Path) -> list[Path]:
@@ -49,11 +59,10 @@ class TiffSlices(Volume):
         self.path, self._interpolate = path, interpolate
         files = tiff_slices(path)
         try:
-            numbers = slice_numbers([file.name for file in files])
+            numbered = dict(sorted(zip(slice_numbers([file.name for file in files]), files, strict=True)))
+            missing = missing_numbers(list(numbered))
         except SelmaError as error:
             raise SelmaError(f"{path}: {error}") from error
-        numbered = dict(sorted(zip(numbers, files, strict=True)))
-        missing = missing_numbers(list(numbered))
         if missing and not interpolate:
             before = numbered[max(n for n in numbered if n < missing[0])]
             raise SelmaError(
@@ -108,7 +117,9 @@ class TiffSlices(Volume):
         if file is None or self._bad[index]:
             return None
         try:
-            return np.asarray(tifffile.imread(file)).reshape(self.shape[1:])
+            # an OME-TIFF slice may describe its whole stack; the slice itself is the first page
+            with tifffile.TiffFile(file, is_ome=False) as tif:
+                return np.asarray(tif.pages.first.asarray()).reshape(self.shape[1:])
         except _DAMAGE as error:
             if not self._interpolate:
                 raise SelmaError(
@@ -140,7 +151,7 @@ class TiffSlices(Volume):
 def _slice_header(file: Path) -> tuple[tuple[int, int], str] | str:
     """((height, width), dtype) of a slice, or the sentence that says why it is none; reads the header only."""
     try:
-        with tifffile.TiffFile(file) as tif:
+        with tifffile.TiffFile(file, is_ome=False) as tif:
             page, pages = tif.pages.first, len(tif.pages)
             shape, dtype = tuple(page.shape), page.dtype
     except _DAMAGE:
@@ -188,7 +199,7 @@ class TiffPages(Volume):
         for name, length in zip(axes[:-2], leading, strict=True):
             if name == "C" and length > 1:
                 if channel is None or not 0 <= channel < length:
-                    raise SelmaError(f"{path}: has {length} channels; choose one of 0 to {length - 1}")
+                    raise SelmaError(f"{path}: has {length} channels; choose one of 0 to {length - 1} with --channel")
                 chosen.append(channel)
             elif length == 1 and name in "CTSHVLPMRE":
                 chosen.append(0)
@@ -204,6 +215,7 @@ class TiffPages(Volume):
         self._chosen = tuple(chosen)
         self._stored_shape = shape
         self._contiguous = contiguous
+        self.plane_wise = not contiguous
         self._pages = np.arange(max(1, int(np.prod(leading)))).reshape(leading)[self._chosen].reshape(-1)
         if not contiguous and count < int(np.prod(leading)):
             raise SelmaError(
@@ -229,7 +241,9 @@ class TiffPages(Volume):
 
 
 def _page(series: Any, index: int) -> Array:
-    """A whole page (y, x) of a series."""
+    """A whole page (y, x) of a series; an OME-TIFF may name pages that are not there."""
+    if series[index] is None:
+        raise ValueError(f"page {index} is missing")
     page = np.asarray(series[index].asarray())
     return np.reshape(page, page.shape[-2:])
 

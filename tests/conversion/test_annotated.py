@@ -143,3 +143,26 @@ def test_a_killed_run_goes_on_and_a_whole_one_is_left_alone(tmp_path, rng, folde
     assert not list(folders.raw.glob(".*"))
     with pytest.raises(SelmaError, match="exists already"):
         convert(tmp_path / "in", folders, spacing="voxel")
+
+
+def test_folds_that_a_user_changed_are_left_alone(tmp_path, rng, folders):
+    write_patch(tmp_path / "in", "AD_plaques", 0, rng)
+    convert(tmp_path / "in", folders)
+    splits = folders.preprocessed / "Dataset510_SELMA3D" / "splits_final.json"
+    splits.write_text("[]")
+    convert(tmp_path / "in", folders)
+    assert splits.read_text() == "[]"
+
+
+def test_other_structures_do_not_stop_the_chosen_ones(tmp_path, rng, folders):
+    write_patch(tmp_path / "in", "AD_plaques", 0, rng)
+    write_patch(tmp_path / "in", "kidney", 0, rng)
+    write_image(
+        tmp_path / "in" / "VessAP_vessel" / "raw" / "patchvolume_000_0000.nii.gz", np.zeros((4, 4, 4), np.uint16)
+    )
+    assert list(convert(tmp_path / "in", folders, structures=("AD_plaques",))["cases"]) == ["AD_plaques_000"]
+
+
+def test_one_fold_is_refused():
+    with pytest.raises(SelmaError, match="at least 2"):
+        AnnotatedSettings(folds=1)

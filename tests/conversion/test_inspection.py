@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from nnunet_selma.conversion.inspection import inspect
+from nnunet_selma.conversion.unannotated import UnannotatedSettings
 from nnunet_selma.errors import SelmaError
 from tests.conftest import write_image, write_patch
 
@@ -61,7 +62,7 @@ def test_volumes_are_sampled_and_an_unknown_structure_is_mentioned(tmp_path, rng
     found = inspect(tmp_path)
     assert list(found.volumes) == ["volume_a"]
     assert "--structure" in found.warnings[0]
-    assert not inspect(tmp_path, "astrocyte").warnings
+    assert not inspect(tmp_path, UnannotatedSettings(structure="astrocyte")).warnings
 
 
 def test_it_writes_nothing_and_names_what_is_missing(tmp_path, rng):
@@ -71,3 +72,36 @@ def test_it_writes_nothing_and_names_what_is_missing(tmp_path, rng):
     assert sorted(p.stat().st_mtime_ns for p in tmp_path.rglob("*")) == before
     with pytest.raises(SelmaError, match="no such"):
         inspect(tmp_path / "out")
+
+
+def test_what_would_stop_the_conversion_of_the_volumes_is_said_beside_patches_too(tmp_path, rng):
+    write_patch(tmp_path, "AD_plaques", 0, rng)
+    for sample in ("a-b", "a b"):
+        write_image(tmp_path / "cell_nucleus" / f"{sample}.nii.gz", rng.integers(0, 999, (8, 8, 8), dtype=np.uint16))
+    (problem,) = inspect(tmp_path).problems
+    assert "would both be named" in problem
+
+
+def test_unannotated_patches_of_2026_are_volumes(tmp_path, rng):
+    path = tmp_path / "isolated_structures" / "Sox9_Chondrogenic_cells" / "patchvolume_1000.nii.gz"
+    write_image(path, rng.integers(0, 999, (8, 8, 8), dtype=np.uint16))
+    found = inspect(tmp_path)
+    assert found.problems == []
+    assert len(found.volumes) == 1
+
+
+def test_a_sample_is_read_slice_by_slice(tmp_path, monkeypatch, rng):
+    from nnunet_selma.volumes.nifti import NiftiVolume
+
+    write_image(
+        tmp_path / "vessel" / "a.nii.gz",
+        np.concatenate([np.full((15, 8, 8), 7), np.full((1, 8, 8), 65535)]).astype(np.uint16),
+    )
+    depths = []
+    read = NiftiVolume._read
+    monkeypatch.setattr(
+        NiftiVolume, "_read", lambda self, z, y, x: (depths.append(z.stop - z.start), read(self, z, y, x))[1]
+    )
+    (facts,) = inspect(tmp_path).volumes["blood_vessel_a"]
+    assert set(depths) == {1}
+    assert (facts.lowest, facts.highest, facts.saturated_share) == (7, 65535, 1 / 8)

@@ -62,3 +62,30 @@ def test_other_settings_start_the_staging_folder_anew(tmp_path):
     first.write("a", [np.zeros((2, 2, 2), np.uint16)], np.zeros((2, 2, 2), np.uint8), (1.0, 1.0, 1.0), {})
     assert RawDataset(tmp_path, "Dataset005_A", {"spacing": "voxel"}).has("a")
     assert not RawDataset(tmp_path, "Dataset005_A", {"spacing": "physical"}).has("a")
+
+
+def test_killed_while_finishing_leaves_no_case_of_another_run(tmp_path, monkeypatch):
+    def case(dataset, name):
+        dataset.write(name, [np.zeros((2, 2, 2), np.uint16)], np.zeros((2, 2, 2), np.uint8), (1.0, 1.0, 1.0), {})
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    finish = {"channels": ["x"], "foreground": "tissue", "description": "", "facts": {}}
+    first = RawDataset(tmp_path, "Dataset005_A", {"tile": 1})
+    case(first, "old")
+    with monkeypatch.context() as patched:
+        patched.setattr("nnunet_selma.conversion.raw_dataset.os.replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            first.finish(**finish)
+    (tmp_path / ".Dataset005_A.partial" / "settings.json").unlink()
+    second = RawDataset(tmp_path, "Dataset005_A", {"tile": 2})
+    case(second, "new")
+    assert list(second.finish(**finish)["cases"]) == ["new"]
+    assert {p.name for p in (tmp_path / "Dataset005_A" / "labelsTr").iterdir()} == {"new.nii.gz"}
+    assert {p.name for p in (tmp_path / "Dataset005_A").iterdir()} == {
+        "imagesTr",
+        "labelsTr",
+        "dataset.json",
+        "selma_manifest.json",
+    }

@@ -101,12 +101,42 @@ def test_single_volumes_and_physical_spacing(tmp_path, rng, folders):
     assert direct.name == "volume_brain-A"
 
 
-def test_labels_are_not_taken_for_volumes(tmp_path, rng):
+def test_annotated_patches_are_not_taken_for_volumes_unless_asked_for(tmp_path, rng, download):
+    source, _ = download
     for folder in ("raw", "gt"):
-        write_image(
-            tmp_path / "cFos" / folder / "patchvolume_1_0.nii.gz", rng.integers(0, 9, (8, 8, 8), dtype=np.uint16)
+        write_image(source / "cFos" / folder / "patchvolume_1_0.nii.gz", rng.integers(0, 9, (8, 8, 8), dtype=np.uint16))
+    assert len(find_volumes(source, UnannotatedSettings())) == 3
+    assert [v.name for v in find_volumes(source / "cFos" / "raw", UnannotatedSettings())] == [
+        "cfos_neuron_patchvolume-1-0"
+    ]
+
+
+def test_both_channels_of_a_structure_with_one_stain_have_names_of_their_own(tmp_path, rng):
+    for channel in ("C00", "C01"):
+        write_stack(
+            tmp_path / "c-Fos_brain_cells" / "sample1" / channel, rng.integers(0, 9, (4, 8, 8), dtype=np.uint16)
         )
-    assert [v.name for v in find_volumes(tmp_path, UnannotatedSettings())] == ["cfos_neuron_patchvolume-1-0"]
+    assert [v.name for v in find_volumes(tmp_path, UnannotatedSettings())] == [
+        "cfos_neuron_sample1_C00",
+        "cfos_neuron_sample1_C01",
+    ]
+
+
+def test_a_volume_scaled_to_one_finds_the_same_tissue(tmp_path, rng, folders):
+    brain = rng.normal(100, 5, (32, 64, 64))
+    brain[:, 32:, 32:] += 900 + 300 * rng.random((32, 32, 32))
+    for name, voxels in (
+        ("counts", brain.astype(np.uint16)),
+        ("scaled", (brain.astype(np.uint16) / 65535).astype(np.float32)),
+    ):
+        write_image(tmp_path / name / "v.nii.gz", voxels)
+    starts = []
+    for number, name in ((500, "counts"), (501, "scaled")):
+        manifest = convert_unannotated(
+            tmp_path / name, UnannotatedSettings(dataset_id=number, tiles=TileSettings(tile=32, per_volume=9)), folders
+        )
+        starts.append([(c["start_zyx"], round(c["foreground_share"], 2)) for c in manifest["cases"].values()])
+    assert starts[0] == starts[1] == [([0, 32, 32], 1.0)]
 
 
 def test_a_folder_of_tiff_files_with_many_pages_is_no_stack(tmp_path, rng):

@@ -106,7 +106,7 @@ class TestPretraining:
         assert resumed == undisturbed
 
     @pytest.mark.slow
-    def test_two_dimensional_plans(self, workspace):
+    def test_two_dimensional_plans_with_a_loading_process(self, workspace):
         done = workspace.run(
             "nnunet-selma",
             "plan-pretraining",
@@ -177,7 +177,7 @@ class TestFinetuning:
             )
 
     def test_going_on_and_validating_need_no_pretrained_file(self, workspace, tmp_path):
-        """With the pretraining gone, --val runs from the checkpoint alone."""
+        """With the pretraining gone, --c goes on from the checkpoint alone, and validates."""
         gone = workspace.path(SSL).parent
         hidden = gone.rename(gone.with_name("hidden"))
         try:

@@ -1,9 +1,11 @@
 import os
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunet_selma.pretexts.base import Pretext
 from nnunet_selma.pretexts.inpainting import MaskedInpainting
 from nnunet_selma.settings import InpaintingSettings
 from nnunet_selma.trainers.base import bare
@@ -127,3 +129,57 @@ def test_trainers_take_the_arguments_nnunet_reads_from_the_signature():
             "device",
         ]
     assert os.environ.get("nnUNet_extTrainer") is None
+
+
+class WithHead(Pretext):
+    """A pretext that trains a head and has no diagnostics."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Linear(1, 1)
+
+    def forward(self, network, patches):
+        return {"a": self.head(network(patches).mean().reshape(1)).sum() ** 2, "b": network(patches).square().mean()}
+
+    def reseed(self, seed):
+        """Nothing to draw."""
+
+
+class HeadTrainer(SelmaSSLTrainer):
+    def build_pretext(self):
+        return WithHead()
+
+
+def test_another_pretext_brings_its_own_head_and_no_diagnostics(folders, tmp_path):
+    one = trainer(HeadTrainer, folders)
+    one.initialize()
+    before = one.pretext.head.weight.detach().clone()
+    one.on_epoch_start()
+    one.on_train_epoch_start()
+    batch = {"data": torch.randn(2, 1, 16, 16, 16)}
+    one.on_train_epoch_end([one.train_step(batch)])
+    with torch.no_grad():
+        one.on_validation_epoch_start()
+        one.on_validation_epoch_end([one.validation_step(batch)])
+    one.on_epoch_end()
+    assert not torch.equal(one.pretext.head.weight, before)
+    assert set(one.history()) == {"train_losses", "val_losses", "lrs"}
+    one.save_checkpoint(str(tmp_path / "c.pth"))
+    other = trainer(HeadTrainer, folders)
+    other.load_checkpoint(str(tmp_path / "c.pth"))
+    assert torch.equal(other.pretext.head.weight, one.pretext.head.weight)
+
+
+def test_a_full_disk_ends_with_a_sentence_and_leaves_nothing(folders, tmp_path, monkeypatch, capsys):
+    one = trainer(SelmaSSLTrainer, folders)
+    one.initialize()
+
+    def full(_, path):
+        Path(path).write_bytes(b"half")
+        raise RuntimeError("PytorchStreamWriter failed writing file")
+
+    monkeypatch.setattr("nnunetv2.training.nnUNetTrainer.nnUNetTrainer.torch.save", full)
+    with pytest.raises(SystemExit):
+        one.save_checkpoint(str(tmp_path / "a.pth"))
+    assert "a.pth: the checkpoint could not be written" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.pth*"))

@@ -39,3 +39,14 @@ def test_what_is_taken_out_of_a_row_is_missing(start, step, count, data):
     row = list(range(start, start + step * count, step))
     gone = data.draw(st.sets(st.sampled_from(row[1:-1]), max_size=2))
     assert missing_numbers([n for n in row if n not in gone]) == sorted(gone)
+
+
+def test_rounded_micrometres_are_no_gaps():
+    row = [round(i * 2.4) for i in range(40)]
+    assert missing_numbers(row) == []
+    assert len(missing_numbers([n for n in row if n != row[20]])) == 1
+
+
+def test_a_stranger_among_the_slices_is_no_gap_of_millions():
+    with pytest.raises(SelmaError, match="jump after 99"):
+        missing_numbers([*range(100), 20240612])

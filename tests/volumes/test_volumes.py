@@ -27,6 +27,24 @@ def write_slices(folder, voxels, name="s_Z{}.tif", **options):
     return folder
 
 
+def write_ome_slices(folder, voxels):
+    """One slice a file, each of which describes the whole stack, as LaVision's microscopes write them."""
+    folder.mkdir(parents=True)
+    names = [f"brain_Z{z:04d}.ome.tif" for z in range(len(voxels))]
+    blocks = "".join(
+        f'<TiffData FirstZ="{z}" IFD="0" PlaneCount="1"><UUID FileName="{name}">urn:uuid:{z:032d}</UUID></TiffData>'
+        for z, name in enumerate(names)
+    )
+    z, y, x = voxels.shape
+    for name, plane in zip(names, voxels, strict=True):
+        xml = (
+            '<?xml version="1.0" encoding="UTF-8"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0"><Pixels ID="Pixels:0" '
+            f'DimensionOrder="XYZCT" Type="uint16" SizeX="{x}" SizeY="{y}" SizeZ="{z}" SizeC="1" SizeT="1"><Channel ID="Channel:0:0" SamplesPerPixel="1"/>{blocks}</Pixels></Image></OME>'
+        )
+        tifffile.imwrite(folder / name, plane, description=xml.encode(), metadata=None)
+    return folder
+
+
 def write_zarr(path, voxels, *, version=3, five=True):
     import zarr
 
@@ -67,6 +85,8 @@ WRITERS = {
     "NIfTI": lambda p, v: write_image(p / "v.nii.gz", v),
     "NIfTI, not compressed": lambda p, v: write_image(p / "v.nii", v),
     "NIfTI, trailing axis": lambda p, v: write_image(p / "v.nii.gz", v[None]),
+    "NRRD, trailing axis": lambda p, v: write_image(p / "v.nrrd", v[None]),
+    "OME-TIFF slices": lambda p, v: write_ome_slices(p / "stack", v),
     "NRRD": lambda p, v: write_image(p / "v.nrrd", v),
     "MHA": lambda p, v: write_image(p / "v.mha", v),
     "OME-Zarr 0.5": lambda p, v: write_zarr(p / "v.ome.zarr", v),
@@ -246,3 +266,22 @@ class TestIntensities:
     def test_what_is_refused(self, values, match):
         with pytest.raises(SelmaError, match=match):
             to_intensities(np.asarray(values), "x")
+
+
+def test_damaged_zarr_metadata(voxels, tmp_path):
+    path = write_zarr(tmp_path / "v.ome.zarr", voxels)
+    (path / "zarr.json").write_text('{"zarr_format": 3, ')
+    with pytest.raises(SelmaError, match="metadata cannot be read"):
+        open_volume(path)
+
+
+def test_a_channel_of_an_ome_zarr_can_be_chosen(voxels, tmp_path):
+    import zarr
+
+    path = write_zarr(tmp_path / "v.ome.zarr", voxels)
+    group = zarr.open_group(str(path))
+    del group["0"]
+    group.create_array("0", data=np.stack([voxels, voxels // 2])[None])
+    with pytest.raises(SelmaError, match="--channel"):
+        open_volume(path)
+    np.testing.assert_array_equal(open_volume(path, channel=1).read(), voxels // 2)
