@@ -77,7 +77,7 @@ class TissueMap:
     foreground: NDArray[np.float64]
     """Share of tissue in each tile."""
     signal: NDArray[np.float64]
-    """Mean standard deviation of the log intensity within the tissue blocks of each tile: high where there is structure."""
+    """Median standard deviation of the log intensity within the tissue blocks of each tile: high where there is structure."""
     log_threshold: float
     """Block means above it are tissue, log(1 + intensity); `ALL_TISSUE` where the volume has no empty outside."""
     unit: float
@@ -105,8 +105,9 @@ def tissue_map(volume: Volume, tile: int) -> TissueMap:
     )
     threshold = _tissue_threshold(means)
     tissue = means > threshold  # (tile, block)
-    count = tissue.sum(axis=1)
-    signal = np.divide((deviations * tissue).sum(axis=1), count, out=np.zeros(len(tiles)), where=count > 0)
+    # the median, because a block that the edge of the tissue cuts has the largest deviation of all
+    inside = np.ma.array(deviations, mask=~tissue, dtype=np.float64)
+    signal = np.ma.median(inside, axis=1).filled(0.0)
     return TissueMap(tiles, tissue.mean(axis=1), signal, threshold, unit)
 
 

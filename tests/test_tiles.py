@@ -81,6 +81,16 @@ def test_tiles_are_rich_in_tissue_seeded_and_in_reading_order(rng):
     assert choices[0] != choices[1] != choices[2]
 
 
+def test_structure_is_signal_and_the_edge_of_the_tissue_is_not(rng):
+    voxels = rng.normal(100, 2, (32, 64, 192))
+    voxels[:, :, :128] += 900  # smooth tissue, whose edge lies in the third tile
+    voxels[:, :, 80:112] += 900 * (rng.random((32, 64, 32)) < 0.1)
+    voxels[:, :, 128:152] += 900
+    left, middle, right = tissue_map(Array(voxels.astype(np.uint16)), 64).signal
+    assert middle > 2 * left
+    assert middle > 2 * right
+
+
 def test_no_tile_where_there_is_nothing():
     tissue = tissue_map(Array(np.full((32, 32, 32), 7, np.uint16)), 16)
     assert choose_tiles(tissue, TileSettings(tile=16)) == []

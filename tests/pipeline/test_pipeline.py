@@ -140,6 +140,7 @@ class TestPretraining:
             "nnUNetPlans_from510",
             "-device",
             "cpu",
+            nnUNet_n_proc_DA="1",
         )
         assert done.returncode == 0, done.stderr
         assert workspace.path("nnUNet_results/Dataset500_*/*__2d/fold_all/reconstruction.png").is_file()

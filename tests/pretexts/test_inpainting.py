@@ -84,9 +84,9 @@ def test_standardised_patches_have_the_visible_mean_and_deviation():
 
 def test_brightness_and_contrast_of_a_patch_do_not_matter_when_standardised():
     patches, net = torch.randn(2, 1, 16, 16, 16), network(plans())
-    first, second = (float(pretext()(net, one)["inpainting"]) for one in (patches, patches * 40 - 3))
+    first, second = (pretext()(net, one)["inpainting"].item() for one in (patches, patches * 40 - 3))
     assert first == pytest.approx(second, rel=1e-4)
-    first, second = (float(pretext(standardise=False)(net, one)["inpainting"]) for one in (patches, patches * 40 - 3))
+    first, second = (pretext(standardise=False)(net, one)["inpainting"].item() for one in (patches, patches * 40 - 3))
     assert second > 100 * first
 
 
