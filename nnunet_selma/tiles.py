@@ -96,18 +96,26 @@ def grid(shape: ShapeZYX, tile: int) -> list[Tile]:
 
 
 def tissue_map(volume: Volume, tile: int) -> TissueMap:
-    """Read a few slices of every layer of tiles and say for each tile how much tissue and signal it holds."""
+    """Read a few slices of every layer of tiles and say for each tile how much tissue and signal it holds.
+
+    Raises:
+        SelmaError: a slice cannot be read, or holds NaN or infinite values.
+    """
     tiles = grid(volume.shape, tile)
     layers = [list(layer) for _, layer in groupby(tiles, key=lambda one: one.start[0])]
     unit = _unit(volume)
     means, deviations = (
         np.concatenate(part) for part in zip(*(_layer_blocks(volume, layer, unit) for layer in layers), strict=True)
     )
+    if not np.isfinite(means).all():
+        raise SelmaError(
+            f"{volume.path}: holds NaN or infinite values; replace them (the background's value will do) and try again"
+        )
     threshold = _tissue_threshold(means)
     tissue = means > threshold  # (tile, block)
     # the median, because a block that the edge of the tissue cuts has the largest deviation of all
     inside = np.ma.array(deviations, mask=~tissue, dtype=np.float64)
-    signal = np.ma.median(inside, axis=1).filled(0.0)
+    signal = np.ma.median(inside, axis=1).filled(0.0)  # type: ignore[no-untyped-call]
     return TissueMap(tiles, tissue.mean(axis=1), signal, threshold, unit)
 
 

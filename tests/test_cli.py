@@ -83,6 +83,12 @@ def colour_tiff(source, rng):
     tifffile.imwrite(stack(source, rng) / "i_Z7.tif", np.zeros((16, 16, 3), np.uint8), photometric="rgb")
 
 
+def not_a_number_in_a_volume(source, rng):
+    voxels = rng.random((16, 16, 16)).astype(np.float32)
+    voxels[:, 0, 0] = np.nan
+    write_image(source / "cell_nucleus" / "v.nii.gz", voxels)
+
+
 ANNOTATED = {
     nothing: "in: there is no such", empty: "no annotated patches", raw_without_gt: "patchvolume_000_0000.nii.gz: no ground truth",
     gt_without_raw: "patchvolume_000.nii.gz: no raw", shape_mismatch: "patchvolume_000.nii.gz has 8 × 9 × 11", four_axes: "patchvolume_000_0000.nii.gz: has the shape",
@@ -90,7 +96,7 @@ ANNOTATED = {
     truncated_nifti: "patchvolume_000_0000.nii.gz: cannot be read", unknown_structure: "kidney: unknown structure",
 }  # fmt: skip
 UNANNOTATED = {
-    nothing: "in: there is no such", empty: "no volumes", truncated_tiff: "i_Z7.tif: ", missing_slice: "after i_Z6.tif (number 7)", colour_tiff: "i_Z7.tif: is a colour image",
+    nothing: "in: there is no such", empty: "no volumes", truncated_tiff: "i_Z7.tif: ", missing_slice: "after i_Z6.tif (number 7)", colour_tiff: "i_Z7.tif: is a colour image", not_a_number_in_a_volume: "v.nii.gz: holds NaN",
 }  # fmt: skip
 CASES = [("annotated", *one) for one in ANNOTATED.items()] + [("unannotated", *one) for one in UNANNOTATED.items()]
 
