@@ -24,7 +24,7 @@ _UM = {
     "cm": 1e4,
 }
 # what tifffile and the decoders behind it raise for a damaged file
-_DAMAGE = (OSError, ValueError, IndexError, KeyError, RuntimeError, TypeError, AttributeError)
+_DAMAGE = (tifffile.TiffFileError, OSError, ValueError, IndexError, KeyError, RuntimeError, TypeError, AttributeError)
 
 
 def is_tiff(path: Path) -> bool:
