@@ -4,10 +4,10 @@ import sys
 import time
 from contextlib import nullcontext
 from datetime import datetime, timezone
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import nnunetv2
 import numpy as np
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
@@ -267,7 +267,7 @@ class SelmaSSLTrainer(SelmaTrainer):
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "versions": {
                 "nnunet_selma": __version__,
-                "nnunetv2": getattr(nnunetv2, "__version__", "2.8"),
+                "nnunetv2": version("nnunetv2"),
                 "torch": torch.__version__,
                 "python": sys.version.split()[0],
             },

@@ -50,6 +50,7 @@ class TestPretraining:
     def test_the_summary_tells_what_finetuning_must_know(self, workspace):
         summary = json.loads((workspace.path(SSL) / "ssl_summary.json").read_text())
         assert (summary["trainer"], summary["pretext"], summary["epochs"]) == ("SelmaSSLTrainer", "MaskedInpainting", 3)
+        assert summary["versions"]["nnunetv2"].startswith("2.8.")
         assert summary["network"]["arch_kwargs"]["features_per_stage"] == [4, 8, 8]
         assert all(np.isfinite(v).all() and len(v) == 3 for v in summary["history"].values())
 
