@@ -163,6 +163,10 @@ class Demo:
             "-c",
             "3d_fullres",
             "--verify_dataset_integrity",
+            "-np",
+            "1",
+            "-npfp",
+            "1",
             nnUNet_n_proc_DA="1",
         )
         self.do(
