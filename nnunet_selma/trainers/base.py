@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -41,6 +41,9 @@ def bare(network: nn.Module) -> nn.Module:
 class SelmaTrainer(nnUNetTrainer):
     """nnU-Net's trainer with the run length and the seed of a section of the settings."""
 
+    section: Literal["pretraining", "finetuning"]
+    """The section that says how long this trainer trains."""
+
     # set by nnU-Net's constructor, which is not typed
     num_epochs: int
     num_iterations_per_epoch: int
@@ -60,19 +63,15 @@ class SelmaTrainer(nnUNetTrainer):
         super().__init__(plans, configuration, fold, dataset_json, device)
         with plain_errors():
             self.settings = read_settings(plans)
-        run = self.run_settings()
+        run: PretrainingSettings | FinetuningSettings = getattr(self.settings, self.section)
         self.num_epochs = self.num_epochs if run.epochs is None else run.epochs
         self.num_iterations_per_epoch = run.iterations_per_epoch or self.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = run.validation_iterations or self.num_val_iterations_per_epoch
         self.save_every = run.save_every
 
-    def run_settings(self) -> PretrainingSettings | FinetuningSettings:
-        """The section that says how long this trainer trains."""
-        raise NotImplementedError
-
     def seed_everything(self, epoch: int) -> None:
         """Seed all generators by the settings' seed, the epoch and the process; does nothing where no seed is set."""
-        seed = self.run_settings().seed
+        seed: int | None = getattr(self.settings, self.section).seed
         if seed is not None:
             everywhere = (seed * 1_000_003 + epoch * 1009 + self.local_rank) % 2**32
             random.seed(everywhere)

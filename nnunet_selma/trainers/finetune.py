@@ -8,7 +8,6 @@ from nnunetv2.paths import nnUNet_results
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 
 from nnunet_selma.pretrained import find_pretrained, network_identity
-from nnunet_selma.settings import FinetuningSettings
 from nnunet_selma.trainers.base import SelmaTrainer, bare, plain_errors
 from nnunet_selma.transfer import carry_over, read_weights
 
@@ -38,9 +37,7 @@ class SelmaFinetuneTrainer(SelmaTrainer):
     one that only validates (`--val`) need none of them.
     """
 
-    def run_settings(self) -> FinetuningSettings:
-        """The section "finetuning"."""
-        return self.settings.finetuning
+    section = "finetuning"
 
     def initialize(self) -> None:
         """As nnU-Net; remembers the random weights, to see whether somebody replaced them."""

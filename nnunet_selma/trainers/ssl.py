@@ -23,7 +23,6 @@ from nnunet_selma.json_files import write_json
 from nnunet_selma.pretexts.base import Pretext
 from nnunet_selma.pretexts.inpainting import MaskedInpainting
 from nnunet_selma.pretrained import SUMMARY, network_identity
-from nnunet_selma.settings import PretrainingSettings
 from nnunet_selma.trainers.base import SelmaTrainer, bare
 
 _VALIDATION_SEED = 20240
@@ -41,6 +40,8 @@ _NNUNETS = {
 class SelmaSSLTrainer(SelmaTrainer):
     """Pretrain the plan's network, deep supervision off, output channels = input channels, by masked volume inpainting."""
 
+    section = "pretraining"
+
     def __init__(
         self,
         plans: dict[str, Any],
@@ -53,10 +54,6 @@ class SelmaSSLTrainer(SelmaTrainer):
         self.enable_deep_supervision = False
         # a crop around a foreground voxel may hang over the border, and what nnU-Net pads there would be learnt as background
         self.oversample_foreground_percent = 0.0
-
-    def run_settings(self) -> PretrainingSettings:
-        """The section "pretraining"."""
-        return self.settings.pretraining
 
     def build_pretext(self) -> Pretext:
         """The pretext task; a subclass with another one overrides this."""
