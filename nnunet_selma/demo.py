@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_selma import commands
-from nnunet_selma.conversion.unannotated import NothingFoundError, UnannotatedSettings, find_volumes
+from nnunet_selma.conversion.volume_tree import NothingFoundError, find_volumes
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.folders import Folders
 from nnunet_selma.json_files import read_json, write_json
@@ -178,7 +178,7 @@ class Demo:
         """Convert the unannotated volumes; of a download that has none, the training images of fold 0, without their labels."""
         size, annotated, unlabelled = self.size, str(ANNOTATED), str(UNLABELLED)
         try:
-            find_volumes(source, UnannotatedSettings())
+            find_volumes(source)
         except NothingFoundError:
             source = self.training_images()
         self.do(

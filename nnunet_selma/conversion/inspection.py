@@ -17,13 +17,8 @@ from nnunet_selma.conversion.checks import (
 )
 from nnunet_selma.conversion.layouts import Patch, find_patches
 from nnunet_selma.conversion.relatives import Relation, Signature, find_relations, signature
-from nnunet_selma.conversion.unannotated import (
-    NothingFoundError,
-    UnannotatedSettings,
-    UnlabelledVolume,
-    find_volumes,
-    is_raw_of_patches,
-)
+from nnunet_selma.conversion.unannotated import UnannotatedSettings
+from nnunet_selma.conversion.volume_tree import NothingFoundError, UnlabelledVolume, find_volumes, is_raw_of_patches
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.progress import Progress, silent
 from nnunet_selma.structures import Structure
@@ -70,7 +65,7 @@ def inspect(source: Path, settings: UnannotatedSettings | None = None, progress:
     has_patches = any(folder.name.lower() == "gt" or is_raw_of_patches(folder) for folder in folders)
     paired = _inspect_patches(result, source, progress) if has_patches else set()
     try:
-        volumes = [v for v in find_volumes(source, settings) if not paired & set(v.channels)]
+        volumes = [v for v in find_volumes(source, structure=settings.structure) if not paired & set(v.channels)]
     except NothingFoundError as error:
         volumes = []
         if not has_patches:

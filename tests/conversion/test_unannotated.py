@@ -5,7 +5,8 @@ import pytest
 import SimpleITK as sitk
 import tifffile
 
-from nnunet_selma.conversion.unannotated import UnannotatedSettings, convert_unannotated, find_volumes
+from nnunet_selma.conversion.unannotated import UnannotatedSettings, convert_unannotated
+from nnunet_selma.conversion.volume_tree import find_volumes
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.tiles import TileSettings
 from tests.conftest import write_image
@@ -35,9 +36,7 @@ def download(tmp_path, rng):
 
 def test_the_tree_of_the_challenge(download):
     source, _ = download
-    found = {
-        v.name: [p.parent.parent.name + p.name for p in v.channels] for v in find_volumes(source, UnannotatedSettings())
-    }
+    found = {v.name: [p.parent.parent.name + p.name for p in v.channels] for v in find_volumes(source)}
     assert found == {
         "blood_vessel_sample1_wga": ["vesselC00"],
         "blood_vessel_sample1_eb": ["vesselC01"],
@@ -47,7 +46,7 @@ def test_the_tree_of_the_challenge(download):
 
 @pytest.mark.parametrize(("mode", "names"), [("eb", ["blood_vessel_sample1_eb"]), ("both", ["blood_vessel_sample1"])])
 def test_vessel_channels(mode, names, download):
-    volumes = find_volumes(download[0], UnannotatedSettings(vessel_channels=mode, structures=("blood_vessel",)))
+    volumes = find_volumes(download[0], vessel_channels=mode, structures=("blood_vessel",))
     assert [v.name for v in volumes] == names
 
 
@@ -91,13 +90,13 @@ def test_a_killed_run_goes_on_with_the_same_tiles(download, folders, tmp_path):
 def test_single_volumes_and_physical_spacing(tmp_path, rng, folders):
     voxels = (1000 + 100 * rng.random((20, 20, 20))).astype(np.uint16)
     write_image(tmp_path / "some" / "brain A.nii.gz", voxels, (0.002, 0.0018, 0.0018))
-    (volume,) = find_volumes(tmp_path / "some", UnannotatedSettings(structure="astrocyte"))
+    (volume,) = find_volumes(tmp_path / "some", structure="astrocyte")
     assert volume.name == "astrocyte_brain-A"
     manifest = convert_unannotated(
         tmp_path / "some", UnannotatedSettings(structure="astrocyte", spacing="physical", tiles=TILES), folders
     )
     assert next(iter(manifest["cases"].values()))["spacing_zyx"] == pytest.approx([2.0, 1.8, 1.8])
-    (direct,) = find_volumes(tmp_path / "some" / "brain A.nii.gz", UnannotatedSettings())
+    (direct,) = find_volumes(tmp_path / "some" / "brain A.nii.gz")
     assert direct.name == "volume_brain-A"
 
 
@@ -105,10 +104,8 @@ def test_annotated_patches_are_not_taken_for_volumes_unless_asked_for(tmp_path, 
     source, _ = download
     for folder in ("raw", "gt"):
         write_image(source / "cFos" / folder / "patchvolume_1_0.nii.gz", rng.integers(0, 9, (8, 8, 8), dtype=np.uint16))
-    assert len(find_volumes(source, UnannotatedSettings())) == 3
-    assert [v.name for v in find_volumes(source / "cFos" / "raw", UnannotatedSettings())] == [
-        "cfos_neuron_patchvolume-1-0"
-    ]
+    assert len(find_volumes(source)) == 3
+    assert [v.name for v in find_volumes(source / "cFos" / "raw")] == ["cfos_neuron_patchvolume-1-0"]
 
 
 def test_both_channels_of_a_structure_with_one_stain_have_names_of_their_own(tmp_path, rng):
@@ -116,7 +113,7 @@ def test_both_channels_of_a_structure_with_one_stain_have_names_of_their_own(tmp
         write_stack(
             tmp_path / "c-Fos_brain_cells" / "sample1" / channel, rng.integers(0, 9, (4, 8, 8), dtype=np.uint16)
         )
-    assert [v.name for v in find_volumes(tmp_path, UnannotatedSettings())] == [
+    assert [v.name for v in find_volumes(tmp_path)] == [
         "cfos_neuron_sample1_C00",
         "cfos_neuron_sample1_C01",
     ]
@@ -142,7 +139,7 @@ def test_a_volume_scaled_to_one_finds_the_same_tissue(tmp_path, rng, folders):
 def test_a_folder_of_tiff_files_with_many_pages_is_no_stack(tmp_path, rng):
     for name in ("a1", "a2"):
         tifffile.imwrite(tmp_path / f"{name}.tif", rng.integers(0, 9, (8, 8, 8), dtype=np.uint16))
-    assert [v.name for v in find_volumes(tmp_path, UnannotatedSettings())] == ["volume_a1", "volume_a2"]
+    assert [v.name for v in find_volumes(tmp_path)] == ["volume_a1", "volume_a2"]
 
 
 def test_a_missing_slice_stops_or_is_interpolated_and_recorded(download, folders):

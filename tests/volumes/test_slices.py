@@ -14,7 +14,10 @@ from nnunet_selma.volumes.slices import missing_numbers, slice_numbers
         (["t01_Z1.tif", "t01_Z2.tif"], [1, 2]),
         (["2024_slice7_of_9.tif", "2024_slice8_of_9.tif"], [7, 8]),
         (["z1_t1001.tif", "z2_t1005.tif"], [1001, 1005]),
-        (["z1_row0.tif", "z2_row0.tif", "z3_row1.tif"], [1, 2, 3]),  # the last group varies, but does not number the slices
+        (
+            ["z1_row0.tif", "z2_row0.tif", "z3_row1.tif"],
+            [1, 2, 3],
+        ),  # the last group varies, but does not number the slices
         (["only.tif"], [0]),
     ],
 )
