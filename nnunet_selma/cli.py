@@ -16,15 +16,12 @@ from nnunet_selma.conversion.inspection import as_text, inspect
 from nnunet_selma.conversion.spacing import Spacing
 from nnunet_selma.conversion.unannotated import UnannotatedSettings, convert_unannotated
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.ext_trainers import FOLDER as TRAINER_FOLDER
 from nnunet_selma.folders import Folders
 from nnunet_selma.json_files import read_json, write_json
 from nnunet_selma.planning import RECIPES, plan_pretraining, write_small_plans
 from nnunet_selma.settings import as_lines, parse_assignments, read_settings, with_settings
 from nnunet_selma.structures import named
 from nnunet_selma.tiles import TileSettings
-
-_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,26 +66,15 @@ def _complain(sentence: str) -> None:
 
 
 def _folders() -> Folders:
-    missing = [name for name in _FOLDERS if not os.environ.get(name)]
+    missing = [name for name in commands.FOLDER_VARIABLES if not os.environ.get(name)]
     if missing:
         raise SelmaError(f'{", ".join(missing)} not set; run: eval "$(nnunet-selma env FOLDER)"')
-    raw, preprocessed, results = (Path(os.environ[name]) for name in _FOLDERS)
+    raw, preprocessed, results = (Path(os.environ[name]) for name in commands.FOLDER_VARIABLES)
     return Folders(raw=raw, preprocessed=preprocessed, results=results)
 
 
-def environment(root: Path) -> dict[str, str]:
-    """The environment variables of a workspace: nnU-Net's three folders below it, and the folder with the trainers."""
-    others = [p for p in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if p and Path(p) != TRAINER_FOLDER]
-    return {
-        **{name: str(root.expanduser().resolve() / name) for name in _FOLDERS},
-        "nnUNet_extTrainer": os.pathsep.join([str(TRAINER_FOLDER), *others]),
-    }
-
-
 def _env(chosen: argparse.Namespace) -> int:
-    for name, value in environment(chosen.root).items():
-        if name in _FOLDERS:
-            Path(value).mkdir(parents=True, exist_ok=True)
+    for name, value in commands.workspace_environment(chosen.root).items():
         print(f"export {name}={shlex.quote(value)}")
     return 0
 
@@ -275,6 +261,22 @@ def _parser() -> argparse.ArgumentParser:
         kinds.add_parser("unannotated", help="whole brains: SELMA3D's tree of TIFF slices, or any volume")
     )
 
+    _planning_commands(parts)
+
+    demo = parts.add_parser(
+        "demo", help="run everything on a synthetic brain, with the real commands, and write a report"
+    )
+    demo.add_argument(
+        "-o", dest="output", type=_path, default=Path("demo"), help="folder for everything (default: %(default)s)"
+    )
+    demo.add_argument("--data", type=_path, help="a real download instead of the synthetic one")
+    demo.add_argument("--device", default="cpu", choices=("cpu", "cuda", "mps"))
+    demo.add_argument("--seed", type=int, default=0)
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _planning_commands(parts: Any) -> None:
     small = parts.add_parser("plan-small", help="plans with a smaller network and patch, for a machine without GPU")
     small.add_argument("-d", dest="dataset_id", type=int, required=True, help="dataset id")
     small.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans to start from (default: %(default)s)")
@@ -316,18 +318,6 @@ def _parser() -> argparse.ArgumentParser:
     settings.add_argument("--save-as", help="write the changed plans under another name")
     settings.add_argument("assignments", nargs="*", metavar="section.setting=value")
     settings.set_defaults(run=_settings)
-
-    demo = parts.add_parser(
-        "demo", help="run everything on a synthetic brain, with the real commands, and write a report"
-    )
-    demo.add_argument(
-        "-o", dest="output", type=_path, default=Path("demo"), help="folder for everything (default: %(default)s)"
-    )
-    demo.add_argument("--data", type=_path, help="a real download instead of the synthetic one")
-    demo.add_argument("--device", default="cpu", choices=("cpu", "cuda", "mps"))
-    demo.add_argument("--seed", type=int, default=0)
-    demo.set_defaults(run=_demo)
-    return parser
 
 
 def _volume_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""Running nnU-Net's own commands, as a user would type them."""
+"""nnU-Net's own commands, as a user would type them, and the environment they run in."""
 
 import os
 import shlex
@@ -9,6 +9,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nnunet_selma.errors import SelmaError
+from nnunet_selma.ext_trainers import FOLDER as TRAINER_FOLDER
+
+FOLDER_VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+
+
+def workspace_environment(root: Path) -> dict[str, str]:
+    """The variables of a workspace: nnU-Net's three folders below it, which are made, and the folder with the trainers.
+
+    Folders of other trainers that are already in `nnUNet_extTrainer` stay behind ours.
+    """
+    folders = {name: root.expanduser().resolve() / name for name in FOLDER_VARIABLES}
+    for folder in folders.values():
+        folder.mkdir(parents=True, exist_ok=True)
+    others = [p for p in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if p and Path(p) != TRAINER_FOLDER]
+    return {
+        **{name: str(folder) for name, folder in folders.items()},
+        "nnUNet_extTrainer": os.pathsep.join([str(TRAINER_FOLDER), *others]),
+    }
 
 
 def program(name: str) -> str:

@@ -308,15 +308,10 @@ class Demo:
         return target
 
 
-def workspace_environment(workspace: Path) -> dict[str, str]:
+def demo_environment(workspace: Path) -> dict[str, str]:
     """The variables of a workspace, with threads and workers that leave no two compute threads on one core."""
-    from nnunet_selma.ext_trainers import FOLDER
-
-    names = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-    for name in names:
-        (workspace / name).mkdir(parents=True, exist_ok=True)
     threads = {"OMP_NUM_THREADS": str(os.cpu_count() or 1), "nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1"}
-    return {**{name: str((workspace / name).resolve()) for name in names}, "nnUNet_extTrainer": str(FOLDER), **threads}
+    return {**commands.workspace_environment(workspace), **threads}
 
 
 def run_demo(
@@ -344,6 +339,6 @@ def run_demo(
     workspace = output / "workspace"
     # datasets of an earlier demo would be taken for these
     shutil.rmtree(workspace, ignore_errors=True)
-    environment = workspace_environment(workspace)
+    environment = demo_environment(workspace)
     os.environ.update(environment)
     return Demo(output, environment, size=size or DemoSize(), device=device, seed=seed, say=say).run(data)

@@ -123,9 +123,9 @@ def plan_pretraining(
         SelmaError: a dataset or its plans are missing, or the two differ in channels or in the unit of their spacing.
     """
     source, target = folders.dataset(source_id), folders.dataset(target_id)
-    folders.plans(source, plans_name)
-    _demand_like_datasets(source, target, folders)
+    # what is wrong is said before anything is written
     with_recipe(read_json(folders.plans(source, plans_name)), recipe, configuration)
+    _demand_like_datasets(source, target, folders)
     name = f"{plans_name}_from{source_id:03d}"
     (folders.preprocessed / target).mkdir(parents=True, exist_ok=True)
     from nnunetv2.experiment_planning.plans_for_pretraining.move_plans_between_datasets import (

@@ -153,7 +153,7 @@ def _unit(volume: Volume) -> float:
 
 
 def _tissue_threshold(means: NDArray[np.float32]) -> float:
-    """A threshold between outside and tissue, or -inf if the blocks do not fall into two camps."""
+    """A threshold between outside and tissue, or `ALL_TISSUE` if the blocks do not fall into two camps."""
     values = means.ravel().astype(np.float64)
     if np.ptp(values) < _LOG_RATIO:
         return ALL_TISSUE

@@ -1,7 +1,7 @@
 """Annotated patches to a nnU-Net dataset with manifest and folds."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ class Case:
     group: str
     images: tuple[Path, ...]
     label: Path
-    spacing_zyx: SpacingUm = field(default=(1.0, 1.0, 1.0))
+    spacing_zyx: SpacingUm
 
 
 def plan_cases(patches: Sequence[Patch], settings: AnnotatedSettings) -> tuple[list[Case], list[str]]:

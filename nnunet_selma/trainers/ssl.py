@@ -42,18 +42,12 @@ class SelmaSSLTrainer(SelmaTrainer):
 
     section = "pretraining"
 
-    def __init__(
-        self,
-        plans: dict[str, Any],
-        configuration: str,
-        fold: int,
-        dataset_json: dict[str, Any],
-        device: torch.device = torch.device("cuda"),  # noqa: B008
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
+    def initialize(self) -> None:
+        """As nnU-Net, without deep supervision and without foreground oversampling."""
         self.enable_deep_supervision = False
         # a crop around a foreground voxel may hang over the border, and what nnU-Net pads there would be learnt as background
         self.oversample_foreground_percent = 0.0
+        super().initialize()
 
     def build_pretext(self) -> Pretext:
         """The pretext task; a subclass with another one overrides this."""

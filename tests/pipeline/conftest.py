@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_selma import commands
-from nnunet_selma.demo import DemoSize, run_demo, workspace_environment
+from nnunet_selma.demo import DemoSize, demo_environment, run_demo
 
 TINY = DemoSize(
     patches=2, patch_edge=32, brain_shape=(32, 64, 64), tile=32, tiles_per_volume=2, test_patches=1, network_patch=16, features=(4, 8, 8),
@@ -49,4 +49,4 @@ def workspace(tmp_path_factory) -> Workspace:
     finally:
         os.environ.clear()
         os.environ.update(before)
-    return Workspace(output.resolve(), workspace_environment(output / "workspace"), report)
+    return Workspace(output.resolve(), demo_environment(output / "workspace"), report)
