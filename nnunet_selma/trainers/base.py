@@ -15,6 +15,8 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunet_selma.cpu.layers import Trials, accelerate
+from nnunet_selma.cpu.resources import keep_freed_memory, share_cores, usable_cores
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.settings import FinetuningSettings, PretrainingSettings, read_settings
 
@@ -68,6 +70,7 @@ class SelmaTrainer(nnUNetTrainer):
         self.num_iterations_per_epoch = run.iterations_per_epoch or self.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = run.validation_iterations or self.num_val_iterations_per_epoch
         self.save_every = run.save_every
+        self.trials = Trials()
 
     def seed_everything(self, epoch: int) -> None:
         """Seed all generators by the settings' seed, the epoch and the process; does nothing where no seed is set."""
@@ -79,9 +82,28 @@ class SelmaTrainer(nnUNetTrainer):
             torch.manual_seed(everywhere)
 
     def initialize(self) -> None:
-        """As nnU-Net, with random weights that the seed decides."""
+        """As nnU-Net, with random weights that the seed decides, and on a CPU with what makes it fast."""
+        on_cpu = self.device.type == "cpu"
+        if on_cpu:
+            self._prepare_cpu()
         self.seed_everything(epoch=-1)
         super().initialize()
+        if on_cpu and self.settings.cpu.fast_layers:
+            self.trials = Trials.read(self._trials_file)
+            exchanged = accelerate(bare(self.network), self.trials)
+            self.print_to_log_file(f"{exchanged} layers exchanged for faster ones (cpu.fast_layers)")
+
+    def _prepare_cpu(self) -> None:
+        """Share the cores between computing and loading; nnU-Net has given PyTorch all of them before."""
+        share = share_cores(usable_cores(), os.environ)
+        torch.set_num_threads(share.threads)
+        os.environ["nnUNet_n_proc_DA"] = str(share.workers)
+        kept = self.settings.cpu.keep_memory and keep_freed_memory(os.environ)
+        self.print_to_log_file(f"{share}{'; freed memory is kept (cpu.keep_memory)' if kept else ''}")
+
+    @property
+    def _trials_file(self) -> Path:
+        return Path(self.output_folder) / "cpu_trials.json"
 
     def on_epoch_start(self) -> None:
         """Seed every epoch by its number: with one loading process an interrupted run goes on exactly."""
@@ -101,6 +123,8 @@ class SelmaTrainer(nnUNetTrainer):
                 content = torch.load(partial, map_location="cpu", weights_only=False)
                 torch.save({**content, **changes}, partial)
             os.replace(partial, filename)
+            if self.trials.transposed:
+                self.trials.write(self._trials_file)
         except (OSError, RuntimeError) as error:
             with plain_errors():
                 raise SelmaError(

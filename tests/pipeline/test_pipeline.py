@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -98,6 +99,11 @@ class TestPretraining:
             run.send_signal(signal.SIGKILL)
         assert not list(results.glob("*/*/fold_all/checkpoint_final.pth"))
         assert workspace.run(*train, "--c", nnUNet_results=str(results)).returncode == 0
+        # which weight gradient was faster is measured, and kept beside the checkpoints: the same machine, the same choice
+        (trials,) = results.glob("*/*/fold_all/cpu_trials.json")
+        kept = tmp_path / "undisturbed" / trials.relative_to(results)
+        kept.parent.mkdir(parents=True)
+        shutil.copy(trials, kept)
         assert workspace.run(*train, nnUNet_results=str(tmp_path / "undisturbed")).returncode == 0
         resumed, undisturbed = (
             json.loads(next(root.glob("*/*/fold_all/ssl_summary.json")).read_text())["history"]

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunet_selma.cpu.layers import FastConv3d
 from nnunet_selma.pretexts.base import Pretext
 from nnunet_selma.pretexts.inpainting import MaskedInpainting
 from nnunet_selma.settings import InpaintingSettings
@@ -183,3 +184,27 @@ def test_a_full_disk_ends_with_a_sentence_and_leaves_nothing(folders, tmp_path, 
         one.save_checkpoint(str(tmp_path / "a.pth"))
     assert "a.pth: the checkpoint could not be written" in capsys.readouterr().err
     assert not list(tmp_path.glob("*.pth*"))
+
+
+@pytest.mark.parametrize("kind", [SelmaSSLTrainer, SelmaFinetuneTrainer])
+@pytest.mark.parametrize("fast", [True, False])
+def test_fast_layers_are_a_setting_and_the_log_says_what_was_chosen(kind, fast, folders, monkeypatch):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    one = trainer(kind, folders, cpu={"fast_layers": fast})
+    one.initialize()
+    assert any(type(layer) is FastConv3d for layer in one.network.modules()) == fast
+    log = Path(one.log_file).read_text()
+    assert "patches loaded between the steps" in log
+    assert ("exchanged for faster ones" in log) == fast
+
+
+def test_the_outcome_of_trials_lies_beside_the_checkpoint(folders):
+    one = trainer(SelmaSSLTrainer, folders)
+    one.initialize()
+    Path(one.output_folder).mkdir(parents=True, exist_ok=True)
+    one.train_step({"data": torch.randn(2, 1, 16, 16, 16)})
+    one.save_checkpoint(str(Path(one.output_folder) / "checkpoint_latest.pth"))
+    again = trainer(SelmaSSLTrainer, folders)
+    again.initialize()
+    assert again.trials == one.trials
+    assert len(one.trials.transposed) > 3
