@@ -13,12 +13,14 @@ from typing import Any
 from nnunet_selma import __version__, commands
 from nnunet_selma.conversion.annotated import AnnotatedSettings, convert_annotated
 from nnunet_selma.conversion.inspection import as_text, inspect
+from nnunet_selma.conversion.raw_dataset import dataset_folder_name
 from nnunet_selma.conversion.spacing import Spacing
-from nnunet_selma.conversion.unannotated import UnannotatedSettings, convert_unannotated
+from nnunet_selma.conversion.unannotated import StoreSettings, UnannotatedSettings, convert_unannotated
+from nnunet_selma.cpu.resources import usable_cores
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.folders import Folders
 from nnunet_selma.json_files import read_json, write_json
-from nnunet_selma.planning import RECIPES, plan_pretraining, write_small_plans
+from nnunet_selma.planning import RECIPES, plan_pretraining, store_plans, write_small_plans
 from nnunet_selma.settings import as_lines, parse_assignments, read_settings, with_settings
 from nnunet_selma.structures import named
 from nnunet_selma.tiles import TileSettings
@@ -87,7 +89,7 @@ def _convert_annotated(chosen: argparse.Namespace) -> int:
     )  # fmt: skip
     folders = _folders()
     manifest = convert_annotated(chosen.source, settings, folders, _progress)
-    _print_cases(manifest, folders, chosen.dataset_id)
+    _print_cases(manifest, folders.raw / dataset_folder_name(chosen.dataset_id, chosen.name))
     print(f"next: nnUNetv2_plan_and_preprocess -d {chosen.dataset_id} -c 3d_fullres --verify_dataset_integrity")
     return 0
 
@@ -99,16 +101,39 @@ def _convert_unannotated(chosen: argparse.Namespace) -> int:
         tiles=TileSettings(tile=chosen.tile, per_volume=chosen.tiles_per_volume, min_foreground=chosen.min_foreground, seed=chosen.seed),
     )  # fmt: skip
     folders = _folders()
-    manifest = convert_unannotated(chosen.source, settings, folders, _progress)
+    store = _store(chosen)
+    manifest = convert_unannotated(chosen.source, settings, folders, _progress, store=store, workers=chosen.workers)
     for name, volume in manifest["volumes"].items():
         for warning in [*volume["warnings"], *(f"interpolated {s}" for s in volume["interpolated_slices"])]:
             print(f"  {name}: {warning}")
-    _print_cases(manifest, folders, chosen.dataset_id)
-    print(f"next: nnunet-selma plan-pretraining -s <annotated id> -t {chosen.dataset_id}")
+    name = dataset_folder_name(chosen.dataset_id, chosen.name)
+    if store is None:
+        _print_cases(manifest, folders.raw / name)
+        print(f"next: nnunet-selma plan-pretraining -s <annotated id> -t {chosen.dataset_id}")
+    else:
+        plans = store_plans(store.plans_from, name, folders, **store.choice)
+        _print_cases(manifest, folders.preprocessed / name)
+        print(
+            f"next: nnUNetv2_train {chosen.dataset_id} {store.configuration} all -tr SelmaSSLTrainer -p {plans['plans_name']}"
+        )
     return 0
 
 
-def _print_cases(manifest: dict[str, Any], folders: Folders, dataset_id: int) -> None:
+def _store(chosen: argparse.Namespace) -> StoreSettings | None:
+    if chosen.to == "raw":
+        if chosen.plans_from is not None:
+            raise SelmaError(
+                "--plans-from is for --to preprocessed; raw tiles get their plans from nnunet-selma plan-pretraining"
+            )
+        return None
+    if chosen.plans_from is None:
+        raise SelmaError("--to preprocessed needs --plans-from with the id of the annotated dataset, already planned")
+    return StoreSettings(
+        plans_from=chosen.plans_from, plans_name=chosen.plans, configuration=chosen.configuration, recipe=chosen.recipe
+    )
+
+
+def _print_cases(manifest: dict[str, Any], where: Path) -> None:
     warnings = 0
     for name, case in manifest["cases"].items():
         facts = [*case["images"], *([case["label"]] if "label" in case else [])]
@@ -117,7 +142,6 @@ def _print_cases(manifest: dict[str, Any], folders: Folders, dataset_id: int) ->
             warnings += 1
     for sentence in manifest.get("left_out", []):
         print(f"  left out: {sentence}")
-    where = folders.raw / folders.dataset(dataset_id)
     print(f"{len(manifest['cases'])} cases, {warnings} warnings: {where}")
 
 
@@ -294,13 +318,7 @@ def _planning_commands(parts: Any) -> None:
     )
     pretraining.add_argument("-s", dest="source_id", type=int, required=True, help="annotated dataset, already planned")
     pretraining.add_argument("-t", dest="target_id", type=int, required=True, help="unlabelled dataset")
-    pretraining.add_argument(
-        "-p", dest="plans", default="nnUNetPlans", help="plans of the annotated dataset (default: %(default)s)"
-    )
-    pretraining.add_argument("-c", dest="configuration", default="3d_fullres")
-    pretraining.add_argument(
-        "--recipe", choices=sorted(RECIPES), default="default", help="patch, batch and settings of a SELMA3D team"
-    )
+    _source_plans_arguments(pretraining)
     pretraining.add_argument(
         "--workers",
         type=int,
@@ -389,7 +407,36 @@ def _unannotated_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--on-bad-slice", choices=("error", "interpolate"), default=defaults.on_bad_slice, help="(default: %(default)s)"
     )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=min(_MOST_WORKERS, usable_cores()),
+        help="processes, each with about 1.3 GB (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--to",
+        choices=("raw", "preprocessed"),
+        default="raw",
+        help="nnU-Net's raw format, or straight to what SelmaSSLTrainer reads, which is faster and smaller (default: %(default)s)",
+    )
+    store = parser.add_argument_group("with --to preprocessed")
+    store.add_argument("--plans-from", type=int, metavar="ID", help="annotated dataset, already planned")
+    _source_plans_arguments(store)
     parser.set_defaults(run=_convert_unannotated)
+
+
+_MOST_WORKERS = 4
+"""More processes than this read no faster from most disks."""
+
+
+def _source_plans_arguments(parser: Any) -> None:
+    parser.add_argument(
+        "-p", dest="plans", default="nnUNetPlans", help="plans of the annotated dataset (default: %(default)s)"
+    )
+    parser.add_argument("-c", dest="configuration", default="3d_fullres", help="(default: %(default)s)")
+    parser.add_argument(
+        "--recipe", choices=sorted(RECIPES), default="default", help="patch, batch and settings of a SELMA3D team"
+    )
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ class Folders:
         """The plans file of a dataset; raises `SelmaError` that says which exist or which command makes them."""
         path = self.preprocessed / dataset / f"{plans_name}.json"
         if not path.is_file():
-            known = [p.stem for p in sorted(path.parent.glob("*lans*.json"))]
+            known = [p.stem for p in sorted(path.parent.glob("*lans*.json")) if "manifest" not in p.stem]
             command = f"run nnUNetv2_plan_and_preprocess -d {int(dataset[7:10])} -c 3d_fullres first"
             remedy = f"known plans are {', '.join(known)}" if known else command
             raise SelmaError(f"{path} does not exist: {remedy}")

@@ -15,6 +15,9 @@ from nnunet_selma.settings import with_settings
 
 Plans = dict[str, Any]
 
+TILE_STORE = "selma_tile_store"
+"""Set in a configuration whose preprocessed data are a tile store, not nnU-Net's own."""
+
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
     # XunDJ (SELMA3D paper, section 4.2.3 and table 3): 64³ patches, batch of 4, regions set to zero, 100 epochs. The
@@ -145,19 +148,54 @@ def plan_pretraining(
     return f"{name}_{recipe}"
 
 
+def store_plans(
+    source_id: int, dataset: str, folders: Folders, *, plans_name: str, configuration: str, recipe: str = "default"
+) -> Plans:
+    """Plans of the annotated dataset for a tile store of unlabelled tiles: one configuration, with data of its own.
+
+    Raises:
+        SelmaError: the annotated dataset or its plans are missing, or have no such configuration or recipe.
+    """
+    plans = with_recipe(read_json(folders.plans(folders.dataset(source_id), plans_name)), recipe, configuration)
+    plans["dataset_name"] = dataset
+    plans["plans_name"] = f"{plans_name}_from{source_id:03d}_store" + ("" if recipe == "default" else f"_{recipe}")
+    own = own_configuration(plans, configuration)
+    own["data_identifier"] = f"{plans_name}_from{source_id:03d}_store_{configuration}"
+    own[TILE_STORE] = True
+    plans["configurations"] = {configuration: own}
+    return plans
+
+
 def _demand_like_datasets(source: str, target: str, folders: Folders) -> None:
     channels = [read_json(folders.raw / name / "dataset.json")["channel_names"] for name in (source, target)]
     if len(channels[0]) != len(channels[1]):
         raise SelmaError(
             f"{source} has {len(channels[0])} input channel(s), {target} has {len(channels[1])}; convert both with the same --vessel-channels"
         )
-    spacings = []
-    for name in (source, target):
-        manifest = folders.raw / name / MANIFEST
-        cases = read_json(manifest)["cases"] if manifest.is_file() else {}
-        spacings.append(all(case["spacing_zyx"] == [1.0, 1.0, 1.0] for case in cases.values()) if cases else None)
-    if None not in spacings and spacings[0] != spacings[1]:
+    demand_same_unit(source, folders, target, _spacings(folders, target))
+
+
+def demand_same_unit(source: str, folders: Folders, target: str, spacings: Sequence[Sequence[float]] | None) -> None:
+    """Raise `SelmaError` if a raw dataset has its spacing in voxels and another in µm, or the other way round.
+
+    Args:
+        source: folder name of the raw dataset; where nothing is known about it, nothing is said.
+        folders: nnU-Net's folders.
+        target: name of the other dataset.
+        spacings: voxel sizes of the other's cases, None where they are not known.
+    """
+    units = [
+        None if some is None else all(list(one) == [1.0, 1.0, 1.0] for one in some)
+        for some in (_spacings(folders, source), spacings)
+    ]
+    if None not in units and units[0] != units[1]:
         unit = {True: "voxel units", False: "µm"}
         raise SelmaError(
-            f"{source} has its spacing in {unit[bool(spacings[0])]}, {target} in {unit[bool(spacings[1])]}; convert both with the same --spacing"
+            f"{source} has its spacing in {unit[bool(units[0])]}, {target} in {unit[bool(units[1])]}; convert both with the same --spacing"
         )
+
+
+def _spacings(folders: Folders, dataset: str) -> list[list[float]] | None:
+    manifest = folders.raw / dataset / MANIFEST
+    cases = read_json(manifest)["cases"] if manifest.is_file() else {}
+    return [case["spacing_zyx"] for case in cases.values()] or None

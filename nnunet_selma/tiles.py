@@ -2,7 +2,7 @@
 
 A sparse read of a few slices a tile gives block means of the log intensity; a threshold on them separates tissue from the empty outside.
 Memory: one slice (or 128 MB of them), the block map (about 1/8000 of the voxels at the default tile) and, while reading, the chosen tiles of one slab, at most
-`TILES_AT_ONCE` of them; none grows with the number of slices.
+`SLAB_BYTES` of them; none grows with the number of slices.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,8 +17,8 @@ from skimage.filters import threshold_otsu
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.volumes.base import Array, ShapeZYX, Volume
 
-TILES_AT_ONCE = 64
-"""Tiles of one slab that are held in memory together (64 of 256³ uint16 are 2.1 GB); a slab with more is read again."""
+SLAB_BYTES = 2**30
+"""Tiles of one slab that are held in memory together (31 of 256³ uint16); a layer with more of them is read again."""
 ALL_TISSUE = -1.0
 """A log threshold that every voxel exceeds."""
 _READ_BYTES = 2**27  # slices read in one go; a compressed NIfTI is decompressed from its start by every read
@@ -182,34 +182,47 @@ def choose_tiles(tissue: TissueMap, settings: TileSettings) -> list[Tile]:
     return sorted(tissue.tiles[i] for i in enough)
 
 
-def read_tiles(volume: Volume, tiles: Sequence[Tile]) -> Iterator[tuple[Tile, Array]]:
-    """Yield tiles with their voxels, (z, y, x).
+def slabs(tiles: Sequence[Tile], voxel_bytes: int) -> list[list[Tile]]:
+    """Tiles that are read together: they begin at one slice, and are no more than `SLAB_BYTES`; at least one tile each.
 
-    Of a stack of slices, every slice that a slab of tiles needs is read once for `TILES_AT_ONCE` of them; a volume in chunks is
-    read box by box.
+    Args:
+        tiles: in any order.
+        voxel_bytes: bytes of a voxel, over all channels.
+    """
+    together = []
+    for _, layer in groupby(sorted(tiles), key=lambda tile: tile.start[0]):
+        row = list(layer)
+        at_once = max(1, SLAB_BYTES // (voxel_bytes * int(np.prod(row[0].shape))))
+        together += [row[first : first + at_once] for first in range(0, len(row), at_once)]
+    return together
+
+
+def slab_steps(volume: Volume, slab: Sequence[Tile]) -> int:
+    """How many slices `read_slab` reports."""
+    return slab[0].shape[0] * (1 if volume.plane_wise else len(slab))
+
+
+def read_slab(volume: Volume, slab: Sequence[Tile], boxes: Sequence[Array]) -> Iterator[int]:
+    """Fill the boxes of tiles, (z, y, x), that begin at one slice; yields the number of slices read.
+
+    Of a stack of slices, each is read once for all tiles; a volume in chunks is read box by box.
     """
     if not volume.plane_wise:
-        yield from ((tile, volume.read(*tile.box)) for tile in sorted(tiles))
+        for tile, box in zip(slab, boxes, strict=True):
+            box[...] = volume.read(*tile.box)
+            yield tile.shape[0]
         return
-    for _, slab in groupby(sorted(tiles), key=lambda tile: tile.start[0]):
-        layer = list(slab)
-        for first in range(0, len(layer), TILES_AT_ONCE):
-            yield from _read_slab(volume, layer[first : first + TILES_AT_ONCE])
-
-
-def _read_slab(volume: Volume, layer: Sequence[Tile]) -> Iterator[tuple[Tile, Array]]:
-    low = np.min([tile.start for tile in layer], axis=0)
-    high = np.max([np.add(tile.start, tile.shape) for tile in layer], axis=0)
-    boxes = [np.empty(tile.shape, volume.dtype) for tile in layer]
+    low = np.min([tile.start for tile in slab], axis=0)
+    high = np.max([np.add(tile.start, tile.shape) for tile in slab], axis=0)
     plane_bytes = int((high[1] - low[1]) * (high[2] - low[2])) * volume.dtype.itemsize
-    step = max(1, _READ_BYTES // plane_bytes)
+    step = 1 if volume.slices_apart else max(1, _READ_BYTES // plane_bytes)
     for z in range(low[0], high[0], step):
         planes = volume.read(slice(z, min(z + step, high[0])), slice(low[1], high[1]), slice(low[2], high[2]))
-        for tile, box in zip(layer, boxes, strict=True):
+        for tile, box in zip(slab, boxes, strict=True):
             _, y, x = tile.box
             inside = planes[:, y.start - low[1] : y.stop - low[1], x.start - low[2] : x.stop - low[2]]
             box[z - low[0] : z - low[0] + len(planes)] = inside
-    yield from zip(layer, boxes, strict=True)
+        yield len(planes)
 
 
 def foreground_mask(tile: Array, log_threshold: float, unit: float = 1.0) -> NDArray[np.uint8]:

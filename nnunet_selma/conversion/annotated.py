@@ -146,7 +146,7 @@ def convert_annotated(
         "files": {str(p.relative_to(source)): p.stat().st_size for p in files},
     }
     dataset = RawDataset(folders.raw, folder_name, identity)
-    fresh = not dataset.complete
+    fresh = not dataset.staged.complete
     if fresh:
         signatures = [_write_case(dataset, case) for case in progress(cases, "patches")]
         together = find_relations([one for ones in signatures for one in ones])
@@ -157,7 +157,7 @@ def convert_annotated(
             description="annotated light-sheet patches, foreground > 0",
             facts=facts,
         )
-    manifest = dataset.manifest()
+    manifest = dataset.staged.manifest()
     splits_file = folders.preprocessed / folder_name / "splits_final.json"
     if fresh or not splits_file.is_file():  # folds that a user has changed since are left alone
         splits_file.parent.mkdir(parents=True, exist_ok=True)
@@ -169,7 +169,7 @@ def convert_annotated(
 def _write_case(dataset: RawDataset, case: Case) -> list[Signature]:
     """Convert one case unless it is there already; returns the signatures of its images."""
     read = [read_image(open_volume(path), case.structure) for path in case.images]
-    if not dataset.has(case.name):
+    if not dataset.staged.has(case.name):
         mask, label_facts = read_label(open_volume(case.label))
         record = {
             "structure": case.structure.prefix,

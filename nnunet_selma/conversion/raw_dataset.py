@@ -1,10 +1,5 @@
-"""A dataset in nnU-Net's raw format, written so that it is either whole or absent.
+"""A dataset in nnU-Net's raw format; nnU-Net never sees half of it."""
 
-Cases are collected in a hidden folder beside the dataset, each file under a temporary name first. The last step renames that folder. nnU-Net
-never sees half a dataset, and a run that was killed goes on where it stopped.
-"""
-
-import json
 import os
 import re
 import shutil
@@ -15,8 +10,9 @@ from typing import Any
 import SimpleITK as sitk
 
 from nnunet_selma import __version__
+from nnunet_selma.conversion.staging import StagedFolder
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.json_files import read_json, write_json
+from nnunet_selma.json_files import write_json
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes.base import Array
 
@@ -76,6 +72,19 @@ def _uncompressed_size(path: Path) -> int:
         return int.from_bytes(file.read(4), "little")
 
 
+def dataset_description(channels: Sequence[str], foreground: str, count: int, name: str, text: str) -> dict[str, Any]:
+    """The content of nnU-Net's `dataset.json`."""
+    return {
+        "channel_names": {str(i): channel for i, channel in enumerate(channels)},
+        "labels": {"background": 0, foreground: 1},
+        "numTraining": count,
+        "file_ending": FILE_ENDING,
+        "name": name,
+        "description": text,
+        "licence": "that of the source; treat SELMA3D as CC BY-NC 4.0",
+    }
+
+
 class RawDataset:
     """One dataset on its way into `nnUNet_raw`.
 
@@ -88,80 +97,33 @@ class RawDataset:
         SelmaError: the dataset exists already, made with other settings or by somebody else.
     """
 
+    needs_labels = True
+
     def __init__(self, raw_root: Path, folder_name: str, settings: Mapping[str, Any]) -> None:
         self.folder = raw_root / folder_name
-        self.settings = json.loads(json.dumps(dict(settings), default=str))
-        self._staging = raw_root / f".{folder_name}.partial"
-        self.complete = self._is_complete()
-        if not self.complete:
-            self._prepare()
-
-    def _is_complete(self) -> bool:
-        if not self.folder.exists():
-            return False
-        manifest = self.folder / MANIFEST
-        if manifest.is_file() and read_json(manifest)["settings"] == self.settings:
-            return True
-        raise SelmaError(
-            f"{self.folder} exists already and was made from other files or with other settings; remove it or choose another id with -d"
-        )
-
-    def _prepare(self) -> None:
-        settings_file = self._staging / "settings.json"
-        if self._staging.exists() and (not settings_file.is_file() or read_json(settings_file) != self.settings):
-            shutil.rmtree(self._staging)
-        for name in ("imagesTr", "labelsTr", "records"):
-            (self._staging / name).mkdir(parents=True, exist_ok=True)
-        write_json(settings_file, self.settings)
-
-    def has(self, case: str) -> bool:
-        """True if the case was written, in this run or in one that was interrupted."""
-        return (self._staging / "records" / f"{case}.json").is_file()
+        self.staged = StagedFolder(self.folder, self.folder / MANIFEST, settings)
+        if not self.staged.complete:
+            for name in ("imagesTr", "labelsTr"):
+                (self.staged.files / name).mkdir(exist_ok=True)
 
     def write(
-        self, case: str, images: Sequence[Array], label: Array, spacing_zyx: SpacingUm, record: Mapping[str, Any]
+        self, case: str, images: Sequence[Array], label: Array | None, spacing_zyx: SpacingUm, record: Mapping[str, Any]
     ) -> None:
         """Write one case: its channels and its label, (z, y, x), and last its record, which says that it is whole."""
+        if label is None:
+            raise ValueError(f"{case}: a raw case has a label")
         for channel, image in enumerate(images):
-            write_nifti(self._staging / "imagesTr" / f"{case}_{channel:04d}{FILE_ENDING}", image, spacing_zyx)
-        write_nifti(self._staging / "labelsTr" / f"{case}{FILE_ENDING}", label, spacing_zyx)
-        write_json(self._staging / "records" / f"{case}.json", dict(record))
-
-    def note(self, name: str, content: Any) -> None:
-        """Keep something for a later run of the same conversion."""
-        write_json(self._staging / f"{name}.json", content)
-
-    def noted(self, name: str) -> Any | None:
-        """What an earlier run of the same conversion noted."""
-        path = self._staging / f"{name}.json"
-        return read_json(path) if path.is_file() else None
+            write_nifti(self.staged.files / "imagesTr" / f"{case}_{channel:04d}{FILE_ENDING}", image, spacing_zyx)
+        write_nifti(self.staged.files / "labelsTr" / f"{case}{FILE_ENDING}", label, spacing_zyx)
+        self.staged.record(case, record)
 
     def finish(
         self, *, channels: Sequence[str], foreground: str, description: str, facts: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Write `dataset.json` and the manifest, and give the folder its name; returns the manifest."""
-        records = sorted((self._staging / "records").glob("*.json"))
-        cases = {path.stem: read_json(path) for path in records}
-        write_json(
-            self._staging / "dataset.json",
-            {
-                "channel_names": {str(i): name for i, name in enumerate(channels)},
-                "labels": {"background": 0, foreground: 1},
-                "numTraining": len(cases),
-                "file_ending": FILE_ENDING,
-                "name": self.folder.name,
-                "description": description,
-                "licence": "that of the source; treat SELMA3D as CC BY-NC 4.0",
-            },
-        )
-        manifest = {"nnunet_selma": __version__, "settings": self.settings, **facts, "cases": cases}
-        write_json(self._staging / MANIFEST, manifest)
-        os.replace(self._staging, self.folder)
-        for path in self.folder.iterdir():
-            if path.name not in {"imagesTr", "labelsTr", "dataset.json", MANIFEST}:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        cases = self.staged.cases()
+        content = dataset_description(channels, foreground, len(cases), self.folder.name, description)
+        write_json(self.staged.files / "dataset.json", content)
+        manifest = {"nnunet_selma": __version__, "settings": self.staged.settings, **facts, "cases": cases}
+        self.staged.finish(manifest)
         return manifest
-
-    def manifest(self) -> dict[str, Any]:
-        """The manifest of a complete dataset."""
-        return read_json(self.folder / MANIFEST)

@@ -1,26 +1,37 @@
-"""Unannotated whole-brain volumes to a nnU-Net dataset of tiles, with the tissue as their label.
+"""Unannotated whole-brain volumes to a nnU-Net dataset of tiles: raw, with the tissue as their label, or straight to a tile store.
 
 The label makes nnU-Net's fingerprint, foreground sampling and preprocessing work on unlabelled data as they are.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nnunet_selma.conversion.checks import as_json, image_facts
 from nnunet_selma.conversion.layouts import VesselChannels
 from nnunet_selma.conversion.raw_dataset import RawDataset, dataset_folder_name, demand_free_id
+from nnunet_selma.conversion.slabs import SlabTask, case_name, convert_slab
 from nnunet_selma.conversion.spacing import Spacing, default_spacing, spacing_of
+from nnunet_selma.conversion.staging import StagedDataset, StagedFolder
 from nnunet_selma.conversion.volume_tree import UnlabelledVolume, find_volumes
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.folders import Folders
+from nnunet_selma.parallel import run_tasks
+from nnunet_selma.planning import Plans, demand_same_unit, store_plans
 from nnunet_selma.progress import Progress, silent
 from nnunet_selma.structures import SpacingUm, named
-from nnunet_selma.tiles import Tile, TileSettings, choose_tiles, foreground_mask, read_tiles, tissue_map
-from nnunet_selma.volumes import OnBadSlice, Volume, open_volume, to_intensities
-from nnunet_selma.volumes.base import Array
+from nnunet_selma.tiles import (
+    Tile,
+    TileSettings,
+    choose_tiles,
+    slabs,
+    tissue_map,
+)
+from nnunet_selma.volumes import OnBadSlice, Volume, open_volume
+
+_WORTH_PROCESSES = 2**28
+"""Bytes of tiles below which starting processes would take longer than the work."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,38 +64,57 @@ class UnannotatedSettings:
         return open_volume(path, channel=self.channel, level=self.level, on_bad_slice=self.on_bad_slice)
 
 
+@dataclass(frozen=True, kw_only=True)
+class StoreSettings:
+    """Where the plans of a tile store come from."""
+
+    plans_from: int
+    """Id of the annotated dataset, already planned."""
+    plans_name: str = "nnUNetPlans"
+    """Its plans."""
+    configuration: str = "3d_fullres"
+    """The configuration to pretrain."""
+    recipe: str = "default"
+    """Patch, batch and settings of a SELMA3D team."""
+
+    @property
+    def choice(self) -> dict[str, str]:
+        """The arguments of `planning.store_plans`."""
+        return {"plans_name": self.plans_name, "configuration": self.configuration, "recipe": self.recipe}
+
+
 def convert_unannotated(
-    source: Path, settings: UnannotatedSettings, folders: Folders, progress: Progress[Any] = silent
+    source: Path,
+    settings: UnannotatedSettings,
+    folders: Folders,
+    progress: Progress[Any] = silent,
+    *,
+    store: StoreSettings | None = None,
+    workers: int = 1,
 ) -> dict[str, Any]:
-    """Write a dataset of tiles rich in signal into `folders.raw`, with the tissue as label 1; returns the manifest.
+    """Write a dataset of tiles rich in signal; returns the manifest.
+
+    Into `folders.raw`, with the tissue as label 1, or, where `store` says whose plans to take, straight into
+    `folders.preprocessed` as a tile store that `SelmaSSLTrainer` trains on.
 
     Every slice is read at most twice: a few for the tissue map, then those that chosen tiles need, once. A run that was killed
-    goes on where it stopped, with the same tiles.
+    goes on where it stopped, with the same tiles. Memory: about 1.3 GB for each worker, whatever the size of the volumes.
 
     Raises:
         SelmaError: anything that makes the source unusable; nothing is left that nnU-Net would take for whole.
     """
     folder_name = dataset_folder_name(settings.dataset_id, settings.name)
     demand_free_id(settings.dataset_id, folder_name, (folders.raw, folders.preprocessed, folders.results))
+    plans = store_plans(store.plans_from, folder_name, folders, **store.choice) if store else None
     volumes = find_volumes(
         source, structures=settings.structures, structure=settings.structure, vessel_channels=settings.vessel_channels
     )
-    if len({len(v.channels) for v in volumes}) > 1:
-        raise SelmaError(
-            "--vessel-channels both gives vessels two input channels, other structures have one: choose --structures blood_vessel"
-        )
-    opened = [[settings.open(path) for path in volume.channels] for volume in progress(volumes, "opening volumes")]
+    opened = _opened(volumes, settings, progress)
     spacing = settings.spacing or default_spacing([volume.structure for volume in volumes])
     spacings = [
         spacing_of(v.structure, spacing, channels[0].spacing_um_zyx)
         for v, channels in zip(volumes, opened, strict=True)
     ]
-    for volume, channels in zip(volumes, opened, strict=True):
-        if len({channel.shape for channel in channels}) > 1:
-            raise SelmaError(
-                f"{volume.channels[0].parent}: the two channels differ in size ({' and '.join(str(c.shape) for c in channels)}, z, y, x); "
-                "choose --vessel-channels separate"
-            )
     identity = {
         **vars(settings),
         "tiles": vars(settings.tiles),
@@ -93,36 +123,77 @@ def convert_unannotated(
             v.name: [str(p) for p in v.channels] + list(o[0].shape) for v, o in zip(volumes, opened, strict=True)
         },
     }
-    dataset = RawDataset(folders.raw, folder_name, identity)
-    if dataset.complete:
-        return dataset.manifest()
-    plans = [
-        _planned(dataset, v, o[0], settings.tiles)
-        for v, o in progress(list(zip(volumes, opened, strict=True)), "finding tissue")
-    ]
-    facts = {}
-    for volume, channels, size, plan in zip(volumes, opened, spacings, plans, strict=True):
-        facts[volume.name] = _convert_volume(dataset, volume, channels, size, plan, progress)
+    if store is None or plans is None:
+        dataset: StagedDataset = RawDataset(folders.raw, folder_name, identity)
+    else:
+        from nnunet_selma.conversion.preprocessed_dataset import PreprocessedDataset
+
+        _demand_channels(len(volumes[0].channels), plans)
+        demand_same_unit(folders.dataset(store.plans_from), folders, folder_name, spacings)
+        dataset = PreprocessedDataset(folders.preprocessed, folder_name, plans, identity)
+    if dataset.staged.complete:
+        return dataset.staged.manifest()
+    tasks, facts = [], {}
+    for volume, channels, size in progress(list(zip(volumes, opened, spacings, strict=True)), "finding tissue"):
+        plan = _planned(dataset.staged, volume, channels[0], settings.tiles)
+        tasks += _slab_tasks(dataset, volume, channels, size, plan)
+        facts[volume.name] = _volume_facts(volume, channels, len(plan["tiles"]))
     if not any(one["tiles"] for one in facts.values()):
         raise SelmaError(
             f"{source}: no tile holds {settings.tiles.min_foreground:.0%} tissue; choose a lower --min-foreground or a smaller --tile"
         )
-    names = (
+    small = sum(task.bytes for task in tasks) < _WORTH_PROCESSES
+    repaired = run_tasks(
+        convert_slab, tasks, steps=sum(task.steps for task in tasks), workers=1 if small else workers,
+        label="converting slices", progress=progress,
+    )  # fmt: skip
+    for task, names in zip(tasks, repaired, strict=True):
+        facts[task.volume.name]["interpolated_slices"] |= names
+    for one in facts.values():
+        one["interpolated_slices"] = sorted(one["interpolated_slices"])
+    stains = (
         ["light sheet"]
         if len(volumes[0].channels) == 1
         else list((volumes[0].structure or named("blood_vessel")).channels.values())
     )
     return dataset.finish(
-        channels=names,
+        channels=stains,
         foreground="tissue",
         description="unannotated light-sheet tiles, label is tissue",
         facts={"volumes": facts},
     )
 
 
-def _planned(dataset: RawDataset, volume: UnlabelledVolume, first: Volume, settings: TileSettings) -> dict[str, Any]:
+def _demand_channels(count: int, plans: Plans) -> None:
+    (own,) = plans["configurations"].values()
+    if len(own["normalization_schemes"]) != count:
+        raise SelmaError(
+            f"the plans are for {len(own['normalization_schemes'])} input channel(s), the volumes have {count}; "
+            "convert both datasets with the same --vessel-channels"
+        )
+
+
+def _opened(
+    volumes: Sequence[UnlabelledVolume], settings: UnannotatedSettings, progress: Progress[Any]
+) -> list[list[Volume]]:
+    """The channels of each volume; raises `SelmaError` where they do not fit together."""
+    if len({len(v.channels) for v in volumes}) > 1:
+        raise SelmaError(
+            "--vessel-channels both gives vessels two input channels, other structures have one: choose --structures blood_vessel"
+        )
+    opened = [[settings.open(path) for path in volume.channels] for volume in progress(volumes, "opening volumes")]
+    for volume, channels in zip(volumes, opened, strict=True):
+        if len({channel.shape for channel in channels}) > 1:
+            raise SelmaError(
+                f"{volume.channels[0].parent}: the two channels differ in size ({' and '.join(str(c.shape) for c in channels)}, z, y, x); "
+                "choose --vessel-channels separate"
+            )
+    return opened
+
+
+def _planned(staged: StagedFolder, volume: UnlabelledVolume, first: Volume, settings: TileSettings) -> dict[str, Any]:
     """Threshold, unit and tiles of one volume, chosen in this run or in one that was interrupted."""
-    plan: dict[str, Any] | None = dataset.noted(f"plan_{volume.name}")
+    plan: dict[str, Any] | None = staged.noted(f"plan_{volume.name}")
     if plan is None:
         # the volume's name goes into the seed, so that equal volumes do not give the same tiles
         seed = int.from_bytes(hashlib.blake2b(f"{settings.seed} {volume.name}".encode(), digest_size=4).digest(), "big")
@@ -133,59 +204,36 @@ def _planned(dataset: RawDataset, volume: UnlabelledVolume, first: Volume, setti
             "unit": tissue.unit,
             "tiles": [[list(t.start), list(t.shape)] for t in tiles],
         }
-        dataset.note(f"plan_{volume.name}", plan)
+        staged.note(f"plan_{volume.name}", plan)
     return plan
 
 
-def _convert_volume(
-    dataset: RawDataset,
-    volume: UnlabelledVolume,
-    channels: Sequence[Volume],
-    spacing: SpacingUm,
-    plan: dict[str, Any],
-    progress: Progress[Any],
-) -> dict[str, Any]:
-    """Write the tiles of one volume that are not there yet; returns what the manifest says about the volume."""
-    tiles = [Tile(tuple(start), tuple(shape)) for start, shape in plan["tiles"]]
-    open_tiles = [tile for tile in tiles if not dataset.has(_case(volume, tile))]
-    streams = [read_tiles(channel, open_tiles) for channel in channels]
-    for _ in progress(open_tiles, volume.name):
-        parts = [next(stream) for stream in streams]
-        tile, voxels = parts[0][0], [part[1] for part in parts]
-        mask = foreground_mask(voxels[0], plan["log_threshold"], plan["unit"])
-        _write_tile(dataset, volume, channels, tile, voxels, spacing, mask)
+def _volume_facts(volume: UnlabelledVolume, channels: Sequence[Volume], tiles: int) -> dict[str, Any]:
     return {
         "files": [str(path) for path in volume.channels],
         "shape_zyx": list(channels[0].shape),
         "dtype": str(channels[0].dtype),
         "header_spacing_um_zyx": channels[0].spacing_um_zyx,
-        "tiles": len(tiles),
-        "interpolated_slices": sorted({name for channel in channels for name in channel.repaired}),
+        "tiles": tiles,
+        "interpolated_slices": {name for channel in channels for name in channel.repaired},
         "warnings": [] if tiles else ["no tile holds enough tissue; the volume gave no case"],
     }
 
 
-def _case(volume: UnlabelledVolume, tile: Tile) -> str:
-    z, y, x = tile.start
-    return f"{volume.name}_z{z:05d}_y{y:05d}_x{x:05d}"
-
-
-def _write_tile(
-    dataset: RawDataset,
+def _slab_tasks(
+    dataset: StagedDataset,
     volume: UnlabelledVolume,
     channels: Sequence[Volume],
-    tile: Tile,
-    voxels: Sequence[Array],
     spacing: SpacingUm,
-    mask: Array,
-) -> None:
-    record = {
-        "structure": volume.structure.prefix if volume.structure else None,
-        "group": volume.name,
-        "spacing_zyx": list(spacing),
-        "start_zyx": list(tile.start),
-        "images": [as_json(image_facts(v, c, volume.structure)) for v, c in zip(voxels, channels, strict=True)],
-        "foreground_share": float(mask.mean()),
-    }
-    images = [to_intensities(v, str(c.path)) for v, c in zip(voxels, channels, strict=True)]
-    dataset.write(_case(volume, tile), images, mask, spacing, record)
+    plan: Mapping[str, Any],
+) -> list[SlabTask]:
+    """What is left to do of one volume."""
+    tiles = [Tile(tuple(start), tuple(shape)) for start, shape in plan["tiles"]]
+    left = [tile for tile in tiles if not dataset.staged.has(case_name(volume, tile))]
+    return [
+        SlabTask(
+            dataset=dataset, volume=volume, channels=channels, spacing_zyx=spacing,
+            log_threshold=plan["log_threshold"], unit=plan["unit"], tiles=slab,
+        )
+        for slab in slabs(left, sum(channel.dtype.itemsize for channel in channels))
+    ]  # fmt: skip

@@ -20,9 +20,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_selma import __version__, figures
 from nnunet_selma.json_files import write_json
+from nnunet_selma.planning import TILE_STORE
 from nnunet_selma.pretexts.base import Pretext
 from nnunet_selma.pretexts.inpainting import MaskedInpainting
 from nnunet_selma.pretrained import SUMMARY, network_identity
+from nnunet_selma.tile_store import TileStore
 from nnunet_selma.trainers.base import SelmaTrainer, bare
 
 _VALIDATION_SEED = 20240
@@ -48,6 +50,8 @@ class SelmaSSLTrainer(SelmaTrainer):
         # a crop around a foreground voxel may hang over the border, and what nnU-Net pads there would be learnt as background
         self.oversample_foreground_percent = 0.0
         super().initialize()
+        if self.configuration_manager.configuration.get(TILE_STORE):
+            self.dataset_class = TileStore
 
     def build_pretext(self) -> Pretext:
         """The pretext task; a subclass with another one overrides this."""

@@ -29,6 +29,9 @@ class Volume(ABC):
     plane_wise: bool = True
     """Whether whole slices, in order, are the cheap way to read it; otherwise boxes are (chunks, memory maps)."""
 
+    slices_apart: bool = False
+    """Whether a slice read alone costs no more than one of many (a file each); otherwise each read starts from the front."""
+
     @property
     def repaired(self) -> tuple[str, ...]:
         """Slices that were missing or unreadable and stand interpolated; always empty unless that was asked for."""

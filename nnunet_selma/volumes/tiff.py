@@ -73,6 +73,7 @@ class TiffSlices(Volume):
         self._names = [
             numbered[n].name if n in numbered else f"number {n} (missing)" for n in sorted([*numbered, *missing])
         ]
+        self.slices_apart = True
         self._bad = [file is None for file in self._files]
         self._check_headers()
         self.spacing_um_zyx = None  # a slice cannot know the distance to the next one
@@ -140,11 +141,16 @@ class TiffSlices(Volume):
             mean = np.rint(mean)
         return mean.astype(self.dtype)
 
+    def _good_plane(self, index: int) -> Array:
+        plane = self._plane(index)
+        return self._interpolated(index) if plane is None else plane
+
     def _read(self, z: slice, y: slice, x: slice) -> Array:
+        if z.stop - z.start == 1:
+            return self._good_plane(z.start)[None, y, x]  # no copy: a slice of a whole brain is tens of megabytes
         box = np.empty((z.stop - z.start, y.stop - y.start, x.stop - x.start), self.dtype)
         for i, index in enumerate(range(z.start, z.stop)):
-            plane = self._plane(index)
-            box[i] = (self._interpolated(index) if plane is None else plane)[y, x]
+            box[i] = self._good_plane(index)[y, x]
         return box
 
 

@@ -133,7 +133,7 @@ def test_a_killed_run_goes_on_and_a_whole_one_is_left_alone(tmp_path, rng, folde
         convert_annotated(tmp_path / "in", AnnotatedSettings(), folders, killed_after_two)
     assert not list(folders.raw.glob("Dataset*"))  # nothing that nnU-Net would take for whole
     assert not list(folders.preprocessed.glob("Dataset*"))
-    first = next(folders.raw.glob(".*/imagesTr/AD_plaques_000_0000.nii.gz"))
+    first = next(folders.raw.glob(".*/files/imagesTr/AD_plaques_000_0000.nii.gz"))
     written = first.stat().st_mtime_ns
     manifest = convert(tmp_path / "in", folders)
     assert len(manifest["cases"]) == 4

@@ -60,8 +60,8 @@ def test_an_id_of_another_dataset_is_taken_wherever_it_lies(tmp_path):
 def test_other_settings_start_the_staging_folder_anew(tmp_path):
     first = RawDataset(tmp_path, "Dataset005_A", {"spacing": "voxel"})
     first.write("a", [np.zeros((2, 2, 2), np.uint16)], np.zeros((2, 2, 2), np.uint8), (1.0, 1.0, 1.0), {})
-    assert RawDataset(tmp_path, "Dataset005_A", {"spacing": "voxel"}).has("a")
-    assert not RawDataset(tmp_path, "Dataset005_A", {"spacing": "physical"}).has("a")
+    assert RawDataset(tmp_path, "Dataset005_A", {"spacing": "voxel"}).staged.has("a")
+    assert not RawDataset(tmp_path, "Dataset005_A", {"spacing": "physical"}).staged.has("a")
 
 
 def test_killed_while_finishing_leaves_no_case_of_another_run(tmp_path, monkeypatch):

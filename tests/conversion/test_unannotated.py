@@ -1,4 +1,8 @@
 import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,8 +12,10 @@ import tifffile
 from nnunet_selma.conversion.unannotated import UnannotatedSettings, convert_unannotated
 from nnunet_selma.conversion.volume_tree import find_volumes
 from nnunet_selma.errors import SelmaError
+from nnunet_selma.json_files import write_json
 from nnunet_selma.tiles import TileSettings
 from tests.conftest import write_image
+from tests.plans import plans
 
 TILES = TileSettings(tile=16, per_volume=3)
 
@@ -68,14 +74,13 @@ def test_tiles_become_cases_with_the_tissue_as_label(download, folders):
         assert 0.1 <= label.mean() == pytest.approx(record["foreground_share"])
 
 
-def test_a_killed_run_goes_on_with_the_same_tiles(download, folders, tmp_path):
+@pytest.mark.parametrize(("stage", "steps"), [("finding tissue", 1), ("converting slices", 40)])
+def test_a_killed_run_goes_on_with_the_same_tiles(download, folders, stage, steps):
     source, _ = download
-    seen = []
 
     def killed(items, label):
-        seen.append(label)
-        yield from items[:1] if len(seen) == 2 else items
-        if len(seen) == 2:
+        yield from items[:steps] if label == stage else items
+        if label == stage:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -156,3 +161,77 @@ def test_nothing_but_background(tmp_path, folders):
     write_image(tmp_path / "in" / "v.nii.gz", np.full((16, 16, 16), 100, np.uint16))
     with pytest.raises(SelmaError, match="lower --min-foreground"):
         convert_unannotated(tmp_path / "in", UnannotatedSettings(tiles=TILES), folders)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_several_processes_write_the_same(download, folders, monkeypatch, workers):
+    monkeypatch.setattr("nnunet_selma.conversion.unannotated._WORTH_PROCESSES", 0)
+    source, _ = download
+    next(source.rglob("cell_nucleus/sample2/C01/img_Z5.tif")).unlink()
+    settings = UnannotatedSettings(tiles=TILES, on_bad_slice="interpolate")
+    alone = convert_unannotated(source, settings, folders)
+    together = convert_unannotated(source, replace(settings, dataset_id=501), folders, workers=workers)
+    assert together["cases"] == alone["cases"]
+    assert together["volumes"] == alone["volumes"]
+    for path in (folders.raw / "Dataset500_SELMA3Dunlabelled" / "imagesTr").iterdir():
+        other = folders.raw / "Dataset501_SELMA3Dunlabelled" / "imagesTr" / path.name
+        assert sitk.ReadImage(str(path)) == sitk.ReadImage(str(other))
+
+
+IN_LITTLE_MEMORY = """
+import resource, sys
+from pathlib import Path
+from nnunet_selma import tiles
+from nnunet_selma.conversion import preprocessed_dataset, slabs
+from nnunet_selma.conversion.unannotated import StoreSettings, UnannotatedSettings, convert_unannotated
+from nnunet_selma.folders import Folders
+from nnunet_selma.tiles import TileSettings
+
+source, root, to, limit = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+tiles.SLAB_BYTES = 2**23
+used = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) * 1024
+if limit:
+    resource.setrlimit(resource.RLIMIT_AS, (used + limit, used + limit))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+convert_unannotated(
+    source, UnannotatedSettings(structure="astrocyte", spacing="voxel", tiles=TileSettings(tile=64, per_volume=6, min_foreground=0)),
+    Folders(raw=root / "raw", preprocessed=root / "preprocessed", results=root / "results"),
+    store=StoreSettings(plans_from=510) if to == "preprocessed" else None,
+)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+_PLANE = (1536, 1024)
+_ALLOWED = 160 * 2**20
+
+
+def deep_stack(folder, rng, depth):
+    """3 MB a slice in memory, little on disk."""
+    folder.mkdir(parents=True)
+    plane = np.full(_PLANE, 100, np.uint16)
+    plane[:, 200:700] += rng.integers(300, 900, (_PLANE[0], 500), dtype=np.uint16)
+    tifffile.imwrite(folder / "z0000.tif", plane, compression="zlib")
+    for z in range(1, depth):
+        (folder / f"z{z:04d}.tif").hardlink_to(folder / "z0000.tif")
+    return folder
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and limits on the address space")
+@pytest.mark.parametrize("to", ["raw", "preprocessed"])
+def test_memory_does_not_grow_with_the_stack(tmp_path, rng, to):
+    """A stack five times the allowed memory is converted under a hard limit, and one eight times as deep needs no more."""
+    used = {}
+    for depth, limit in ((64, 0), (512, 0), (256, _ALLOWED)):
+        root = tmp_path / f"{depth}_{limit}"
+        (root / "preprocessed" / "Dataset510_A").mkdir(parents=True)
+        (root / "raw").mkdir()
+        write_json(root / "preprocessed" / "Dataset510_A" / "nnUNetPlans.json", plans())
+        source = deep_stack(root / "in", rng, depth)
+        if limit:
+            assert depth * _PLANE[0] * _PLANE[1] * 2 > 4.5 * limit
+        done = subprocess.run(
+            [sys.executable, "-c", IN_LITTLE_MEMORY, str(source), str(root), to, str(limit)],
+            capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        used[depth] = int(done.stdout.split()[-1]) / 1024
+    assert used[512] < used[64] + 20  # MB

@@ -112,6 +112,50 @@ class TestPretraining:
         assert len(resumed["train_losses"]) == 8
         assert resumed == undisturbed
 
+    def test_tiles_written_straight_to_the_store_are_trained_on(self, workspace, tmp_path):
+        """No raw copy, no nnU-Net preprocessing: from the volumes to a checkpoint by two commands."""
+        convert = [
+            "nnunet-selma",
+            "convert",
+            "unannotated",
+            str(workspace.output / "download"),
+            "-d",
+            "503",
+            "--spacing",
+            "voxel",
+        ]
+        store = [
+            "--to",
+            "preprocessed",
+            "--plans-from",
+            "510",
+            "-p",
+            "nnUNetSmallPlans",
+            "--tile",
+            "32",
+            "--tiles-per-volume",
+            "2",
+        ]
+        done = workspace.run(*convert, *store)
+        assert done.returncode == 0, done.stderr
+        train = done.stdout.split("next: ")[1].split()
+        assert train == [
+            "nnUNetv2_train",
+            "503",
+            "3d_fullres",
+            "all",
+            "-tr",
+            "SelmaSSLTrainer",
+            "-p",
+            "nnUNetSmallPlans_from510_store",
+        ]
+        run = ("pretraining.epochs=2", "pretraining.iterations_per_epoch=2", "pretraining.validation_iterations=1")
+        workspace.settings(503, "nnUNetSmallPlans_from510_store", *run)
+        done = workspace.run(*train, "-device", "cpu", nnUNet_results=str(tmp_path))
+        assert done.returncode == 0, done.stderr
+        (summary,) = tmp_path.glob("Dataset503_*/*/fold_all/ssl_summary.json")
+        assert np.isfinite(json.loads(summary.read_text())["history"]["train_losses"]).all()
+
     @pytest.mark.slow
     def test_two_dimensional_plans_with_a_loading_process(self, workspace):
         done = workspace.run(

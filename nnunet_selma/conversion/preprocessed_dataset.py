@@ -1,0 +1,80 @@
+"""A dataset written straight into `nnUNet_preprocessed`, as a tile store with the plans of another dataset."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunet_selma import __version__
+from nnunet_selma.conversion.raw_dataset import MANIFEST, dataset_description
+from nnunet_selma.conversion.staging import StagedFolder
+from nnunet_selma.errors import SelmaError
+from nnunet_selma.json_files import read_json, write_json
+from nnunet_selma.structures import SpacingUm
+from nnunet_selma.tile_store import demand_supported, write_case
+from nnunet_selma.volumes.base import Array
+
+
+class PreprocessedDataset:
+    """One dataset on its way into `nnUNet_preprocessed`; written to as `RawDataset` is.
+
+    Args:
+        preprocessed_root: the `nnUNet_preprocessed` folder.
+        folder_name: name of the dataset's folder.
+        plans: nnU-Net's plans with one configuration, as `planning.store_plans` makes them.
+        settings: everything else that decides what the cases are.
+
+    Raises:
+        SelmaError: the store exists already, made with other settings or plans, or the plans' normalisation is not supported.
+    """
+
+    needs_labels = False
+
+    def __init__(
+        self, preprocessed_root: Path, folder_name: str, plans: Mapping[str, Any], settings: Mapping[str, Any]
+    ) -> None:
+        self.dataset_folder, self.plans = preprocessed_root / folder_name, dict(plans)
+        ((self.configuration, self._own),) = plans["configurations"].items()
+        demand_supported(self._own)
+        self.folder = self.dataset_folder / self._own["data_identifier"]
+        manifest = self.dataset_folder / f"{self._own['data_identifier']}_{MANIFEST}"
+        # nnU-Net allows no file but cases in the folder it reads
+        self.staged = StagedFolder(self.folder, manifest, {**settings, "preprocessing": self._what_decides()})
+
+    def _what_decides(self) -> dict[str, Any]:
+        wanted = ("patch_size", "spacing", "normalization_schemes", "resampling_fn_data", "resampling_fn_data_kwargs")
+        return {"transpose_forward": self.plans["transpose_forward"], **{key: self._own[key] for key in wanted}}
+
+    def write(
+        self, case: str, images: Sequence[Array], label: Array | None, spacing_zyx: SpacingUm, record: Mapping[str, Any]
+    ) -> None:
+        """Write one case: its channels, (z, y, x), and last its record, which says that it is whole; a label is not kept."""
+        properties = write_case(self.staged.files / case, images, spacing_zyx, self.plans, self.configuration)
+        shape = [int(length) for length in properties["shape_after_cropping_and_before_resampling"]]
+        moments = {"mean": properties["mean"], "standard_deviation": properties["standard_deviation"]}
+        self.staged.record(case, {**record, "shape_after_cropping": shape, **moments})
+
+    def finish(
+        self, *, channels: Sequence[str], foreground: str, description: str, facts: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Write what nnU-Net's training reads beside the cases, and give the folder its name; returns the manifest."""
+        cases = self.staged.cases()
+        described = self.dataset_folder / "dataset.json"
+        if described.is_file() and len(read_json(described)["channel_names"]) != len(channels):
+            raise SelmaError(
+                f"{described} says another number of channels; remove {self.dataset_folder}, or choose another id with -d"
+            )
+        write_json(
+            described, dataset_description(channels, foreground, len(cases), self.dataset_folder.name, description)
+        )
+        # nnU-Net copies it beside every training; its intensities are those the plans were made from
+        fingerprint = {
+            "spacings": [case["spacing_zyx"] for case in cases.values()],
+            "shapes_after_crop": [case["shape_after_cropping"] for case in cases.values()],
+            "foreground_intensity_properties_per_channel": self.plans["foreground_intensity_properties_per_channel"],
+            "median_relative_size_after_cropping": 1.0,
+        }
+        write_json(self.dataset_folder / "dataset_fingerprint.json", fingerprint)
+        write_json(self.dataset_folder / f"{self.plans['plans_name']}.json", self.plans)
+        manifest = {"nnunet_selma": __version__, "settings": self.staged.settings, **facts, "cases": cases}
+        self.staged.finish(manifest)
+        return manifest

@@ -1,0 +1,161 @@
+"""Unlabelled tiles as nnU-Net's training reads them, in the camera's own uint16: written in one pass, normalised when a crop is read.
+
+nnU-Net's preprocessed cases are float32, normalised, beside a label of the same size. A tile store keeps what was measured: two
+bytes a voxel before compression, the mean and standard deviation of the case in its properties, and no label. Files, a case:
+
+- `<case>.b2nd`: blosc2, (channel, z, y, x), chunks and blocks for crops of the plan's patch size as nnU-Net computes them;
+- `<case>.pkl`: the properties, as nnU-Net keeps them.
+
+Cropping to the non-zero box, transposing, normalisation and resampling follow nnU-Net's `DefaultPreprocessor`.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+from batchgenerators.utilities.file_and_folder_operations import load_pickle, write_pickle
+from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
+from numpy.typing import NDArray
+
+from nnunet_selma.errors import SelmaError
+from nnunet_selma.structures import SpacingUm
+from nnunet_selma.volumes.base import Array
+
+_COMPRESSION = {"codec": blosc2.Codec.ZSTD, "clevel": 1, "filters": [blosc2.Filter.SHUFFLE], "nthreads": 1}
+_SCHEMES = {"ZScoreNormalization": True, "NoNormalization": False}
+_LEAST_DEVIATION = 1e-8  # nnU-Net's
+
+
+def demand_supported(configuration: Mapping[str, Any]) -> None:
+    """Raise `SelmaError` unless the configuration's normalisation can be done on a crop."""
+    for scheme, masked in zip(configuration["normalization_schemes"], configuration["use_mask_for_norm"], strict=True):
+        if scheme not in _SCHEMES or masked:
+            raise SelmaError(
+                f"the plans normalise with {scheme}{' within a mask' if masked else ''}, which a tile store cannot do on single crops; "
+                "convert with --to raw, and run nnunet-selma plan-pretraining"
+            )
+
+
+def write_case(
+    path: Path, images: Sequence[Array], spacing_zyx: SpacingUm, plans: Mapping[str, Any], configuration: str
+) -> dict[str, Any]:
+    """Write one case; returns its properties.
+
+    Args:
+        path: of the case's files, without their ending; its `.b2nd` is there only when everything is.
+        images: a channel each, (z, y, x), uint16, or float32 where uint16 cannot hold the values.
+        spacing_zyx: voxel size, in the unit of the plans.
+        plans: nnU-Net's plans.
+        configuration: the one whose patch size, spacing and normalisation count.
+
+    Raises:
+        SelmaError: the disk is full.
+    """
+    own = plans["configurations"][configuration]
+    order = plans["transpose_forward"]
+    voxels = images[0][None] if len(images) == 1 else np.stack(images)
+    voxels = voxels.transpose([0, *(axis + 1 for axis in order)])
+    spacing = [float(spacing_zyx[axis]) for axis in order]
+    box = nonzero_box(voxels)
+    shape_before = voxels.shape[1:]
+    voxels = voxels[(slice(None), *box)]
+    moments = [
+        _moments(channel) if _SCHEMES[scheme] else (0.0, 1.0)
+        for channel, scheme in zip(voxels, own["normalization_schemes"], strict=True)
+    ]
+    properties = {
+        "spacing": [float(size) for size in spacing_zyx],
+        "shape_before_cropping": shape_before,
+        "bbox_used_for_cropping": [[bounds.start, bounds.stop] for bounds in box],
+        "shape_after_cropping_and_before_resampling": voxels.shape[1:],
+        "class_locations": {},
+        "mean": [mean for mean, _ in moments],
+        "standard_deviation": [deviation for _, deviation in moments],
+    }  # fmt: skip
+    voxels = np.ascontiguousarray(_resampled(voxels, spacing, plans, configuration))
+    blocks, chunks = comp_blosc2_params(voxels.shape, own["patch_size"], voxels.itemsize)
+    partial = path.with_name(f".partial_{path.name}.b2nd")
+    partial.unlink(missing_ok=True)
+    try:
+        write_pickle(properties, f"{path}.pkl")
+        blosc2.asarray(voxels, urlpath=str(partial), chunks=chunks, blocks=blocks, cparams=_COMPRESSION)
+        whole = np.array_equal(blosc2.open(str(partial), mode="r")[:, -1], voxels[:, -1])
+    except (RuntimeError, OSError):
+        whole = False
+    try:
+        if not whole:
+            raise SelmaError(
+                f"{path}.b2nd: could not be written whole; make room on that disk and run the command again"
+            )
+        os.replace(partial, f"{path}.b2nd")
+    finally:
+        partial.unlink(missing_ok=True)
+    return properties
+
+
+def nonzero_box(voxels: Array) -> tuple[slice, slice, slice]:
+    """The smallest box, (z, y, x), that holds every voxel of (channel, z, y, x) that is not 0; everything where all are 0."""
+    box = []
+    for axis in range(1, 4):
+        others = tuple(other for other in range(4) if other != axis)
+        filled = np.flatnonzero(voxels.any(axis=others))
+        box.append(slice(int(filled[0]), int(filled[-1]) + 1) if len(filled) else slice(0, voxels.shape[axis]))
+    return box[0], box[1], box[2]
+
+
+def _moments(channel: Array) -> tuple[float, float]:
+    """Mean and standard deviation, slice by slice in double precision."""
+    count = total = squares = 0.0
+    for plane in channel:
+        values = plane.ravel().astype(np.float64)
+        count, total, squares = count + values.size, total + values.sum(), squares + values @ values
+    mean = total / count
+    return float(mean), float(np.sqrt(max(0.0, squares / count - mean**2)))
+
+
+def _resampled(voxels: Array, spacing: Sequence[float], plans: Mapping[str, Any], configuration: str) -> Array:
+    """The voxels at the plan's spacing, in their own type; they are passed on where it is theirs already."""
+    wanted = [float(size) for size in plans["configurations"][configuration]["spacing"]]
+    wanted = [*spacing[: 3 - len(wanted)], *wanted]  # a 2D configuration leaves the distance of slices as it is
+    shape = [round(old / new * length) for old, new, length in zip(spacing, wanted, voxels.shape[1:], strict=True)]
+    if shape == list(voxels.shape[1:]):
+        return voxels
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager  # loads torch
+
+    resample = PlansManager(dict(plans)).get_configuration(configuration).resampling_fn_data
+    floats: NDArray[np.float32] = np.asarray(resample(voxels.astype(np.float32), shape, spacing, wanted))
+    if voxels.dtype != np.uint16:
+        return floats
+    return np.clip(np.rint(floats), 0, np.iinfo(np.uint16).max).astype(np.uint16)
+
+
+class NormalisedTile:
+    """A stored tile, (channel, z, y, x), that looks like nnU-Net's normalised float32; only the crop that is asked for is read."""
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, stored: Any, mean: Sequence[float], deviation: Sequence[float]) -> None:
+        self.stored, self.shape, self.ndim = stored, stored.shape, len(stored.shape)
+        self._mean, self._deviation = (np.reshape(np.asarray(v, np.float32), (-1, 1, 1, 1)) for v in (mean, deviation))
+
+    def __getitem__(self, box: tuple[slice, ...]) -> NDArray[np.float32]:
+        """A crop that takes all channels."""
+        crop = np.asarray(self.stored[box]).astype(np.float32)
+        crop -= self._mean
+        crop /= np.maximum(self._deviation, _LEAST_DEVIATION)
+        return crop
+
+
+class TileStore(nnUNetDatasetBlosc2):
+    """What nnU-Net's loader reads a tile store with; the label of every tile is empty."""
+
+    def load_case(self, identifier: str) -> tuple[NormalisedTile, Array, None, dict[str, Any]]:
+        """Data, label, nothing for a previous stage, and properties, as nnU-Net's own datasets give them."""
+        path = str(Path(self.source_folder) / identifier)
+        stored = blosc2.open(urlpath=f"{path}.b2nd", mode="r", dparams={"nthreads": 1}, **self.mmap_kwargs)
+        properties = load_pickle(f"{path}.pkl")
+        empty = np.broadcast_to(np.int8(0), (1, *stored.shape[1:]))
+        return NormalisedTile(stored, properties["mean"], properties["standard_deviation"]), empty, None, properties
