@@ -97,6 +97,14 @@ class CpuSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GpuSettings:
+    """What may make training on a GPU faster; nothing here touches a training on a CPU."""
+
+    channels_last: bool = False
+    """Keep 3D networks in the layout channels_last_3d. Off, as in nnU-Net: try it on your GPU, it has not been measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """All sections."""
 
@@ -104,6 +112,7 @@ class Settings:
     inpainting: InpaintingSettings = field(default_factory=InpaintingSettings)
     finetuning: FinetuningSettings = field(default_factory=FinetuningSettings)
     cpu: CpuSettings = field(default_factory=CpuSettings)
+    gpu: GpuSettings = field(default_factory=GpuSettings)
 
 
 KEY = "selma"
@@ -112,6 +121,7 @@ _SECTIONS: dict[str, type[Any]] = {
     "inpainting": InpaintingSettings,
     "finetuning": FinetuningSettings,
     "cpu": CpuSettings,
+    "gpu": GpuSettings,
 }
 
 

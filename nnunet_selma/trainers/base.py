@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 from torch._dynamo import OptimizedModule
@@ -92,6 +93,17 @@ class SelmaTrainer(nnUNetTrainer):
             self.trials = Trials.read(self._trials_file)
             exchanged = accelerate(bare(self.network), self.trials)
             self.print_to_log_file(f"{exchanged} layers exchanged for faster ones (cpu.fast_layers)")
+        if not on_cpu and self.settings.gpu.channels_last and len(self.configuration_manager.patch_size) == 3:
+            self.network.to(memory_format=torch.channels_last_3d)
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        """nnU-Net's optimiser and schedule, updating all parameters in one kernel, which also spares mixed precision a wait a step."""
+        optimizer, scheduler = super().configure_optimizers()
+        if type(optimizer) is not torch.optim.SGD or self.device.type not in ("cpu", "cuda"):
+            return optimizer, scheduler
+        groups = [{"params": group["params"]} for group in optimizer.param_groups]
+        fused = torch.optim.SGD(groups, **{**optimizer.defaults, "fused": True})
+        return fused, PolyLRScheduler(fused, self.initial_lr, max(1, self.num_epochs))
 
     def _prepare_cpu(self) -> None:
         """Share the cores between computing and loading; nnU-Net has given PyTorch all of them before."""

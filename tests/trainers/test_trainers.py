@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nnunet_selma.cpu.layers import FastConv3d
 from nnunet_selma.pretexts.base import Pretext
@@ -208,3 +209,44 @@ def test_the_outcome_of_trials_lies_beside_the_checkpoint(folders):
     again.initialize()
     assert again.trials == one.trials
     assert len(one.trials.transposed) > 3
+
+
+class WaitsForTheDevice(TorchDispatchMode):
+    """Lists the operations whose result the host would wait for if the tensors were on a GPU."""
+
+    waiting = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique", "is_nonzero")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        indices = args[1] if name.startswith("index") and len(args) > 1 and isinstance(args[1], (list, tuple)) else ()
+        if name in self.waiting or any(isinstance(i, torch.Tensor) and i.dtype == torch.bool for i in indices):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_pretraining_step_waits_for_the_device(folders):
+    one = trainer(SelmaSSLTrainer, folders, cpu={"fast_layers": False})
+    one.initialize()
+    batch = {"data": torch.randn(2, 1, 16, 16, 16)}
+    one.train_step(batch)  # momentum buffers are made in the first
+    with WaitsForTheDevice() as watch:
+        output = one.train_step(batch)
+    assert watch.found == []
+    with WaitsForTheDevice() as watch:
+        float(output["loss"])
+    assert watch.found == ["_local_scalar_dense"]  # what a wait looks like
+
+
+@pytest.mark.parametrize("kind", [SelmaSSLTrainer, SelmaFinetuneTrainer])
+def test_the_fused_optimiser_is_nnunets(kind, folders):
+    one = trainer(kind, folders)
+    one.initialize()
+    (group,) = one.optimizer.param_groups
+    assert group["fused"]
+    assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.99, True, 3e-5)
+    assert {id(p) for p in group["params"]} == {id(p) for p in one.network.parameters()}
+    assert one.lr_scheduler.optimizer is one.optimizer
