@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import SimpleITK as sitk
+import imagecodecs
+import nibabel
+import numpy as np
 
 from nnunet_selma import __version__
 from nnunet_selma.conversion.staging import StagedFolder
@@ -18,7 +20,6 @@ from nnunet_selma.volumes.base import Array
 
 FILE_ENDING = ".nii.gz"
 MANIFEST = "selma_manifest.json"
-_NIFTI_HEADER_BYTES = 352
 
 
 def dataset_folder_name(dataset_id: int, name: str) -> str:
@@ -41,35 +42,31 @@ def demand_free_id(dataset_id: int, folder_name: str, roots: Sequence[Path]) -> 
 
 
 def write_nifti(path: Path, voxels: Array, spacing_zyx: SpacingUm) -> None:
-    """Write (z, y, x) voxels with that spacing, origin 0 and identity direction, under a temporary name first.
+    """Write (z, y, x) voxels with that spacing, origin 0 and identity direction (as ITK counts), under a temporary name first.
+
+    Compressed by libdeflate, several times faster than the zlib behind ITK, at its quickest level: on light-sheet images the others
+    save less than a hundredth.
 
     Raises:
-        SelmaError: the file could not be written whole; ITK itself says nothing when the disk is full.
+        SelmaError: the file could not be written whole.
     """
-    image = sitk.GetImageFromArray(voxels)
-    image.SetSpacing(tuple(float(s) for s in reversed(spacing_zyx)))
+    z, y, x = (float(size) for size in spacing_zyx)
+    # ITK counts x and y from the other side than NIfTI
+    image = nibabel.Nifti1Image(voxels.T, np.diag([-x, -y, z, 1.0]))
+    image.set_qform(image.affine, 1)
+    image.set_sform(image.affine, 1)
+    image.header.set_xyzt_units("mm")
     partial = path.with_name(".partial_" + path.name)
     try:
-        sitk.WriteImage(image, str(partial), useCompression=True)
-        whole = _uncompressed_size(partial) == (_NIFTI_HEADER_BYTES + voxels.nbytes) % 2**32
-    except (RuntimeError, OSError):
-        whole = False
-    try:
-        if not whole:
-            free = shutil.disk_usage(path.parent).free / 1e6
-            raise SelmaError(
-                f"{path}: could not be written whole, {free:.0f} MB are free on that disk; make room and run the command again"
-            )
+        partial.write_bytes(imagecodecs.gzip_encode(image.to_bytes(), level=1))
         os.replace(partial, path)
+    except OSError as error:
+        free = shutil.disk_usage(path.parent).free / 1e6
+        raise SelmaError(
+            f"{path}: could not be written whole, {free:.0f} MB are free on that disk; make room and run the command again"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _uncompressed_size(path: Path) -> int:
-    """The length, modulo 2³², that the end of a gzip file says its content has."""
-    with path.open("rb") as file:
-        file.seek(-4, os.SEEK_END)
-        return int.from_bytes(file.read(4), "little")
 
 
 def dataset_description(channels: Sequence[str], foreground: str, count: int, name: str, text: str) -> dict[str, Any]:
