@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test quick lint format clean
+.PHONY: demo test quick bench lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/nnunet-selma demo -o demo $(if $(DATA),--data "$(DATA)")
@@ -14,6 +14,10 @@ test: lint
 
 quick: lint
 	$(BIN)/pytest -m "not slow"
+
+# side by side, under half an hour on two cores; refreshes docs/performance.md
+bench: $(VENV)/.test-installed
+	$(BIN)/python -m benchmarks
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .

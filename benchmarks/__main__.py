@@ -1,0 +1,51 @@
+"""`python -m benchmarks [name ...] [--quick]`: run, write results, refresh the table."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from benchmarks import loading, table, training
+from benchmarks.pairs import compare
+from nnunet_selma.json_files import write_json
+
+_HERE = Path(__file__).resolve().parent
+PAGE = _HERE.parent / "docs" / "performance.md"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmarks whose names begin with one of the words given; all of them without."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    parser.add_argument("names", nargs="*", help="beginnings of names; none for all")
+    parser.add_argument(
+        "--quick", action="store_true", help="as small as possible, one pair each: shows that they run, tells nothing"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=_HERE / "results", help="folder for the results (default: %(default)s)"
+    )
+    chosen = parser.parse_args(arguments)
+    every = [
+        *training.comparisons(chosen.quick),
+        *loading.comparisons(chosen.quick),
+        *loading.conversion_comparisons(chosen.quick),
+    ]
+    wanted = [one for one in every if not chosen.names or one.name.startswith(tuple(chosen.names))]
+    chosen.results.mkdir(parents=True, exist_ok=True)
+    machine = table.machine()
+    started = time.monotonic()
+    for number, one in enumerate(wanted):
+        print(
+            f"[{number + 1}/{len(wanted)}, {(time.monotonic() - started) / 60:.0f} min] {one.name}: {one.ours.label} / {one.other.label}",
+            flush=True,
+        )
+        result = compare(one, apart=not chosen.quick, say=lambda line: print(line, flush=True))
+        low, high = result.spread
+        print(f"  ratio {result.median:.2f} ({low:.2f} to {high:.2f}), wanted {one.target:.2g}", flush=True)
+        write_json(chosen.results / f"{one.name}.json", {**result.as_json(), "machine": machine})
+    if not chosen.quick:
+        table.refresh(PAGE, chosen.results, [one.name for one in every])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
