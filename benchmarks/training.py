@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 from benchmarks.pairs import Comparison, Measure, Side
@@ -16,30 +17,34 @@ OTHERS = {
 }
 TINY = Plan(patch=(16, 16, 16), features=(4, 4, 4), batch=1)
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2"}
-_STEPS = 3
 _PINNED = {"OMP_NUM_THREADS": str(os.cpu_count() or 1), "nnUNet_n_proc_DA": "0"}
 _OFF = {"cpu": {"fast_layers": False, "keep_memory": False}}
 
 
-def steps(kind: str, plan: Plan, settings: dict[str, dict[str, Any]] | None = None) -> Measure:
+def timed(step: Callable[[], object], steps: int = 3) -> Measure:
+    """Seconds of a step, the mean of a few, after as many that are not counted."""
+    for _ in range(steps):
+        step()
+
+    def measure() -> float:
+        start = time.perf_counter()
+        for _ in range(steps):
+            step()
+        return (time.perf_counter() - start) / steps
+
+    return measure
+
+
+def steps(kind: str, plan: Plan, settings: dict[str, dict[str, Any]] | None = None, count: int = 3) -> Measure:
     """Seconds of a training step on a batch that is there already."""
     one = trainer(kind, plan, settings=settings)
     patches = batch(one, plan)
     if kind == "pretrain":
         one.pretext.reseed(0)
-    for _ in range(3):
-        one.train_step(patches)
-
-    def measure() -> float:
-        start = time.perf_counter()
-        for _ in range(_STEPS):
-            one.train_step(patches)
-        return (time.perf_counter() - start) / _STEPS
-
-    return measure
+    return timed(lambda: one.train_step(patches), count)
 
 
-def bare_steps(plan: Plan) -> Measure:
+def bare_steps(plan: Plan, count: int = 3) -> Measure:
     """Seconds of forward, backward and optimiser step of the network that `SelmaSSLTrainer` trains, and nothing else."""
     one = trainer("pretrain", plan)
     data = batch(one, plan)["data"]
@@ -49,16 +54,36 @@ def bare_steps(plan: Plan) -> Measure:
         one.network(data).square().mean().backward()
         one.optimizer.step()
 
-    for _ in range(3):
-        step()
+    return timed(step, count)
 
-    def measure() -> float:
-        start = time.perf_counter()
-        for _ in range(_STEPS):
-            step()
-        return (time.perf_counter() - start) / _STEPS
 
-    return measure
+def convolutions(plan: Plan) -> Measure:
+    """Seconds of the convolutions of a step, forward and backward, one after another and nothing else: no step can be faster."""
+    import torch
+
+    from nnunet_selma.cpu.layers import FastConv3d
+
+    one = trainer("finetune", plan)
+    seen: list[tuple[FastConv3d, torch.Tensor]] = []
+    hooks = [
+        layer.register_forward_pre_hook(lambda layer, inputs: seen.append((layer, inputs[0].detach())))
+        for layer in one.network.modules()
+        if isinstance(layer, FastConv3d)
+    ]
+    one.network(batch(one, plan)["data"])
+    for hook in hooks:
+        hook.remove()
+    # the first layer's input is the image, which needs no gradient
+    work = [
+        (layer, patches.requires_grad_(number > 0), torch.randn_like(layer(patches)))
+        for number, (layer, patches) in enumerate(seen)
+    ]
+
+    def step() -> None:
+        for layer, patches, gradient in work:
+            layer(patches).backward(gradient)
+
+    return timed(step)
 
 
 def loaded_steps(kind: str, plan: Plan) -> Measure:
@@ -66,16 +91,7 @@ def loaded_steps(kind: str, plan: Plan) -> Measure:
     one = trainer(kind, plan, cases=4)
     one.disable_checkpointing = True
     one.dataloader_train, one.dataloader_val = one.get_dataloaders()
-    for _ in range(6):
-        one.train_step(next(one.dataloader_train))
-
-    def measure() -> float:
-        start = time.perf_counter()
-        for _ in range(4 * _STEPS):
-            one.train_step(next(one.dataloader_train))
-        return (time.perf_counter() - start) / (4 * _STEPS)
-
-    return measure
+    return timed(lambda: one.train_step(next(one.dataloader_train)), steps=12)
 
 
 def comparisons(quick: bool = False) -> list[Comparison]:
@@ -102,9 +118,16 @@ def comparisons(quick: bool = False) -> list[Comparison]:
     for plan, name in ((DEMO, "demo_plan"), (LARGER, "48_plan")):
         found.append(
             Comparison(
+                name=f"floor_{name}", what=f"how far a step could go: {plan.title}", target=0.0,
+                ours=Side(label="its convolutions alone", start=convolutions, arguments={"plan": plan}, environment=_PINNED),
+                other=Side(label="SelmaFinetuneTrainer's whole step", start=steps, arguments={"kind": "finetune", "plan": plan}, environment=_PINNED),
+            )
+        )  # fmt: skip
+        found.append(
+            Comparison(
                 name=f"overhead_{name}", what=f"a whole pretraining step: {plan.title}", target=1 / 1.05,
-                ours=Side(label="SelmaSSLTrainer", start=steps, arguments={"kind": "pretrain", "plan": plan}, environment=_PINNED),
-                other=Side(label="its network alone: forward, backward, optimiser", start=bare_steps, arguments={"plan": plan}, environment=_PINNED),
+                ours=Side(label="SelmaSSLTrainer", start=steps, arguments={"kind": "pretrain", "plan": plan, "count": 10}, environment=_PINNED),
+                other=Side(label="its network alone: forward, backward, optimiser", start=bare_steps, arguments={"plan": plan, "count": 10}, environment=_PINNED),
             )
         )  # fmt: skip
     return [_tiny(one) for one in found] if quick else found

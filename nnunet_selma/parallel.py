@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from multiprocessing.connection import wait
 from queue import Empty
 from typing import Any, TypeVar
@@ -52,22 +53,23 @@ def run_tasks(
     counts = (
         _here(work, tasks, results) if min(workers, len(tasks)) < 2 else _in_processes(work, tasks, results, workers)
     )
-    for count in counts:
-        for _ in range(count):
-            next(bar, None)
+    with closing(counts):  # stops the processes where showing progress is interrupted
+        for count in counts:
+            for _ in range(count):
+                next(bar, None)
     for _ in bar:
         pass
     return results
 
 
-def _here(work: Work[Task, Result], tasks: Sequence[Task], results: list[Result]) -> Iterator[int]:
+def _here(work: Work[Task, Result], tasks: Sequence[Task], results: list[Result]) -> Generator[int, None, None]:
     for task in tasks:
         results.append((yield from work(task)))
 
 
 def _in_processes(
     work: Work[Task, Result], tasks: Sequence[Task], results: list[Result], workers: int
-) -> Iterator[int]:
+) -> Generator[int, None, None]:
     # forking a process that has threads (a progress bar has one) may hang the child
     context = multiprocessing.get_context("spawn")
     steps = context.Queue()

@@ -23,6 +23,7 @@ ALL_TISSUE = -1.0
 """A log threshold that every voxel exceeds."""
 _READ_BYTES = 2**27  # slices read in one go; a compressed NIfTI is decompressed from its start by every read
 _BLOCKS = 8  # blocks along a tile's edge, and slices read for a tile
+_LINES = 8  # lines of a block that are looked at; all of them would take longer than reading the slice
 _FLAT = 1e-3  # a standard deviation of the log intensity that is rounding, not signal
 _LEAST_BLOCK = (
     16  # voxels; smaller blocks would be filled by a single cell, and cells taken for all the tissue there is
@@ -133,9 +134,10 @@ def _layer_blocks(
         plane = volume.read(slice(sample, sample + 1), slice(y, y + rows * height), slice(x, x + columns * width))[0]
         plane_means, plane_deviations = [], []
         for row in plane.reshape(rows, height, columns * width):  # a row of tiles at a time keeps float copies small
-            logged = np.log1p(np.maximum(row, 0) / np.float32(unit), dtype=np.float32).reshape(height, columns, width)
-            cut = logged[: many_y * edge_y, :, : many_x * edge_x]
-            blocks = cut.reshape(many_y, edge_y, columns, many_x, edge_x)
+            lines = row[: many_y * edge_y].reshape(many_y, edge_y, -1)[:, :: max(1, edge_y // _LINES)]
+            logged = np.log1p(np.maximum(lines, 0) / np.float32(unit), dtype=np.float32)
+            cut = logged.reshape(*logged.shape[:2], columns, width)[..., : many_x * edge_x]
+            blocks = cut.reshape(many_y, logged.shape[1], columns, many_x, edge_x)
             plane_means.append(blocks.mean(axis=(1, 4)).transpose(1, 0, 2).reshape(columns, -1))
             plane_deviations.append(blocks.std(axis=(1, 4)).transpose(1, 0, 2).reshape(columns, -1))
         means.append(np.concatenate(plane_means))  # (tile of the layer, block of the slice)
