@@ -31,7 +31,7 @@ class Stack:
     slices: int = 512
     edge: int = 1536
     tile: int = 256
-    tiles: int = 6
+    tiles: int = 12
     patch: int = 128
     batch: int = 2
     different: int = 48
@@ -209,6 +209,7 @@ def comparisons(quick: bool = False) -> list[Comparison]:
     """All of them; quick ones are too small to tell anything."""
     stack = Stack(slices=48, edge=128, tile=48, tiles=2, patch=16, different=8) if quick else Stack()
     wide = stack if quick else replace(stack, edge=4096, slices=256, different=24)  # a real brain's are 5000 to 6600
+    few = stack if quick else replace(stack, tiles=3)
     ours = "tile store"
 
     def side(label: str, function: Any, way: str, **more: Any) -> Side:
@@ -232,7 +233,8 @@ def comparisons(quick: bool = False) -> list[Comparison]:
         *(
             Comparison(
                 name=f"disk_{name}", what=f"what lies on disk{words}", unit="MB", target=4.0, repetitions=1,
-                ours=side(ours, disk, "store", compressed=compressed), other=side(stock, disk, "stock", compressed=compressed),
+                ours=Side(label=ours, start=disk, arguments={"way": "store", "stack": few, "compressed": compressed}, environment=_PINNED),
+                other=Side(label=stock, start=disk, arguments={"way": "stock", "stack": few, "compressed": compressed}, environment=_PINNED),
             )
             for name, words, compressed in (("voxels", ", before compression", False), ("files", "", True))
         ),

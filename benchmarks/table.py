@@ -2,6 +2,7 @@
 
 import os
 import platform
+import statistics
 from collections.abc import Sequence
 from datetime import date
 from importlib.metadata import version
@@ -41,7 +42,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         low, high = one["spread"]
         reached = "" if one["median_ratio"] >= one["target"] else ", **not reached**"
         wanted = f"{one['target']:.2g}{reached}" if one["target"] else ""
-        cost_ours, cost_other = (sorted(one[f"costs_{side}"])[len(one["ratios"]) // 2] for side in ("ours", "other"))
+        cost_ours, cost_other = (statistics.median(one[f"costs_{side}"]) for side in ("ours", "other"))
         lines.append(
             f"| {one['what']} | {one['ours']}: {cost_ours:.3g} {one['unit']} | {one['other']}: {cost_other:.3g} {one['unit']} "
             f"| {one['median_ratio']:.2f} ({low:.2f} to {high:.2f}, {len(one['ratios'])} pairs) | {wanted} |"

@@ -16,7 +16,11 @@ OTHERS = {
     "two-dimensional": Plan(patch=(128, 128), features=(16, 32, 64, 128), batch=8),
 }
 TINY = Plan(patch=(16, 16, 16), features=(4, 4, 4), batch=1)
-AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+_INSTRUCTIONS: tuple[tuple[str, str, dict[str, str]], ...] = (
+    ("", "", {}),
+    ("_avx2", ", AVX2 instructions only", {"ONEDNN_MAX_CPU_ISA": "AVX2"}),
+)
+"""Suffix of a name, words for the table, and environment."""
 _PINNED = {"OMP_NUM_THREADS": str(os.cpu_count() or 1), "nnUNet_n_proc_DA": "0"}
 _OFF = {"cpu": {"fast_layers": False, "keep_memory": False}}
 
@@ -98,7 +102,7 @@ def comparisons(quick: bool = False) -> list[Comparison]:
     """All of them; quick ones are too small to tell anything."""
     found = []
     for plan, name in ((DEMO, "demo_plan"), (LARGER, "48_plan")):
-        for suffix, instructions, environment in (("", "", {}), ("_avx2", ", AVX2 instructions only", AVX2)):
+        for suffix, instructions, environment in _INSTRUCTIONS:
             found.append(
                 _step(f"step_{name}{suffix}", f"{plan.title}{instructions}", plan, 2.0, "stock", {}, environment)
             )
@@ -116,13 +120,15 @@ def comparisons(quick: bool = False) -> list[Comparison]:
         )
     )  # fmt: skip
     for plan, name in ((DEMO, "demo_plan"), (LARGER, "48_plan")):
-        found.append(
-            Comparison(
-                name=f"floor_{name}", what=f"how far a step could go: {plan.title}", target=0.0,
-                ours=Side(label="its convolutions alone", start=convolutions, arguments={"plan": plan}, environment=_PINNED),
-                other=Side(label="SelmaFinetuneTrainer's whole step", start=steps, arguments={"kind": "finetune", "plan": plan}, environment=_PINNED),
-            )
-        )  # fmt: skip
+        for suffix, instructions, environment in _INSTRUCTIONS:
+            pinned = {**_PINNED, **environment}
+            found.append(
+                Comparison(
+                    name=f"floor_{name}{suffix}", what=f"how far a step could go: {plan.title}{instructions}", target=0.0,
+                    ours=Side(label="its convolutions alone", start=convolutions, arguments={"plan": plan}, environment=pinned),
+                    other=Side(label="SelmaFinetuneTrainer's whole step", start=steps, arguments={"kind": "finetune", "plan": plan}, environment=pinned),
+                )
+            )  # fmt: skip
         found.append(
             Comparison(
                 name=f"overhead_{name}", what=f"a whole pretraining step: {plan.title}", target=1 / 1.05,

@@ -275,7 +275,7 @@ def _parser() -> argparse.ArgumentParser:
     look.add_argument("--json", action="store_true", help="everything as JSON")
     look.set_defaults(run=_inspect)
 
-    kinds = parts.add_parser("convert", help="write a download into nnU-Net's raw format").add_subparsers(
+    kinds = parts.add_parser("convert", help="write a download into nnU-Net's formats").add_subparsers(
         required=True, metavar="kind"
     )
     _annotated_arguments(
@@ -411,7 +411,7 @@ def _unannotated_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=int,
         default=min(_MOST_WORKERS, usable_cores()),
-        help="processes, each with about 1.3 GB (default: %(default)s)",
+        help="processes; each takes about 1.3 GB, more where one tile is larger (default: %(default)s)",
     )
     parser.add_argument(
         "--to",

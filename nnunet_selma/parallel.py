@@ -72,10 +72,11 @@ def _in_processes(
 ) -> Generator[int, None, None]:
     # forking a process that has threads (a progress bar has one) may hang the child
     context = multiprocessing.get_context("spawn")
+    others = multiprocessing.active_children()
     steps = context.Queue()
     pool = ProcessPoolExecutor(min(workers, len(tasks)), context, _start_worker, (steps,))
-    futures = [pool.submit(_do, work, task) for task in tasks]
     try:
+        futures = [pool.submit(_do, work, task) for task in tasks]
         while not all(future.done() for future in futures):
             yield from _reported(steps)
             _raise_first(futures)
@@ -90,7 +91,8 @@ def _in_processes(
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for child in multiprocessing.active_children():
-            child.terminate()
+            if child not in others:
+                child.terminate()
 
 
 def _reported(steps: Any) -> Iterator[int]:

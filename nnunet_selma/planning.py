@@ -154,12 +154,18 @@ def store_plans(
     """Plans of the annotated dataset for a tile store of unlabelled tiles: one configuration, with data of its own.
 
     Raises:
-        SelmaError: the annotated dataset or its plans are missing, or have no such configuration or recipe.
+        SelmaError: the annotated dataset or its plans are missing, have no such configuration or recipe, or it is a second stage.
     """
     plans = with_recipe(read_json(folders.plans(folders.dataset(source_id), plans_name)), recipe, configuration)
     plans["dataset_name"] = dataset
     plans["plans_name"] = f"{plans_name}_from{source_id:03d}_store" + ("" if recipe == "default" else f"_{recipe}")
     own = own_configuration(plans, configuration)
+    while parent := own.pop("inherits_from", None):
+        own = {**plans["configurations"][parent], **own}
+    if own.get("previous_stage"):
+        raise SelmaError(
+            f"{configuration} is the second stage of a cascade, which cannot be pretrained on images alone; choose another with -c"
+        )
     own["data_identifier"] = f"{plans_name}_from{source_id:03d}_store_{configuration}"
     own[TILE_STORE] = True
     plans["configurations"] = {configuration: own}

@@ -81,19 +81,22 @@ def write_case(
     partial.unlink(missing_ok=True)
     try:
         write_pickle(properties, f"{path}.pkl")
-        blosc2.asarray(voxels, urlpath=str(partial), chunks=chunks, blocks=blocks, cparams=_COMPRESSION)
-        whole = np.array_equal(blosc2.open(str(partial), mode="r")[:, -1], voxels[:, -1])
-    except (RuntimeError, OSError):
-        whole = False
-    try:
-        if not whole:
-            raise SelmaError(
-                f"{path}.b2nd: could not be written whole; make room on that disk and run the command again"
-            )
+        _write_array(partial, voxels, chunks, blocks)
         os.replace(partial, f"{path}.b2nd")
+    except (RuntimeError, OSError) as error:
+        raise SelmaError(
+            f"{path}.b2nd: could not be written whole ({error}); make room on that disk, check its permissions, and run the command again"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
     return properties
+
+
+def _write_array(path: Path, voxels: Array, chunks: Sequence[int], blocks: Sequence[int]) -> None:
+    """Write and read back; blosc2 does not promise to notice a disk that is full."""
+    blosc2.asarray(voxels, urlpath=str(path), chunks=chunks, blocks=blocks, cparams=_COMPRESSION)
+    if not np.array_equal(blosc2.open(str(path), mode="r")[:], voxels):
+        raise OSError("what was written differs from what is read back")
 
 
 def nonzero_box(voxels: Array) -> tuple[slice, slice, slice]:

@@ -11,7 +11,9 @@ import pytest
 import tifffile
 
 from nnunet_selma import cli
+from nnunet_selma.json_files import write_json
 from tests.conftest import REPOSITORY, write_image, write_patch
+from tests.plans import plans
 
 SHAPE = (8, 9, 10)
 
@@ -211,3 +213,31 @@ def test_recipes_are_the_same_code(tmp_path, rng, folders, monkeypatch):
         runpy.run_path(str(REPOSITORY / "dataset_conversion" / "Dataset510_SELMA3D_annotated.py"), run_name="__main__")
     assert stopped.value.code == 0
     assert (folders.raw / "Dataset077_SELMA3D" / "dataset.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--to", "preprocessed"], "--to preprocessed needs --plans-from"),
+        (["--plans-from", "510"], "--plans-from is for --to preprocessed"),
+    ],
+)
+def test_a_store_and_its_plans_belong_together(arguments, sentence, tmp_path, folders, capsys):
+    assert cli.main(["convert", "unannotated", str(tmp_path), *arguments]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_store_ends_with_the_command_that_trains_on_it(tmp_path, folders, capsys, rng):
+    write_image(tmp_path / "in" / "brain.nii.gz", (1000 + 100 * rng.random((20, 40, 40))).astype(np.uint16))
+    (folders.preprocessed / "Dataset510_A").mkdir()
+    write_json(folders.preprocessed / "Dataset510_A" / "nnUNetPlans.json", plans())
+    store = ["--to", "preprocessed", "--plans-from", "510", "--recipe", "xundj", "--tile", "16", "--workers", "1"]
+    assert (
+        cli.main(
+            ["convert", "unannotated", str(tmp_path / "in"), "--structure", "microglia", "--spacing", "voxel", *store]
+        )
+        == 0
+    )
+    said = capsys.readouterr().out
+    assert "next: nnUNetv2_train 500 3d_fullres all -tr SelmaSSLTrainer -p nnUNetPlans_from510_store_xundj" in said
+    assert str(folders.preprocessed / "Dataset500_SELMA3Dunlabelled") in said

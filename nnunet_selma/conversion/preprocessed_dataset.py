@@ -9,6 +9,7 @@ from nnunet_selma.conversion.raw_dataset import MANIFEST, dataset_description
 from nnunet_selma.conversion.staging import StagedFolder
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.json_files import read_json, write_json
+from nnunet_selma.settings import KEY
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.tile_store import demand_supported, write_case
 from nnunet_selma.volumes.base import Array
@@ -35,14 +36,38 @@ class PreprocessedDataset:
         self.dataset_folder, self.plans = preprocessed_root / folder_name, dict(plans)
         ((self.configuration, self._own),) = plans["configurations"].items()
         demand_supported(self._own)
-        self.folder = self.dataset_folder / self._own["data_identifier"]
-        manifest = self.dataset_folder / f"{self._own['data_identifier']}_{MANIFEST}"
+        self._demand_channels()
+        identifier = self._own["data_identifier"]
+        self.folder = self.dataset_folder / identifier
         # nnU-Net allows no file but cases in the folder it reads
-        self.staged = StagedFolder(self.folder, manifest, {**settings, "preprocessing": self._what_decides()})
+        manifest = self.dataset_folder / f"{identifier}_{MANIFEST}"
+        staging = preprocessed_root / f".{folder_name}_{identifier}.partial"
+        self.staged = StagedFolder(self.folder, staging, manifest, {**settings, "preprocessing": self._what_decides()})
+        if self.staged.complete:
+            self._write_plans()
+
+    def _demand_channels(self) -> None:
+        described = self.dataset_folder / "dataset.json"
+        wanted = len(self._own["normalization_schemes"])
+        if described.is_file() and len(read_json(described)["channel_names"]) != wanted:
+            raise SelmaError(
+                f"{described} says another number of input channels than the plans ({wanted}); choose another id with -d"
+            )
 
     def _what_decides(self) -> dict[str, Any]:
-        wanted = ("patch_size", "spacing", "normalization_schemes", "resampling_fn_data", "resampling_fn_data_kwargs")
+        """What the stored voxels depend on; the patch size decides only in which chunks they lie, so that recipes share them."""
+        wanted = ("spacing", "normalization_schemes", "resampling_fn_data", "resampling_fn_data_kwargs")
         return {"transpose_forward": self.plans["transpose_forward"], **{key: self._own[key] for key in wanted}}
+
+    def _write_plans(self) -> None:
+        """Beside what other configurations have there already, and with the settings that a user has changed since."""
+        path = self.dataset_folder / f"{self.plans['plans_name']}.json"
+        before = read_json(path) if path.is_file() else {}
+        configurations = {**before.get("configurations", {}), **self.plans["configurations"]}
+        write_json(
+            path,
+            {**self.plans, "configurations": configurations, KEY: {**self.plans.get(KEY, {}), **before.get(KEY, {})}},
+        )
 
     def write(
         self, case: str, images: Sequence[Array], label: Array | None, spacing_zyx: SpacingUm, record: Mapping[str, Any]
@@ -58,13 +83,10 @@ class PreprocessedDataset:
     ) -> dict[str, Any]:
         """Write what nnU-Net's training reads beside the cases, and give the folder its name; returns the manifest."""
         cases = self.staged.cases()
-        described = self.dataset_folder / "dataset.json"
-        if described.is_file() and len(read_json(described)["channel_names"]) != len(channels):
-            raise SelmaError(
-                f"{described} says another number of channels; remove {self.dataset_folder}, or choose another id with -d"
-            )
+        self.dataset_folder.mkdir(exist_ok=True)
         write_json(
-            described, dataset_description(channels, foreground, len(cases), self.dataset_folder.name, description)
+            self.dataset_folder / "dataset.json",
+            dataset_description(channels, foreground, len(cases), self.dataset_folder.name, description),
         )
         # nnU-Net copies it beside every training; its intensities are those the plans were made from
         fingerprint = {
@@ -74,7 +96,7 @@ class PreprocessedDataset:
             "median_relative_size_after_cropping": 1.0,
         }
         write_json(self.dataset_folder / "dataset_fingerprint.json", fingerprint)
-        write_json(self.dataset_folder / f"{self.plans['plans_name']}.json", self.plans)
+        self._write_plans()
         manifest = {"nnunet_selma": __version__, "settings": self.staged.settings, **facts, "cases": cases}
         self.staged.finish(manifest)
         return manifest

@@ -98,7 +98,8 @@ class RawDataset:
 
     def __init__(self, raw_root: Path, folder_name: str, settings: Mapping[str, Any]) -> None:
         self.folder = raw_root / folder_name
-        self.staged = StagedFolder(self.folder, self.folder / MANIFEST, settings)
+        staging = raw_root / f".{folder_name}.partial"
+        self.staged = StagedFolder(self.folder, staging, self.folder / MANIFEST, settings)
         if not self.staged.complete:
             for name in ("imagesTr", "labelsTr"):
                 (self.staged.files / name).mkdir(exist_ok=True)

@@ -14,10 +14,11 @@ from nnunet_selma.volumes.base import Array
 
 
 class StagedFolder:
-    """A folder whose files are collected in a hidden folder beside it; the last step renames.
+    """A folder whose files are collected in a hidden folder; the last step renames.
 
     Args:
         folder: where the files will be.
+        staging: the hidden folder, on the same disk.
         manifest: the file that says what they are, inside the folder or beside it.
         settings: everything that decides what the cases are; a run that was interrupted goes on only under the same settings.
 
@@ -25,10 +26,9 @@ class StagedFolder:
         SelmaError: the folder exists already, made with other settings or by somebody else.
     """
 
-    def __init__(self, folder: Path, manifest: Path, settings: Mapping[str, Any]) -> None:
-        self.folder, self._manifest = folder, manifest
+    def __init__(self, folder: Path, staging: Path, manifest: Path, settings: Mapping[str, Any]) -> None:
+        self.folder, self._staging, self._manifest = folder, staging, manifest
         self.settings = json.loads(json.dumps(dict(settings), default=str))
-        self._staging = folder.with_name(f".{folder.name}.partial")
         self.files, self._records, self._notes = (self._staging / name for name in ("files", "records", "notes"))
         self.complete = self._is_complete()
         if not self.complete:
@@ -75,6 +75,7 @@ class StagedFolder:
 
     def finish(self, manifest: Mapping[str, Any]) -> None:
         """Write the manifest and give the folder its name."""
+        self.folder.parent.mkdir(exist_ok=True)
         inside = self._manifest.is_relative_to(self.folder)
         write_json(self.files / self._manifest.relative_to(self.folder) if inside else self._manifest, dict(manifest))
         os.replace(self.files, self.folder)

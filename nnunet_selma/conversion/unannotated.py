@@ -98,14 +98,16 @@ def convert_unannotated(
     `folders.preprocessed` as a tile store that `SelmaSSLTrainer` trains on.
 
     Every slice is read at most twice: a few for the tissue map, then those that chosen tiles need, once. A run that was killed
-    goes on where it stopped, with the same tiles. Memory: about 1.3 GB for each worker, whatever the size of the volumes.
+    goes on where it stopped, with the same tiles. Memory: about 1.3 GB for each worker, whatever the size of the volumes, and more
+    only where a single tile is larger than that.
 
     Raises:
         SelmaError: anything that makes the source unusable; nothing is left that nnU-Net would take for whole.
     """
     folder_name = dataset_folder_name(settings.dataset_id, settings.name)
     demand_free_id(settings.dataset_id, folder_name, (folders.raw, folders.preprocessed, folders.results))
-    plans = store_plans(store.plans_from, folder_name, folders, **store.choice) if store else None
+    if store is not None:  # what is wrong with the plans is said before volumes are opened
+        store_plans(store.plans_from, folder_name, folders, **store.choice)
     volumes = find_volumes(
         source, structures=settings.structures, structure=settings.structure, vessel_channels=settings.vessel_channels
     )
@@ -123,14 +125,10 @@ def convert_unannotated(
             v.name: [str(p) for p in v.channels] + list(o[0].shape) for v, o in zip(volumes, opened, strict=True)
         },
     }
-    if store is None or plans is None:
+    if store is None:
         dataset: StagedDataset = RawDataset(folders.raw, folder_name, identity)
     else:
-        from nnunet_selma.conversion.preprocessed_dataset import PreprocessedDataset
-
-        _demand_channels(len(volumes[0].channels), plans)
-        demand_same_unit(folders.dataset(store.plans_from), folders, folder_name, spacings)
-        dataset = PreprocessedDataset(folders.preprocessed, folder_name, plans, identity)
+        dataset = _store_dataset(store, folder_name, folders, identity, spacings, len(volumes[0].channels))
     if dataset.staged.complete:
         return dataset.staged.manifest()
     tasks, facts = [], {}
@@ -142,15 +140,8 @@ def convert_unannotated(
         raise SelmaError(
             f"{source}: no tile holds {settings.tiles.min_foreground:.0%} tissue; choose a lower --min-foreground or a smaller --tile"
         )
-    small = sum(task.bytes for task in tasks) < _WORTH_PROCESSES
-    repaired = run_tasks(
-        convert_slab, tasks, steps=sum(task.steps for task in tasks), workers=1 if small else workers,
-        label="converting slices", progress=progress,
-    )  # fmt: skip
-    for task, names in zip(tasks, repaired, strict=True):
-        facts[task.volume.name]["interpolated_slices"] |= names
-    for one in facts.values():
-        one["interpolated_slices"] = sorted(one["interpolated_slices"])
+    for name, repaired in _convert(tasks, workers, progress).items():
+        facts[name]["interpolated_slices"] = sorted({*facts[name]["interpolated_slices"], *repaired})
     stains = (
         ["light sheet"]
         if len(volumes[0].channels) == 1
@@ -162,6 +153,35 @@ def convert_unannotated(
         description="unannotated light-sheet tiles, label is tissue",
         facts={"volumes": facts},
     )
+
+
+def _store_dataset(
+    store: StoreSettings,
+    folder_name: str,
+    folders: Folders,
+    identity: Mapping[str, Any],
+    spacings: Sequence[SpacingUm],
+    channels: int,
+) -> StagedDataset:
+    from nnunet_selma.conversion.preprocessed_dataset import PreprocessedDataset
+
+    plans = store_plans(store.plans_from, folder_name, folders, **store.choice)
+    _demand_channels(channels, plans)
+    demand_same_unit(folders.dataset(store.plans_from), folders, folder_name, spacings)
+    return PreprocessedDataset(folders.preprocessed, folder_name, plans, identity)
+
+
+def _convert(tasks: Sequence[SlabTask], workers: int, progress: Progress[Any]) -> dict[str, set[str]]:
+    """Do all tasks; returns which slices of each volume stand interpolated."""
+    small = sum(task.bytes for task in tasks) < _WORTH_PROCESSES
+    done = run_tasks(
+        convert_slab, tasks, steps=sum(task.steps for task in tasks), workers=1 if small else workers,
+        label="converting slices", progress=progress,
+    )  # fmt: skip
+    repaired: dict[str, set[str]] = {}
+    for task, names in zip(tasks, done, strict=True):
+        repaired.setdefault(task.volume.name, set()).update(names)
+    return repaired
 
 
 def _demand_channels(count: int, plans: Plans) -> None:
@@ -215,7 +235,7 @@ def _volume_facts(volume: UnlabelledVolume, channels: Sequence[Volume], tiles: i
         "dtype": str(channels[0].dtype),
         "header_spacing_um_zyx": channels[0].spacing_um_zyx,
         "tiles": tiles,
-        "interpolated_slices": {name for channel in channels for name in channel.repaired},
+        "interpolated_slices": sorted({name for channel in channels for name in channel.repaired}),
         "warnings": [] if tiles else ["no tile holds enough tissue; the volume gave no case"],
     }
 

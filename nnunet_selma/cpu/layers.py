@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from nnunet_selma.json_files import read_json, write_json
@@ -27,6 +28,8 @@ from nnunet_selma.json_files import read_json, write_json
 _LAYOUT = torch.channels_last_3d
 _CLEARLY = 0.9
 """A way is taken if it needs less than this share of the stock way's time: nearly equal ones should not change from run to run."""
+_LARGEST = 128**3
+"""Voxels of a gradient above which the transposed convolution, whose kernel it is, is not even tried."""
 _convolution_backward = torch.ops.aten.convolution_backward
 
 
@@ -36,8 +39,12 @@ class Trials:
 
     transposed: dict[str, bool] = field(default_factory=dict)
 
-    def pick(self, shape: str, stock: Callable[[], Tensor], transposed: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """The faster of the two."""
+    def pick(
+        self, shape: str, voxels: int, stock: Callable[[], Tensor], transposed: Callable[[], Tensor]
+    ) -> Callable[[], Tensor]:
+        """The faster of the two; very large patches are not tried."""
+        if voxels > _LARGEST:
+            return stock
         if shape not in self.transposed:
             self.transposed[shape] = _seconds(transposed) < _CLEARLY * _seconds(stock)
         return transposed if self.transposed[shape] else stock
@@ -54,7 +61,7 @@ class Trials:
 
 
 def _processor() -> str:
-    return f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+    return f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def _seconds(compute: Callable[[], Tensor]) -> float:
@@ -106,6 +113,7 @@ class _Convolution(torch.autograd.Function):
         return functional.conv3d(patches, weight, bias, stride, padding)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         patches, weight = ctx.saved_tensors
         gradient = gradients[0].contiguous(memory_format=_LAYOUT)
@@ -124,6 +132,7 @@ class _Convolution(torch.autograd.Function):
             shape = f"{list(patches.shape)} {list(weight.shape)} / {list(ctx.stride)}"
             of_weight = ctx.trials.pick(
                 shape,
+                gradient[0, 0].numel(),
                 lambda: stock(False, True)[1],
                 lambda: transposed_weight_gradient(patches, gradient, tuple(weight.shape[2:]), ctx.stride, ctx.padding),
             )()
@@ -146,6 +155,7 @@ class _InstanceNorm(torch.autograd.Function):
         return output
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         centred, scale, weight = ctx.saved_tensors
         gradient = _voxels(gradients[0])

@@ -25,7 +25,8 @@ class Share:
     threads: int
     """Compute threads of the training process."""
     workers: int
-    """Processes that load patches; 0 loads them between the steps, in the training process."""
+    """Processes that load patches for training; 0 loads them between the steps, in the training process. nnU-Net adds half as many for
+    validation, which rest while training loads."""
 
     def __str__(self) -> str:
         """One line for a log."""

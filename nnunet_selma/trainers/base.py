@@ -21,6 +21,8 @@ from nnunet_selma.cpu.resources import keep_freed_memory, share_cores, usable_co
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.settings import FinetuningSettings, PretrainingSettings, read_settings
 
+_LOADING = "nnUNet_n_proc_DA"
+
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
@@ -53,6 +55,7 @@ class SelmaTrainer(nnUNetTrainer):
     num_val_iterations_per_epoch: int
     inference_allowed_mirroring_axes: tuple[int, ...] | None
     _best_ema: float | None
+    optimizer: torch.optim.Optimizer
 
     # nnU-Net reads the names of these arguments from the signature
     def __init__(
@@ -72,6 +75,7 @@ class SelmaTrainer(nnUNetTrainer):
         self.num_val_iterations_per_epoch = run.validation_iterations or self.num_val_iterations_per_epoch
         self.save_every = run.save_every
         self.trials = Trials()
+        self.loading_processes: int | None = None
 
     def seed_everything(self, epoch: int) -> None:
         """Seed all generators by the settings' seed, the epoch and the process; does nothing where no seed is set."""
@@ -90,7 +94,8 @@ class SelmaTrainer(nnUNetTrainer):
         self.seed_everything(epoch=-1)
         super().initialize()
         if on_cpu and self.settings.cpu.fast_layers:
-            self.trials = Trials.read(self._trials_file)
+            with plain_errors():
+                self.trials = Trials.read(self._trials_file)
             exchanged = accelerate(bare(self.network), self.trials)
             self.print_to_log_file(f"{exchanged} layers exchanged for faster ones (cpu.fast_layers)")
         if not on_cpu and self.settings.gpu.channels_last and len(self.configuration_manager.patch_size) == 3:
@@ -103,15 +108,36 @@ class SelmaTrainer(nnUNetTrainer):
             return optimizer, scheduler
         groups = [{"params": group["params"]} for group in optimizer.param_groups]
         fused = torch.optim.SGD(groups, **{**optimizer.defaults, "fused": True})
-        return fused, PolyLRScheduler(fused, self.initial_lr, max(1, self.num_epochs))
+        return fused, PolyLRScheduler(fused, self.initial_lr, self.num_epochs)
 
     def _prepare_cpu(self) -> None:
         """Share the cores between computing and loading; nnU-Net has given PyTorch all of them before."""
         share = share_cores(usable_cores(), os.environ)
         torch.set_num_threads(share.threads)
-        os.environ["nnUNet_n_proc_DA"] = str(share.workers)
+        self.loading_processes = share.workers
         kept = self.settings.cpu.keep_memory and keep_freed_memory(os.environ)
         self.print_to_log_file(f"{share}{'; freed memory is kept (cpu.keep_memory)' if kept else ''}")
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """nnU-Net's, on a CPU with as many loading processes as were chosen; nnU-Net reads their number from the environment."""
+        before = os.environ.get(_LOADING)
+        if self.loading_processes is not None:
+            os.environ[_LOADING] = str(self.loading_processes)
+        try:
+            loaders: tuple[Any, Any] = super().get_dataloaders()
+        finally:
+            if before is None:
+                os.environ.pop(_LOADING, None)
+            else:
+                os.environ[_LOADING] = before
+        return loaders
+
+    def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
+        """As nnU-Net; an optimiser that was saved unfused, or on another device, goes on as this one was made."""
+        super().load_checkpoint(filename_or_checkpoint)
+        if "fused" in self.optimizer.defaults:
+            for group in self.optimizer.param_groups:
+                group["fused"] = self.optimizer.defaults["fused"]
 
     @property
     def _trials_file(self) -> Path:
@@ -134,9 +160,9 @@ class SelmaTrainer(nnUNetTrainer):
             if changes:
                 content = torch.load(partial, map_location="cpu", weights_only=False)
                 torch.save({**content, **changes}, partial)
-            os.replace(partial, filename)
             if self.trials.transposed:
                 self.trials.write(self._trials_file)
+            os.replace(partial, filename)
         except (OSError, RuntimeError) as error:
             with plain_errors():
                 raise SelmaError(

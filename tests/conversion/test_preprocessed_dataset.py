@@ -6,6 +6,7 @@ import pytest
 from nnunet_selma.conversion.unannotated import StoreSettings, UnannotatedSettings, convert_unannotated
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.json_files import read_json, write_json
+from nnunet_selma.settings import with_settings
 from nnunet_selma.tile_store import TileStore
 from nnunet_selma.tiles import TileSettings
 from tests.conftest import write_image
@@ -56,9 +57,41 @@ def test_tiles_lie_in_the_store_with_everything_training_reads(brain, planned):
 
 
 def test_a_recipe_has_plans_of_its_own_on_the_same_data(brain, planned):
+    convert_unannotated(brain[0], SETTINGS, planned, store=STORE)
+    dataset = planned.preprocessed / "Dataset500_SELMA3Dunlabelled"
+    before = {p: p.stat().st_mtime_ns for p in (dataset / IDENTIFIER).iterdir()}
     convert_unannotated(brain[0], SETTINGS, planned, store=StoreSettings(plans_from=510, recipe="xundj"))
-    own = read_json(next(planned.preprocessed.glob("Dataset500_*/nnUNetPlans_from510_store_xundj.json")))
-    assert own["configurations"]["3d_fullres"]["patch_size"] == [64, 64, 64]
+    assert {p: p.stat().st_mtime_ns for p in (dataset / IDENTIFIER).iterdir()} == before
+    own = read_json(dataset / "nnUNetPlans_from510_store_xundj.json")["configurations"]["3d_fullres"]
+    plain = read_json(dataset / "nnUNetPlans_from510_store.json")["configurations"]["3d_fullres"]
+    assert (own["patch_size"], plain["patch_size"]) == ([64, 64, 64], [16, 16, 16])
+    assert own["data_identifier"] == plain["data_identifier"]
+
+
+def test_two_configurations_share_a_plans_file_and_changed_settings_stay(brain, planned):
+    source = planned.preprocessed / "Dataset510_SELMA3D" / "nnUNetPlans.json"
+    content = read_json(source)
+    flat = {"inherits_from": "3d_fullres", "patch_size": [8, 16, 16]}
+    content["configurations"]["3d_flat"] = flat
+    content["configurations"]["3d_cascade"] = {**flat, "previous_stage": "3d_lowres"}
+    write_json(source, content)
+    convert_unannotated(brain[0], SETTINGS, planned, store=STORE)
+    path = planned.preprocessed / "Dataset500_SELMA3Dunlabelled" / "nnUNetPlans_from510_store.json"
+    write_json(path, with_settings(read_json(path), {"pretraining": {"epochs": 7}}))
+    convert_unannotated(brain[0], SETTINGS, planned, store=StoreSettings(plans_from=510, configuration="3d_flat"))
+    content["configurations"]["3d_fullres"]["batch_size"] = 5  # planned anew, for the same data
+    write_json(source, content)
+    convert_unannotated(brain[0], SETTINGS, planned, store=STORE)
+    written = read_json(path)
+    assert set(written["configurations"]) == {"3d_fullres", "3d_flat"}
+    assert written["configurations"]["3d_flat"]["patch_size"] == [8, 16, 16]
+    assert written["configurations"]["3d_flat"]["spacing"] == written["configurations"]["3d_fullres"]["spacing"]
+    assert written["configurations"]["3d_fullres"]["batch_size"] == 5
+    assert written["selma"]["pretraining"]["epochs"] == 7
+    with pytest.raises(SelmaError, match="second stage"):
+        convert_unannotated(
+            brain[0], SETTINGS, planned, store=StoreSettings(plans_from=510, configuration="3d_cascade")
+        )
 
 
 def test_a_killed_run_goes_on_and_a_whole_one_is_left_alone(brain, planned):
@@ -70,13 +103,13 @@ def test_a_killed_run_goes_on_and_a_whole_one_is_left_alone(brain, planned):
     with pytest.raises(KeyboardInterrupt):
         convert_unannotated(brain[0], SETTINGS, planned, killed, store=STORE)
     dataset = planned.preprocessed / "Dataset500_SELMA3Dunlabelled"
-    assert [p.name for p in dataset.iterdir()] == [f".{IDENTIFIER}.partial"]
+    assert not dataset.exists()
     manifest = convert_unannotated(brain[0], SETTINGS, planned, store=STORE)
     files = sorted((dataset / IDENTIFIER).iterdir())
     before = [p.stat().st_mtime_ns for p in files]
     assert convert_unannotated(brain[0], SETTINGS, planned, store=STORE) == json.loads(json.dumps(manifest))
     assert [p.stat().st_mtime_ns for p in files] == before
-    assert not list(dataset.glob(".*"))
+    assert not list(planned.preprocessed.glob(".*"))
 
 
 def test_other_plans_are_another_store(brain, planned):
@@ -107,4 +140,10 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(brain, planned)
         convert_unannotated(brain[0], SETTINGS, planned, store=StoreSettings(plans_from=510, configuration="3d_lowres"))
     with pytest.raises(SelmaError, match="dataset 77"):
         convert_unannotated(brain[0], SETTINGS, planned, store=StoreSettings(plans_from=77))
-    assert not list(planned.preprocessed.glob("Dataset500*"))
+    assert not list(planned.preprocessed.glob("*Dataset500*"))
+    (raw / "selma_manifest.json").unlink()
+    described = planned.preprocessed / "Dataset500_SELMA3Dunlabelled"
+    described.mkdir()
+    write_json(described / "dataset.json", {"channel_names": {"0": "a", "1": "b"}})
+    with pytest.raises(SelmaError, match="another number of input channels"):
+        convert_unannotated(brain[0], SETTINGS, planned, store=STORE)

@@ -25,7 +25,7 @@ class Always(Trials):
         super().__init__()
         self.outcome = transposed
 
-    def pick(self, shape, stock, transposed):
+    def pick(self, shape, voxels, stock, transposed):
         self.transposed[shape] = self.outcome
         return transposed if self.outcome else stock
 
@@ -178,10 +178,11 @@ class TestTrials:
             return torch.ones(1)
 
         trials = Trials()
-        assert trials.pick("a", slow, quick) is quick
-        assert trials.pick("b", quick, slow) is quick
+        assert trials.pick("a", 1, slow, quick) is quick
+        assert trials.pick("b", 1, quick, slow) is quick
         assert trials.transposed == {"a": True, "b": False}
-        assert trials.pick("a", quick, slow) is slow  # not tried again
+        assert trials.pick("a", 1, quick, slow) is slow  # not tried again
+        assert trials.pick("c", 10**9, slow, quick) is slow  # not tried at all
 
     def test_the_outcome_survives_a_restart_on_the_same_processor_only(self, tmp_path, monkeypatch):
         path = tmp_path / "trials.json"

@@ -60,11 +60,12 @@ kept = {keep} and keep_freed_memory({{}})
 def step():
     blocks = [torch.ones(12_000_000) for _ in range(2)]
     return sum(float(block[0]) for block in blocks)
-for _ in range(8):
+faults = []
+for _ in range(12):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-step()
-print(int(kept), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(int(kept), sorted(faults)[3])
 """
 
 

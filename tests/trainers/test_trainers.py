@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -250,3 +251,39 @@ def test_the_fused_optimiser_is_nnunets(kind, folders):
     assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.99, True, 3e-5)
     assert {id(p) for p in group["params"]} == {id(p) for p in one.network.parameters()}
     assert one.lr_scheduler.optimizer is one.optimizer
+
+
+def test_loading_processes_are_said_to_nnunet_only_while_it_asks(folders, monkeypatch):
+    monkeypatch.delenv("nnUNet_n_proc_DA", raising=False)
+    monkeypatch.setattr("nnunet_selma.trainers.base.usable_cores", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    asked = []
+    monkeypatch.setattr(nnUNetTrainer, "get_dataloaders", lambda _: asked.append(os.environ["nnUNet_n_proc_DA"]))
+    one = trainer(SelmaSSLTrainer, folders)
+    one.initialize()
+    one.get_dataloaders()
+    assert asked == ["6"]
+    assert "nnUNet_n_proc_DA" not in os.environ
+
+
+def test_a_checkpoint_of_another_optimiser_goes_on_fused(folders):
+    one = trainer(SelmaSSLTrainer, folders)
+    one.initialize()
+    for group in one.optimizer.param_groups:
+        group["fused"] = None  # as nnU-Net saves it
+    path = str(Path(one.output_folder) / "checkpoint_latest.pth")
+    one.save_checkpoint(path)
+    again = trainer(SelmaSSLTrainer, folders)
+    again.initialize()
+    again.load_checkpoint(path)
+    assert all(group["fused"] for group in again.optimizer.param_groups)
+
+
+def test_damaged_trials_end_with_a_sentence(folders, capsys):
+    one = trainer(SelmaSSLTrainer, folders)
+    Path(one.output_folder).mkdir(parents=True, exist_ok=True)
+    (Path(one.output_folder) / "cpu_trials.json").write_text("{")
+    with pytest.raises(SystemExit) as stopped:
+        one.initialize()
+    assert stopped.value.code == 2
+    assert "cpu_trials.json: is no valid JSON" in capsys.readouterr().err
