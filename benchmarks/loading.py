@@ -309,7 +309,7 @@ def conversion_comparisons(quick: bool = False) -> list[Comparison]:
             found.append(
                 Comparison(
                     name=f"convert_{way}_{kind}", what=f"{stack.slices} {kind} slices of {stack.edge}², {stack.tiles} tiles of {stack.tile}³",
-                    target=0.8, repetitions=3,
+                    target=0.8, repetitions=3 if way == "store" else 2,
                     ours=Side(label=f"convert {label}, two processes", start=rate, arguments={"way": way, "stack": stack}, environment=_PINNED),
                     other=Side(label="cat the files, then decode them", start=rate, arguments={"way": "cat", "stack": stack}, environment=_PINNED),
                 )
