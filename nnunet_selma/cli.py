@@ -426,7 +426,7 @@ def _unannotated_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 _MOST_WORKERS = 4
-"""More processes than this read no faster from most disks."""
+"""Of the default; each takes memory, and a laptop has little to spare."""
 
 
 def _source_plans_arguments(parser: Any) -> None:

@@ -75,7 +75,6 @@ class StagedFolder:
 
     def finish(self, manifest: Mapping[str, Any]) -> None:
         """Write the manifest and give the folder its name."""
-        self.folder.parent.mkdir(exist_ok=True)
         inside = self._manifest.is_relative_to(self.folder)
         write_json(self.files / self._manifest.relative_to(self.folder) if inside else self._manifest, dict(manifest))
         os.replace(self.files, self.folder)
