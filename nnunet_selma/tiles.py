@@ -115,7 +115,7 @@ def tissue_map(volume: Volume, tile: int) -> TissueMap:
     threshold = _tissue_threshold(means)
     tissue = means > threshold  # (tile, block)
     # the median, because a block that the edge of the tissue cuts has the largest deviation of all
-    inside = np.ma.array(deviations, mask=~tissue, dtype=np.float64)
+    inside = np.ma.array(deviations, mask=~tissue, dtype=np.float64)  # type: ignore[no-untyped-call]
     signal = np.ma.median(inside, axis=1).filled(0.0)  # type: ignore[no-untyped-call]
     return TissueMap(tiles, tissue.mean(axis=1), signal, threshold, unit)
 

@@ -6,9 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from hypothesis import settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 REAL_DATA = Path(os.environ.get("SELMA_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+
+# a machine that others use too is slow at times
+settings.register_profile("selma", deadline=None)
+settings.load_profile("selma")
 
 # one compute thread a test process, one worker a pool: two cores are shared by everything
 for name, value in {"OMP_NUM_THREADS": "1", "nnUNet_def_n_proc": "1", "nnUNet_n_proc_DA": "0"}.items():

@@ -54,7 +54,8 @@ def signature(name: str, image: Array) -> Signature:
         )
     first = tuple(_face(np.take(image, 0, axis)) for axis in range(3))
     last = tuple(_face(np.take(image, -1, axis)) for axis in range(3))
-    return Signature(name, image.shape, (planes[0], planes[1], planes[2]), first, last)
+    z, y, x = image.shape
+    return Signature(name, (z, y, x), (planes[0], planes[1], planes[2]), first, last)
 
 
 def _face(face: Array) -> list[NDArray[np.float32]]:

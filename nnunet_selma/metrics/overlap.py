@@ -1,20 +1,53 @@
-"""Overlap of two masks."""
+"""Overlap of two masks, counted voxel by voxel: counts of parts of a volume add up to those of the whole."""
+
+from dataclasses import dataclass
 
 import numpy as np
 
 from nnunet_selma.volumes.base import Array
 
 
-def dice(prediction: Array, reference: Array) -> float:
-    """The Dice coefficient of two masks `> 0` of the same shape; 1.0 if both are empty (as SELMA3D's evaluators have it).
+@dataclass(frozen=True)
+class Overlap:
+    """Numbers of foreground voxels; the sum of two is the overlap of both parts together."""
 
-    Raises:
-        ValueError: the shapes differ.
-    """
+    prediction: int
+    reference: int
+    both: int
+
+    def __add__(self, other: "Overlap") -> "Overlap":
+        return Overlap(self.prediction + other.prediction, self.reference + other.reference, self.both + other.both)
+
+    @property
+    def dice(self) -> float:
+        """The Dice coefficient; 1.0 if both masks are empty, as all of SELMA3D's evaluators have it."""
+        total = self.prediction + self.reference
+        return 2 * self.both / total if total else 1.0
+
+
+def demand_same_shape(prediction: Array, reference: Array) -> None:
+    """Raises ValueError if the shapes of two arrays differ."""
     if prediction.shape != reference.shape:
         raise ValueError(
             f"prediction has the shape {prediction.shape}, reference {reference.shape}: they must be equal"
         )
+
+
+def overlap(prediction: Array, reference: Array) -> Overlap:
+    """Count the voxels of two masks `> 0` of the same shape.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    demand_same_shape(prediction, reference)
     p, r = prediction > 0, reference > 0
-    total = int(np.count_nonzero(p)) + int(np.count_nonzero(r))
-    return 2 * int(np.count_nonzero(p & r)) / total if total else 1.0
+    return Overlap(int(np.count_nonzero(p)), int(np.count_nonzero(r)), int(np.count_nonzero(p & r)))
+
+
+def dice(prediction: Array, reference: Array) -> float:
+    """The Dice coefficient of two masks `> 0` of the same shape; 1.0 if both are empty.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    return overlap(prediction, reference).dice

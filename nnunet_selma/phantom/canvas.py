@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from nnunet_selma.metrics.topology import euler_characteristic
+
 Betti = tuple[int, int, int]
 
 MARGIN = 2
@@ -32,25 +34,6 @@ class Joint(NamedTuple):
 
     centre: NDArray[np.float64]
     radius: float
-
-
-def euler_characteristic(mask: NDArray[np.bool_]) -> int:
-    """Return vertices - edges + faces - cubes of the voxels of `mask`, (z, y, x), as closed unit cubes.
-
-    Cubes that share a corner are joined, so this is the characteristic of the 26-connected foreground. Cells on the
-    outside of the array are not counted: pad the mask by one empty voxel, or use differences in one box.
-    """
-    z, y, x = (_either(mask, axis) for axis in range(3))
-    zy, zx, yx = _either(z, 1), _either(z, 2), _either(y, 2)
-    vertices, edges, faces = (_either(zy, 2),), (zy, zx, yx), (z, y, x)
-    count = [sum(int(np.count_nonzero(cells)) for cells in group) for group in (vertices, edges, faces, (mask,))]
-    return count[0] - count[1] + count[2] - count[3]
-
-
-def _either(cells: NDArray[np.bool_], axis: int) -> NDArray[np.bool_]:
-    """Return the union of neighbours along `axis`, one shorter than `cells`."""
-    along = np.moveaxis(cells, axis, 0)
-    return np.moveaxis(along[1:] | along[:-1], 0, axis)
 
 
 class Canvas:

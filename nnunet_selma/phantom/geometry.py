@@ -142,7 +142,7 @@ def _grow_processes(
         length = float(rng.uniform(5, 18))
         start = centre + 0.6 * heading * semi_axes
         path = _crawl(start, heading, length, rng)
-        radii = np.linspace(2.0, 1.0, len(path))
+        radii = np.linspace(2.0, 1.0, len(path)).astype(np.float64)
         joint = Joint(centre, float(semi_axes.max()) + 2.5)
         if canvas.add(tube(path, radii), [joint], calibre=0.6) and rng.random() < 0.4:
             fork = len(path) * 2 // 3

@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from nnunet_selma.metrics.overlap import dice
+from nnunet_selma.metrics.blocks import blocks
+from nnunet_selma.metrics.overlap import Overlap, dice, overlap
 
 masks = array_shapes(min_dims=3, max_dims=3, max_side=6).flatmap(lambda s: st.tuples(arrays(bool, s), arrays(bool, s)))
 
@@ -29,3 +30,10 @@ def test_equals_the_f1_score_and_is_symmetric(pair):
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match="must be equal"):
         dice(np.ones((2, 2)), np.ones((2, 3)))
+
+
+@given(masks, st.tuples(*[st.integers(1, 4)] * 3))
+def test_counts_of_blocks_add_up(pair, edge):
+    a, b = pair
+    parts = [overlap(a[block.box][block.own], b[block.box][block.own]) for block in blocks(a.shape, edge)]
+    assert sum(parts, Overlap(0, 0, 0)) == overlap(a, b)

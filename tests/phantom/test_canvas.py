@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from skimage.measure import euler_number
 
-from nnunet_selma.phantom.canvas import Canvas, Joint, euler_characteristic
+from nnunet_selma.phantom.canvas import Canvas, Joint
 
 
 def voxels(*where: slice | int) -> NDArray[np.intp]:
@@ -24,13 +23,6 @@ def canvas() -> Canvas:
     canvas = Canvas(np.ones((20, 20, 20), dtype=bool))
     assert canvas.add(voxels(10, 10, slice(2, 18)))
     return canvas
-
-
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("share", [0.05, 0.3, 0.7])
-def test_euler_characteristic_is_that_of_scikit_image(seed: int, share: float) -> None:
-    mask = np.pad(np.random.default_rng(seed).random((7, 9, 8)) < share, 1)
-    assert euler_characteristic(mask) == euler_number(mask, connectivity=3)
 
 
 def test_new_object_needs_a_gap(canvas: Canvas) -> None:

@@ -1,0 +1,63 @@
+"""A prediction and its truth, and everything that several metrics ask of the two, computed when it is first asked for and once."""
+
+from functools import cached_property
+
+import numpy as np
+
+from nnunet_selma.metrics.blocks import Mask
+from nnunet_selma.metrics.centreline import Centrelines, skeleton
+from nnunet_selma.metrics.components import label
+from nnunet_selma.metrics.instances import Instances, instances
+from nnunet_selma.metrics.overlap import Overlap, demand_same_shape, overlap
+from nnunet_selma.metrics.topology import Betti, betti_numbers
+from nnunet_selma.volumes.base import Array
+
+
+class Pair:
+    """Two masks `> 0` of the same shape, (z, y, x).
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+
+    def __init__(self, prediction: Array, reference: Array) -> None:
+        demand_same_shape(prediction, reference)
+        self.prediction: Mask = prediction > 0
+        self.reference: Mask = reference > 0
+
+    @cached_property
+    def overlap(self) -> Overlap:
+        """Voxels of each, and of both."""
+        return overlap(self.prediction, self.reference)
+
+    @cached_property
+    def betti(self) -> tuple[Betti, Betti]:
+        """Betti numbers of the prediction and of the reference."""
+        return betti_numbers(self.prediction), betti_numbers(self.reference)
+
+    @cached_property
+    def labels(self) -> tuple[Array, Array]:
+        """Components of the prediction and of the reference, numbered from 1."""
+        return label(self.prediction)[0], label(self.reference)[0]
+
+    @cached_property
+    def instances(self) -> Instances:
+        """Objects of both, and what they share."""
+        return instances(*self.labels)
+
+    @cached_property
+    def skeletons(self) -> tuple[Mask, Mask]:
+        """Skeleton of the prediction and of the reference."""
+        prediction, reference = (skeleton(labels) for labels in self.labels)
+        return prediction, reference
+
+    @cached_property
+    def centrelines(self) -> Centrelines:
+        """How much of each skeleton lies in the other mask."""
+        prediction, reference = self.skeletons
+        return Centrelines(
+            prediction=int(np.count_nonzero(prediction)),
+            prediction_inside=int(np.count_nonzero(prediction & self.reference)),
+            reference=int(np.count_nonzero(reference)),
+            reference_inside=int(np.count_nonzero(reference & self.prediction)),
+        )

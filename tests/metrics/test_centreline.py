@@ -1,0 +1,144 @@
+"""Skeletons and clDice against scikit-image and panoptica, corners included; lengths against closed forms."""
+
+from math import isnan, nan, sqrt
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from skimage.morphology import skeletonize
+
+from benchmarks.official import cldice_2024, cldice_2026
+from nnunet_selma.metrics.blocks import reader
+from nnunet_selma.metrics.centreline import centreline_length, skeleton, skeleton_overlap_by_blocks
+from nnunet_selma.metrics.components import label
+from nnunet_selma.metrics.pair import Pair
+from tests.metrics.masks import edges, masks, similar_masks
+
+
+def box(*where, shape=(12, 12, 12)):
+    mask = np.zeros(shape, bool)
+    mask[where] = True
+    return mask
+
+
+EMPTY = box(0, 0, slice(0))
+BAR = box(slice(2, 5), slice(2, 5), slice(1, 11))
+FAR_BAR = box(slice(7, 10), slice(7, 10), slice(1, 11))
+EVEN_CUBE = box(slice(2, 6), slice(2, 6), slice(2, 6))
+
+
+def tubes(rng, shape=(40, 44, 48)):
+    """Branching tubes, a blob and specks."""
+    mask = rng.random(shape) < 0.001
+    for axis in range(3):
+        where = [slice(a, a + 5) for a in rng.integers(3, 30, 3)]
+        where[axis] = slice(2, shape[axis] - 3)
+        mask[tuple(where)] = True
+    return mask
+
+
+@given(mask=masks(longest=9))
+def test_thinning_by_components_is_thinning_of_the_whole(mask):
+    np.testing.assert_array_equal(skeleton(label(mask)[0]), skeletonize(mask))
+
+
+def test_thinning_tubes_by_components_is_thinning_of_the_whole(rng):
+    mask = tubes(rng)
+    thin = skeleton(label(mask)[0])
+    assert 0 < thin.sum() < mask.sum() / 5
+    np.testing.assert_array_equal(thin, skeletonize(mask))
+
+
+def same(ours, theirs):
+    return ours == pytest.approx(theirs, abs=1e-12, nan_ok=True)
+
+
+@given(pair=similar_masks())
+@example(pair=(EMPTY, BAR))
+@example(pair=(BAR, EMPTY))
+@example(pair=(EMPTY, EMPTY))
+@example(pair=(BAR, FAR_BAR))
+@example(pair=(EVEN_CUBE, BAR))
+@example(pair=(EVEN_CUBE, EVEN_CUBE))
+def test_cldice_is_that_of_both_official_evaluators(pair):
+    prediction, reference = (mask.astype(np.uint8) for mask in pair)
+    found = Pair(prediction, reference).centrelines
+    assert same(found.cldice_2024, cldice_2024(reference, prediction))
+    assert same(found.cldice_2026, cldice_2026(reference, prediction))
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "of_2024", "of_2026", "corrected"),
+    [
+        (EMPTY, EMPTY, 1.0, nan, 1.0),
+        (EMPTY, BAR, 1.0, nan, 0.0),
+        (BAR, EMPTY, 1.0, nan, 0.0),
+        (BAR, FAR_BAR, 1.0, nan, 0.0),
+        (BAR, BAR, 1.0, 1.0, 1.0),
+        (EVEN_CUBE, EVEN_CUBE, 1.0, nan, 1.0),
+        (FAR_BAR, EVEN_CUBE, 1.0, nan, 0.0),
+    ],
+    ids=["both empty", "nothing predicted", "nothing there", "apart", "equal", "no skeleton", "no skeleton, apart"],
+)
+def test_corners_of_cldice(prediction, reference, of_2024, of_2026, corrected):
+    pair = Pair(prediction, reference)
+    assert same(pair.centrelines.cldice_2024, of_2024)
+    assert same(pair.centrelines.cldice_2026, of_2026)
+    assert pair.centrelines.corrected(pair.overlap) == corrected
+
+
+@given(pair=similar_masks())
+def test_corrected_cldice_differs_only_where_a_skeleton_is_empty_or_misses(pair):
+    pair = Pair(*pair)
+    official, corrected = pair.centrelines.cldice_2026, pair.centrelines.corrected(pair.overlap)
+    assert 0 <= corrected <= 1
+    if not isnan(official) and pair.centrelines.prediction and pair.centrelines.reference:
+        assert corrected == official
+
+
+@given(pair=similar_masks(), edge=edges)
+def test_blocks_give_the_skeletons_of_the_whole(pair, edge):
+    prediction, reference = pair
+    found = Pair(prediction, reference).centrelines
+    read = reader(prediction), reader(reference)
+    by_blocks = skeleton_overlap_by_blocks(*read, prediction.shape, edge)
+    assert by_blocks == (found.prediction, found.prediction_inside)
+
+
+def test_blocks_give_the_skeleton_of_tubes(rng):
+    mask, other = tubes(rng), tubes(rng)
+    thin = skeletonize(mask)
+    by_blocks = skeleton_overlap_by_blocks(reader(mask), reader(other), mask.shape, (16, 48, 13))
+    assert by_blocks == (thin.sum(), (thin & other).sum())
+
+
+def path(*voxels, shape=(12, 12, 12)):
+    mask = np.zeros(shape, bool)
+    for voxel in voxels:
+        mask[voxel] = True
+    return mask
+
+
+SPACING = (3.0, 2.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("thin", "length"),
+    [
+        (path(), 0.0),
+        (path((0, 0, 0)), 0.0),
+        (path(*[(5, 5, x) for x in range(12)]), 11.0),
+        (path(*[(z, 5, 5) for z in range(12)]), 33.0),
+        (path(*[(5, i, i) for i in range(12)]), 11 * sqrt(5)),
+        (path(*[(i, 11 - i, i) for i in range(12)]), 11 * sqrt(14)),
+        (path(*[(5, 5, x) for x in range(6)], *[(5, y, 5) for y in range(6, 9)]), 5 + 6),  # a right angle
+        (path(*[(5, 5, x) for x in range(7)], *[(5, y, 3) for y in range(6, 9)]), 6 + 6),  # a junction
+        (path((2, 2, 2), (2, 2, 3), (2, 3, 3), (3, 3, 3)), 1 + 2 + 3),  # a staircase
+        (path((2, 2, 2), (2, 2, 3), (3, 3, 4)), 1 + sqrt(14)),
+        (path(*[(4, y, x) for y in range(2, 7) for x in range(2, 7) if y in (2, 6) or x in (2, 6)]), 2 * 8 + 2 * 4),
+    ],
+)
+def test_length(thin, length):
+    assert centreline_length(thin, SPACING) == pytest.approx(length)
+    mirrored = np.flip(thin, (0, 2))
+    assert centreline_length(mirrored, SPACING) == pytest.approx(length)
