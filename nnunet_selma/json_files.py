@@ -2,6 +2,7 @@
 
 import json
 import os
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -22,3 +23,12 @@ def write_json(path: Path, content: Any) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(partial, path)
+
+
+def without_nan(content: Any) -> Any:
+    """The same with null for NaN, which JSON does not know."""
+    if isinstance(content, dict):
+        return {key: without_nan(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [without_nan(value) for value in content]
+    return None if isinstance(content, float) and isnan(content) else content

@@ -158,6 +158,7 @@ def named(name: str) -> Structure:
 
 
 def of_case(case: str) -> Structure | None:
-    """The structure of a case `<prefix>_<id>`, or None if it begins with no known prefix."""
-    fitting = [s for s in STRUCTURES if case == s.prefix or case.startswith(s.prefix + "_")]
-    return max(fitting, key=lambda s: len(s.prefix), default=None)
+    """The structure of a case `<prefix or other name>_<id>`, or None if it begins with no known name."""
+    words = case.split("_")
+    beginnings = ("_".join(words[:count]) for count in range(len(words), 0, -1))
+    return next((structure for name in beginnings if (structure := from_name(name))), None)

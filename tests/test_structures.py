@@ -54,6 +54,9 @@ def test_structure_of_a_case():
     assert structures.of_case("blood_vessel_013_wga").prefix == "blood_vessel"
     assert structures.of_case("cfos_neuron_004").prefix == "cfos_neuron"
     assert structures.of_case("blood_vesselish_1") is None
+    assert structures.of_case("cFos_12").prefix == "cfos_neuron"
+    assert structures.of_case("VessAP_vessel_patchvolume_003").prefix == "blood_vessel"
+    assert structures.of_case("patchvolume_003") is None
 
 
 def test_unknown_structure_lists_the_known():

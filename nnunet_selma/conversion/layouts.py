@@ -13,7 +13,7 @@ from typing import Literal
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.structures import Structure, from_name
-from nnunet_selma.volumes import is_volume
+from nnunet_selma.volumes import is_volume, stem
 
 VesselChannels = Literal["wga", "eb", "both", "separate"]
 """Of stains with two channels: one of them, both as two input channels, or each as a case of its own."""
@@ -99,11 +99,6 @@ class _File:
     def key(self) -> tuple[int, int | None]:
         octant = self.match.groupdict().get("octant")
         return int(self.match["number"]), None if octant is None else int(octant)
-
-
-def stem(path: Path) -> str:
-    """The file name without its ending, `.nii.gz` being one ending."""
-    return re.sub(r"(\.ome)?\.[A-Za-z]+(\.gz)?$", "", path.name)
 
 
 def _folders(source: Path, name: str) -> Iterator[Path]:

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnunet_selma.conversion.layouts import VesselChannels, stem
+from nnunet_selma.conversion.layouts import VesselChannels
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.structures import Structure, from_name, named
-from nnunet_selma.volumes import is_volume
+from nnunet_selma.volumes import is_volume, stem
 from nnunet_selma.volumes.tiff import has_many_pages, tiff_slices
 
 _CHANNEL = re.compile(r"^C(\d{2})$", re.IGNORECASE)

@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Literal
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.volumes.base import Volume, to_intensities
+from nnunet_selma.volumes.base import Volume, stem, to_intensities
 from nnunet_selma.volumes.itk import ItkVolume, is_itk_file
 from nnunet_selma.volumes.nifti import NiftiVolume, is_nifti
 from nnunet_selma.volumes.ome_zarr import OmeZarrVolume, is_zarr
 from nnunet_selma.volumes.tiff import TiffPages, TiffSlices, is_tiff, tiff_slices
 
-__all__ = ["OnBadSlice", "Volume", "is_volume", "open_volume", "to_intensities"]
+__all__ = ["OnBadSlice", "Volume", "is_volume", "open_volume", "stem", "to_intensities"]
 
 OnBadSlice = Literal["error", "interpolate"]
 

@@ -1,5 +1,6 @@
 """What every volume offers, and the intensities the project works with."""
 
+import re
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,11 @@ class Volume(ABC):
                 raise ValueError(f"axis {axis}: a box is read with step 1, not {step}")
             box.append(slice(start, max(start, stop)))
         return self._read(*box)
+
+
+def stem(path: Path) -> str:
+    """The file name without its ending, `.nii.gz` being one ending."""
+    return re.sub(r"(\.ome)?\.[A-Za-z]+(\.gz)?$", "", path.name)
 
 
 def three_axes(shape: tuple[int, ...]) -> tuple[int, int, int] | None:

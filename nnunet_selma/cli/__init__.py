@@ -1,0 +1,84 @@
+"""`nnunet-selma …`: reads arguments and environment, calls the library, prints. One module a group of commands."""
+
+import argparse
+import errno
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from nnunet_selma import __version__, commands
+from nnunet_selma.cli import convert, evaluate, plan
+from nnunet_selma.cli.arguments import path
+from nnunet_selma.cli.shell import complain
+from nnunet_selma.errors import SelmaError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 1 (inspect found problems) or 2 (it could not be done)."""
+    parser = _parser()
+    chosen = parser.parse_args(arguments)
+    try:
+        code: int = chosen.run(chosen)
+    except SelmaError as error:
+        complain(str(error))
+        return 2
+    except OSError as error:
+        where = error.filename or "the disk"
+        remedy = (
+            "make room and run the command again"
+            if error.errno == errno.ENOSPC
+            else "check the path and its permissions"
+        )
+        complain(f"{where}: {error.strerror or error}; {remedy}")
+        return 2
+    except KeyboardInterrupt:
+        complain("stopped; the same command goes on from here")
+        return 130
+    return code
+
+
+def _env(chosen: argparse.Namespace) -> int:
+    for name, value in commands.workspace_environment(chosen.root).items():
+        print(f"export {name}={shlex.quote(value)}")
+    return 0
+
+
+def _demo(chosen: argparse.Namespace) -> int:
+    from nnunet_selma.demo import run_demo
+
+    report = run_demo(
+        chosen.output,
+        data=chosen.data,
+        device=chosen.device,
+        seed=chosen.seed,
+        say=lambda line: print(line, flush=True),
+    )
+    print(f"open {report}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nnunet-selma", description="Self-supervised nnU-Net for light-sheet microscopy."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    parts = parser.add_subparsers(required=True, metavar="command")
+
+    env = parts.add_parser("env", help='print the environment of a workspace: eval "$(nnunet-selma env ~/selma)"')
+    env.add_argument("root", type=path, help="folder for nnU-Net's raw, preprocessed and result folders")
+    env.set_defaults(run=_env)
+
+    for group in (convert, plan, evaluate):
+        group.add_to(parts)
+
+    demo = parts.add_parser(
+        "demo", help="run everything on a synthetic brain, with the real commands, and write a report"
+    )
+    demo.add_argument(
+        "-o", dest="output", type=path, default=Path("demo"), help="folder for everything (default: %(default)s)"
+    )
+    demo.add_argument("--data", type=path, help="a real download instead of the synthetic one")
+    demo.add_argument("--device", default="cpu", choices=("cpu", "cuda", "mps"))
+    demo.add_argument("--seed", type=int, default=0)
+    demo.set_defaults(run=_demo)
+    return parser

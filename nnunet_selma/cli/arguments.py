@@ -1,0 +1,74 @@
+"""What several commands take as arguments, and how it is read."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from nnunet_selma.conversion.spacing import Spacing
+from nnunet_selma.cpu.resources import usable_cores
+from nnunet_selma.errors import SelmaError
+from nnunet_selma.planning import RECIPES
+from nnunet_selma.structures import SpacingUm, named
+
+
+def path(text: str) -> Path:
+    """A path; `~` is the home folder."""
+    return Path(text).expanduser()
+
+
+def spacing(text: str) -> Spacing:
+    """Physical, voxel, or a voxel size in µm."""
+    if text == "physical":
+        return "physical"
+    if text == "voxel":
+        return "voxel"
+    return voxel_size(text, "physical, voxel, or ")
+
+
+def voxel_size(text: str, other: str = "") -> SpacingUm:
+    """Three numbers Z,Y,X in µm."""
+    try:
+        z, y, x = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give {other}three numbers Z,Y,X in µm") from None
+    if min(z, y, x) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: a voxel size is above 0")
+    return (z, y, x)
+
+
+class Structures(argparse.Action):
+    """Names of structures or of their folders, to prefixes; an unknown one ends as every other `SelmaError`."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        """As argparse calls it."""
+        try:
+            setattr(namespace, self.dest, tuple(named(value).prefix for value in values))
+        except SelmaError as error:
+            parser.exit(2, f"nnunet-selma: {error}\n")
+
+
+def source_plans_arguments(parser: Any) -> None:
+    """The plans of the annotated dataset that others are made from."""
+    parser.add_argument(
+        "-p", dest="plans", default="nnUNetPlans", help="plans of the annotated dataset (default: %(default)s)"
+    )
+    parser.add_argument("-c", dest="configuration", default="3d_fullres", help="(default: %(default)s)")
+    parser.add_argument(
+        "--recipe", choices=sorted(RECIPES), default="default", help="patch, batch and settings of a SELMA3D team"
+    )
+
+
+MOST_WORKERS = 4
+"""Of a default; each takes memory, and a laptop has little to spare."""
+
+
+def workers_argument(parser: Any, what: str) -> None:
+    """How many processes."""
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=min(MOST_WORKERS, usable_cores()),
+        help=f"processes; {what} (default: %(default)s)",
+    )

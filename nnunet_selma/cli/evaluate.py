@@ -1,0 +1,99 @@
+"""`nnunet-selma evaluate`."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from nnunet_selma.cli.arguments import path, voxel_size, workers_argument
+from nnunet_selma.cli.shell import progress
+from nnunet_selma.errors import SelmaError
+
+
+def add_to(parts: Any) -> None:
+    """Add the command."""
+    parser = parts.add_parser(
+        "evaluate", help="score predictions by the rules of a SELMA3D edition: tables and pictures"
+    )
+    parser.add_argument(
+        "--reference", type=path, required=True, metavar="PATH", help="folder of ground truths, or one file"
+    )
+    parser.add_argument(
+        "--prediction", required=True, nargs="+", metavar="[NAME=]PATH",
+        help="folder of predictions, or one file; several are ranked. NAME stands in the tables (default: the folder's name)",
+    )  # fmt: skip
+    parser.add_argument("--edition", type=int, required=True, metavar="2024|2026", help="whose rules count")
+    parser.add_argument(
+        "--corrected", action="store_true", help="beside a metric with corners, what it should say (docs/metrics.md)"
+    )
+    parser.add_argument("-o", dest="output", type=path, help="folder for tables and pictures (default: print only)")
+    parser.add_argument("--structure", help="what all cases show, where their names do not begin with it")
+    parser.add_argument(
+        "--against", metavar="[NAME=]PATH", help="compare case by case with this method: interval and Wilcoxon test"
+    )
+    parser.add_argument("--images", type=path, metavar="PATH", help="folder of raw images, shown in the pictures")
+    missing = parser.add_mutually_exclusive_group()
+    missing.add_argument(
+        "--allow-missing", dest="missing", action="store_const", const="empty", default="error",
+        help="score a case that one side lacks as empty, instead of stopping",
+    )  # fmt: skip
+    missing.add_argument(
+        "--leave-out-missing", dest="missing", action="store_const", const="leave out",
+        help="score only the cases that both sides have",
+    )  # fmt: skip
+    parser.add_argument("--no-pictures", dest="pictures", action="store_false", help="tables only")
+    workers_argument(parser, "each holds one case")
+    more = parser.add_argument_group("beyond the official metrics")
+    more.add_argument(
+        "--objects", metavar="RULE",
+        help="precision, recall, F1 and count error of objects that match by iou:0.3, overlap, or distance:10 (µm between centres)",
+    )  # fmt: skip
+    more.add_argument("--hd95", action="store_true", help="95th percentile of the Hausdorff distance, µm")
+    more.add_argument("--size", action="store_true", help="volume and length of tree-like structures, µm³ and µm")
+    more.add_argument(
+        "--spacing", type=voxel_size, metavar="Z,Y,X", help="voxel size, µm (default: the header, or the structure's)"
+    )
+    parser.set_defaults(run=_evaluate)
+
+
+def _evaluate(chosen: argparse.Namespace) -> int:
+    from nnunet_selma.evaluation import EvaluationSettings, evaluate, write_evaluation
+    from nnunet_selma.metrics.extras import Extras
+    from nnunet_selma.metrics.instances import MatchingRule
+
+    rule = MatchingRule.parse(chosen.objects) if chosen.objects else None
+    settings = EvaluationSettings(
+        year=chosen.edition, corrected=chosen.corrected, structure=chosen.structure, missing=chosen.missing,
+        spacing_um_zyx=chosen.spacing, extras=Extras(objects=rule, hd95=chosen.hd95, size=chosen.size),
+    )  # fmt: skip
+    methods = _methods(chosen.prediction)
+    other = None
+    if chosen.against:
+        ((other, folder),) = _methods([chosen.against]).items()
+        if methods.setdefault(other, folder) != folder:
+            raise SelmaError(f"two methods are called {other}: name them, as in --against baseline={folder}")
+    evaluation = evaluate(
+        chosen.reference, methods, settings, output=chosen.output, images=chosen.images, pictures=chosen.pictures,
+        workers=chosen.workers, progress=progress,
+    )  # fmt: skip
+    print(evaluation.markdown(other))
+    if chosen.output:
+        write_evaluation(evaluation, chosen.output, other=other, pictures=chosen.pictures)
+        print(f"tables and pictures: {chosen.output}")
+    return 0
+
+
+def _methods(texts: list[str]) -> dict[str, Path]:
+    """Name of each method to its folder."""
+    methods: dict[str, Path] = {}
+    for text in texts:
+        name, equals, folder = text.partition("=")
+        if not equals or path(text).exists():
+            name, folder = path(text).resolve().name, text
+        if not name or "/" in name:
+            raise SelmaError(f"{text}: name the method before =, without a slash")
+        if name in methods:
+            raise SelmaError(
+                f"two methods are called {name}: name them, as in --prediction first={methods[name]} second={folder}"
+            )
+        methods[name] = path(folder)
+    return methods

@@ -1,0 +1,112 @@
+"""`nnunet-selma plan-small`, `plan-pretraining` and `settings`."""
+
+import argparse
+import os
+import shlex
+from typing import Any
+
+from nnunet_selma import commands
+from nnunet_selma.cli.arguments import source_plans_arguments
+from nnunet_selma.cli.shell import folders
+from nnunet_selma.json_files import read_json, write_json
+from nnunet_selma.planning import plan_pretraining, write_small_plans
+from nnunet_selma.settings import as_lines, parse_assignments, read_settings, with_settings
+
+
+def _plan_small(chosen: argparse.Namespace) -> int:
+    path = write_small_plans(
+        chosen.dataset_id, chosen.plans, chosen.save_as, folders(),
+        configuration=chosen.configuration, patch_edge=chosen.patch, batch_size=chosen.batch, features=chosen.features,
+    )  # fmt: skip
+    own = read_json(path)["configurations"][chosen.configuration]
+    print(
+        f"{path}: patch {own['patch_size']}, batch {own['batch_size']}, features {own['architecture']['arch_kwargs']['features_per_stage']}"
+    )
+    print(f"use it with: -p {chosen.save_as}")
+    return 0
+
+
+def _plan_pretraining(chosen: argparse.Namespace) -> int:
+    where = folders()
+    plans = plan_pretraining(
+        chosen.source_id,
+        chosen.target_id,
+        where,
+        plans_name=chosen.plans,
+        recipe=chosen.recipe,
+        configuration=chosen.configuration,
+    )
+    workers = str(chosen.workers)
+    steps = [
+        ["nnUNetv2_extract_fingerprint", "-d", str(chosen.target_id), "-np", workers],
+        [
+            "nnUNetv2_preprocess",
+            "-d",
+            str(chosen.target_id),
+            "-plans_name",
+            plans,
+            "-c",
+            chosen.configuration,
+            "-np",
+            workers,
+        ],
+    ]
+    for step in steps:
+        print(shlex.join(step), flush=True)
+        if not chosen.no_preprocess:
+            commands.run(step)
+    print(f"next: nnUNetv2_train {chosen.target_id} {chosen.configuration} all -tr SelmaSSLTrainer -p {plans}")
+    return 0
+
+
+def _settings(chosen: argparse.Namespace) -> int:
+    where = folders()
+    path = where.plans(where.dataset(chosen.dataset_id), chosen.plans)
+    plans = read_json(path)
+    if chosen.assignments or chosen.save_as:
+        plans = with_settings(plans, parse_assignments(chosen.assignments))
+        plans["plans_name"] = chosen.save_as or plans["plans_name"]
+        path = path.with_name(f"{plans['plans_name']}.json")
+        write_json(path, plans)
+    print(path)
+    print("\n".join(as_lines(read_settings(plans))))
+    return 0
+
+
+def add_to(parts: Any) -> None:
+    """Add the commands."""
+    small = parts.add_parser("plan-small", help="plans with a smaller network and patch, for a machine without GPU")
+    small.add_argument("-d", dest="dataset_id", type=int, required=True, help="dataset id")
+    small.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans to start from (default: %(default)s)")
+    small.add_argument("-c", dest="configuration", default="3d_fullres")
+    small.add_argument("--save-as", default="nnUNetSmallPlans", help="name of the new plans (default: %(default)s)")
+    small.add_argument("--patch", type=int, default=32, help="longest edge of a patch, voxels (default: %(default)s)")
+    small.add_argument("--batch", type=int, default=4, help="patches in a batch (default: %(default)s)")
+    small.add_argument(
+        "--features", type=int, nargs="+", default=[16, 32, 64], help="features of each stage (default: 16 32 64)"
+    )
+    small.set_defaults(run=_plan_small)
+
+    pretraining = parts.add_parser(
+        "plan-pretraining", help="give the unlabelled dataset the plans of the annotated one, and preprocess it"
+    )
+    pretraining.add_argument("-s", dest="source_id", type=int, required=True, help="annotated dataset, already planned")
+    pretraining.add_argument("-t", dest="target_id", type=int, required=True, help="unlabelled dataset")
+    source_plans_arguments(pretraining)
+    pretraining.add_argument(
+        "--workers",
+        type=int,
+        default=min(8, os.cpu_count() or 1),
+        help="processes of nnU-Net's preprocessing (default: %(default)s)",
+    )
+    pretraining.add_argument("--no-preprocess", action="store_true", help="only print the preprocessing commands")
+    pretraining.set_defaults(run=_plan_pretraining)
+
+    settings = parts.add_parser(
+        "settings", help="show or change what a plans file says about pretraining and fine-tuning"
+    )
+    settings.add_argument("-d", dest="dataset_id", type=int, required=True, help="dataset id")
+    settings.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans (default: %(default)s)")
+    settings.add_argument("--save-as", help="write the changed plans under another name")
+    settings.add_argument("assignments", nargs="*", metavar="section.setting=value")
+    settings.set_defaults(run=_settings)

@@ -1,0 +1,39 @@
+"""What the commands get from the terminal and the environment: progress bars, nnU-Net's folders, and a place to complain."""
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunet_selma import commands
+from nnunet_selma.errors import SelmaError
+from nnunet_selma.folders import Folders
+
+
+def progress(items: Sequence[Any], label: str) -> Iterable[Any]:
+    """A bar with rate and time left."""
+    from tqdm import tqdm
+
+    with tqdm(items, desc=label, dynamic_ncols=True, mininterval=1.0) as bar:
+        _bars.append(bar)
+        yield from bar
+
+
+_bars: list[Any] = []
+
+
+def complain(sentence: str) -> None:
+    """Say what is wrong, below all bars."""
+    for bar in _bars:  # an error leaves the bar open, and the cursor behind it
+        bar.close()
+    print(f"nnunet-selma: {sentence}", file=sys.stderr)
+
+
+def folders() -> Folders:
+    """nnU-Net's folders, from the environment; raises `SelmaError` where a variable is not set."""
+    missing = [name for name in commands.FOLDER_VARIABLES if not os.environ.get(name)]
+    if missing:
+        raise SelmaError(f'{", ".join(missing)} not set; run: eval "$(nnunet-selma env FOLDER)"')
+    raw, preprocessed, results = (Path(os.environ[name]) for name in commands.FOLDER_VARIABLES)
+    return Folders(raw=raw, preprocessed=preprocessed, results=results)

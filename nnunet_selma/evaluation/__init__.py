@@ -1,0 +1,190 @@
+"""Folders in, tables and pictures out: predictions against ground truth, by the rules of a SELMA3D edition."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nnunet_selma import figures
+from nnunet_selma.errors import SelmaError
+from nnunet_selma.evaluation import tables
+from nnunet_selma.evaluation.cases import Missing, find_cases
+from nnunet_selma.evaluation.comparison import PairedDifference, Ranks, class_means, compare, rank
+from nnunet_selma.evaluation.scoring import CaseScore, ScoreTask, score_case
+from nnunet_selma.json_files import without_nan, write_json
+from nnunet_selma.metrics.editions import Edition, edition
+from nnunet_selma.metrics.extras import Extras
+from nnunet_selma.parallel import run_tasks
+from nnunet_selma.progress import Progress, silent
+from nnunet_selma.structures import PREFIXES, SpacingUm, named
+
+__all__ = ["Evaluation", "EvaluationSettings", "evaluate", "write_evaluation"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """What is asked for."""
+
+    year: int
+    """Edition whose rules count: 2024 or 2026."""
+    corrected: bool = False
+    """Show what a metric should say beside what the official evaluator says."""
+    structure: str | None = None
+    """Structure of all cases, where their names do not begin with it."""
+    missing: Missing = "error"
+    """What to do about cases that one side lacks."""
+    spacing_um_zyx: SpacingUm | None = None
+    """Voxel size, µm, where headers and structure table are not to be believed."""
+    extras: Extras = field(default_factory=Extras)
+    """What to measure beyond the official metrics."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came out."""
+
+    settings: EvaluationSettings
+    scores: list[CaseScore]
+    """Method by method, by structure in the order of the structure table, then by name."""
+    warnings: list[str]
+
+    @property
+    def rules(self) -> Edition:
+        """The edition's."""
+        return edition(self.settings.year)
+
+    @property
+    def methods(self) -> list[str]:
+        """In the order they were given."""
+        return list(dict.fromkeys(score.method for score in self.scores))
+
+    def ranks(self) -> Ranks | None:
+        """Ranks of the methods; None if there is only one."""
+        return rank(class_means(self.scores, self.rules), self.rules) if len(self.methods) > 1 else None
+
+    def against(self, other: str) -> dict[str, list[PairedDifference]]:
+        """Every other method to its comparison with that one, case by case."""
+        if other not in self.methods:
+            raise SelmaError(f"{other!r} is none of the methods: {', '.join(self.methods)}")
+        return {m: compare(self.scores, m, other, self.rules) for m in self.methods if m != other}
+
+    def markdown(self, other: str | None = None) -> str:
+        """All tables."""
+        parts = [
+            f"## SELMA3D {self.settings.year}",
+            tables.markdown(self.scores, self.rules, corrected=self.settings.corrected),
+        ]
+        if extras := tables.extras_markdown(self.scores):
+            parts += ["## Beyond the official metrics", extras]
+        if ranks := self.ranks():
+            parts += ["## Mean ranks", tables.ranks_markdown(ranks)]
+        for method, rows in self.against(other).items() if other else ():
+            parts += [f"## {method} against {other}", tables.paired_markdown(rows, method, str(other), self.rules)]
+        if self.warnings:
+            parts += ["## Warnings", "\n".join(f"- {warning}" for warning in self.warnings)]
+        return "\n\n".join(parts) + "\n"
+
+
+def evaluate(
+    reference: Path,
+    predictions: Mapping[str, Path],
+    settings: EvaluationSettings,
+    *,
+    output: Path | None = None,
+    images: Path | None = None,
+    pictures: bool = True,
+    workers: int = 1,
+    progress: Progress[Any] = silent,
+) -> Evaluation:
+    """Score predictions against ground truth, case by case, in several processes.
+
+    Args:
+        reference: folder of ground truths, or one file.
+        predictions: method to its folder of predictions, or file.
+        settings: rules, structure, what else to measure.
+        output: folder for scores of single cases, from which a run that was killed goes on, and for pictures; None keeps nothing.
+        images: folder of raw images, for the pictures.
+        pictures: whether to draw a sheet for each case (with an output folder).
+        workers: most processes at a time; each holds a case.
+        progress: shows the cases.
+
+    Raises:
+        SelmaError: the rules or the files cannot be used; the message says which.
+    """
+    edition(settings.year)
+    tasks, warnings = [], []
+    for method, folder in predictions.items():
+        cases, found = find_cases(
+            reference, folder, structure=settings.structure, missing=settings.missing, images=images,
+            spacing_um_zyx=settings.spacing_um_zyx,
+        )  # fmt: skip
+        warnings += found
+        unknown = [case.name for case in cases if settings.extras.need_spacing and case.spacing_um_zyx is None]
+        if unknown:
+            raise SelmaError(
+                f"{', '.join(unknown[:10])}: neither the header nor the structure says the voxel size, which distances need; give --spacing Z,Y,X in µm"
+            )
+        cases.sort(key=lambda case: (PREFIXES.index(case.structure.prefix), case.name))
+        tasks += [
+            ScoreTask(
+                method=method, case=case, year=settings.year, extras=settings.extras,
+                folder=output / "scores" / method if output else None,
+                sheet=output / "sheets" / method / f"{case.name}.png" if output and pictures else None,
+            )
+            for case in cases
+        ]  # fmt: skip
+    if output:
+        output.mkdir(parents=True, exist_ok=True)
+    scores = run_tasks(
+        score_case, tasks, steps=len(tasks), workers=workers, label=f"scoring {len(tasks)} cases", progress=progress
+    )
+    warnings += [warning for score in scores for warning in score.warnings]
+    return Evaluation(settings, scores, list(dict.fromkeys(warnings)))
+
+
+def write_evaluation(evaluation: Evaluation, output: Path, *, other: str | None = None, pictures: bool = True) -> None:
+    """Write `cases.csv`, `evaluation.json`, `tables.md`, `tables.tex`, and pictures over all cases, into a folder."""
+    rules, scores, corrected = evaluation.rules, evaluation.scores, evaluation.settings.corrected
+    output.mkdir(parents=True, exist_ok=True)
+    tables.write_csv(output / "cases.csv", scores, corrected=corrected)
+    (output / "tables.md").write_text(evaluation.markdown(other), encoding="utf-8")
+    (output / "tables.tex").write_text(tables.latex(scores, rules, corrected=corrected), encoding="utf-8")
+    ranks = evaluation.ranks()
+    compared = evaluation.against(other) if other else {}
+    write_json(
+        output / "evaluation.json",
+        without_nan(
+            {
+                "settings": asdict(evaluation.settings),
+                "cases": [score.as_json() for score in scores],
+                "means": class_means(scores, rules),
+                "ranks": asdict(ranks) if ranks else None,
+                "against": {method: [asdict(row) for row in rows] for method, rows in compared.items()},
+                "warnings": evaluation.warnings,
+            }
+        ),
+    )
+    if pictures:
+        figures.score_boxes(output / "scores.png", _panels(evaluation))
+        if ranks:
+            figures.rank_plot(output / "ranks.png", ranks.classes, ranks.overall)
+
+
+def _panels(evaluation: Evaluation) -> list[tuple[str, list[tuple[str, dict[str, list[float]]]]]]:
+    rows = []
+    for prefix in dict.fromkeys(score.structure for score in evaluation.scores):
+        structure = named(prefix)
+        panels = []
+        for metric in evaluation.rules.metrics_of(structure):
+            scale = 100 if metric.percent else 1
+            values = {
+                method: [
+                    scale * score.official[metric.key]
+                    for score in evaluation.scores
+                    if score.method == method and score.structure == prefix
+                ]
+                for method in evaluation.methods
+            }
+            panels.append((f"{metric.title} {'↑' if metric.higher_is_better else '↓'}", values))
+        rows.append((structure.title, panels))
+    return rows
