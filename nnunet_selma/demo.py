@@ -94,11 +94,8 @@ class Demo:
         images, references = (test / "images", test / "references") if test else self.held_out()
         predictions = self.predict(images)
         self.say("# untrained network and Otsu's threshold, for comparison")
-        comparison = Comparison(
-            images,
-            references,
-            {**predictions, "Otsu's threshold": self.otsu(images), "untrained network": self.untrained(images)},
-        )
+        predictions |= {"Otsu's threshold": self.otsu(images), "untrained network": self.untrained(images)}
+        comparison = Comparison(images, references, predictions, self.evaluate(images, references, predictions))
         return write_report(
             self.output / "report", comparison, self.run_folder(UNLABELLED, "SelmaSSLTrainer", PRETRAINING_PLANS, "all"),
             {name: self.run_folder(ANNOTATED, "SelmaFinetuneTrainer", plans, "0") for name, plans in ((WITH, PLANS), (WITHOUT, SCRATCH_PLANS))},
@@ -260,6 +257,19 @@ class Demo:
                 "-tr", "SelmaFinetuneTrainer", "-c", "3d_fullres", "-p", plans, "-device", self.device, "--disable_tta", "-npp", "1", "-nps", "1",
             )  # fmt: skip
         return predictions
+
+    def evaluate(self, images: Path, references: Path, predictions: dict[str, Path]) -> dict[int, Path]:
+        """Judge all predictions by the rules of both editions; returns edition to folder."""
+        folders = {}
+        for year, pictures in ((2024, ("--images", str(images))), (2026, ("--no-sheets",))):
+            folders[year] = self.output / "report" / f"evaluation_{year}"
+            shutil.rmtree(folders[year], ignore_errors=True)
+            self.do(
+                "nnunet-selma", "evaluate", "--reference", str(references), "--prediction",
+                *(f"{name}={folder}" for name, folder in predictions.items()), "--edition", str(year), "--corrected",
+                "--against", f"{WITHOUT}={predictions[WITHOUT]}", "-o", str(folders[year]), *pictures,
+            )  # fmt: skip
+        return folders
 
     def run_folder(self, dataset_id: int, trainer: str, plans: str, fold: str) -> Path:
         """Where a training wrote its results."""

@@ -1,6 +1,5 @@
 """The demo's report: what was trained, what it segments, and how well, from the files the runs left."""
 
-import csv
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ import numpy as np
 
 from nnunet_selma import figures
 from nnunet_selma.json_files import read_json
-from nnunet_selma.metrics.overlap import dice
 from nnunet_selma.pretrained import SUMMARY
 from nnunet_selma.structures import of_case
 from nnunet_selma.volumes import open_volume
@@ -31,16 +29,15 @@ class Comparison:
     predictions: Mapping[str, Path]
     """Name of a method to its folder of `<case>.nii.gz`; the first two are shown in the picture."""
 
+    evaluations: Mapping[int, Path]
+    """Edition to what `nnunet-selma evaluate` wrote for these segmentations."""
+
     def scores(self) -> dict[str, dict[str, float]]:
         """Case to method to Dice."""
-        cases = sorted(path.name.removesuffix(".nii.gz") for path in self.references.glob("*.nii.gz"))
-        return {
-            case: {
-                name: dice(self._mask(folder, case), self._mask(self.references, case))
-                for name, folder in self.predictions.items()
-            }
-            for case in cases
-        }
+        scores: dict[str, dict[str, float]] = {}
+        for case in read_json(next(iter(self.evaluations.values())) / "evaluation.json")["cases"]:
+            scores.setdefault(case["case"], {})[case["method"]] = case["official"]["dice"]
+        return scores
 
     def _mask(self, folder: Path, case: str) -> Any:
         return open_volume(folder / f"{case}.nii.gz").read()
@@ -107,14 +104,8 @@ def write_report(
     (folder / "reconstruction.png").write_bytes((pretraining / "reconstruction.png").read_bytes())
     figures.training_curves({name: _logged(path) for name, path in finetunings.items()}, folder / "finetuning.png")
     comparison.draw(folder / "segmentation.png", _one_of_each(list(scores)))
-    with (folder / "dice.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["case", *comparison.predictions])
-        writer.writerows([case, *(f"{value:.4f}" for value in values.values())] for case, values in scores.items())
     page = folder / "report.html"
-    page.write_text(
-        _page(summary, table, list(comparison.predictions), commands, synthetic=synthetic), encoding="utf-8"
-    )
+    page.write_text(_page(summary, table, comparison, commands, synthetic=synthetic), encoding="utf-8")
     return page
 
 
@@ -168,11 +159,12 @@ def findings(summary: Mapping[str, Any], table: Mapping[str, tuple[int, Mapping[
 def _page(
     summary: Mapping[str, Any],
     table: Mapping[str, tuple[int, Mapping[str, float]]],
-    methods: Sequence[str],
+    comparison: Comparison,
     commands: Sequence[tuple[str, float]],
     *,
     synthetic: bool,
 ) -> str:
+    judged = "".join(_judged(folder) for folder in comparison.evaluations.values())
     rows = "".join(_row(name, count, values) for name, (count, values) in table.items())
     lines = "".join(
         f"<tr><td class=t>{seconds:.0f} s</td><td><code>{html.escape(line)}</code></td></tr>"
@@ -192,7 +184,7 @@ def _page(
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
 img {{ max-width: 100%; border: 1px solid #ddd }} table {{ border-collapse: collapse; margin: .5rem 0 }}
 td, th {{ padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #ddd }} td:first-child, th:first-child {{ text-align: left }}
-tr:last-child td {{ font-weight: 600 }} .best {{ background: #dff0d8 }} .log td {{ text-align: left; font-weight: 400 }} .log .t {{ color: #777; white-space: nowrap }}
+tr:last-child td {{ font-weight: 600 }} .judged td {{ font-weight: 400 }} .judged {{ font-size: 13px }} .best {{ background: #dff0d8 }} .log td {{ text-align: left; font-weight: 400 }} .log .t {{ color: #777; white-space: nowrap }}
 code {{ font-size: 13px }}
 </style>
 <h1>nnunet-selma: what the demo did</h1>
@@ -200,15 +192,36 @@ code {{ font-size: 13px }}
 the method is.</p>
 <ul>{said}<li>{caution}</li></ul>
 <h2>Segmentation of unseen patches</h2>
-<p>Dice, mean over the cases of a structure; single cases are in <a href="dice.csv">dice.csv</a>.</p>
-<table><tr><th>structure</th><th>cases</th>{"".join(f"<th>{html.escape(m)}</th>" for m in methods)}</tr>{rows}</table>
+<p>Dice, mean over the cases of a structure.</p>
+<table><tr><th>structure</th><th>cases</th>{"".join(f"<th>{html.escape(m)}</th>" for m in comparison.predictions)}</tr>{rows}</table>
 <img src="segmentation.png" alt="raw, truth and prediction with and without pretraining">
+<h2>By the rules of SELMA3D</h2>{judged}
 <h2>Fine-tuning</h2><img src="finetuning.png" alt="loss and Dice over epochs, with and without pretraining">
 <h2>Pretraining by masked inpainting</h2><img src="pretraining.png" alt="pretraining loss over epochs">
 <p>The reconstruction sheet, middle slices of validation patches:</p><img src="reconstruction.png" alt="input, masked, output, error">
 <h2>Commands</h2><table class="log">{lines}</table>
 </html>
 """
+
+
+def _judged(folder: Path) -> str:
+    """What an evaluation wrote, as a part of the page that lies beside its folder."""
+    parts = []
+    for block in (folder / "tables.md").read_text(encoding="utf-8").split("\n\n"):
+        text = html.escape(block.strip())
+        if block.startswith("## "):
+            parts.append(f"<h3>{text[3:]}</h3>")
+        elif block.startswith("|"):
+            rows = [line.strip("| ").split(" | ") for line in text.splitlines()]
+            lines = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in [rows[0], *rows[2:]])
+            parts.append(f"<table class=judged>{lines}</table>")
+        else:
+            parts.append(f"<p>{text}</p>")
+    name = folder.name
+    pictures = (
+        f'<img src="{name}/scores.png" alt="every case of every method">' if (folder / "scores.png").is_file() else ""
+    )
+    return f'{"".join(parts)}{pictures}<p>Single cases: <a href="{name}/cases.csv">{name}/cases.csv</a>.</p>'
 
 
 def _row(name: str, count: int, values: Mapping[str, float]) -> str:

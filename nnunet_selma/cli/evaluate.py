@@ -40,7 +40,7 @@ def add_to(parts: Any) -> None:
         "--leave-out-missing", dest="missing", action="store_const", const="leave out",
         help="score only the cases that both sides have",
     )  # fmt: skip
-    parser.add_argument("--no-pictures", dest="pictures", action="store_false", help="tables only")
+    parser.add_argument("--no-sheets", dest="sheets", action="store_false", help="draw no picture of each case")
     workers_argument(parser, "each holds one case")
     more = parser.add_argument_group("beyond the official metrics")
     more.add_argument(
@@ -72,12 +72,12 @@ def _evaluate(chosen: argparse.Namespace) -> int:
         if methods.setdefault(other, folder) != folder:
             raise SelmaError(f"two methods are called {other}: name them, as in --against baseline={folder}")
     evaluation = evaluate(
-        chosen.reference, methods, settings, output=chosen.output, images=chosen.images, pictures=chosen.pictures,
+        chosen.reference, methods, settings, output=chosen.output, images=chosen.images, sheets=chosen.sheets,
         workers=chosen.workers, progress=progress,
     )  # fmt: skip
     print(evaluation.markdown(other))
     if chosen.output:
-        write_evaluation(evaluation, chosen.output, other=other, pictures=chosen.pictures)
+        write_evaluation(evaluation, chosen.output, other=other)
         print(f"tables and pictures: {chosen.output}")
     return 0
 

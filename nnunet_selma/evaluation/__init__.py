@@ -92,7 +92,7 @@ def evaluate(
     *,
     output: Path | None = None,
     images: Path | None = None,
-    pictures: bool = True,
+    sheets: bool = True,
     workers: int = 1,
     progress: Progress[Any] = silent,
 ) -> Evaluation:
@@ -104,7 +104,7 @@ def evaluate(
         settings: rules, structure, what else to measure.
         output: folder for scores of single cases, from which a run that was killed goes on, and for pictures; None keeps nothing.
         images: folder of raw images, for the pictures.
-        pictures: whether to draw a sheet for each case (with an output folder).
+        sheets: whether to draw a picture of each case (with an output folder).
         workers: most processes at a time; each holds a case.
         progress: shows the cases.
 
@@ -129,7 +129,7 @@ def evaluate(
             ScoreTask(
                 method=method, case=case, year=settings.year, extras=settings.extras,
                 folder=output / "scores" / method if output else None,
-                sheet=output / "sheets" / method / f"{case.name}.png" if output and pictures else None,
+                sheet=output / "sheets" / method / f"{case.name}.png" if output and sheets else None,
             )
             for case in cases
         ]  # fmt: skip
@@ -142,7 +142,7 @@ def evaluate(
     return Evaluation(settings, scores, list(dict.fromkeys(warnings)))
 
 
-def write_evaluation(evaluation: Evaluation, output: Path, *, other: str | None = None, pictures: bool = True) -> None:
+def write_evaluation(evaluation: Evaluation, output: Path, *, other: str | None = None) -> None:
     """Write `cases.csv`, `evaluation.json`, `tables.md`, `tables.tex`, and pictures over all cases, into a folder."""
     rules, scores, corrected = evaluation.rules, evaluation.scores, evaluation.settings.corrected
     output.mkdir(parents=True, exist_ok=True)
@@ -164,10 +164,9 @@ def write_evaluation(evaluation: Evaluation, output: Path, *, other: str | None 
             }
         ),
     )
-    if pictures:
-        figures.score_boxes(output / "scores.png", _panels(evaluation))
-        if ranks:
-            figures.rank_plot(output / "ranks.png", ranks.classes, ranks.overall)
+    figures.score_boxes(output / "scores.png", _panels(evaluation))
+    if ranks:
+        figures.rank_plot(output / "ranks.png", ranks.classes, ranks.overall)
 
 
 def _panels(evaluation: Evaluation) -> list[tuple[str, list[tuple[str, dict[str, list[float]]]]]]:

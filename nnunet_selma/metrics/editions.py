@@ -99,7 +99,7 @@ EDITIONS: Mapping[int, Edition] = {
         year=2024,
         metrics={"spot": (_DICE, _BETTI_0), "tree": (_DICE, _CLDICE_2024, _BETTI_0, _BETTI_1)},
         kind=lambda structure: structure.kind_2024,
-        ranked_with=lambda structure: structure.kind_2024,
+        ranked_with=lambda structure: f"{structure.kind_2024}-like",
         sample_deviation=False,
     ),
     2026: Edition(

@@ -22,14 +22,16 @@ FINETUNED = "nnUNet_results/Dataset510_*/SelmaFinetuneTrainer__nnUNetSmallPlans_
 class TestReport:
     def test_it_ties_everything_together(self, workspace):
         page = workspace.report.read_text()
-        for name in ("segmentation.png", "finetuning.png", "pretraining.png", "reconstruction.png", "dice.csv"):
+        scores = [f"evaluation_{year}/{name}" for year in (2024, 2026) for name in ("cases.csv", "scores.png")]
+        for name in ("segmentation.png", "finetuning.png", "pretraining.png", "reconstruction.png", *scores):
             assert f'"{name}"' in page
             assert (workspace.report.parent / name).stat().st_size > 100
         for command in ("nnUNetv2_plan_and_preprocess", "SelmaSSLTrainer", "SelmaFinetuneTrainer", "nnUNetv2_predict"):
             assert command in page
 
     def test_its_dice_is_that_of_the_files(self, workspace):
-        rows = list(csv.DictReader((workspace.report.parent / "dice.csv").open()))
+        table = (workspace.report.parent / "evaluation_2024" / "cases.csv").open(encoding="utf-8")
+        rows = [row for row in csv.DictReader(table) if row["method"] == "with pretraining"]
         assert {row["case"].rsplit("_", 1)[0] for row in rows} == {
             "AD_plaques",
             "blood_vessel",
@@ -44,7 +46,12 @@ class TestReport:
             )
             overlap = sitk.LabelOverlapMeasuresImageFilter()
             overlap.Execute(sitk.GetImageFromArray(truth), sitk.GetImageFromArray(prediction))
-            assert float(row["with pretraining"]) == pytest.approx(overlap.GetDiceCoefficient(), abs=1e-4)
+            assert float(row["dice"]) == pytest.approx(overlap.GetDiceCoefficient(), abs=1e-6)
+
+    def test_every_case_has_a_sheet(self, workspace):
+        sheets = workspace.report.parent / "evaluation_2024" / "sheets" / "with pretraining"
+        references = {path.name.removesuffix(".nii.gz") for path in (workspace.output / "test/references").iterdir()}
+        assert {path.stem for path in sheets.iterdir()} == references
 
 
 class TestPretraining:

@@ -1,0 +1,306 @@
+"""`nnunet-selma evaluate` on files: what it writes, and what it says to bad input."""
+
+import csv
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import tifffile
+from matplotlib.image import imread
+from scipy import ndimage
+
+from nnunet_selma import cli
+from nnunet_selma.evaluation import EvaluationSettings, evaluate
+from nnunet_selma.evaluation.scoring import read_mask
+from nnunet_selma.metrics.mistakes import Mistake, mistakes
+from nnunet_selma.metrics.pair import Pair
+from tests.conftest import write_image
+
+SHAPE = (14, 16, 18)
+
+
+def blobs(rng):
+    mask = np.zeros(SHAPE, np.uint8)
+    for z, y, x in rng.integers(1, 11, (4, 3)):
+        mask[z : z + 3, y : y + 3, x : x + 5] = 1
+    return mask
+
+
+@pytest.fixture
+def data(tmp_path, rng):
+    """Three cases: their truth, a prediction shifted by a voxel, an eroded one, and raw images."""
+    for case in ("cfos_neuron_1", "cfos_neuron_2", "blood_vessel_1"):
+        truth = blobs(rng)
+        write_image(tmp_path / f"truth/{case}.nii.gz", truth)
+        write_image(tmp_path / f"shifted/{case}.nii.gz", np.roll(truth, 1, 2))
+        write_image(tmp_path / f"eroded/{case}.nii.gz", ndimage.binary_erosion(truth).astype(np.uint8))
+        write_image(tmp_path / f"raw/{case}_0000.nii.gz", rng.integers(0, 900, SHAPE, dtype=np.uint16))
+    (tmp_path / "shifted/dataset.json").write_text("{}")  # as nnU-Net leaves it
+    return tmp_path
+
+
+def run(data, *arguments, prediction="shifted", edition="2024", reference="truth"):
+    return cli.main(
+        ["evaluate", "--reference", str(data / reference), "--prediction", *(str(data / p) for p in prediction.split()), "--edition", edition,
+         "--workers", "1", *arguments]
+    )  # fmt: skip
+
+
+def cases(folder):
+    with (folder / "cases.csv").open(encoding="utf-8") as file:
+        return {(row["method"], row["case"]): row for row in csv.DictReader(file)}
+
+
+@pytest.mark.parametrize("edition", ["2024", "2026"])
+def test_a_prediction_equal_to_the_truth_is_perfect(data, edition, capsys):
+    assert run(data, "-o", str(data / "out"), "--corrected", "--no-sheets", prediction="truth", edition=edition) == 0
+    for row in cases(data / "out").values():
+        for key, value in row.items():
+            if "error" in key and value:
+                assert float(value) == 0
+            elif key in ("dice", "cldice", "cldice_corrected", "panoptic_quality") and value:
+                assert float(value) == pytest.approx(1)
+    assert "| truth | 100.00 ± 0.00 |" in capsys.readouterr().out
+
+
+def test_everything_is_written(data, capsys):
+    out = data / "out"
+    code = run(
+        data, "-o", str(out), "--images", str(data / "raw"), "--corrected", "--against", str(data / "eroded"), "--objects", "iou:0.3", "--hd95",
+        "--size", prediction="truth shifted",
+    )  # fmt: skip
+    assert code == 0
+    content = json.loads((out / "evaluation.json").read_text())
+    assert content["settings"]["year"] == 2024
+    assert content["settings"]["extras"]["objects"] == {"kind": "iou", "threshold": 0.3}
+    assert len(content["cases"]) == 9
+    assert content["ranks"]["overall"]["truth"] == 1.0
+    assert set(content["against"]) == {"truth", "shifted"}
+    assert (out / "tables.md").read_text() == capsys.readouterr().out.split("\ntables and pictures")[0]
+    assert r"\begin{tabular}" in (out / "tables.tex").read_text()
+    for picture in ("scores.png", "ranks.png", "sheets/shifted/cfos_neuron_1.png"):
+        assert imread(out / picture)[..., :3].std() > 0.05
+    row = cases(out)["shifted", "blood_vessel_1"]
+    assert float(row["length_um_reference"]) == float(row["length_um_prediction"]) > 0
+    assert float(row["hd95_um"]) == pytest.approx(1.625)  # a voxel along x, by the structure table
+    assert row["object_f1"] == ""
+    assert cases(out)["shifted", "cfos_neuron_1"]["object_f1"] != ""
+
+
+def test_several_processes_find_the_same(data):
+    settings = EvaluationSettings(year=2026)
+    folders = {name: data / name for name in ("shifted", "eroded")}
+    one, two = (evaluate(data / "truth", folders, settings, workers=workers) for workers in (1, 2))
+    assert repr(one.scores) == repr(two.scores)  # NaN is not equal to itself
+    assert [(s.method, s.case) for s in one.scores[:3]] == [
+        ("shifted", "blood_vessel_1"), ("shifted", "cfos_neuron_1"), ("shifted", "cfos_neuron_2"),
+    ]  # fmt: skip
+
+
+def test_a_second_run_goes_on_from_the_scores_of_the_first(data, monkeypatch):
+    from nnunet_selma.evaluation import scoring
+
+    out = str(data / "out")
+    assert run(data, "-o", out) == 0
+    first = cases(data / "out")
+    scored = []
+    score = scoring._score
+    monkeypatch.setattr(scoring, "_score", lambda task: scored.append(task.case.name) or score(task))
+    assert run(data, "-o", out) == 0
+    assert scored == []
+    assert cases(data / "out") == first
+    (data / "out/sheets/shifted/cfos_neuron_1.png").unlink()
+    write_image(data / "shifted/cfos_neuron_2.nii.gz", np.ones(SHAPE, np.uint8))
+    os.utime(data / "shifted/cfos_neuron_2.nii.gz", ns=(1, 1))
+    assert run(data, "-o", out) == 0
+    assert scored == ["cfos_neuron_1", "cfos_neuron_2"]
+    scored.clear()
+    assert run(data, "-o", out, edition="2026") == 0
+    assert len(scored) == 3
+
+
+def test_nan_is_null_in_json_and_named_in_the_table(data, capsys):
+    for side in ("truth", "shifted"):
+        write_image(data / side / "cfos_neuron_1.nii.gz", np.zeros(SHAPE, np.uint8))
+    assert run(data, "-o", str(data / "out"), "--corrected", edition="2026") == 0
+    out = capsys.readouterr().out
+    assert "NaN (1 of 2)" in out
+    assert "shifted: panoptic_quality has no value (NaN) in 1 case: cfos_neuron_1." in out
+    content = json.loads((data / "out/evaluation.json").read_text())
+    (case,) = [case for case in content["cases"] if case["case"] == "cfos_neuron_1"]
+    assert case["official"]["panoptic_quality"] is None
+    assert case["corrected"]["panoptic_quality"] == 1.0
+    assert cases(data / "out")["shifted", "cfos_neuron_1"]["panoptic_quality"] == "nan"
+    # and a run that goes on reads it back
+    assert run(data, "-o", str(data / "out"), edition="2026") == 0
+    assert cases(data / "out")["shifted", "cfos_neuron_1"]["panoptic_quality"] == "nan"
+
+
+def test_nifti_is_compared_with_mha_and_tiff(data, tmp_path):
+    settings = EvaluationSettings(year=2024)
+    expected = evaluate(data / "truth", {"p": data / "shifted"}, settings).scores
+    for number, path in enumerate(sorted((data / "shifted").glob("*.nii.gz"))):
+        mask, _ = read_mask(path)
+        name = path.name.removesuffix(".nii.gz")
+        if number:
+            write_image(tmp_path / f"other/{name}.mha", mask.astype(np.uint8))
+        else:
+            (tmp_path / "other").mkdir()
+            tifffile.imwrite(tmp_path / f"other/{name}.tif", mask.astype(np.uint8), photometric="minisblack")
+    assert repr(evaluate(data / "truth", {"p": tmp_path / "other"}, settings).scores) == repr(expected)
+
+
+def test_two_files_are_a_pair_whatever_their_names(data, capsys):
+    code = run(data, reference="truth/cfos_neuron_1.nii.gz", prediction="shifted/blood_vessel_1.nii.gz")
+    assert code == 0
+    assert "c-Fos+ cell has 1 case" in capsys.readouterr().out
+
+
+def other_shape(data):
+    write_image(data / "shifted/cfos_neuron_1.nii.gz", np.ones((14, 16, 17), np.uint8))
+
+
+def missing_prediction(data):
+    (data / "shifted/cfos_neuron_1.nii.gz").unlink()
+
+
+def missing_reference(data):
+    (data / "truth/cfos_neuron_1.nii.gz").unlink()
+
+
+def probabilities(data):
+    write_image(
+        data / "shifted/cfos_neuron_1.nii.gz", np.linspace(0, 1, np.prod(SHAPE), dtype=np.float32).reshape(SHAPE)
+    )
+
+
+def not_a_number(data):
+    write_image(data / "shifted/cfos_neuron_1.nii.gz", np.full(SHAPE, np.nan, np.float32))
+
+
+def only_probability_files(data):
+    shutil.rmtree(data / "shifted")
+    (data / "shifted").mkdir()
+    np.savez(data / "shifted/cfos_neuron_1.npz", probabilities=np.ones(3))
+
+
+def unknown_structure(data):
+    for side in ("truth", "shifted"):
+        (data / side / "cfos_neuron_1.nii.gz").rename(data / side / "kidney_1.nii.gz")
+
+
+def twice(data):
+    write_image(data / "shifted/cfos_neuron_1.mha", np.ones(SHAPE, np.uint8))
+
+
+def nothing(data):
+    shutil.rmtree(data / "shifted")
+
+
+def damaged(data):
+    path = data / "shifted/cfos_neuron_1.nii.gz"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("harm", "sentence"),
+    [
+        (other_shape, "cfos_neuron_1 (prediction 14×16×17, reference 14×16×18)"),
+        (missing_prediction, "shifted: lacks 1 of the cases that the other side has: cfos_neuron_1. --allow-missing"),
+        (missing_reference, "truth: lacks 1 of the cases that the other side has: cfos_neuron_1. --allow-missing"),
+        (probabilities, "cfos_neuron_1.nii.gz: holds fractions (0 to 1), as probabilities are"),
+        (not_a_number, "cfos_neuron_1.nii.gz: holds NaN"),
+        (only_probability_files, "holds nnU-Net's probabilities (.npz)"),
+        (unknown_structure, "begin with no known structure: kidney_1. Say what they show with --structure"),
+        (twice, "are one case; remove one of them"),
+        (nothing, "shifted: there is no such file or folder"),
+        (damaged, "cfos_neuron_1.nii.gz: cannot be read"),
+    ],
+)
+def test_bad_input_ends_in_a_sentence(data, harm, sentence, capsys):
+    harm(data)
+    assert run(data, "-o", str(data / "out")) == 2
+    said = capsys.readouterr().err
+    assert sentence in said.replace("\n", " ")
+    assert "Traceback" not in said
+    assert not (data / "out/evaluation.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--edition", "2025"], "the rules of SELMA3D 2025 cannot be followed"),
+        (["--objects", "nearest"], "matching rule 'nearest'"),
+        (["--structure", "kidney"], "unknown structure 'kidney'"),
+        (["--against", "shifted=truth"], "two methods are called shifted"),
+    ],
+)
+def test_bad_arguments_end_in_a_sentence(data, arguments, sentence, capsys):
+    assert run(data, *arguments) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_distances_need_a_voxel_size(data, capsys):
+    arguments = ["--structure", "gutnerve", "--hd95"]
+    assert run(data, *arguments) == 2
+    assert "give --spacing Z,Y,X" in capsys.readouterr().err
+    assert run(data, *arguments, "--spacing", "2,1,1") == 0
+
+
+@pytest.mark.parametrize("harm", [missing_prediction, missing_reference])
+def test_what_is_missing_is_scored_as_empty_or_left_out(data, harm, capsys):
+    harm(data)
+    assert run(data, "-o", str(data / "empty"), "--allow-missing") == 0
+    assert "lacks 1 cases, scored as empty: cfos_neuron_1" in capsys.readouterr().out
+    found = cases(data / "empty")
+    assert len(found) == 3
+    assert float(found["shifted", "cfos_neuron_1"]["dice"]) == 0
+    assert run(data, "-o", str(data / "rest"), "--leave-out-missing") == 0
+    assert "left out: cfos_neuron_1" in capsys.readouterr().out
+    assert len(cases(data / "rest")) == 2
+
+
+def test_other_labels_are_counted_and_taken_for_foreground(data, capsys):
+    assert run(data, "-o", str(data / "before")) == 0
+    mask, _ = read_mask(data / "shifted/cfos_neuron_1.nii.gz")
+    values = mask * np.uint8(255)
+    values[values > 0] = np.where(np.arange(mask.sum()) < 5, 95, 255)
+    write_image(data / "shifted/cfos_neuron_1.nii.gz", values)
+    assert run(data, "-o", str(data / "after")) == 0
+    assert f"{mask.sum()} voxels hold other values than 0 and 1 (values 0, 95, 255)" in capsys.readouterr().out
+    before, after = (cases(data / name)["shifted", "cfos_neuron_1"] for name in ("before", "after"))
+    assert (before["dice"], before["betti_0_error"]) == (after["dice"], after["betti_0_error"])
+
+
+def test_another_geometry_is_warned_of_and_ignored(data, capsys):
+    assert run(data, "-o", str(data / "before")) == 0
+    mask, _ = read_mask(data / "shifted/cfos_neuron_1.nii.gz")
+    write_image(data / "shifted/cfos_neuron_1.nii.gz", mask.astype(np.uint8), spacing_zyx=(6.0, 2.0, 2.0))
+    assert run(data, "-o", str(data / "after")) == 0
+    assert "1 cases have another spacing, origin or direction" in capsys.readouterr().out
+    assert (
+        cases(data / "before")["shifted", "cfos_neuron_1"]["dice"]
+        == cases(data / "after")["shifted", "cfos_neuron_1"]["dice"]
+    )
+
+
+def test_mistakes_are_told_apart():
+    truth, prediction = np.zeros((1, 8, 24), bool), np.zeros((1, 8, 24), bool)
+    truth[0, 1, 1:20] = True  # found in two pieces
+    prediction[0, 1, 1:12] = prediction[0, 1, 14:20] = True
+    truth[0, 4, 1:6] = truth[0, 4, 8:18] = True  # two objects found as one
+    prediction[0, 4, 1:18] = True
+    truth[0, 7, 1:4] = True
+    prediction[0, 7, 10:12] = True
+    shown = mistakes(Pair(prediction, truth))[0]
+    assert (shown[1, 1:12] == Mistake.RIGHT).all()
+    assert (shown[1, 12:14] == Mistake.MISSED).all()
+    assert (shown[1, 14:20] == Mistake.SPLIT).all()
+    assert (shown[4, 8:18] == Mistake.RIGHT).all()
+    assert (shown[4, 1:6] == Mistake.MERGED).all()
+    assert (shown[4, 6:8] == Mistake.EXTRA).all()
+    assert (shown[7, 1:4] == Mistake.MISSED).all()
+    assert (shown[7, 10:12] == Mistake.EXTRA).all()
+    assert (shown > 0).sum() == (truth | prediction).sum()

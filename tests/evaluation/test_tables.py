@@ -1,0 +1,112 @@
+import csv
+from math import isnan, nan, sqrt
+
+import pytest
+
+from nnunet_selma.evaluation import tables
+from nnunet_selma.evaluation.comparison import PairedDifference, rank
+from nnunet_selma.evaluation.scoring import CaseScore
+from nnunet_selma.metrics.editions import EDITIONS
+from tests.evaluation.test_comparison import TABLE_5, means_of
+
+
+def scores(method="ours", cldice=(0.6, 0.8)):
+    spots = [
+        CaseScore(method=method, case=f"cfos_neuron_{n}", structure="cfos_neuron", official={"dice": d, "betti_0_error": b}, corrected={}, extra={})
+        for n, (d, b) in enumerate([(0.5, 1.0), (0.7, 4.0)])
+    ]  # fmt: skip
+    trees = [
+        CaseScore(
+            method=method, case=f"microglia_{n}", structure="microglia",
+            official={"dice": 0.5, "cldice": c, "betti_0_error": 12.0, "betti_1_error": float(n)},
+            corrected={"cldice": 0.0 if isnan(c) else c}, extra={"hd95_um": 3.0},
+        )
+        for n, c in enumerate(cldice)
+    ]  # fmt: skip
+    return [*spots, *trees]
+
+
+def test_one_table_has_the_columns_of_the_papers():
+    text = tables.markdown(scores(), EDITIONS[2024], corrected=False)
+    head, _, row = text.splitlines()[:3]
+    assert head == (
+        "| method | c-Fos+ cell: Dice (%) ↑ | c-Fos+ cell: β0 error ↓ | microglia: Dice (%) ↑ | microglia: clDice (%) ↑ "
+        "| microglia: β0 error ↓ | microglia: β1 error ↓ |"
+    )
+    # standard deviations of the cases, as in the paper
+    assert (
+        row
+        == "| ours | 60.00 ± 10.00 | 2.500 ± 1.500 | 50.00 ± 0.00 | 70.00 ± 10.00 | 12.00 ± 0.000 | 0.5000 ± 0.5000 |"
+    )
+    assert "c-Fos+ cell has 2 cases, microglia has 2 cases" in text
+
+
+def test_numbers_are_printed_as_in_table_5():
+    printed = [tables.number(value, percent=False) for value in (157.9, 1.0, 0.8660, 0.2471, 47.5, 743.5, 2249.0)]
+    assert printed == ["157.9", "1.000", "0.8660", "0.2471", "47.50", "743.5", "2249"]
+    assert tables.number(65.372, percent=True) == "65.37"
+
+
+def test_2026_has_standard_deviations_of_a_sample():
+    values = {"a": 0.5, "b": 0.7}
+    assert tables.Summary.of(values, sample=True).deviation == pytest.approx(0.1 * sqrt(2))
+    assert tables.Summary.of(values, sample=False).deviation == pytest.approx(0.1)
+    assert isnan(tables.Summary.of({"a": 0.5}, sample=True).deviation)
+    assert tables.Summary.of({"a": 0.5}, sample=False).deviation == 0
+
+
+def test_nan_is_counted_and_named_and_the_corrected_value_stands_beside_it():
+    found = scores(cldice=(0.6, nan))
+    text = tables.markdown(found, EDITIONS[2024], corrected=True)
+    assert "| NaN (1 of 2) | 30.00 ± 30.00 |" in text
+    assert "clDice (%), corrected ↑" in text
+    assert "ours: cldice has no value (NaN) in 1 case: microglia_1." in text
+    assert "corrected" not in tables.markdown(found, EDITIONS[2024], corrected=False)
+
+
+def test_latex_has_the_same_numbers_under_a_head_for_each_structure():
+    text = tables.latex(scores(method="a_b & 5%"), EDITIONS[2024], corrected=False)
+    assert r"& \multicolumn{2}{c}{c-Fos+ cell} & \multicolumn{4}{c}{microglia} \\" in text
+    assert r"\cmidrule(lr){2-3} \cmidrule(lr){4-7}" in text
+    assert r"a\_b \& 5\% & 60.00 $\pm$ 10.00 & 2.500 $\pm$ 1.500 & 50.00 $\pm$ 0.00" in text
+    assert text.count("\\\\") == 3
+
+
+def test_more_structures_go_into_further_tables():
+    many = [
+        CaseScore(method="a", case=f"{s}_1", structure=s, official={"dice": 1.0, "panoptic_quality": 1.0}, corrected={}, extra={})
+        for s in ("cfos_neuron", "cell_nuclei", "AD_plaques", "microglia")
+    ]  # fmt: skip
+    assert [len(table) for table in tables.columns(many, EDITIONS[2026], corrected=False)] == [6, 2]
+
+
+def test_every_case_is_a_row_of_the_csv(tmp_path):
+    tables.write_csv(tmp_path / "cases.csv", scores(cldice=(0.6, nan)), corrected=True)
+    rows = list(csv.DictReader((tmp_path / "cases.csv").open(encoding="utf-8")))
+    assert [row["case"] for row in rows] == ["cfos_neuron_0", "cfos_neuron_1", "microglia_0", "microglia_1"]
+    assert (rows[0]["cldice"], rows[0]["hd95_um"], rows[0]["betti_0_error"]) == ("", "", "1")
+    assert (rows[3]["cldice"], rows[3]["cldice_corrected"], rows[3]["hd95_um"]) == ("nan", "0", "3")
+
+
+def test_the_table_of_ranks():
+    text = tables.ranks_markdown(rank(means_of(TABLE_5), EDITIONS[2024])).splitlines()
+    assert text[0] == "| place | method | spot-like | tree-like | overall |"
+    assert text[2] == "| 1 | Zoomlin | 1.000 | 1.000 | 1.000 |"
+    assert text[4] == "| 3 | Tonyxu | 2.000 | 4.000 | 3.000 |"
+    assert text[6] == "| 5 | Wu | 5.000 | 4.250 | 4.625 |"
+
+
+def test_the_paired_table():
+    row = PairedDifference(
+        structure="microglia", metric="dice", cases=7, without_value=1, mean=0.7150, other_mean=0.6987, difference=0.0163, low=0.001, high=0.03,
+        p=0.0312, better=5, worse=2,
+    )  # fmt: skip
+    text = tables.paired_markdown([row], "with", "without", EDITIONS[2024])
+    assert "| microglia | Dice (%) ↑ | 7 (1 NaN) | 71.50 | 69.87 | 1.63 | 0.10 to 3.00 | 5 / 2 | 0.0312 |" in text
+
+
+def test_extras_are_apart_from_the_official_columns():
+    text = tables.extras_markdown(scores())
+    assert "| microglia | ours | 3 ± 0 |" in text
+    assert "| c-Fos+ cell | ours | – |" in text
+    assert "hd95" not in tables.markdown(scores(), EDITIONS[2024], corrected=True)
