@@ -6,11 +6,19 @@ import statistics
 
 import pytest
 
-from benchmarks import loading, table, training
+from benchmarks import judging, loading, table, training
 from benchmarks.__main__ import PAGE, main
 from benchmarks.pairs import Comparison, Side, compare
 
-NAMES = [one.name for one in (*training.comparisons(), *loading.comparisons(), *loading.conversion_comparisons())]
+NAMES = [
+    one.name
+    for one in (
+        *training.comparisons(),
+        *loading.comparisons(),
+        *loading.conversion_comparisons(),
+        *judging.comparisons(),
+    )
+]
 
 
 @pytest.fixture
@@ -22,7 +30,7 @@ def own_environment(monkeypatch):
 @pytest.mark.parametrize(
     "names",
     [
-        ["step_", "loaded_", "overhead_"],
+        ["step_", "loaded_", "overhead_", "judge_"],
         pytest.param(["first_", "patches_", "disk_", "convert_", "memory"], marks=pytest.mark.slow),
     ],
 )

@@ -31,9 +31,11 @@ class Betti(NamedTuple):
 
 def betti_numbers(mask: Array) -> Betti:
     """Betti numbers of a mask `> 0`, (z, y, x); all 0 if it is empty."""
-    padded = np.pad(mask > 0, 1)
-    b0, b2 = label(padded, 26)[1], cavities(padded)
-    return Betti(b0, b0 + b2 - euler_characteristic(padded), b2)
+    padded = np.zeros([length + 2 for length in mask.shape], np.bool_)
+    np.greater(mask, 0, out=padded[1:-1, 1:-1, 1:-1])
+    words = _words(padded)
+    b0, b2 = label(padded, 26)[1], _cavities(words, padded.shape[2])
+    return Betti(b0, b0 + b2 - _euler_characteristic(words, padded.shape[2]), b2)
 
 
 def betti_numbers_by_blocks(read: Read, shape: ShapeZYX, edge: ShapeZYX) -> Betti:
@@ -64,11 +66,11 @@ def euler_characteristic(mask: Mask) -> int:
     a voxel around it does; along each axis these are both voxels of a window, or the far one if the cell reaches into it. Voxels
     are bits of words, which look at 64 windows at once: several times faster than a table of the 256 configurations.
     """
-    if min(mask.shape) < 2:
-        return 0
-    row = mask.shape[2]
-    near = _words(mask)
-    far = _further(near)
+    return _euler_characteristic(_words(mask), mask.shape[2]) if min(mask.shape) > 1 else 0
+
+
+def _euler_characteristic(words: _Words, row: int) -> int:
+    near, far = words.copy(), _further(words)
     near[:, :, (row - 1) // 64] &= ~(_ONE << np.uint64((row - 1) % 64))  # the last voxel is near in no window
     cells = [(1, near | far), (-1, far)]
     for first, last in (_SIDES_Y, _SIDES_Z):
@@ -82,20 +84,29 @@ def cavities(mask: Mask) -> int:
     Background that sees the border along z or y lies outside, and so does what touches it. Layer by layer that is taken away while it
     halves what is hidden, which leaves next to nothing of most masks; what is left is labelled.
     """
-    words = _words(mask)
+    return _cavities(_words(mask), mask.shape[2])
+
+
+def _cavities(words: _Words, row: int) -> int:
     hidden = _between(words, 0) & _between(words, 1) & ~words
     outside = ~(words | hidden)
-    leaks = hidden & _beside(outside)
-    while 2 * _count(leaks) > _count(hidden):
-        outside |= leaks
-        hidden &= ~leaks
-        leaks = hidden & _beside(outside)
-    z, y = (np.flatnonzero(hidden.any(axis=axes)) for axes in ((1, 2), (0, 2)))
-    if not z.size:
+    at = np.flatnonzero(hidden)  # words with something hidden: few
+    leaks = np.zeros_like(hidden)
+    while at.size:
+        covered = hidden.ravel()[at]
+        reached = covered & _beside(outside, at)
+        if 2 * _count(reached) <= _count(covered):
+            leaks.ravel()[at] = reached
+            break
+        outside.ravel()[at] |= reached
+        hidden.ravel()[at] = covered & ~reached
+        at = at[covered != reached]
+    if not at.size:
         return 0
+    z, y = (np.flatnonzero(hidden.any(axis=axes)) for axes in ((1, 2), (0, 2)))
     part = (slice(z[0], z[-1] + 1), slice(y[0], y[-1] + 1))
-    labels, n = label(_mask(hidden[part], mask.shape[2]), 6)
-    return n - len(np.unique(labels[_mask(leaks[part], mask.shape[2])]))
+    labels, n = label(_mask(hidden[part], row), 6)
+    return n - len(np.unique(labels[_mask(leaks[part], row)]))
 
 
 def _words(mask: Mask) -> _Words:
@@ -119,19 +130,12 @@ def _further(words: _Words) -> _Words:
     return shifted
 
 
-def _nearer(words: _Words) -> _Words:
-    """Each voxel's value taken from the voxel before it in its row."""
-    shifted = words << _ONE
-    shifted[:, :, 1:] |= words[:, :, :-1] >> _LAST
-    return shifted
-
-
-def _beside(words: _Words) -> _Words:
-    """Voxels that have one of these beside them, along any axis."""
-    beside = _further(words) | _nearer(words)
-    for first, last in (_SIDES_Z, _SIDES_Y):
-        beside[first] |= words[last]
-        beside[last] |= words[first]
+def _beside(words: _Words, at: NDArray[np.intp]) -> _Words:
+    """Of the words at these flat indices, none of them at the border: voxels with one of `words` beside them, along any axis."""
+    flat = words.ravel()
+    beside: _Words = flat[at] >> _ONE | flat[at + 1] << _LAST | flat[at] << _ONE | flat[at - 1] >> _LAST
+    for step in (words.shape[2], words.shape[1] * words.shape[2]):
+        beside |= flat[at - step] | flat[at + step]
     return beside
 
 
