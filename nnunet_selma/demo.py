@@ -266,8 +266,7 @@ class Demo:
             shutil.rmtree(folders[year], ignore_errors=True)
             self.do(
                 "nnunet-selma", "evaluate", "--reference", str(references), "--prediction",
-                *(f"{name}={folder}" for name, folder in predictions.items()), "--edition", str(year), "--corrected",
-                "--against", f"{WITHOUT}={predictions[WITHOUT]}", "-o", str(folders[year]), *pictures,
+                *(f"{name}={folder}" for name, folder in predictions.items()), "--edition", str(year), "--corrected", "-o", str(folders[year]), *pictures,
             )  # fmt: skip
         return folders
 

@@ -18,6 +18,7 @@ MISTAKES = {
     Mistake.RIGHT: (HIT, "right"), Mistake.MISSED: (MISSED, "missed"), Mistake.EXTRA: (EXTRA, "too much"),
     Mistake.SPLIT: ("#f5e663", "found as a piece apart (split)"), Mistake.MERGED: ("#a05195", "run into another object (merged)"),
 }  # fmt: skip
+_LINEAR_UP_TO = 100  # percentages, and errors that one axis can show
 _METHOD_COLOURS = ("#1b6ca8", "#d1495b", "#2e8b57", "#7a5195", "#ef9b20", "#5a6a72")
 _SAMPLES = 4
 _LEAST_CONTRAST = (
@@ -223,6 +224,8 @@ def score_boxes(path: Path, rows: Sequence[tuple[str, Sequence[tuple[str, Mappin
                         f"{len(numbers) - len(drawn)} NaN", (1, place), xycoords=("axes fraction", "data"),
                         ha="right", va="center", fontsize=7, color=colour,
                     )  # fmt: skip
+            if any(max(numbers, default=0) > _LINEAR_UP_TO for numbers in values.values()):
+                axis.set_xscale("symlog", linthresh=10)
             axis.set_yticks(range(len(methods)), methods if axis is line[0] else [""] * len(methods), fontsize=8)
             axis.set(ylim=(len(methods) - 0.5, -0.5))
             axis.tick_params(axis="x", labelsize=8)

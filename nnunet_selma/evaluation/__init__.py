@@ -8,7 +8,7 @@ from typing import Any
 from nnunet_selma import figures
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.evaluation import tables
-from nnunet_selma.evaluation.cases import Missing, find_cases
+from nnunet_selma.evaluation.cases import Case, Missing, find_cases, listed
 from nnunet_selma.evaluation.comparison import PairedDifference, Ranks, class_means, compare, rank
 from nnunet_selma.evaluation.scoring import CaseScore, ScoreTask, score_case
 from nnunet_selma.json_files import without_nan, write_json
@@ -112,27 +112,16 @@ def evaluate(
         SelmaError: the rules or the files cannot be used; the message says which.
     """
     edition(settings.year)
-    tasks, warnings = [], []
-    for method, folder in predictions.items():
-        cases, found = find_cases(
-            reference, folder, structure=settings.structure, missing=settings.missing, images=images,
-            spacing_um_zyx=settings.spacing_um_zyx,
-        )  # fmt: skip
-        warnings += found
-        unknown = [case.name for case in cases if settings.extras.need_spacing and case.spacing_um_zyx is None]
-        if unknown:
-            raise SelmaError(
-                f"{', '.join(unknown[:10])}: neither the header nor the structure says the voxel size, which distances need; give --spacing Z,Y,X in µm"
-            )
-        cases.sort(key=lambda case: (PREFIXES.index(case.structure.prefix), case.name))
-        tasks += [
-            ScoreTask(
-                method=method, case=case, year=settings.year, extras=settings.extras,
-                folder=output / "scores" / method if output else None,
-                sheet=output / "sheets" / method / f"{case.name}.png" if output and sheets else None,
-            )
-            for case in cases
-        ]  # fmt: skip
+    cases, warnings = _cases(reference, predictions, settings, images)
+    tasks = [
+        ScoreTask(
+            method=method, case=case, year=settings.year, extras=settings.extras,
+            folder=output / "scores" / method if output else None,
+            sheet=output / "sheets" / method / f"{case.name}.png" if output and sheets else None,
+        )
+        for method, of_method in cases.items()
+        for case in of_method
+    ]  # fmt: skip
     if output:
         output.mkdir(parents=True, exist_ok=True)
     scores = run_tasks(
@@ -140,6 +129,37 @@ def evaluate(
     )
     warnings += [warning for score in scores for warning in score.warnings]
     return Evaluation(settings, scores, list(dict.fromkeys(warnings)))
+
+
+def _cases(
+    reference: Path, predictions: Mapping[str, Path], settings: EvaluationSettings, images: Path | None
+) -> tuple[dict[str, list[Case]], list[str]]:
+    """The cases of each method, the same for all, by structure and name; and warnings."""
+    cases, warnings = {}, []
+    for method, folder in predictions.items():
+        cases[method], found = find_cases(
+            reference, folder, structure=settings.structure, missing=settings.missing, images=images,
+            spacing_um_zyx=settings.spacing_um_zyx,
+        )  # fmt: skip
+        warnings += found
+    common = set.intersection(*({case.name for case in of_method} for of_method in cases.values()))
+    for method, of_method in cases.items():
+        alone = [case.name for case in of_method if case.name not in common]
+        if alone:
+            warnings.append(f"{method}: left out, because not all methods have them: {listed(alone)}")
+        cases[method] = sorted(
+            (case for case in of_method if case.name in common),
+            key=lambda case: (PREFIXES.index(case.structure.prefix), case.name),
+        )
+    if not common:
+        raise SelmaError(f"{', '.join(predictions)}: have no case in common")
+    unknown = {c.name for of in cases.values() for c in of if c.spacing_um_zyx is None}
+    if unknown and settings.extras.need_spacing:
+        raise SelmaError(
+            f"{listed(sorted(unknown))}: neither the header nor the structure says the voxel size, which distances need; give --spacing "
+            "Z,Y,X in µm"
+        )
+    return cases, warnings
 
 
 def write_evaluation(evaluation: Evaluation, output: Path, *, other: str | None = None) -> None:

@@ -67,12 +67,14 @@ def find_cases(
     for folder, names in lacking.items():
         if names and missing == "error":
             raise SelmaError(
-                f"{folder}: lacks {len(names)} of the cases that the other side has: {_list(names)}. --allow-missing scores "
+                f"{folder}: lacks {len(names)} of the cases that the other side has: {listed(names)}. --allow-missing scores "
                 "what is missing as empty, --leave-out-missing compares the rest"
             )
         if names:
             done = "scored as empty" if missing == "empty" else "left out"
-            warnings.append(f"{folder}: lacks {len(names)} cases, {done}: {_list(names)}")
+            warnings.append(
+                f"{folder}: lacks {len(names)} of the cases that the other side has, {done}: {listed(names)}"
+            )
     names = sorted(set(truths) & set(guesses) if missing == "leave out" else set(truths) | set(guesses))
     if not names:
         raise SelmaError(f"{reference} and {prediction}: no case has the same name on both sides")
@@ -119,7 +121,7 @@ def _structures(names: Iterable[str], structure: str | None) -> dict[str, Struct
     unknown = [name for name, one in found.items() if one is None]
     if unknown:
         raise SelmaError(
-            f"the names of {len(unknown)} cases begin with no known structure: {_list(unknown)}. Say what they show with --structure, "
+            f"names that begin with no known structure: {listed(unknown)}. Say what they show with --structure, "
             f"or name them <structure>_<number>; structures are {', '.join(PREFIXES)}"
         )
     return {name: one for name, one in found.items() if one is not None}
@@ -139,7 +141,7 @@ def _demand_same_shapes(cases: Iterable[Case]) -> None:
                 different.append(f"{case.name} (prediction {predicted}, reference {true})")
     if different:
         raise SelmaError(
-            f"{len(different)} cases have another shape (z, y, x) than their reference: {_list(different)}. Predict on the images that "
+            f"another shape (z, y, x) than the reference has: {listed(different)}. Predict on the images that "
             "the references belong to, without resampling or cropping"
         )
 
@@ -153,8 +155,8 @@ def _geometry_warnings(cases: Iterable[Case]) -> list[str]:
     if not different:
         return []
     return [
-        f"{len(different)} cases have another spacing, origin or direction in the header than their reference; the arrays are compared "
-        f"as they are, as the official evaluators do: {_list(different)}"
+        f"another spacing, origin or direction in the header than in the reference's; the arrays are compared as they are, as the official "
+        f"evaluators do: {listed(different)}"
     ]
 
 
@@ -172,7 +174,8 @@ def _geometry(path: Path | None) -> list[float] | None:
     return [*file.GetSpacing()[:3], *file.GetOrigin()[:3], *file.GetDirection()] if file.GetDimension() == 3 else None
 
 
-def _list(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
+    """Names for a sentence; of many only the first."""
     names = list(names)
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more

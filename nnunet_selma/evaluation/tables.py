@@ -14,6 +14,9 @@ from nnunet_selma.evaluation.scoring import CaseScore
 from nnunet_selma.metrics.editions import Edition, Metric
 from nnunet_selma.structures import named
 
+_EQUAL = 1e-3
+"""A corrected value that is as near in every case is no other value: the smoothing of 2024 moves clDice a little everywhere."""
+_FEWEST_FOR_WILCOXON = 6
 _MOST_COLUMNS = 6
 """As many as tables 4 and 5 of the paper have; more structures go into further tables."""
 
@@ -71,18 +74,23 @@ class Column:
 
 
 def columns(scores: Sequence[CaseScore], rules: Edition, *, corrected: bool) -> list[list[Column]]:
-    """The columns of each table; with `corrected`, metrics with corners stand twice."""
+    """The columns of each table; with `corrected`, a metric stands twice where a case met one of its corners."""
     tables: list[list[Column]] = []
     for structure in dict.fromkeys(score.structure for score in scores):
         group = []
         for metric in rules.metrics_of(named(structure)):
             group.append(Column(structure, metric, corrected=False))
-            if corrected and metric.corrected is not None:
+            if corrected and any(_corner(score, metric.key) for score in scores if score.structure == structure):
                 group.append(Column(structure, metric, corrected=True))
         if not tables or len(tables[-1]) + len(group) > _MOST_COLUMNS:
             tables.append([])
         tables[-1].extend(group)
     return tables
+
+
+def _corner(score: CaseScore, key: str) -> bool:
+    """Whether the official value is another than the corrected one, NaN included."""
+    return key in score.corrected and not abs(score.official[key] - score.corrected[key]) < _EQUAL
 
 
 def markdown(scores: Sequence[CaseScore], rules: Edition, *, corrected: bool) -> str:
@@ -232,7 +240,9 @@ def paired_markdown(rows: Sequence[PairedDifference], method: str, other: str, r
             f"| {named(row.structure).title} | {metric.title} {arrow} | {row.cases}{left_out} | {shown[0]} | {shown[1]} | {shown[2]} "
             f"| {shown[3]} to {shown[4]} | {row.better} / {row.worse} | {'–' if isnan(row.p) else f'{row.p:.3g}'} |"
         )
-    return "\n".join(lines)
+    fewest = min((row.cases for row in rows), default=_FEWEST_FOR_WILCOXON)
+    note = "\n\nWith fewer than six cases the Wilcoxon test cannot fall below 0.05, whatever they say."
+    return "\n".join(lines) + (note if fewest < _FEWEST_FOR_WILCOXON else "")
 
 
 def write_csv(path: Path, scores: Sequence[CaseScore], *, corrected: bool) -> None:

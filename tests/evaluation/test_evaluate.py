@@ -213,7 +213,7 @@ def damaged(data):
         (probabilities, "cfos_neuron_1.nii.gz: holds fractions (0 to 1), as probabilities are"),
         (not_a_number, "cfos_neuron_1.nii.gz: holds NaN"),
         (only_probability_files, "holds nnU-Net's probabilities (.npz)"),
-        (unknown_structure, "begin with no known structure: kidney_1. Say what they show with --structure"),
+        (unknown_structure, "names that begin with no known structure: kidney_1. Say what they show with --structure"),
         (twice, "are one case; remove one of them"),
         (nothing, "shifted: there is no such file or folder"),
         (damaged, "cfos_neuron_1.nii.gz: cannot be read"),
@@ -253,13 +253,22 @@ def test_distances_need_a_voxel_size(data, capsys):
 def test_what_is_missing_is_scored_as_empty_or_left_out(data, harm, capsys):
     harm(data)
     assert run(data, "-o", str(data / "empty"), "--allow-missing") == 0
-    assert "lacks 1 cases, scored as empty: cfos_neuron_1" in capsys.readouterr().out
+    assert "has, scored as empty: cfos_neuron_1" in capsys.readouterr().out
     found = cases(data / "empty")
     assert len(found) == 3
     assert float(found["shifted", "cfos_neuron_1"]["dice"]) == 0
     assert run(data, "-o", str(data / "rest"), "--leave-out-missing") == 0
     assert "left out: cfos_neuron_1" in capsys.readouterr().out
     assert len(cases(data / "rest")) == 2
+
+
+def test_methods_are_compared_on_the_cases_that_all_have(data, capsys):
+    missing_prediction(data)
+    code = run(data, "-o", str(data / "out"), "--leave-out-missing", prediction="eroded shifted")
+    assert code == 0
+    assert "eroded: left out, because not all methods have them: cfos_neuron_1" in capsys.readouterr().out
+    assert {case for _, case in cases(data / "out")} == {"blood_vessel_1", "cfos_neuron_2"}
+    assert len(cases(data / "out")) == 4
 
 
 def test_other_labels_are_counted_and_taken_for_foreground(data, capsys):
@@ -279,7 +288,7 @@ def test_another_geometry_is_warned_of_and_ignored(data, capsys):
     mask, _ = read_mask(data / "shifted/cfos_neuron_1.nii.gz")
     write_image(data / "shifted/cfos_neuron_1.nii.gz", mask.astype(np.uint8), spacing_zyx=(6.0, 2.0, 2.0))
     assert run(data, "-o", str(data / "after")) == 0
-    assert "1 cases have another spacing, origin or direction" in capsys.readouterr().out
+    assert "another spacing, origin or direction in the header" in capsys.readouterr().out
     assert (
         cases(data / "before")["shifted", "cfos_neuron_1"]["dice"]
         == cases(data / "after")["shifted", "cfos_neuron_1"]["dice"]

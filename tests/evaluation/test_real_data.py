@@ -55,8 +55,18 @@ def test_real_labels_score_as_in_the_official_evaluators(real_data, tmp_path, na
             write_image(tmp_path / copy / f"{case}.nii.gz", change(mask).astype(np.uint8))
     for year in (2024, 2026):
         out = tmp_path / str(year)
-        arguments = ["--reference", str(tmp_path / "itself"), "--prediction", *(str(tmp_path / copy) for copy in COPIES)]
-        assert cli.main(["evaluate", *arguments, "--edition", str(year), "--structure", name, "--corrected", "-o", str(out)]) == 0
+        arguments = [
+            "--reference",
+            str(tmp_path / "itself"),
+            "--prediction",
+            *(str(tmp_path / copy) for copy in COPIES),
+        ]
+        assert (
+            cli.main(
+                ["evaluate", *arguments, "--edition", str(year), "--structure", name, "--corrected", "-o", str(out)]
+            )
+            == 0
+        )
         with (out / "cases.csv").open(encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         assert len(rows) == len(masks) * len(COPIES)

@@ -1,4 +1,5 @@
 import csv
+from dataclasses import replace
 from math import isnan, nan, sqrt
 
 import pytest
@@ -64,6 +65,11 @@ def test_nan_is_counted_and_named_and_the_corrected_value_stands_beside_it():
     assert "corrected" not in tables.markdown(found, EDITIONS[2024], corrected=False)
 
 
+def test_no_corrected_column_stands_where_it_would_say_the_same():
+    assert "corrected" not in tables.markdown(scores(), EDITIONS[2024], corrected=True)
+    assert "corrected" not in tables.latex(scores(), EDITIONS[2024], corrected=True)
+
+
 def test_latex_has_the_same_numbers_under_a_head_for_each_structure():
     text = tables.latex(scores(method="a_b & 5%"), EDITIONS[2024], corrected=False)
     assert r"& \multicolumn{2}{c}{c-Fos+ cell} & \multicolumn{4}{c}{microglia} \\" in text
@@ -102,6 +108,8 @@ def test_the_paired_table():
         p=0.0312, better=5, worse=2,
     )  # fmt: skip
     text = tables.paired_markdown([row], "with", "without", EDITIONS[2024])
+    assert "cannot fall below" not in text
+    assert "cannot fall below" in tables.paired_markdown([replace(row, cases=5)], "with", "without", EDITIONS[2024])
     assert "| microglia | Dice (%) ↑ | 7 (1 NaN) | 71.50 | 69.87 | 1.63 | 0.10 to 3.00 | 5 / 2 | 0.0312 |" in text
 
 
