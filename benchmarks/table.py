@@ -11,6 +11,7 @@ from typing import Any
 
 from nnunet_selma.json_files import read_json
 
+_VERSIONS = ("nnunetv2", "torch", "blosc2", "tifffile", "numpy", "scipy", "scikit-image", "connected-components-3d")
 _BEGIN, _END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 
 
@@ -28,7 +29,7 @@ def machine() -> dict[str, str]:
     return {
         "date": date.today().isoformat(),
         "machine": f"{model}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
-        "versions": ", ".join(f"{name} {version(name)}" for name in ("nnunetv2", "torch", "blosc2", "tifffile", "numpy")) + f", Python {platform.python_version()}",
+        "versions": ", ".join(f"{name} {version(name)}" for name in _VERSIONS) + f", Python {platform.python_version()}",
     }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ SHAPE = (7, 16, 32)
 
 
 def mask(*boxes):
-    """Boxes (y from, y to, x from, x to), three slices thick or as thick as they are high if even."""
+    """Boxes (y from, y to, x from, x to), as many slices thick as they are high."""
     drawn = np.zeros(SHAPE, bool)
     for y0, y1, x0, x1 in boxes:
         thick = y1 - y0

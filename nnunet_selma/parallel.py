@@ -86,7 +86,7 @@ def _in_processes(
         pool.shutdown()
     except BrokenProcessPool as error:
         raise SelmaError(
-            "a worker process ended all of a sudden, most likely for want of memory; run the command again with fewer --workers, it goes on from here"
+            "a worker process ended all of a sudden, most likely for want of memory; run the command again with fewer --workers; what was finished and kept is not done again"
         ) from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

@@ -32,7 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain(f"{where}: {error.strerror or error}; {remedy}")
         return 2
     except KeyboardInterrupt:
-        complain("stopped; the same command goes on from here")
+        kept = getattr(chosen, "output", True) is not None  # evaluate without -o keeps nothing
+        complain(
+            "stopped; the same command goes on from here" if kept else "stopped; give -o FOLDER to go on from there"
+        )
         return 130
     return code
 

@@ -7,6 +7,7 @@ from typing import Any
 from nnunet_selma.cli.arguments import path, voxel_size, workers_argument
 from nnunet_selma.cli.shell import progress
 from nnunet_selma.errors import SelmaError
+from nnunet_selma.volumes import stem
 
 
 def add_to(parts: Any) -> None:
@@ -28,7 +29,9 @@ def add_to(parts: Any) -> None:
     parser.add_argument("-o", dest="output", type=path, help="folder for tables and pictures (default: print only)")
     parser.add_argument("--structure", help="what all cases show, where their names do not begin with it")
     parser.add_argument(
-        "--against", metavar="[NAME=]PATH", help="compare case by case with this method: interval and Wilcoxon test"
+        "--against",
+        metavar="NAME|[NAME=]PATH",
+        help="compare case by case with this method: interval and Wilcoxon test",
     )
     parser.add_argument("--images", type=path, metavar="PATH", help="folder of raw images, shown in the pictures")
     missing = parser.add_mutually_exclusive_group()
@@ -66,11 +69,7 @@ def _evaluate(chosen: argparse.Namespace) -> int:
         spacing_um_zyx=chosen.spacing, extras=Extras(objects=rule, hd95=chosen.hd95, size=chosen.size),
     )  # fmt: skip
     methods = _methods(chosen.prediction)
-    other = None
-    if chosen.against:
-        ((other, folder),) = _methods([chosen.against]).items()
-        if methods.setdefault(other, folder) != folder:
-            raise SelmaError(f"two methods are called {other}: name them, as in --against baseline={folder}")
+    other = _other(chosen.against, methods) if chosen.against else None
     evaluation = evaluate(
         chosen.reference, methods, settings, output=chosen.output, images=chosen.images, sheets=chosen.sheets,
         workers=chosen.workers, progress=progress,
@@ -82,15 +81,26 @@ def _evaluate(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def _other(text: str, methods: dict[str, Path]) -> str:
+    """The method to compare with: one of `methods` by name, or another one, which is added to them."""
+    if text in methods:
+        return text
+    ((name, folder),) = _methods([text]).items()
+    if methods.setdefault(name, folder).resolve() != folder.resolve():
+        raise SelmaError(f"two methods are called {name}: name them, as in --against baseline={folder}")
+    return name
+
+
 def _methods(texts: list[str]) -> dict[str, Path]:
     """Name of each method to its folder."""
     methods: dict[str, Path] = {}
     for text in texts:
         name, equals, folder = text.partition("=")
         if not equals or path(text).exists():
-            name, folder = path(text).resolve().name, text
-        if not name or "/" in name:
-            raise SelmaError(f"{text}: name the method before =, without a slash")
+            whole = path(text).resolve()
+            name, folder = (stem(whole) if whole.is_file() or whole.suffix == ".zarr" else whole.name), text
+        if name in ("", ".", "..") or "/" in name or "\\" in name:
+            raise SelmaError(f"{text}: before = stands the name of the method, without a slash; it becomes a folder")
         if name in methods:
             raise SelmaError(
                 f"two methods are called {name}: name them, as in --prediction first={methods[name]} second={folder}"

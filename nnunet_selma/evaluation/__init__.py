@@ -11,7 +11,8 @@ from nnunet_selma.evaluation import tables
 from nnunet_selma.evaluation.cases import Case, Missing, find_cases, listed
 from nnunet_selma.evaluation.comparison import PairedDifference, Ranks, class_means, compare, rank
 from nnunet_selma.evaluation.scoring import CaseScore, ScoreTask, score_case
-from nnunet_selma.json_files import without_nan, write_json
+from nnunet_selma.evaluation.tables import Table
+from nnunet_selma.json_files import without_nan, write_json, write_text
 from nnunet_selma.metrics.editions import Edition, edition
 from nnunet_selma.metrics.extras import Extras
 from nnunet_selma.parallel import run_tasks
@@ -70,19 +71,34 @@ class Evaluation:
 
     def markdown(self, other: str | None = None) -> str:
         """All tables."""
-        parts = [
-            f"## SELMA3D {self.settings.year}",
-            tables.markdown(self.scores, self.rules, corrected=self.settings.corrected),
-        ]
-        if extras := tables.extras_markdown(self.scores):
-            parts += ["## Beyond the official metrics", extras]
-        if ranks := self.ranks():
-            parts += ["## Mean ranks", tables.ranks_markdown(ranks)]
-        for method, rows in self.against(other).items() if other else ():
-            parts += [f"## {method} against {other}", tables.paired_markdown(rows, method, str(other), self.rules)]
+        parts = [f"## SELMA3D {self.settings.year}"]
+        parts += [tables.as_markdown(table) for table in self._means()]
+        parts += [tables.case_counts(self.scores), *tables.without_value(self.scores)]
+        for title, table in self._further_tables(other):
+            parts += [f"## {title}", tables.as_markdown(table)]
         if self.warnings:
             parts += ["## Warnings", "\n".join(f"- {warning}" for warning in self.warnings)]
         return "\n\n".join(parts) + "\n"
+
+    def latex(self, other: str | None = None) -> str:
+        """All tables, for a paper (needs the package booktabs)."""
+        parts = [tables.as_latex(table) for table in self._means()]
+        parts += [f"% {sentence}" for sentence in (tables.case_counts(self.scores), *tables.without_value(self.scores))]
+        parts += [f"% {title}\n{tables.as_latex(table)}" for title, table in self._further_tables(other)]
+        return "\n\n".join(parts) + "\n"
+
+    def _means(self) -> list[Table]:
+        return tables.means(self.scores, self.rules, corrected=self.settings.corrected)
+
+    def _further_tables(self, other: str | None) -> list[tuple[str, Table]]:
+        found = []
+        if extras := tables.extras(self.scores, sample=self.rules.sample_deviation):
+            found.append(("Beyond the official metrics", extras))
+        if ranks := self.ranks():
+            found.append(("Mean ranks", tables.ranks(ranks)))
+        for method, rows in self.against(other).items() if other else ():
+            found.append((f"{method} against {other}", tables.paired(rows, method, str(other), self.rules)))
+        return found
 
 
 def evaluate(
@@ -115,18 +131,18 @@ def evaluate(
     cases, warnings = _cases(reference, predictions, settings, images)
     tasks = [
         ScoreTask(
-            method=method, case=case, year=settings.year, extras=settings.extras,
-            folder=output / "scores" / method if output else None,
-            sheet=output / "sheets" / method / f"{case.name}.png" if output and sheets else None,
+            cases={method: of_method[number] for method, of_method in cases.items()}, year=settings.year,
+            extras=settings.extras, output=output, sheets=sheets,
         )
-        for method, of_method in cases.items()
-        for case in of_method
+        for number in range(len(next(iter(cases.values()))))
     ]  # fmt: skip
     if output:
         output.mkdir(parents=True, exist_ok=True)
-    scores = run_tasks(
-        score_case, tasks, steps=len(tasks), workers=workers, label=f"scoring {len(tasks)} cases", progress=progress
+    steps = len(tasks) * len(cases)
+    by_case = run_tasks(
+        score_case, tasks, steps=steps, workers=workers, label=f"scoring {steps} masks", progress=progress
     )
+    scores = [score for number in range(len(cases)) for score in (of_case[number] for of_case in by_case)]
     warnings += [warning for score in scores for warning in score.warnings]
     return Evaluation(settings, scores, list(dict.fromkeys(warnings)))
 
@@ -153,12 +169,18 @@ def _cases(
         )
     if not common:
         raise SelmaError(f"{', '.join(predictions)}: have no case in common")
-    unknown = {c.name for of in cases.values() for c in of if c.spacing_um_zyx is None}
-    if unknown and settings.extras.need_spacing:
+    every = [case for of_method in cases.values() for case in of_method]
+    unknown = {
+        case.name for case in every if case.spacing_um_zyx is None and settings.extras.of(case.structure).need_spacing
+    }
+    if unknown:
         raise SelmaError(
             f"{listed(sorted(unknown))}: neither the header nor the structure says the voxel size, which distances need; give --spacing "
             "Z,Y,X in µm"
         )
+    for name in ("objects", "size"):
+        if getattr(settings.extras, name) and not any(getattr(settings.extras.of(c.structure), name) for c in every):
+            warnings.append(f"--{name}: nothing to measure, no case shows a structure that it is for")
     return cases, warnings
 
 
@@ -166,11 +188,11 @@ def write_evaluation(evaluation: Evaluation, output: Path, *, other: str | None 
     """Write `cases.csv`, `evaluation.json`, `tables.md`, `tables.tex`, and pictures over all cases, into a folder."""
     rules, scores, corrected = evaluation.rules, evaluation.scores, evaluation.settings.corrected
     output.mkdir(parents=True, exist_ok=True)
-    tables.write_csv(output / "cases.csv", scores, corrected=corrected)
-    (output / "tables.md").write_text(evaluation.markdown(other), encoding="utf-8")
-    (output / "tables.tex").write_text(tables.latex(scores, rules, corrected=corrected), encoding="utf-8")
     ranks = evaluation.ranks()
     compared = evaluation.against(other) if other else {}
+    write_text(output / "cases.csv", tables.cases_csv(scores, corrected=corrected))
+    write_text(output / "tables.md", evaluation.markdown(other))
+    write_text(output / "tables.tex", evaluation.latex(other))
     write_json(
         output / "evaluation.json",
         without_nan(
@@ -185,6 +207,7 @@ def write_evaluation(evaluation: Evaluation, output: Path, *, other: str | None 
         ),
     )
     figures.score_boxes(output / "scores.png", _panels(evaluation))
+    (output / "ranks.png").unlink(missing_ok=True)  # of an earlier run with more methods
     if ranks:
         figures.rank_plot(output / "ranks.png", ranks.classes, ranks.overall)
 

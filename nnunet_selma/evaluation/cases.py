@@ -1,7 +1,7 @@
 """Which prediction belongs to which truth, and whether they can be compared; reads headers only."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +13,8 @@ from nnunet_selma.structures import PREFIXES, SpacingUm, Structure, named, of_ca
 from nnunet_selma.volumes import is_volume, open_volume, stem
 from nnunet_selma.volumes.itk import is_itk_file
 from nnunet_selma.volumes.nifti import is_nifti
+from nnunet_selma.volumes.ome_zarr import is_zarr
+from nnunet_selma.volumes.tiff import has_many_pages, tiff_slices
 
 Missing = Literal["error", "empty", "leave out"]
 """What to do about a case that one side lacks: stop and name it, take an empty mask for it, or leave it out."""
@@ -43,10 +45,10 @@ def find_cases(
     images: Path | None = None,
     spacing_um_zyx: SpacingUm | None = None,
 ) -> tuple[list[Case], list[str]]:
-    """Pair the files of two folders by their names without ending, or two files; returns the cases and warnings.
+    """Pair the files of two folders by their names without ending, or two volumes; returns the cases and warnings.
 
     Args:
-        reference: folder of ground truths, or one file. NIfTI, NRRD, MHA, TIFF and OME-Zarr may be mixed.
+        reference: folder of ground truths, or one: a file, an OME-Zarr, a folder of TIFF slices. All formats may be mixed.
         prediction: the same of predictions.
         structure: name of the structure, where the names of the cases do not begin with it.
         missing: what to do about cases that one side lacks.
@@ -57,54 +59,63 @@ def find_cases(
         SelmaError: nothing to compare, a case without partner, an unknown structure, shapes that differ.
     """
     truths, guesses = _volumes(reference), _volumes(prediction)
-    if not reference.is_dir() and not prediction.is_dir():
-        guesses = dict(zip(truths, guesses.values(), strict=True))  # two files are a pair, whatever their names
-    warnings = []
-    lacking = {
-        prediction: sorted(set(truths) - set(guesses)),
-        reference: sorted(set(guesses) - set(truths)),
-    }
-    for folder, names in lacking.items():
-        if names and missing == "error":
-            raise SelmaError(
-                f"{folder}: lacks {len(names)} of the cases that the other side has: {listed(names)}. --allow-missing scores "
-                "what is missing as empty, --leave-out-missing compares the rest"
-            )
-        if names:
-            done = "scored as empty" if missing == "empty" else "left out"
-            warnings.append(
-                f"{folder}: lacks {len(names)} of the cases that the other side has, {done}: {listed(names)}"
-            )
-    names = sorted(set(truths) & set(guesses) if missing == "leave out" else set(truths) | set(guesses))
-    if not names:
-        raise SelmaError(f"{reference} and {prediction}: no case has the same name on both sides")
+    if _is_one(reference) and _is_one(prediction):
+        guesses = dict(zip(truths, guesses.values(), strict=True))  # a pair, whatever their names
+    names, warnings = _paired((prediction, guesses), (reference, truths), missing)
     structures = _structures(names, structure)
-    pictures = _volumes(images) if images is not None else {}
+    pictures, more = _pictures(images, names)
     cases = [
         Case(
-            name=name, structure=structures[name], reference=truths.get(name), prediction=guesses.get(name),
-            image=pictures.get(f"{name}_0000", pictures.get(name)),
+            name=name, structure=structures[name], reference=truths.get(name), prediction=guesses.get(name), image=pictures.get(name),
             spacing_um_zyx=spacing_um_zyx or _spacing(truths.get(name)) or structures[name].spacing_um_zyx,
         )
         for name in names
     ]  # fmt: skip
     _demand_same_shapes(cases)
-    return cases, [*warnings, *_geometry_warnings(cases)]
+    cases, odd = _with_fitting_images(cases)
+    return cases, [*warnings, *more, *odd, *_geometry_warnings(cases)]
+
+
+def _paired(
+    side: tuple[Path, Mapping[str, Path]], other_side: tuple[Path, Mapping[str, Path]], missing: Missing
+) -> tuple[list[str], list[str]]:
+    """Names of the cases to compare, and warnings."""
+    warnings = []
+    (folder, own), (other_folder, other) = side, other_side
+    for place, lacking in ((folder, sorted(set(other) - set(own))), (other_folder, sorted(set(own) - set(other)))):
+        if lacking and missing == "error":
+            raise SelmaError(
+                f"{place}: lacks {len(lacking)} of the cases that the other side has: {listed(lacking)}. --allow-missing scores "
+                "what is missing as empty, --leave-out-missing compares the rest"
+            )
+        if lacking:
+            done = "scored as empty" if missing == "empty" else "left out"
+            warnings.append(
+                f"{place}: lacks {len(lacking)} of the cases that the other side has, {done}: {listed(lacking)}"
+            )
+    names = sorted(set(own) & set(other) if missing == "leave out" else set(own) | set(other))
+    if not names:
+        raise SelmaError(f"{folder} and {other_folder}: no case has the same name on both sides")
+    return names, warnings
+
+
+def _is_one(path: Path) -> bool:
+    """Whether it is one volume: a file, an OME-Zarr, or a folder of TIFF slices."""
+    if not path.is_dir():
+        return True
+    tiffs = sorted(tiff_slices(path))
+    return is_zarr(path) or (bool(tiffs) and not has_many_pages(tiffs[0]))
 
 
 def _volumes(path: Path) -> dict[str, Path]:
     """Name without ending to path, of one volume or of all volumes that lie in a folder."""
     if not path.exists():
         raise SelmaError(f"{path}: there is no such file or folder")
-    single = not path.is_dir() or path.suffix == ".zarr"
-    files = [path] if single else sorted(entry for entry in path.iterdir() if is_volume(entry))
+    files = [path] if _is_one(path) else sorted(entry for entry in path.iterdir() if is_volume(entry))
+    if path.suffix == ".npz" or (not files and any(path.glob("*.npz"))):
+        raise SelmaError(f"{path}: holds nnU-Net's probabilities (.npz); give the segmentations")
     if not files:
-        hint = (
-            "it holds nnU-Net's probabilities (.npz); give the folder of the segmentations"
-            if any(path.glob("*.npz"))
-            else "give a folder of NIfTI, NRRD, MHA, TIFF or OME-Zarr files"
-        )
-        raise SelmaError(f"{path}: no volume found; {hint}")
+        raise SelmaError(f"{path}: no volume found; give a folder of NIfTI, NRRD, MHA, TIFF or OME-Zarr files")
     found: dict[str, Path] = {}
     for file in files:
         name = stem(file)
@@ -114,10 +125,42 @@ def _volumes(path: Path) -> dict[str, Path]:
     return found
 
 
+def _pictures(images: Path | None, names: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
+    """Case to its raw image, first channel, and warnings."""
+    if images is None:
+        return {}, []
+    files = _volumes(images)
+    found = {name: files.get(f"{name}_0000", files.get(name)) for name in names}
+    if _is_one(images) and len(names) == 1:
+        found = {names[0]: images}
+    lacking = [name for name, path in found.items() if path is None]
+    warnings = [f"{images}: no image, so none in the picture, of {listed(lacking)}"] if lacking else []
+    return {name: path for name, path in found.items() if path is not None}, warnings
+
+
+def _with_fitting_images(cases: Iterable[Case]) -> tuple[list[Case], list[str]]:
+    """The cases, without images that cannot be shown beside them, and warnings."""
+    fitting, odd = [], []
+    for case in cases:
+        labels = case.reference or case.prediction
+        if case.image is not None and labels is not None:
+            try:
+                fits = open_volume(case.image).shape == open_volume(labels).shape
+            except SelmaError:
+                fits = False
+            if not fits:
+                odd.append(case.name)
+                case = replace(case, image=None)
+        fitting.append(case)
+    return fitting, [
+        f"images that are no single grey-value volume of the labels' shape are not shown: {listed(odd)}"
+    ] if odd else []
+
+
 def _structures(names: Iterable[str], structure: str | None) -> dict[str, Structure]:
     if structure is not None:
         return dict.fromkeys(names, named(structure))
-    found = {name: of_case(name) for name in names}
+    found = {name: of_case(name) or _of_part(name) for name in names}
     unknown = [name for name, one in found.items() if one is None]
     if unknown:
         raise SelmaError(
@@ -125,6 +168,12 @@ def _structures(names: Iterable[str], structure: str | None) -> dict[str, Struct
             f"or name them <structure>_<number>; structures are {', '.join(PREFIXES)}"
         )
     return {name: one for name, one in found.items() if one is not None}
+
+
+def _of_part(name: str) -> Structure | None:
+    """By a part of the name, as the evaluator of 2024 has it."""
+    parts = {"cfos": "cfos_neuron", "microglia": "microglia"}
+    return next((named(prefix) for part, prefix in parts.items() if part in name), None)
 
 
 def _spacing(path: Path | None) -> SpacingUm | None:

@@ -1,8 +1,10 @@
-"""One case: two files in, numbers and a picture out."""
+"""One case: its files in, numbers and a picture for each method out."""
 
+import hashlib
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -17,22 +19,36 @@ from nnunet_selma.metrics.blocks import Mask
 from nnunet_selma.metrics.editions import edition
 from nnunet_selma.metrics.extras import Extras, measure
 from nnunet_selma.metrics.mistakes import mistakes
-from nnunet_selma.metrics.pair import Pair
+from nnunet_selma.metrics.pair import Pair, Segmentation
 from nnunet_selma.volumes import open_volume
+
+_FORM = 1
+"""Of the files that keep scores; older ones are not read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreTask:
-    """What to do with one case of one method."""
+    """What to do with one case of every method; what they are compared with is the same."""
 
-    method: str
-    case: Case
+    cases: Mapping[str, Case]
+    """Method to its case."""
     year: int
     extras: Extras
-    folder: Path | None
-    """Where the scores are kept for a run that goes on, or None."""
-    sheet: Path | None
-    """Where the picture goes, or None."""
+    """What to measure beyond the official metrics, as far as it fits the structure."""
+    output: Path | None
+    """Folder where scores are kept for a run that goes on, and pictures; None keeps nothing."""
+    sheets: bool
+    """Whether to draw a picture of the case for each method."""
+
+    def kept(self, method: str) -> Path | None:
+        """Where the scores of a method lie."""
+        return self.output and self.output / "scores" / method / f"{self.cases[method].name}.json"
+
+    def sheet(self, method: str) -> Path | None:
+        """Where the picture of a method lies."""
+        return (
+            self.output / "sheets" / method / f"{self.cases[method].name}.png" if self.output and self.sheets else None
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,52 +80,81 @@ class CaseScore:
         return cls(**{**content, **parts, "warnings": tuple(content["warnings"])})
 
 
-def score_case(task: ScoreTask) -> Generator[int, None, CaseScore]:
-    """Score one case, or read its scores where an earlier run left them for the same files and settings; a task of `run_tasks`."""
-    made_from = _made_from(task)
-    kept = task.folder / f"{task.case.name}.json" if task.folder else None
-    if kept is not None and kept.is_file() and (task.sheet is None or task.sheet.is_file()):
-        content = read_json(kept)
-        if content["made_from"] == made_from:
-            yield 1
-            return CaseScore.from_json(content["score"])
-    score = _score(task)
-    if kept is not None:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_json(kept, {"made_from": made_from, "score": score.as_json()})
-    yield 1
-    return score
+def score_case(task: ScoreTask) -> Generator[int, None, list[CaseScore]]:
+    """Score one case of every method, or read its scores where an earlier run left them for the same files and settings.
+
+    A task of `run_tasks`; one step for each method. The reference is read, and what metrics ask of it alone computed, once.
+    """
+    scores, reference = [], _Reference(next(iter(task.cases.values())).reference)
+    for method in task.cases:
+        made_from = _made_from(task, method)
+        score = _kept_score(task, method, made_from)
+        if score is None:
+            score = _score(task, method, reference)
+            if (kept := task.kept(method)) is not None:
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                write_json(kept, {"made_from": made_from, "score": score.as_json()})
+        scores.append(score)
+        yield 1
+    return scores
 
 
-def _score(task: ScoreTask) -> CaseScore:
-    case, rules = task.case, edition(task.year)
-    pair, warnings = _read_pair(case)
+def _kept_score(task: ScoreTask, method: str, made_from: dict[str, Any]) -> CaseScore | None:
+    kept, sheet = task.kept(method), task.sheet(method)
+    if kept is None or not kept.is_file() or (sheet is not None and not sheet.is_file()):
+        return None
+    content = read_json(kept)
+    return CaseScore.from_json(content["score"]) if content.get("made_from") == made_from else None
+
+
+class _Reference:
+    """The truth of a case, read when a method needs it."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+
+    @cached_property
+    def found(self) -> tuple[Segmentation, tuple[str, ...]] | None:
+        if self.path is None:
+            return None
+        mask, warnings = read_mask(self.path)
+        return Segmentation(mask), warnings
+
+
+def _score(task: ScoreTask, method: str, reference: _Reference) -> CaseScore:
+    case, rules = task.cases[method], edition(task.year)
+    pair, warnings = _read_pair(case, reference)
     score = CaseScore(
-        method=task.method, case=case.name, structure=case.structure.prefix,
+        method=method, case=case.name, structure=case.structure.prefix,
         official=rules.score(pair, case.structure), corrected=rules.corrected(pair, case.structure),
-        extra=measure(pair, case.structure, task.extras, case.spacing_um_zyx), warnings=warnings,
+        extra=measure(pair, task.extras.of(case.structure), case.spacing_um_zyx), warnings=warnings,
     )  # fmt: skip
-    if task.sheet is not None:
-        task.sheet.parent.mkdir(parents=True, exist_ok=True)
+    if (sheet := task.sheet(method)) is not None:
+        sheet.parent.mkdir(parents=True, exist_ok=True)
         shown = " · ".join(
             f"{m.title} {score.official[m.key] * (100 if m.percent else 1):.4g}"
             for m in rules.metrics_of(case.structure)
         )
         figures.evaluation_sheet(
-            task.sheet, title=f"{case.name} ({case.structure.title}), {task.method}\n{shown}",
+            sheet, title=f"{case.name} ({case.structure.title}), {method}\n{shown}",
             raw=open_volume(case.image).read() if case.image else None,
-            truth=pair.reference, prediction=pair.prediction, mistakes=mistakes(pair),
+            truth=pair.reference.mask, prediction=pair.prediction.mask, mistakes=mistakes(pair),
         )  # fmt: skip
     return score
 
 
-def _read_pair(case: Case) -> tuple[Pair, tuple[str, ...]]:
-    masks = {
-        side: read_mask(path) for side, path in (("p", case.prediction), ("r", case.reference)) if path is not None
-    }
-    empty = np.zeros_like(next(iter(masks.values()))[0])
-    prediction, reference = (masks.get(side, (empty, ()))[0] for side in "pr")
-    return Pair(prediction, reference), tuple(warning for _, found in masks.values() for warning in found)
+def _read_pair(case: Case, reference: _Reference) -> tuple[Pair, tuple[str, ...]]:
+    """Both sides; one without file is empty."""
+    if case.prediction is None:
+        if reference.found is None:
+            raise ValueError(f"{case.name}: neither a prediction nor a reference")
+        truth, warnings = reference.found
+        return Pair(np.zeros_like(truth.mask), truth), warnings
+    mask, warnings = read_mask(case.prediction)
+    if reference.found is None:
+        return Pair(mask, np.zeros_like(mask)), warnings
+    truth, more = reference.found
+    return Pair(mask, truth), (*warnings, *more)
 
 
 def read_mask(path: Path) -> tuple[Mask, tuple[str, ...]]:
@@ -119,6 +164,8 @@ def read_mask(path: Path) -> tuple[Mask, tuple[str, ...]]:
         SelmaError: it holds NaN or fractions, as probabilities are.
     """
     values = open_volume(path).read()
+    if values.dtype.kind not in "buif":
+        raise SelmaError(f"{path}: holds values of type {values.dtype}; labels are 0 and 1")
     if values.dtype.kind == "f":
         if not np.isfinite(values).all():
             raise SelmaError(f"{path}: holds NaN or infinite values; labels are 0 and 1")
@@ -136,15 +183,22 @@ def read_mask(path: Path) -> tuple[Mask, tuple[str, ...]]:
     return values > 0, warnings
 
 
-def _made_from(task: ScoreTask) -> dict[str, Any]:
-    """What the scores depend on, as it comes back from JSON."""
-    files = {
-        side: None if path is None else [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
-        for side, path in (("prediction", task.case.prediction), ("reference", task.case.reference))
-    }
+def _made_from(task: ScoreTask, method: str) -> dict[str, Any]:
+    """What the scores and the picture depend on, as it comes back from JSON."""
+    case = task.cases[method]
+    files = {name: _stamp(getattr(case, name)) for name in ("prediction", "reference", "image")}
     settings = {
-        "version": __version__, "year": task.year, "structure": task.case.structure.prefix, "spacing": task.case.spacing_um_zyx,
-        "extras": asdict(task.extras), "method": task.method,
+        "form": _FORM, "version": __version__, "year": task.year, "structure": case.structure.prefix, "spacing": case.spacing_um_zyx,
+        "extras": asdict(task.extras),
     }  # fmt: skip
     content: dict[str, Any] = json.loads(json.dumps({**files, **settings}))
     return content
+
+
+def _stamp(path: Path | None) -> list[Any] | None:
+    """Where a file lies, its size and time; of a folder those of all files in it."""
+    if path is None:
+        return None
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    facts = [(str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return [str(path.resolve()), hashlib.sha256(repr(facts).encode()).hexdigest()]

@@ -1,11 +1,12 @@
-"""Tables: every case (CSV), and mean ± standard deviation per structure in the layout of the challenge paper (Markdown, LaTeX)."""
+"""Tables: every case (CSV), and means per structure in the layout of the challenge paper, ranks and comparisons (Markdown, LaTeX)."""
 
 import csv
+import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import isnan, nan
-from pathlib import Path
+from math import floor, isnan, log10, nan
 
 import numpy as np
 
@@ -14,11 +15,60 @@ from nnunet_selma.evaluation.scoring import CaseScore
 from nnunet_selma.metrics.editions import Edition, Metric
 from nnunet_selma.structures import named
 
-_EQUAL = 1e-3
-"""A corrected value that is as near in every case is no other value: the smoothing of 2024 moves clDice a little everywhere."""
-_FEWEST_FOR_WILCOXON = 6
 _MOST_COLUMNS = 6
 """As many as tables 4 and 5 of the paper have; more structures go into further tables."""
+_FEWEST_FOR_WILCOXON = 6
+_DIGITS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Cells as text; the first `names` columns are names, the rest numbers."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    names: int = 1
+    groups: Sequence[tuple[str, int]] = ()
+    """Common heads of columns of numbers, from left to right, and how many columns each is for."""
+    notes: Sequence[str] = ()
+    """Sentences below it."""
+
+
+def as_markdown(table: Table) -> str:
+    """Markdown; a common head stands before the head of each of its columns."""
+    above = [group for group, width in table.groups for _ in range(width)] or [""] * (len(table.head) - table.names)
+    heads = [
+        f"{group}: {head}" if group else head for group, head in zip(above, table.head[table.names :], strict=True)
+    ]
+    lines = [[*table.head[: table.names], *heads], ["---"] * table.names + ["---:"] * len(heads), *table.rows]
+    text = "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+    return "\n\n".join([text, *table.notes])
+
+
+def as_latex(table: Table) -> str:
+    """LaTeX with booktabs; notes are comments."""
+    numbers = len(table.head) - table.names
+    lines = [rf"\begin{{tabular}}{{{'l' * table.names}{'c' * numbers}}}", r"\toprule"]
+    if table.groups:
+        heads = [rf"\multicolumn{{{width}}}{{c}}{{{_escaped(group)}}}" for group, width in table.groups]
+        ends = np.cumsum([table.names, *(width for _, width in table.groups)])
+        lines += [" & ".join([""] * table.names + heads).lstrip() + r" \\"]
+        lines += [" ".join(rf"\cmidrule(lr){{{a + 1}-{b}}}" for a, b in pairwise(ends))]
+    body = [" & ".join(_escaped(cell) for cell in row) + r" \\" for row in (table.head, *table.rows)]
+    lines += [body[0], r"\midrule", *body[1:], r"\bottomrule", r"\end{tabular}"]
+    return "\n".join([*lines, *(f"% {note}" for note in table.notes)])
+
+
+_LATEX = {
+    **{character: "\\" + character for character in "&%_#${}"},
+    "\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "β": r"$\beta$", "β0": r"$\beta_0$", "β1": r"$\beta_1$", "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "–": "--",
+}  # fmt: skip
+_TO_ESCAPE = re.compile("|".join(re.escape(text) for text in sorted(_LATEX, key=len, reverse=True)))
+
+
+def _escaped(text: str) -> str:
+    return _TO_ESCAPE.sub(lambda found: _LATEX[found[0]], text)
 
 
 @dataclass(frozen=True)
@@ -29,24 +79,49 @@ class Summary:
     deviation: float
     cases: int
     without_value: tuple[str, ...]
-    """Cases in which it is NaN; one is enough to make the mean NaN, as it does in the official evaluators."""
+    """Cases in which it is NaN."""
 
     @classmethod
-    def of(cls, values: Mapping[str, float], *, sample: bool) -> "Summary":
-        """From case to value; `sample` takes n - 1 for the standard deviation, which is NaN for a single case then."""
-        numbers = np.array(list(values.values()))
-        lone = sample and len(numbers) < 2
+    def of(cls, values: Mapping[str, float], *, sample: bool, leave_out_nan: bool = False) -> "Summary":
+        """From case to value.
+
+        Args:
+            values: case to value; one NaN makes the mean NaN, as it does in the official evaluators.
+            sample: take n - 1 for the standard deviation, which is NaN for a single case then.
+            leave_out_nan: take the mean over the cases that have a value.
+        """
+        without = tuple(case for case, value in values.items() if isnan(value))
+        numbers = np.array([value for value in values.values() if not (leave_out_nan and isnan(value))])
+        enough = len(numbers) > int(sample)
         return cls(
-            mean=float(numbers.mean()),
-            deviation=nan if lone else float(numbers.std(ddof=int(sample))),
-            cases=len(numbers),
-            without_value=tuple(case for case, value in values.items() if isnan(value)),
+            mean=float(numbers.mean()) if len(numbers) else nan,
+            deviation=float(numbers.std(ddof=int(sample))) if enough else nan,
+            cases=len(values),
+            without_value=without,
         )
+
+    def cell(self, *, percent: bool) -> str:
+        """Mean ± deviation with as many decimals, as in the paper, and how many cases have no value."""
+        scale = 100 if percent else 1
+        lacking = f" ({len(self.without_value)} of {self.cases} NaN)" if self.without_value else ""
+        if isnan(self.mean):
+            return f"NaN{lacking}"
+        digits = decimals(self.mean * scale, percent=percent)
+        deviation = "–" if isnan(self.deviation) else f"{self.deviation * scale:.{digits}f}"
+        return f"{self.mean * scale:.{digits}f} ± {deviation}{lacking}"
+
+
+def decimals(value: float, *, percent: bool) -> int:
+    """Digits after the point: two for percentages, for the rest so many that four digits count, as in the paper."""
+    if percent or not value or isnan(value):
+        return 2 if percent else 3
+    leading = floor(log10(float(f"{abs(value):.{_DIGITS - 1}e}")))
+    return min(max(_DIGITS - 1 - leading, 0), _DIGITS)
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table: a metric of a structure."""
+    """A metric of a structure."""
 
     structure: str
     metric: Metric
@@ -54,23 +129,17 @@ class Column:
 
     @property
     def title(self) -> str:
-        """As Markdown has it."""
+        """What it is, and which direction is better."""
         return f"{self.metric.title}{', corrected' if self.corrected else ''} {'↑' if self.metric.higher_is_better else '↓'}"
 
-    @property
-    def latex(self) -> str:
-        """As LaTeX has it."""
-        arrow = r"$\uparrow$" if self.metric.higher_is_better else r"$\downarrow$"
-        return f"{self.metric.latex}{', corrected' if self.corrected else ''} {arrow}"
-
-    def summary(self, scores: Sequence[CaseScore], method: str, *, sample: bool) -> Summary | None:
-        """Over the cases of a method, or None if it has none."""
+    def cell(self, scores: Sequence[CaseScore], method: str, *, sample: bool) -> str:
+        """Over the cases of a method."""
         values = {
             score.case: (score.corrected if self.corrected else score.official)[self.metric.key]
             for score in scores
             if score.method == method and score.structure == self.structure
         }
-        return Summary.of(values, sample=sample) if values else None
+        return Summary.of(values, sample=sample).cell(percent=self.metric.percent)
 
 
 def columns(scores: Sequence[CaseScore], rules: Edition, *, corrected: bool) -> list[list[Column]]:
@@ -90,31 +159,30 @@ def columns(scores: Sequence[CaseScore], rules: Edition, *, corrected: bool) -> 
 
 def _corner(score: CaseScore, key: str) -> bool:
     """Whether the official value is another than the corrected one, NaN included."""
-    return key in score.corrected and not abs(score.official[key] - score.corrected[key]) < _EQUAL
+    return key in score.corrected and score.official[key] != score.corrected[key]
 
 
-def markdown(scores: Sequence[CaseScore], rules: Edition, *, corrected: bool) -> str:
-    """Methods in rows, structures and their metrics in columns, mean ± standard deviation; then the cases without a value."""
+def means(scores: Sequence[CaseScore], rules: Edition, *, corrected: bool) -> list[Table]:
+    """Methods in rows, structures and their metrics in columns, mean ± standard deviation: the paper's tables 4 and 5."""
     methods = list(dict.fromkeys(score.method for score in scores))
-    parts = []
-    for table in columns(scores, rules, corrected=corrected):
-        lines = [
-            f"| method | {' | '.join(f'{named(c.structure).title}: {c.title}' for c in table)} |",
-            "|---|" + "---:|" * len(table),
-        ]
-        lines += [
-            f"| {method} | {' | '.join(_cell(c, c.summary(scores, method, sample=rules.sample_deviation), ' ± ') for c in table)} |"
+    found = []
+    for of_table in columns(scores, rules, corrected=corrected):
+        structures = [column.structure for column in of_table]
+        rows = [
+            [method, *(column.cell(scores, method, sample=rules.sample_deviation) for column in of_table)]
             for method in methods
         ]
-        parts.append("\n".join(lines))
-    counted = [f"{title} has {n} case{'s' * (n != 1)}" for title, n in _counts(scores).items()]
-    return "\n\n".join([*parts, f"Mean ± standard deviation over cases: {', '.join(counted)}.", *without_value(scores)])
+        groups = [(named(structure).title, structures.count(structure)) for structure in dict.fromkeys(structures)]
+        found.append(Table(head=["method", *(column.title for column in of_table)], rows=rows, groups=groups))
+    return found
 
 
-def _counts(scores: Sequence[CaseScore]) -> dict[str, int]:
-    cases = {(named(score.structure).title, score.case) for score in scores}
-    titles = sorted(title for title, _ in cases)
-    return {title: titles.count(title) for title in titles}
+def case_counts(scores: Sequence[CaseScore]) -> str:
+    """A sentence that says how many cases each structure has."""
+    cases = dict.fromkeys((named(score.structure).title, score.case) for score in scores)
+    titles = [title for title, _ in cases]
+    counted = [f"{title} {titles.count(title)}" for title in dict.fromkeys(titles)]
+    return f"Mean ± standard deviation over cases ({', '.join(counted)})."
 
 
 def without_value(scores: Sequence[CaseScore]) -> list[str]:
@@ -124,142 +192,88 @@ def without_value(scores: Sequence[CaseScore]) -> list[str]:
         for key, value in [*score.official.items(), *score.extra.items()]:
             if isnan(value):
                 lacking.setdefault((score.method, key), []).append(score.case)
-    return [
-        f"{method}: {key} has no value (NaN) in {len(cases)} case{'s' * (len(cases) != 1)}: {', '.join(cases)}."
-        for (method, key), cases in lacking.items()
-    ]
+    return [f"{method}: {key} has no value (NaN) in {', '.join(cases)}." for (method, key), cases in lacking.items()]
 
 
-def latex(scores: Sequence[CaseScore], rules: Edition, *, corrected: bool) -> str:
-    """The same as `markdown`, for a paper (needs the package booktabs)."""
-    methods = list(dict.fromkeys(score.method for score in scores))
-    parts = []
-    for table in columns(scores, rules, corrected=corrected):
-        groups = list(dict.fromkeys(column.structure for column in table))
-        widths = [sum(column.structure == group for column in table) for group in groups]
-        heads = " & ".join(
-            rf"\multicolumn{{{width}}}{{c}}{{{_escaped(named(group).title)}}}"
-            for group, width in zip(groups, widths, strict=True)
-        )
-        ends = np.cumsum([1, *widths])
-        rules_below = " ".join(rf"\cmidrule(lr){{{a + 1}-{b}}}" for a, b in pairwise(ends))
-        rows = [
-            " & ".join(
-                [
-                    _escaped(method),
-                    *(_cell(c, c.summary(scores, method, sample=rules.sample_deviation), r" $\pm$ ") for c in table),
-                ]
-            )
-            + r" \\"
-            for method in methods
-        ]
-        parts.append(
-            "\n".join(
-                [
-                    rf"\begin{{tabular}}{{l{'c' * len(table)}}}",
-                    r"\toprule",
-                    rf" & {heads} \\",
-                    rules_below,
-                    " & ".join(["Method", *(column.latex for column in table)]) + r" \\",
-                    r"\midrule",
-                    *rows,
-                    r"\bottomrule",
-                    r"\end{tabular}",
-                ]
-            )
-        )
-    return "\n\n".join(parts) + "\n"
-
-
-def _escaped(text: str) -> str:
-    for character in "&%_#":
-        text = text.replace(character, "\\" + character)
-    return text.replace("β", r"$\beta$").replace("⁺", "$^+$")
-
-
-def _cell(column: Column, summary: Summary | None, between: str) -> str:
-    if summary is None:
-        return "–"
-    if isnan(summary.mean):
-        return f"NaN ({len(summary.without_value)} of {summary.cases})"
-    scale = 100 if column.metric.percent else 1
-    deviation = "–" if isnan(summary.deviation) else number(summary.deviation * scale, percent=column.metric.percent)
-    return f"{number(summary.mean * scale, percent=column.metric.percent)}{between}{deviation}"
-
-
-def number(value: float, *, percent: bool) -> str:
-    """Two digits after the point for percentages, four that count for the rest, as in the paper."""
-    if percent:
-        return f"{value:.2f}"
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:#.4g}"
-
-
-def extras_markdown(scores: Sequence[CaseScore]) -> str:
-    """Mean ± standard deviation of what was measured beyond the official metrics; empty if nothing was."""
+def extras(scores: Sequence[CaseScore], *, sample: bool) -> Table | None:
+    """What was measured beyond the official metrics, over the cases that have a value; None if nothing was."""
     names = list(dict.fromkeys(key for score in scores for key in score.extra))
     if not names:
-        return ""
-    lines = [f"| structure | method | {' | '.join(names)} |", "|---|---|" + "---:|" * len(names)]
+        return None
+    rows = []
     for structure, method in dict.fromkeys((score.structure, score.method) for score in scores):
-        of = [s.extra for s in scores if s.structure == structure and s.method == method]
+        of = {s.case: s.extra for s in scores if s.structure == structure and s.method == method}
         cells = []
         for name in names:
-            values = [extra[name] for extra in of if name in extra and not isnan(extra[name])]
-            cells.append(f"{np.mean(values):.4g} ± {np.std(values):.4g}" if values else "–")
-        lines.append(f"| {named(structure).title} | {method} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            values = {case: extra[name] for case, extra in of.items() if name in extra}
+            cells.append(Summary.of(values, sample=sample, leave_out_nan=True).cell(percent=False) if values else "–")
+        rows.append([named(structure).title, method, *cells])
+    return Table(head=["structure", "method", *names], rows=rows, names=2)
 
 
-def ranks_markdown(ranks: Ranks) -> str:
+def ranks(found: Ranks) -> Table:
     """Mean rank per class of structures, and overall; best method first."""
-    names = list(next(iter(ranks.classes.values())))
-    lines = [f"| place | method | {' | '.join(names)} | overall |", "|---:|---|" + "---:|" * (len(names) + 1)]
-    for method, place in ranks.overall.items():
-        ahead = sum(other < place for other in ranks.overall.values())
-        of = " | ".join(f"{ranks.classes[method][name]:.3f}" for name in names)
-        lines.append(f"| {ahead + 1} | {method} | {of} | {place:.3f} |")
-    return "\n".join(lines)
-
-
-def paired_markdown(rows: Sequence[PairedDifference], method: str, other: str, rules: Edition) -> str:
-    """Two methods case by case, in the layout of the paper's table 6 turned on its side."""
-    lines = [
-        f"| structure | metric | cases | {method} | {other} | difference | 95 % interval | better / worse | p (Wilcoxon) |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+    names = list(next(iter(found.classes.values())))
+    rows = [
+        [
+            str(1 + sum(other < place for other in found.overall.values())),
+            method,
+            *(f"{found.classes[method][name]:.3f}" for name in names),
+            f"{place:.3f}",
+        ]
+        for method, place in found.overall.items()
     ]
+    return Table(head=["place", "method", *names, "overall"], rows=rows, names=2)
+
+
+def paired(rows: Sequence[PairedDifference], method: str, other: str, rules: Edition) -> Table:
+    """Two methods case by case; the paper's table 6 on its side, with what is needed to believe it."""
+    lines = []
     for row in rows:
         metric = next(m for m in rules.metrics_of(named(row.structure)) if m.key == row.metric)
         scale = 100 if metric.percent else 1
-        shown = [
-            "–" if isnan(value) else number(value * scale, percent=metric.percent)
+        mean, other_mean, difference, low, high = (
+            "–" if isnan(value) else f"{value * scale:.{decimals(value * scale, percent=metric.percent)}f}"
             for value in (row.mean, row.other_mean, row.difference, row.low, row.high)
-        ]
-        left_out = f" ({row.without_value} NaN)" if row.without_value else ""
-        arrow = "↑" if metric.higher_is_better else "↓"
-        lines.append(
-            f"| {named(row.structure).title} | {metric.title} {arrow} | {row.cases}{left_out} | {shown[0]} | {shown[1]} | {shown[2]} "
-            f"| {shown[3]} to {shown[4]} | {row.better} / {row.worse} | {'–' if isnan(row.p) else f'{row.p:.3g}'} |"
         )
-    fewest = min((row.cases for row in rows), default=_FEWEST_FOR_WILCOXON)
-    note = "\n\nWith fewer than six cases the Wilcoxon test cannot fall below 0.05, whatever they say."
-    return "\n".join(lines) + (note if fewest < _FEWEST_FOR_WILCOXON else "")
+        cases = f"{row.cases} ({row.without_value} NaN)" if row.without_value else str(row.cases)
+        title = f"{metric.title} {'↑' if metric.higher_is_better else '↓'}"
+        verdict = [f"{row.better} / {row.worse}", "–" if isnan(row.p) else f"{row.p:.3g}"]
+        lines.append(
+            [named(row.structure).title, title, cases, mean, other_mean, difference, f"{low} to {high}", *verdict]
+        )
+    few = any(row.cases < _FEWEST_FOR_WILCOXON for row in rows)
+    note = f"With fewer than {_FEWEST_FOR_WILCOXON} cases the Wilcoxon test cannot fall below 0.05, whatever they say."
+    head = [
+        "structure",
+        "metric",
+        "cases",
+        method,
+        other,
+        "difference",
+        "95 % interval",
+        "better / worse",
+        "p (Wilcoxon)",
+    ]
+    return Table(head=head, rows=lines, names=2, notes=[note] if few else [])
 
 
-def write_csv(path: Path, scores: Sequence[CaseScore], *, corrected: bool) -> None:
+def cases_csv(scores: Sequence[CaseScore], *, corrected: bool) -> str:
     """One row for each case and method; empty where a metric is not of the structure, nan where it has no value."""
     official = list(dict.fromkeys(key for score in scores for key in score.official))
     fixed = list(dict.fromkeys(key for score in scores for key in score.corrected)) if corrected else []
     extra = list(dict.fromkeys(key for score in scores for key in score.extra))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(
-            ["method", "case", "structure", *official, *(f"{key}_corrected" for key in fixed), *extra, "warnings"]
-        )
-        for score in scores:
-            values = [
-                *(score.official.get(key) for key in official),
-                *(score.corrected.get(key) for key in fixed),
-                *(score.extra.get(key) for key in extra),
-            ]
-            cells = ["" if value is None else f"{value:.10g}" for value in values]
-            writer.writerow([score.method, score.case, score.structure, *cells, "; ".join(score.warnings)])
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ["method", "case", "structure", *official, *(f"{key}_corrected" for key in fixed), *extra, "warnings"]
+    )
+    for score in scores:
+        values = [
+            *(score.official.get(key) for key in official),
+            *(score.corrected.get(key) for key in fixed),
+            *(score.extra.get(key) for key in extra),
+        ]
+        cells = ["" if value is None else f"{value:.10g}" for value in values]
+        writer.writerow([score.method, score.case, score.structure, *cells, "; ".join(score.warnings)])
+    return text.getvalue()

@@ -12,8 +12,8 @@ import numpy as np
 from scipy.ndimage import find_objects
 from skimage.morphology import skeletonize
 
-from nnunet_selma.metrics.blocks import Mask, Read
-from nnunet_selma.metrics.components import components_by_blocks, label
+from nnunet_selma.metrics.blocks import Block, Box, Mask, Read, blocks
+from nnunet_selma.metrics.components import ComponentTable, label
 from nnunet_selma.metrics.overlap import Overlap
 from nnunet_selma.volumes.base import Array, ShapeZYX
 
@@ -27,14 +27,22 @@ def skeleton(labels: Array) -> Mask:
     """
     thin = np.zeros(labels.shape, np.bool_)
     for number, box in enumerate(find_objects(labels), 1):
-        thin[box] |= skeletonize(labels[box] == number).astype(np.bool_)
+        thin[box] |= _thinned(labels[box] == number, volume=len(labels) > 1)
+    return thin
+
+
+def _thinned(own: Mask, *, volume: bool) -> Mask:
+    """The skeleton of one component in its box; scikit-image thins a single slice as a picture, which it is in no `volume`."""
+    if volume and len(own) == 1:
+        return _thinned(np.pad(own, ((0, 1), (0, 0), (0, 0))), volume=volume)[:1]
+    thin: Mask = skeletonize(own).astype(np.bool_)
     return thin
 
 
 def skeleton_overlap_by_blocks(read: Read, read_other: Read, shape: ShapeZYX, edge: ShapeZYX) -> tuple[int, int]:
     """Voxels of a volume's skeleton, and how many of them lie in another volume's mask.
 
-    The components are found block by block; then each is thinned in its own box.
+    A component that lies in one block is thinned there; one that goes on into another block is thinned after all blocks, in its own box.
 
     Args:
         read: gives the voxels of a box of the volume that is thinned; `> 0` is its mask.
@@ -42,16 +50,38 @@ def skeleton_overlap_by_blocks(read: Read, read_other: Read, shape: ShapeZYX, ed
         shape: of both, voxels (z, y, x).
         edge: of a block, voxels (z, y, x).
     """
-    components = components_by_blocks(read, shape, edge)
+    volume = shape[0] > 1
     voxels = inside = 0
+
+    def count(box: Box, own: Mask) -> None:
+        nonlocal voxels, inside
+        thin = _thinned(own, volume=volume)
+        voxels += int(np.count_nonzero(thin))
+        inside += int(np.count_nonzero(thin & (read_other(*box) > 0)))
+
+    crossing = ComponentTable()
+    for block in blocks(shape, edge):
+        labels, _ = label(read(*block.box) > 0)
+        for number, box in enumerate(find_objects(labels), 1):
+            if not _crosses(box, block):
+                at = tuple(slice(b.start + s, b.stop + s) for b, s in zip(box, block.start, strict=True))
+                count((at[0], at[1], at[2]), labels[box] == number)
+                labels[box][labels[box] == number] = 0
+        crossing.add(block, *label(labels > 0))
+    components, _ = crossing.finish()
     for number, first in enumerate(components.first):
         box = components.box(number)
         labels, _ = label(read(*box) > 0)
-        own = labels == labels[tuple(first - components.low[number])]
-        thin = skeletonize(own).astype(np.bool_)
-        voxels += int(np.count_nonzero(thin))
-        inside += int(np.count_nonzero(thin & (read_other(*box) > 0)))
+        count(box, labels == labels[tuple(first - components.low[number])])
     return voxels, inside
+
+
+def _crosses(box: Box, block: Block) -> bool:
+    """Whether a component with this box in a block reaches voxels that the block shares with another."""
+    return any(
+        (side.start == 0 and start > 0) or (side.stop == end - start and end > stop)
+        for side, start, stop, end in zip(box, block.start, block.stop, block.end, strict=True)
+    )
 
 
 @dataclass(frozen=True)
@@ -67,23 +97,25 @@ class Centrelines:
     def cldice_2024(self) -> float:
         """The clDice of SELMA3D 2024, smoothed: an empty skeleton counts 0, and two zeros make 1.0.
 
-        So a prediction that is empty, or misses the structure altogether, gets 1.0.
+        So a prediction that is empty, or whose skeleton misses the structure and the reverse, gets 1.0.
         """
         a, b = self._shares(0.0, 0.0)
         return (2 * a * b + _SMOOTH) / (a + b + _SMOOTH)
 
     @property
     def cldice_2026(self) -> float:
-        """The clDice of SELMA3D 2026 (panoptica 2.1.7), without guard: NaN where a skeleton is empty or the masks are apart."""
+        """The clDice of SELMA3D 2026 (panoptica 2.1.7), without guard: NaN where a skeleton is empty, or neither meets the other mask."""
         a, b = self._shares(nan, nan)
         return 2 * a * b / (a + b) if a + b else nan
 
-    def corrected(self, overlap: Overlap) -> float:
-        """The clDice that says what it should where the official ones do not, given the overlap of the two masks.
+    def corrected(self, official: float, overlap: Overlap) -> float:
+        """The clDice that says what it should where the official one does not, given the overlap of the two masks.
 
-        0.0 for masks that are apart, or if just one is empty; 1.0 if both are. Where a mask has voxels but no skeleton, its voxels
-        stand in for it.
+        0.0 where neither skeleton meets the other mask, or if just one mask is empty; 1.0 if both are. Where a mask has voxels but no
+        skeleton, its voxels stand in for it. Everywhere else the official value.
         """
+        if self.prediction and self.reference and (self.prediction_inside or self.reference_inside):
+            return official
         if not overlap.prediction or not overlap.reference:
             return float(overlap.prediction == overlap.reference)
         a, b = self._shares(overlap.both / overlap.reference, overlap.both / overlap.prediction)

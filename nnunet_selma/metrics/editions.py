@@ -6,7 +6,7 @@ and the page on its assessment. `docs/metrics.md` explains every corner.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isnan
 
 from nnunet_selma.errors import SelmaError
@@ -21,7 +21,6 @@ class Metric:
 
     key: str
     title: str
-    latex: str
     higher_is_better: bool
     percent: bool = False
     """Whether tables show it in percent."""
@@ -58,10 +57,6 @@ class Edition:
         return {m.key: float(m.corrected(pair)) for m in self.metrics_of(structure) if m.corrected is not None}
 
 
-def _corrected_cldice(pair: Compared) -> float:
-    return pair.centrelines.corrected(pair.overlap)
-
-
 def _corrected_panoptic_quality(pair: Compared) -> float:
     quality = panoptic_quality(pair.instances)
     return 1.0 if isnan(quality) else quality
@@ -72,25 +67,22 @@ def _betti_error(dimension: int) -> Callable[[Compared], float]:
 
 
 _DICE = Metric(
-    key="dice", title="Dice (%)", latex=r"\textit{Dice} (\%)", higher_is_better=True, percent=True,
+    key="dice", title="Dice (%)", higher_is_better=True, percent=True,
     value=lambda pair: pair.overlap.dice,
 )  # fmt: skip
-_BETTI_0 = Metric(
-    key="betti_0_error", title="β0 error", latex=r"$\beta_0$ error", higher_is_better=False, value=_betti_error(0)
-)
-_BETTI_1 = Metric(
-    key="betti_1_error", title="β1 error", latex=r"$\beta_1$ error", higher_is_better=False, value=_betti_error(1)
-)
+_BETTI_0 = Metric(key="betti_0_error", title="β0 error", higher_is_better=False, value=_betti_error(0))
+_BETTI_1 = Metric(key="betti_1_error", title="β1 error", higher_is_better=False, value=_betti_error(1))
 _CLDICE_2024 = Metric(
-    key="cldice", title="clDice (%)", latex=r"\textit{clDice} (\%)", higher_is_better=True, percent=True,
-    value=lambda pair: pair.centrelines.cldice_2024, corrected=_corrected_cldice,
+    key="cldice", title="clDice (%)", higher_is_better=True, percent=True,
+    value=lambda pair: pair.centrelines.cldice_2024,
+    corrected=lambda pair: pair.centrelines.corrected(pair.centrelines.cldice_2024, pair.overlap),
 )  # fmt: skip
-_CLDICE_2026 = Metric(
-    key="cldice", title="clDice (%)", latex=r"\textit{clDice} (\%)", higher_is_better=True, percent=True,
-    value=lambda pair: pair.centrelines.cldice_2026, corrected=_corrected_cldice,
+_CLDICE_2026 = replace(
+    _CLDICE_2024, value=lambda pair: pair.centrelines.cldice_2026,
+    corrected=lambda pair: pair.centrelines.corrected(pair.centrelines.cldice_2026, pair.overlap),
 )  # fmt: skip
 _PANOPTIC_QUALITY = Metric(
-    key="panoptic_quality", title="PQ (%)", latex=r"\textit{PQ} (\%)", higher_is_better=True, percent=True,
+    key="panoptic_quality", title="PQ (%)", higher_is_better=True, percent=True,
     value=lambda pair: panoptic_quality(pair.instances), corrected=_corrected_panoptic_quality,
 )  # fmt: skip
 

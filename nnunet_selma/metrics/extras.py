@@ -22,14 +22,20 @@ class Extras:
     size: bool = False
     """Volume, µm³, and length of the centreline, µm, of tree-like structures, in the prediction and in the reference."""
 
+    def of(self, structure: Structure) -> "Extras":
+        """What of it fits a structure."""
+        spots = structure.kind_2024 == "spot" or structure.kind_2026 == "isolated"
+        trees = structure.kind_2024 == "tree" or structure.kind_2026 == "contiguous"
+        return Extras(objects=self.objects if spots else None, hd95=self.hd95, size=self.size and trees)
+
     @property
     def need_spacing(self) -> bool:
         """Whether something is measured in µm."""
         return self.hd95 or self.size or (self.objects is not None and self.objects.kind == "distance")
 
 
-def measure(pair: Pair, structure: Structure, extras: Extras, spacing_um_zyx: SpacingUm | None) -> dict[str, float]:
-    """Name, with its unit, to value, for all that is asked for and fits the structure.
+def measure(pair: Pair, extras: Extras, spacing_um_zyx: SpacingUm | None) -> dict[str, float]:
+    """Name, with its unit, to value, of all that is asked for.
 
     Raises:
         ValueError: something is measured in µm and there is no spacing.
@@ -37,22 +43,21 @@ def measure(pair: Pair, structure: Structure, extras: Extras, spacing_um_zyx: Sp
     if extras.need_spacing and spacing_um_zyx is None:
         raise ValueError("distances, volumes and lengths need a spacing in µm")
     spacing = spacing_um_zyx or (1.0, 1.0, 1.0)
+    prediction, reference = pair.prediction, pair.reference
     values: dict[str, float] = {}
-    if extras.objects is not None and (structure.kind_2024 == "spot" or structure.kind_2026 == "isolated"):
+    if extras.objects is not None:
         found = _detection(pair, extras.objects, spacing)
         values |= {f"object_{name}": getattr(found, name) for name in ("precision", "recall", "f1", "count_error")}
     if extras.hd95:
-        values["hd95_um"] = hd95(pair.prediction, pair.reference, spacing)
-    if extras.size and (structure.kind_2024 == "tree" or structure.kind_2026 == "contiguous"):
-        for side, mask, thin in zip(
-            ("prediction", "reference"), (pair.prediction, pair.reference), pair.skeletons, strict=True
-        ):
-            values[f"volume_um3_{side}"] = float(np.count_nonzero(mask) * np.prod(spacing))
-            values[f"length_um_{side}"] = centreline_length(thin, spacing)
+        values["hd95_um"] = hd95(prediction.mask, reference.mask, spacing)
+    if extras.size:
+        for name, side in (("prediction", prediction), ("reference", reference)):
+            values[f"volume_um3_{name}"] = float(np.count_nonzero(side.mask) * np.prod(spacing))
+            values[f"length_um_{name}"] = centreline_length(side.skeleton, spacing)
     return values
 
 
 def _detection(pair: Pair, rule: MatchingRule, spacing: SpacingUm) -> Detection:
     if rule.kind == "distance":
-        return detection_by_distance(*pair.labels, rule.threshold, spacing)
+        return detection_by_distance(pair.prediction.labels, pair.reference.labels, rule.threshold, spacing)
     return detection(pair.instances, rule.threshold)

@@ -20,27 +20,24 @@ class Mistake(IntEnum):
     SPLIT = 4
     """Found, but in another piece than most of its object."""
     MERGED = 5
-    """Found, but in one piece with a larger object."""
+    """Found, but in one piece with another object, of which more was found."""
 
 
 def mistakes(pair: Pair) -> NDArray[np.uint8]:
     """The `Mistake` of each voxel, (z, y, x)."""
-    shown = np.zeros(pair.reference.shape, np.uint8)
-    both = pair.prediction & pair.reference
-    shown[pair.reference & ~both] = Mistake.MISSED
-    shown[pair.prediction & ~both] = Mistake.EXTRA
+    prediction, reference = pair.prediction.mask, pair.reference.mask
+    shown = np.zeros(reference.shape, np.uint8)
+    both = prediction & reference
+    shown[reference & ~both] = Mistake.MISSED
+    shown[prediction & ~both] = Mistake.EXTRA
     found = pair.instances
     if len(found.pairs):
         # pairs stand in the order of this number
-        columns = len(found.reference)
-        at = np.searchsorted(found.pairs @ (columns, 1), _numbers(pair, both, columns))
+        factors = (len(found.reference), 1)
+        labels = [side.labels[both].astype(np.int64) - 1 for side in (pair.prediction, pair.reference)]
+        at = np.searchsorted(found.pairs @ factors, np.stack(labels, axis=1) @ factors)
         shown[both] = _of_pairs(found)[at]
     return shown
-
-
-def _numbers(pair: Pair, both: NDArray[np.bool_], columns: int) -> NDArray[np.int64]:
-    prediction, reference = (labels[both].astype(np.int64) - 1 for labels in pair.labels)
-    return prediction * columns + reference
 
 
 def _of_pairs(found: Instances) -> NDArray[np.uint8]:

@@ -34,53 +34,69 @@ class Compared(Protocol):
         """How much of each skeleton lies in the other mask."""
 
 
+class Segmentation:
+    """A mask `> 0`, (z, y, x), and what metrics ask of it alone."""
+
+    def __init__(self, values: Array) -> None:
+        self.mask: Mask = values > 0
+
+    @cached_property
+    def _labelled(self) -> tuple[Array, int]:
+        return label(self.mask)
+
+    @property
+    def labels(self) -> Array:
+        """Its 26-connected components, numbered from 1."""
+        return self._labelled[0]
+
+    @cached_property
+    def betti(self) -> Betti:
+        """Its Betti numbers."""
+        return betti_numbers(self.mask, self._labelled[1])
+
+    @cached_property
+    def skeleton(self) -> Mask:
+        """Its skeleton."""
+        return skeleton(self.labels)
+
+
 class Pair:
-    """Two masks `> 0` of the same shape, (z, y, x).
+    """A prediction and its truth, of the same shape; one truth may be compared with several predictions.
 
     Raises:
         ValueError: the shapes differ.
     """
 
-    def __init__(self, prediction: Array, reference: Array) -> None:
-        demand_same_shape(prediction, reference)
-        self.prediction: Mask = prediction > 0
-        self.reference: Mask = reference > 0
+    def __init__(self, prediction: Array | Segmentation, reference: Array | Segmentation) -> None:
+        self.prediction, self.reference = (
+            side if isinstance(side, Segmentation) else Segmentation(side) for side in (prediction, reference)
+        )
+        demand_same_shape(self.prediction.mask, self.reference.mask)
 
     @cached_property
     def overlap(self) -> Overlap:
         """Voxels of each mask, and of both."""
-        return overlap(self.prediction, self.reference)
+        return overlap(self.prediction.mask, self.reference.mask)
 
-    @cached_property
+    @property
     def betti(self) -> tuple[Betti, Betti]:
         """Betti numbers of the prediction and of the reference."""
-        return betti_numbers(self.prediction), betti_numbers(self.reference)
-
-    @cached_property
-    def labels(self) -> tuple[Array, Array]:
-        """Components of the prediction and of the reference, numbered from 1."""
-        return label(self.prediction)[0], label(self.reference)[0]
+        return self.prediction.betti, self.reference.betti
 
     @cached_property
     def instances(self) -> Instances:
         """Objects of both, and what they share."""
-        return instances(*self.labels)
-
-    @cached_property
-    def skeletons(self) -> tuple[Mask, Mask]:
-        """Skeleton of the prediction and of the reference."""
-        prediction, reference = (skeleton(labels) for labels in self.labels)
-        return prediction, reference
+        return instances(self.prediction.labels, self.reference.labels)
 
     @cached_property
     def centrelines(self) -> Centrelines:
         """How much of each skeleton lies in the other mask."""
-        prediction, reference = self.skeletons
+        prediction, reference = self.prediction, self.reference
         return Centrelines(
-            prediction=int(np.count_nonzero(prediction)),
-            prediction_inside=int(np.count_nonzero(prediction & self.reference)),
-            reference=int(np.count_nonzero(reference)),
-            reference_inside=int(np.count_nonzero(reference & self.prediction)),
+            prediction=int(np.count_nonzero(prediction.skeleton)),
+            prediction_inside=int(np.count_nonzero(prediction.skeleton & reference.mask)),
+            reference=int(np.count_nonzero(reference.skeleton)),
+            reference_inside=int(np.count_nonzero(reference.skeleton & prediction.mask)),
         )
 
 

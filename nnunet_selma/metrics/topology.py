@@ -29,12 +29,13 @@ class Betti(NamedTuple):
     b2: int
 
 
-def betti_numbers(mask: Array) -> Betti:
-    """Betti numbers of a mask `> 0`, (z, y, x); all 0 if it is empty."""
+def betti_numbers(mask: Array, components: int | None = None) -> Betti:
+    """Betti numbers of a mask `> 0`, (z, y, x), all 0 if it is empty; the number of its 26-connected components may be known."""
     padded = np.zeros([length + 2 for length in mask.shape], np.bool_)
     np.greater(mask, 0, out=padded[1:-1, 1:-1, 1:-1])
     words = _words(padded)
-    b0, b2 = label(padded, 26)[1], _cavities(words, padded.shape[2])
+    b0 = label(padded, 26)[1] if components is None else components
+    b2 = _cavities(words, padded.shape[2])
     return Betti(b0, b0 + b2 - _euler_characteristic(words, padded.shape[2]), b2)
 
 

@@ -107,7 +107,7 @@ def test_a_second_run_goes_on_from_the_scores_of_the_first(data, monkeypatch):
     first = cases(data / "out")
     scored = []
     score = scoring._score
-    monkeypatch.setattr(scoring, "_score", lambda task: scored.append(task.case.name) or score(task))
+    monkeypatch.setattr(scoring, "_score", lambda task, m, r: scored.append(task.cases[m].name) or score(task, m, r))
     assert run(data, "-o", out) == 0
     assert scored == []
     assert cases(data / "out") == first
@@ -126,8 +126,8 @@ def test_nan_is_null_in_json_and_named_in_the_table(data, capsys):
         write_image(data / side / "cfos_neuron_1.nii.gz", np.zeros(SHAPE, np.uint8))
     assert run(data, "-o", str(data / "out"), "--corrected", edition="2026") == 0
     out = capsys.readouterr().out
-    assert "NaN (1 of 2)" in out
-    assert "shifted: panoptic_quality has no value (NaN) in 1 case: cfos_neuron_1." in out
+    assert "NaN (1 of 2 NaN)" in out
+    assert "shifted: panoptic_quality has no value (NaN) in cfos_neuron_1." in out
     content = json.loads((data / "out/evaluation.json").read_text())
     (case,) = [case for case in content["cases"] if case["case"] == "cfos_neuron_1"]
     assert case["official"]["panoptic_quality"] is None
@@ -155,7 +155,85 @@ def test_nifti_is_compared_with_mha_and_tiff(data, tmp_path):
 def test_two_files_are_a_pair_whatever_their_names(data, capsys):
     code = run(data, reference="truth/cfos_neuron_1.nii.gz", prediction="shifted/blood_vessel_1.nii.gz")
     assert code == 0
-    assert "c-Fos+ cell has 1 case" in capsys.readouterr().out
+    assert "(c-Fos+ cell 1)" in capsys.readouterr().out
+
+
+def test_a_truth_is_computed_once_for_all_methods(data, monkeypatch):
+    from nnunet_selma.metrics import pair
+
+    thinned = []
+    skeleton = pair.skeleton
+    monkeypatch.setattr(pair, "skeleton", lambda labels: thinned.append(1) or skeleton(labels))
+    assert run(data, prediction="shifted eroded truth") == 0
+    assert len(thinned) == 4  # of the one vessel: its truth, and three predictions
+
+
+def test_volumes_in_folders_are_one_case_and_noticed_when_they_change(data, capsys):
+    mask, _ = read_mask(data / "shifted/blood_vessel_1.nii.gz")
+    (data / "slices").mkdir()
+    for z, plane in enumerate(mask.astype(np.uint8)):
+        tifffile.imwrite(data / f"slices/Z{z:03d}.tif", plane, photometric="minisblack")
+    arguments = ["-o", str(data / "out"), "--structure", "blood_vessel"]
+    for expected in (80, 0):
+        assert run(data, *arguments, reference="truth/blood_vessel_1.nii.gz", prediction="slices") == 0
+        assert f"| slices | {expected}.00" in capsys.readouterr().out
+        for file in (data / "slices").iterdir():  # the folder's own time stays
+            tifffile.imwrite(file, np.zeros(SHAPE[1:], np.uint8), photometric="minisblack")
+
+
+def test_ome_zarr_is_compared_with_nifti(data, capsys):
+    zarr = pytest.importorskip("zarr")
+    mask, _ = read_mask(data / "shifted/blood_vessel_1.nii.gz")
+    array = zarr.create_array(data / "store.zarr", shape=mask.shape, chunks=(8, 8, 8), dtype="uint8")
+    array[:] = mask.astype(np.uint8)
+    code = run(data, reference="truth/blood_vessel_1.nii.gz", prediction="store.zarr")
+    assert code == 0
+    assert "| store | 80.00" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("other", ["shifted", "{}/shifted", "shifted={}/shifted", "shifted={}/eroded/../shifted"])
+def test_a_method_is_compared_with_one_that_is_there_by_name_or_by_folder(data, other, capsys):
+    assert run(data, "--against", other.format(data), prediction="eroded shifted") == 0
+    out = capsys.readouterr().out
+    assert "## eroded against shifted" in out
+    assert "## shifted against" not in out
+
+
+def test_images_that_do_not_fit_are_left_out_of_the_pictures(data, capsys):
+    write_image(data / "raw/cfos_neuron_1_0000.nii.gz", np.ones((3, 16, 18), np.uint16))
+    (data / "raw/cfos_neuron_2_0000.nii.gz").unlink()
+    assert run(data, "-o", str(data / "out"), "--images", str(data / "raw")) == 0
+    out = capsys.readouterr().out
+    assert "of the labels' shape are not shown: cfos_neuron_1" in out
+    assert "no image, so none in the picture, of cfos_neuron_2" in out
+    widths = {
+        name: imread(data / f"out/sheets/shifted/{name}.png").shape[1] for name in ("cfos_neuron_1", "blood_vessel_1")
+    }
+    assert widths["cfos_neuron_1"] < widths["blood_vessel_1"]  # three panels and four
+
+
+def test_what_fits_no_structure_is_said(data, capsys):
+    assert run(data, "--structure", "blood_vessel", "--objects", "overlap") == 0
+    assert "--objects: nothing to measure" in capsys.readouterr().out
+    # a protein has no voxel size, and no length to measure with it
+    assert run(data, "--structure", "protein", "--size") == 0
+    assert "--size: nothing to measure" in capsys.readouterr().out
+
+
+def test_names_of_2024_are_understood(data):
+    for side in ("truth", "shifted"):
+        (data / side / "cfos_neuron_1.nii.gz").rename(data / side / "patch_cfos_001.nii.gz")
+    found = evaluate(data / "truth", {"p": data / "shifted"}, EvaluationSettings(year=2024)).scores
+    assert {score.case: score.structure for score in found}["patch_cfos_001"] == "cfos_neuron"
+
+
+def test_scores_of_another_form_are_computed_anew(data):
+    assert run(data, "-o", str(data / "out")) == 0
+    first = cases(data / "out")
+    for kept in (data / "out/scores/shifted").iterdir():
+        kept.write_text('{"of": "another version"}')
+    assert run(data, "-o", str(data / "out")) == 0
+    assert cases(data / "out") == first
 
 
 def other_shape(data):
@@ -235,6 +313,7 @@ def test_bad_input_ends_in_a_sentence(data, harm, sentence, capsys):
         (["--objects", "nearest"], "matching rule 'nearest'"),
         (["--structure", "kidney"], "unknown structure 'kidney'"),
         (["--against", "shifted=truth"], "two methods are called shifted"),
+        (["--against", "..=truth"], "before = stands the name of the method"),
     ],
 )
 def test_bad_arguments_end_in_a_sentence(data, arguments, sentence, capsys):

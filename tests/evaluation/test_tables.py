@@ -1,4 +1,5 @@
 import csv
+import io
 from dataclasses import replace
 from math import isnan, nan, sqrt
 
@@ -27,9 +28,16 @@ def scores(method="ours", cldice=(0.6, 0.8)):
     return [*spots, *trees]
 
 
+def markdown(found, year=2024, *, corrected=False):
+    return "\n\n".join(tables.as_markdown(table) for table in tables.means(found, EDITIONS[year], corrected=corrected))
+
+
+def latex(found, year=2024, *, corrected=False):
+    return "\n\n".join(tables.as_latex(table) for table in tables.means(found, EDITIONS[year], corrected=corrected))
+
+
 def test_one_table_has_the_columns_of_the_papers():
-    text = tables.markdown(scores(), EDITIONS[2024], corrected=False)
-    head, _, row = text.splitlines()[:3]
+    head, _, row = markdown(scores()).splitlines()
     assert head == (
         "| method | c-Fos+ cell: Dice (%) ↑ | c-Fos+ cell: β0 error ↓ | microglia: Dice (%) ↑ | microglia: clDice (%) ↑ "
         "| microglia: β0 error ↓ | microglia: β1 error ↓ |"
@@ -37,15 +45,33 @@ def test_one_table_has_the_columns_of_the_papers():
     # standard deviations of the cases, as in the paper
     assert (
         row
-        == "| ours | 60.00 ± 10.00 | 2.500 ± 1.500 | 50.00 ± 0.00 | 70.00 ± 10.00 | 12.00 ± 0.000 | 0.5000 ± 0.5000 |"
+        == "| ours | 60.00 ± 10.00 | 2.500 ± 1.500 | 50.00 ± 0.00 | 70.00 ± 10.00 | 12.00 ± 0.00 | 0.5000 ± 0.5000 |"
     )
-    assert "c-Fos+ cell has 2 cases, microglia has 2 cases" in text
+    assert "(c-Fos+ cell 2, microglia 2)" in tables.case_counts(scores())
 
 
-def test_numbers_are_printed_as_in_table_5():
-    printed = [tables.number(value, percent=False) for value in (157.9, 1.0, 0.8660, 0.2471, 47.5, 743.5, 2249.0)]
-    assert printed == ["157.9", "1.000", "0.8660", "0.2471", "47.50", "743.5", "2249"]
-    assert tables.number(65.372, percent=True) == "65.37"
+@pytest.mark.parametrize(
+    ("values", "printed"),
+    [  # means and deviations that table 5 and table 4 print
+        ([157.9 - 169.9, 157.9 + 169.9], "157.9 ± 169.9"),
+        ([125.5 - 47.5, 125.5 + 47.5], "125.5 ± 47.5"),
+        ([5.125 - 2.848, 5.125 + 2.848], "5.125 ± 2.848"),
+        ([0.2471 - 0.5293, 0.2471 + 0.5293], "0.2471 ± 0.5293"),
+        ([11.73 - 7.55, 11.73 + 7.55], "11.73 ± 7.55"),
+        ([999.96, 999.96], "1000 ± 0"),
+        ([2249.0, 2249.0], "2249 ± 0"),
+        ([0.0, 0.0], "0.000 ± 0.000"),
+    ],
+)
+def test_numbers_are_printed_as_in_the_paper(values, printed):
+    summary = tables.Summary.of(dict(enumerate(values)), sample=False)
+    assert summary.cell(percent=False) == printed
+
+
+def test_the_deviations_of_table_5_are_those_of_the_cases():
+    """Eight loop errors with mean 1.000: only with n are the printed 0.8660 those of integers."""
+    errors = dict(enumerate([0, 0, 0, 1, 1, 2, 2, 2]))
+    assert tables.Summary.of(errors, sample=False).deviation == pytest.approx(0.8660, abs=5e-5)
 
 
 def test_2026_has_standard_deviations_of_a_sample():
@@ -58,24 +84,31 @@ def test_2026_has_standard_deviations_of_a_sample():
 
 def test_nan_is_counted_and_named_and_the_corrected_value_stands_beside_it():
     found = scores(cldice=(0.6, nan))
-    text = tables.markdown(found, EDITIONS[2024], corrected=True)
-    assert "| NaN (1 of 2) | 30.00 ± 30.00 |" in text
+    text = markdown(found, corrected=True)
+    assert "| NaN (1 of 2 NaN) | 30.00 ± 30.00 |" in text
     assert "clDice (%), corrected ↑" in text
-    assert "ours: cldice has no value (NaN) in 1 case: microglia_1." in text
-    assert "corrected" not in tables.markdown(found, EDITIONS[2024], corrected=False)
+    assert tables.without_value(found) == ["ours: cldice has no value (NaN) in microglia_1."]
+    assert "corrected" not in markdown(found)
 
 
 def test_no_corrected_column_stands_where_it_would_say_the_same():
-    assert "corrected" not in tables.markdown(scores(), EDITIONS[2024], corrected=True)
-    assert "corrected" not in tables.latex(scores(), EDITIONS[2024], corrected=True)
+    assert "corrected" not in markdown(scores(), corrected=True)
+    assert "corrected" not in latex(scores(), corrected=True)
 
 
 def test_latex_has_the_same_numbers_under_a_head_for_each_structure():
-    text = tables.latex(scores(method="a_b & 5%"), EDITIONS[2024], corrected=False)
+    text = latex(scores(method="a_b & 5%"))
     assert r"& \multicolumn{2}{c}{c-Fos+ cell} & \multicolumn{4}{c}{microglia} \\" in text
     assert r"\cmidrule(lr){2-3} \cmidrule(lr){4-7}" in text
+    assert r"method & Dice (\%) $\uparrow$ & $\beta_0$ error $\downarrow$" in text
     assert r"a\_b \& 5\% & 60.00 $\pm$ 10.00 & 2.500 $\pm$ 1.500 & 50.00 $\pm$ 0.00" in text
     assert text.count("\\\\") == 3
+
+
+def test_names_cannot_break_a_table():
+    name = r"lr^2 {x} ~\y| $"
+    assert r"lr\textasciicircum{}2 \{x\} \textasciitilde{}\textbackslash{}y| \$ &" in latex(scores(method=name))
+    assert markdown(scores(method=name)).splitlines()[2].count("|") == 8
 
 
 def test_more_structures_go_into_further_tables():
@@ -86,20 +119,22 @@ def test_more_structures_go_into_further_tables():
     assert [len(table) for table in tables.columns(many, EDITIONS[2026], corrected=False)] == [6, 2]
 
 
-def test_every_case_is_a_row_of_the_csv(tmp_path):
-    tables.write_csv(tmp_path / "cases.csv", scores(cldice=(0.6, nan)), corrected=True)
-    rows = list(csv.DictReader((tmp_path / "cases.csv").open(encoding="utf-8")))
+def test_every_case_is_a_row_of_the_csv():
+    text = tables.cases_csv(scores(cldice=(0.6, nan)), corrected=True)
+    rows = list(csv.DictReader(io.StringIO(text)))
     assert [row["case"] for row in rows] == ["cfos_neuron_0", "cfos_neuron_1", "microglia_0", "microglia_1"]
     assert (rows[0]["cldice"], rows[0]["hd95_um"], rows[0]["betti_0_error"]) == ("", "", "1")
     assert (rows[3]["cldice"], rows[3]["cldice_corrected"], rows[3]["hd95_um"]) == ("nan", "0", "3")
 
 
 def test_the_table_of_ranks():
-    text = tables.ranks_markdown(rank(means_of(TABLE_5), EDITIONS[2024])).splitlines()
+    table = tables.ranks(rank(means_of(TABLE_5), EDITIONS[2024]))
+    text = tables.as_markdown(table).splitlines()
     assert text[0] == "| place | method | spot-like | tree-like | overall |"
     assert text[2] == "| 1 | Zoomlin | 1.000 | 1.000 | 1.000 |"
     assert text[4] == "| 3 | Tonyxu | 2.000 | 4.000 | 3.000 |"
     assert text[6] == "| 5 | Wu | 5.000 | 4.250 | 4.625 |"
+    assert r"5 & Wu & 5.000 & 4.250 & 4.625 \\" in tables.as_latex(table)
 
 
 def test_the_paired_table():
@@ -107,14 +142,19 @@ def test_the_paired_table():
         structure="microglia", metric="dice", cases=7, without_value=1, mean=0.7150, other_mean=0.6987, difference=0.0163, low=0.001, high=0.03,
         p=0.0312, better=5, worse=2,
     )  # fmt: skip
-    text = tables.paired_markdown([row], "with", "without", EDITIONS[2024])
-    assert "cannot fall below" not in text
-    assert "cannot fall below" in tables.paired_markdown([replace(row, cases=5)], "with", "without", EDITIONS[2024])
-    assert "| microglia | Dice (%) ↑ | 7 (1 NaN) | 71.50 | 69.87 | 1.63 | 0.10 to 3.00 | 5 / 2 | 0.0312 |" in text
+    table = tables.paired([row], "with", "without", EDITIONS[2024])
+    line = "| microglia | Dice (%) ↑ | 7 (1 NaN) | 71.50 | 69.87 | 1.63 | 0.10 to 3.00 | 5 / 2 | 0.0312 |"
+    assert line in tables.as_markdown(table)
+    assert not table.notes
+    few = tables.paired([replace(row, cases=5)], "with", "without", EDITIONS[2024])
+    assert "cannot fall below" in tables.as_markdown(few)
+    assert "% With fewer than 6 cases" in tables.as_latex(few)
 
 
-def test_extras_are_apart_from_the_official_columns():
-    text = tables.extras_markdown(scores())
-    assert "| microglia | ours | 3 ± 0 |" in text
+def test_extras_are_apart_from_the_official_columns_and_mean_what_has_a_value():
+    found = [*scores(), replace(scores()[-1], case="microglia_2", extra={"hd95_um": nan})]
+    text = tables.as_markdown(tables.extras(found, sample=False))
+    assert "| microglia | ours | 3.000 ± 0.000 (1 of 3 NaN) |" in text
     assert "| c-Fos+ cell | ours | – |" in text
-    assert "hd95" not in tables.markdown(scores(), EDITIONS[2024], corrected=True)
+    assert "hd95" not in markdown(scores(), corrected=True)
+    assert tables.extras(scores()[:2], sample=False) is None
