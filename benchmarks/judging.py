@@ -3,15 +3,17 @@
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from skimage.morphology import skeletonize
 
 from benchmarks import official
 from benchmarks.pairs import Comparison, Measure, Side
 from nnunet_selma.metrics.editions import edition
-from nnunet_selma.metrics.pair import Pair
+from nnunet_selma.metrics.pair import Pair, Segmentation
 from nnunet_selma.metrics.topology import betti_numbers
 from nnunet_selma.phantom import draw
 from nnunet_selma.structures import named
@@ -24,28 +26,36 @@ _EDGE = 200
 _PINNED = {"OMP_NUM_THREADS": "1"}
 
 
+_WHAT = {
+    "betti": ("β0 and β1", 10.0),
+    "cldice": ("clDice of a mask and its shifted copy", 1.0),
+    "case": ("all metrics of 2024 of a mask and its shifted copy", 1.0),
+}
+"""Metric to what is compared, and the wanted ratio."""
+
+
 def comparisons(quick: bool = False) -> list[Comparison]:
-    """Betti numbers, clDice and a whole case; `quick` takes phantoms of 40³."""
-    found = []
-    for structure in _CUBES:
-        for name, what, target in (
-            ("betti", "β0 and β1", 10.0),
-            ("cldice", "clDice of a mask and its shifted copy", 1.0),
-            ("case", "all metrics of 2024 of a mask and its shifted copy", 1.0),
-        ):
-            if structure == "cfos_neuron" and name != "betti":
-                continue  # clDice is no metric of spots, and makes the difference
-            sides = [
-                Side(label=label, start=start, arguments={"structure": structure, "metric": name, "quick": quick}, environment=_PINNED)
-                for label, start in (("ours", start_ours), ("scikit-image, as the official evaluator has it", start_official))
-            ]  # fmt: skip
-            found.append(
-                Comparison(
-                    name=f"judge_{name}_{structure}", what=f"{what}, {source(structure, quick)}", ours=sides[0], other=sides[1],
-                    target=target, repetitions=1 if quick else 9,
-                )
-            )  # fmt: skip
-    return found
+    """Betti numbers, clDice, a whole case, and what thinning takes of it; `quick` takes phantoms of 40³."""
+    found = [_comparison("betti", "cfos_neuron", quick)]
+    found += [_comparison(metric, "microglia", quick) for metric in _WHAT]
+    share = replace(
+        found[-1], name="judge_skeleton_microglia", what=f"how much of a case is thinning, {source('microglia', quick)}", target=0.0,
+        ours=replace(found[-1].ours, label="thinning both masks", arguments={**found[-1].ours.arguments, "metric": "skeleton"}),
+        other=replace(found[-1].ours, label="our whole case"),
+    )  # fmt: skip
+    return [*found, share]
+
+
+def _comparison(metric: str, structure: str, quick: bool) -> Comparison:
+    what, target = _WHAT[metric]
+    ours, other = (
+        Side(label=label, start=start, arguments={"structure": structure, "metric": metric, "quick": quick}, environment=_PINNED)
+        for label, start in (("ours", start_ours), ("scikit-image, as the official evaluator has it", start_official))
+    )  # fmt: skip
+    return Comparison(
+        name=f"judge_{metric}_{structure}", what=f"{what}, {source(structure, quick)}", ours=ours, other=other, target=target,
+        repetitions=1 if quick else 9,
+    )  # fmt: skip
 
 
 def source(structure: str, quick: bool) -> str:
@@ -81,9 +91,16 @@ def start_ours(structure: str, metric: str, quick: bool) -> Measure:
     def cldice(reference: Array, prediction: Array) -> float:
         return Pair(prediction, reference).centrelines.cldice_2024
 
-    return _start(
-        structure, metric, quick, {"betti": lambda mask: betti_numbers(mask)[:2], "cldice": cldice, "case": case}
-    )
+    def thinned(reference: Array, prediction: Array) -> list[int]:
+        return [int(Segmentation(mask).skeleton.sum()) for mask in (reference, prediction)]
+
+    ours: dict[str, Callable[..., Any]] = {
+        "betti": lambda mask: betti_numbers(mask)[:2],
+        "cldice": cldice,
+        "case": case,
+        "skeleton": thinned,
+    }
+    return _start(structure, metric, quick, ours)
 
 
 def start_official(structure: str, metric: str, quick: bool) -> Measure:
@@ -98,11 +115,13 @@ def _official_case(reference: Array, prediction: Array) -> list[float]:
     return [dice, official.cldice_2024(reference, prediction), *errors]
 
 
+def _official_skeletons(reference: Array, prediction: Array) -> list[int]:
+    return [int(skeletonize(mask).sum()) for mask in (reference, prediction)]
+
+
 _OFFICIAL: dict[str, Callable[..., Any]] = {
-    "betti": official.betti_2024,
-    "cldice": official.cldice_2024,
-    "case": _official_case,
-}
+    "betti": official.betti_2024, "cldice": official.cldice_2024, "case": _official_case, "skeleton": _official_skeletons,
+}  # fmt: skip
 
 
 def _start(structure: str, metric: str, quick: bool, metrics: Mapping[str, Callable[..., Any]]) -> Measure:
