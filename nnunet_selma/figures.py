@@ -226,6 +226,7 @@ def score_boxes(path: Path, rows: Sequence[tuple[str, Sequence[tuple[str, Mappin
                     )  # fmt: skip
             if any(max(numbers, default=0) > _LINEAR_UP_TO for numbers in values.values()):
                 axis.set_xscale("symlog", linthresh=10)
+                axis.set_xlim(left=0)
             axis.set_yticks(range(len(methods)), methods if axis is line[0] else [""] * len(methods), fontsize=8)
             axis.set(ylim=(len(methods) - 0.5, -0.5))
             axis.tick_params(axis="x", labelsize=8)
