@@ -1,5 +1,6 @@
 """Draws docs/corners.png: where the official metrics say something else than a reader expects. Run: python docs/corners.py."""
 
+import json
 import sys
 from math import isnan
 from pathlib import Path
@@ -56,6 +57,13 @@ def shown(value):
     return "–" if value is None else "NaN" if isnan(value) else f"{value:.3f}"
 
 
+def said():
+    """Every number of the rows, as text; it is kept in the picture, so that a test can tell whether the picture is old."""
+    return json.dumps(
+        {name: {m: [*map(shown, v)] for m, v in values(*masks).items()} for name, masks in CORNERS.items()}
+    )
+
+
 def draw(path):
     """One row a corner: truth, prediction, and what each edition says; below them what a NaN does to a mean."""
     figure = Figure(figsize=(10.5, 9.6), layout="constrained")
@@ -99,7 +107,7 @@ def draw(path):
     axis.set_xticks(places, ["equal", "a third missing", "shifted by a voxel", "elsewhere"])
     axis.set(ylim=(-0.1, 1.1), xlim=(-0.5, len(pairs) - 0.5), ylabel="clDice")
     axis.legend(frameon=False, fontsize=9, loc="center left")
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=90, metadata={"Description": said()})
 
 
 if __name__ == "__main__":

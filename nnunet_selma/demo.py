@@ -249,6 +249,7 @@ class Demo:
 
     def predict(self, images: Path) -> dict[str, Path]:
         """Segment unseen patches with both models."""
+        shutil.rmtree(self.output / "predictions", ignore_errors=True)  # of an earlier demo, with other cases
         predictions = {}
         for name, plans in ((WITH, PLANS), (WITHOUT, SCRATCH_PLANS)):
             predictions[name] = self.output / "predictions" / name.replace(" ", "_")

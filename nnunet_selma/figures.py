@@ -1,5 +1,6 @@
 """Every picture the project draws."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -33,7 +34,9 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=110)
+    partial = path.with_name(path.name + ".partial")
+    figure.savefig(partial, dpi=110, format="png")
+    os.replace(partial, path)
 
 
 def loss_curves(history: Mapping[str, Sequence[float]], path: Path) -> None:

@@ -215,13 +215,14 @@ def _judged(folder: Path) -> str:
             rows = [line.strip("| ").split(" | ") for line in text.splitlines()]
             lines = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in [rows[0], *rows[2:]])
             parts.append(f"<table class=judged>{lines}</table>")
+        elif block.startswith("- "):
+            parts.append(f"<ul>{''.join(f'<li>{line[2:]}</li>' for line in text.splitlines())}</ul>")
         else:
             parts.append(f"<p>{text}</p>")
     name = folder.name
-    pictures = (
-        f'<img src="{name}/scores.png" alt="every case of every method">' if (folder / "scores.png").is_file() else ""
-    )
-    return f'{"".join(parts)}{pictures}<p>Single cases: <a href="{name}/cases.csv">{name}/cases.csv</a>.</p>'
+    parts += [f'<img src="{name}/{picture}.png" alt="{picture} of every method">' for picture in ("scores", "ranks")]
+    sheets = f', a picture of each in <a href="{name}/sheets">{name}/sheets</a>' if (folder / "sheets").is_dir() else ""
+    return f'{"".join(parts)}<p>Single cases: <a href="{name}/cases.csv">{name}/cases.csv</a>{sheets}.</p>'
 
 
 def _row(name: str, count: int, values: Mapping[str, float]) -> str:

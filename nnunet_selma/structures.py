@@ -158,7 +158,11 @@ def named(name: str) -> Structure:
 
 
 def of_case(case: str) -> Structure | None:
-    """The structure of a case `<prefix or other name>_<id>`, or None if it begins with no known name."""
+    """The structure of a case `<prefix or other name>_<id>`, or None if it begins with no known name.
+
+    Last of all, `cfos` or `microglia` anywhere in the name decides, as in the evaluator of SELMA3D 2024.
+    """
     words = case.split("_")
     beginnings = ("_".join(words[:count]) for count in range(len(words), 0, -1))
-    return next((structure for name in beginnings if (structure := from_name(name))), None)
+    parts = (part for part in ("cfos", "microglia") if part in case)
+    return next((structure for name in (*beginnings, *parts) if (structure := from_name(name))), None)

@@ -56,6 +56,7 @@ def test_structure_of_a_case():
     assert structures.of_case("blood_vesselish_1") is None
     assert structures.of_case("cFos_12").prefix == "cfos_neuron"
     assert structures.of_case("VessAP_vessel_patchvolume_003").prefix == "blood_vessel"
+    assert structures.of_case("patch_cfos_001").prefix == "cfos_neuron"
     assert structures.of_case("patchvolume_003") is None
 
 

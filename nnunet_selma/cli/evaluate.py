@@ -64,19 +64,22 @@ def _evaluate(chosen: argparse.Namespace) -> int:
     from nnunet_selma.metrics.instances import MatchingRule
 
     rule = MatchingRule.parse(chosen.objects) if chosen.objects else None
+    if chosen.images and not (chosen.output and chosen.sheets):
+        raise SelmaError("--images is for the pictures of the cases: give -o FOLDER, and no --no-sheets")
+    methods = _methods(chosen.prediction)
+    other = _other(chosen.against, methods) if chosen.against else None
     settings = EvaluationSettings(
         year=chosen.edition, corrected=chosen.corrected, structure=chosen.structure, missing=chosen.missing,
         spacing_um_zyx=chosen.spacing, extras=Extras(objects=rule, hd95=chosen.hd95, size=chosen.size),
+        against=other,
     )  # fmt: skip
-    methods = _methods(chosen.prediction)
-    other = _other(chosen.against, methods) if chosen.against else None
     evaluation = evaluate(
         chosen.reference, methods, settings, output=chosen.output, images=chosen.images, sheets=chosen.sheets,
         workers=chosen.workers, progress=progress,
     )  # fmt: skip
-    print(evaluation.markdown(other))
+    print(evaluation.markdown())
     if chosen.output:
-        write_evaluation(evaluation, chosen.output, other=other)
+        write_evaluation(evaluation, chosen.output)
         print(f"tables and pictures: {chosen.output}")
     return 0
 
@@ -86,8 +89,12 @@ def _other(text: str, methods: dict[str, Path]) -> str:
     if text in methods:
         return text
     ((name, folder),) = _methods([text]).items()
-    if methods.setdefault(name, folder).resolve() != folder.resolve():
+    known = [one for one, place in methods.items() if place.resolve() == folder.resolve()]
+    if known:
+        return known[0]
+    if name in methods:
         raise SelmaError(f"two methods are called {name}: name them, as in --against baseline={folder}")
+    methods[name] = folder
     return name
 
 
@@ -97,8 +104,7 @@ def _methods(texts: list[str]) -> dict[str, Path]:
     for text in texts:
         name, equals, folder = text.partition("=")
         if not equals or path(text).exists():
-            whole = path(text).resolve()
-            name, folder = (stem(whole) if whole.is_file() or whole.suffix == ".zarr" else whole.name), text
+            name, folder = stem(path(text).resolve()), text
         if name in ("", ".", "..") or "/" in name or "\\" in name:
             raise SelmaError(f"{text}: before = stands the name of the method, without a slash; it becomes a folder")
         if name in methods:

@@ -111,7 +111,7 @@ def _identified(path: Path, source: Path, default: Structure | None) -> _Found:
     around = absolute.parts if path == source else (*source.resolve().parts, *inside)
     structure = next((s for part in reversed(around) if (s := from_name(part)) is not None), None) or default
     channel = next((int(m[1]) for part in reversed(around[-3:]) if (m := _CHANNEL.match(part))), None)
-    own = [stem(path) if path.is_file() or path.suffix == ".zarr" else path.name]
+    own = [stem(path)]
     parts = [*(inside[:-1] or ()), *own] if path != source else own if channel is None else [absolute.parent.name]
     kept = [p for p in dict.fromkeys(parts) if from_name(p) is None and not _CHANNEL.match(p) and p.lower() != "raw"]
     kept = [p for p in kept if "microscopy_image" not in p] or ["volume"]

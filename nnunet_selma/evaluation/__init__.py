@@ -1,11 +1,12 @@
 """Folders in, tables and pictures out: predictions against ground truth, by the rules of a SELMA3D edition."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nnunet_selma import figures
+from nnunet_selma import __version__, figures
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.evaluation import tables
 from nnunet_selma.evaluation.cases import Case, Missing, find_cases, listed
@@ -17,7 +18,7 @@ from nnunet_selma.metrics.editions import Edition, edition
 from nnunet_selma.metrics.extras import Extras
 from nnunet_selma.parallel import run_tasks
 from nnunet_selma.progress import Progress, silent
-from nnunet_selma.structures import PREFIXES, SpacingUm, named
+from nnunet_selma.structures import SpacingUm, named
 
 __all__ = ["Evaluation", "EvaluationSettings", "evaluate", "write_evaluation"]
 
@@ -38,6 +39,8 @@ class EvaluationSettings:
     """Voxel size, µm, where headers and structure table are not to be believed."""
     extras: Extras = field(default_factory=Extras)
     """What to measure beyond the official metrics."""
+    against: str | None = None
+    """Method that every other one is compared with, case by case."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Evaluation:
     """What came out."""
 
     settings: EvaluationSettings
+    reference: Path
+    predictions: Mapping[str, Path]
     scores: list[CaseScore]
     """Method by method, by structure in the order of the structure table, then by name."""
     warnings: list[str]
@@ -54,50 +59,48 @@ class Evaluation:
         """The edition's."""
         return edition(self.settings.year)
 
-    @property
-    def methods(self) -> list[str]:
-        """In the order they were given."""
-        return list(dict.fromkeys(score.method for score in self.scores))
-
+    @cached_property
     def ranks(self) -> Ranks | None:
         """Ranks of the methods; None if there is only one."""
-        return rank(class_means(self.scores, self.rules), self.rules) if len(self.methods) > 1 else None
+        return rank(class_means(self.scores, self.rules), self.rules) if len(self.predictions) > 1 else None
 
-    def against(self, other: str) -> dict[str, list[PairedDifference]]:
-        """Every other method to its comparison with that one, case by case."""
-        if other not in self.methods:
-            raise SelmaError(f"{other!r} is none of the methods: {', '.join(self.methods)}")
-        return {m: compare(self.scores, m, other, self.rules) for m in self.methods if m != other}
+    @cached_property
+    def compared(self) -> dict[str, list[PairedDifference]]:
+        """Every other method to its comparison with `settings.against`, case by case; empty if that is None."""
+        other = self.settings.against
+        return {m: compare(self.scores, m, other, self.rules) for m in self.predictions if m != other} if other else {}
 
-    def markdown(self, other: str | None = None) -> str:
+    def markdown(self) -> str:
         """All tables."""
         parts = [f"## SELMA3D {self.settings.year}"]
         parts += [tables.as_markdown(table) for table in self._means()]
         parts += [tables.case_counts(self.scores), *tables.without_value(self.scores)]
-        for title, table in self._further_tables(other):
+        for title, table in self._further_tables():
             parts += [f"## {title}", tables.as_markdown(table)]
         if self.warnings:
             parts += ["## Warnings", "\n".join(f"- {warning}" for warning in self.warnings)]
         return "\n\n".join(parts) + "\n"
 
-    def latex(self, other: str | None = None) -> str:
+    def latex(self) -> str:
         """All tables, for a paper (needs the package booktabs)."""
         parts = [tables.as_latex(table) for table in self._means()]
         parts += [f"% {sentence}" for sentence in (tables.case_counts(self.scores), *tables.without_value(self.scores))]
-        parts += [f"% {title}\n{tables.as_latex(table)}" for title, table in self._further_tables(other)]
+        parts += [f"% {title}\n{tables.as_latex(table)}" for title, table in self._further_tables()]
         return "\n\n".join(parts) + "\n"
 
     def _means(self) -> list[Table]:
         return tables.means(self.scores, self.rules, corrected=self.settings.corrected)
 
-    def _further_tables(self, other: str | None) -> list[tuple[str, Table]]:
+    def _further_tables(self) -> list[tuple[str, Table]]:
         found = []
-        if extras := tables.extras(self.scores, sample=self.rules.sample_deviation):
+        rule = self.settings.extras.objects
+        if extras := tables.extras(self.scores, sample=self.rules.sample_deviation, rule=str(rule) if rule else None):
             found.append(("Beyond the official metrics", extras))
-        if ranks := self.ranks():
-            found.append(("Mean ranks", tables.ranks(ranks)))
-        for method, rows in self.against(other).items() if other else ():
-            found.append((f"{method} against {other}", tables.paired(rows, method, str(other), self.rules)))
+        if self.ranks:
+            found.append(("Mean ranks", tables.ranks(self.ranks)))
+        for method, rows in self.compared.items():
+            other = str(self.settings.against)
+            found.append((f"{method} against {other}", tables.paired(rows, method, other, self.rules)))
         return found
 
 
@@ -128,13 +131,23 @@ def evaluate(
         SelmaError: the rules or the files cannot be used; the message says which.
     """
     edition(settings.year)
-    cases, warnings = _cases(reference, predictions, settings, images)
+    if settings.against is not None and (settings.against not in predictions or len(predictions) < 2):
+        raise SelmaError(
+            f"{settings.against}: there is no other method to compare with it; methods are {', '.join(predictions)}"
+        )
+    cases, warnings = find_cases(
+        reference, predictions, structure=settings.structure, missing=settings.missing, images=images if output and sheets else None,
+        spacing_um_zyx=settings.spacing_um_zyx,
+    )  # fmt: skip
+    one = next(iter(cases.values()))
+    _demand_spacing(one, settings.extras)
+    warnings += _useless(one, settings.extras)
     tasks = [
         ScoreTask(
             cases={method: of_method[number] for method, of_method in cases.items()}, year=settings.year,
             extras=settings.extras, output=output, sheets=sheets,
         )
-        for number in range(len(next(iter(cases.values()))))
+        for number in range(len(one))
     ]  # fmt: skip
     if output:
         output.mkdir(parents=True, exist_ok=True)
@@ -144,59 +157,42 @@ def evaluate(
     )
     scores = [score for number in range(len(cases)) for score in (of_case[number] for of_case in by_case)]
     warnings += [warning for score in scores for warning in score.warnings]
-    return Evaluation(settings, scores, list(dict.fromkeys(warnings)))
+    return Evaluation(settings, reference, dict(predictions), scores, list(dict.fromkeys(warnings)))
 
 
-def _cases(
-    reference: Path, predictions: Mapping[str, Path], settings: EvaluationSettings, images: Path | None
-) -> tuple[dict[str, list[Case]], list[str]]:
-    """The cases of each method, the same for all, by structure and name; and warnings."""
-    cases, warnings = {}, []
-    for method, folder in predictions.items():
-        cases[method], found = find_cases(
-            reference, folder, structure=settings.structure, missing=settings.missing, images=images,
-            spacing_um_zyx=settings.spacing_um_zyx,
-        )  # fmt: skip
-        warnings += found
-    common = set.intersection(*({case.name for case in of_method} for of_method in cases.values()))
-    for method, of_method in cases.items():
-        alone = [case.name for case in of_method if case.name not in common]
-        if alone:
-            warnings.append(f"{method}: left out, because not all methods have them: {listed(alone)}")
-        cases[method] = sorted(
-            (case for case in of_method if case.name in common),
-            key=lambda case: (PREFIXES.index(case.structure.prefix), case.name),
-        )
-    if not common:
-        raise SelmaError(f"{', '.join(predictions)}: have no case in common")
-    every = [case for of_method in cases.values() for case in of_method]
-    unknown = {
-        case.name for case in every if case.spacing_um_zyx is None and settings.extras.of(case.structure).need_spacing
-    }
+def _demand_spacing(cases: Iterable[Case], extras: Extras) -> None:
+    unknown = {c.name for c in cases if c.spacing_um_zyx is None and extras.of(c.structure).need_spacing}
     if unknown:
         raise SelmaError(
             f"{listed(sorted(unknown))}: neither the header nor the structure says the voxel size, which distances need; give --spacing "
             "Z,Y,X in µm"
         )
-    for name in ("objects", "size"):
-        if getattr(settings.extras, name) and not any(getattr(settings.extras.of(c.structure), name) for c in every):
-            warnings.append(f"--{name}: nothing to measure, no case shows a structure that it is for")
-    return cases, warnings
 
 
-def write_evaluation(evaluation: Evaluation, output: Path, *, other: str | None = None) -> None:
+def _useless(cases: Sequence[Case], extras: Extras) -> list[str]:
+    """A warning for each measurement that fits no case."""
+    return [
+        f"--{name}: nothing to measure, no case shows a structure that it is for"
+        for name in ("objects", "size")
+        if getattr(extras, name) and not any(getattr(extras.of(case.structure), name) for case in cases)
+    ]
+
+
+def write_evaluation(evaluation: Evaluation, output: Path) -> None:
     """Write `cases.csv`, `evaluation.json`, `tables.md`, `tables.tex`, and pictures over all cases, into a folder."""
     rules, scores, corrected = evaluation.rules, evaluation.scores, evaluation.settings.corrected
     output.mkdir(parents=True, exist_ok=True)
-    ranks = evaluation.ranks()
-    compared = evaluation.against(other) if other else {}
+    ranks, compared = evaluation.ranks, evaluation.compared
     write_text(output / "cases.csv", tables.cases_csv(scores, corrected=corrected))
-    write_text(output / "tables.md", evaluation.markdown(other))
-    write_text(output / "tables.tex", evaluation.latex(other))
+    write_text(output / "tables.md", evaluation.markdown())
+    write_text(output / "tables.tex", evaluation.latex())
     write_json(
         output / "evaluation.json",
         without_nan(
             {
+                "version": __version__,
+                "reference": str(evaluation.reference),
+                "predictions": {method: str(folder) for method, folder in evaluation.predictions.items()},
                 "settings": asdict(evaluation.settings),
                 "cases": [score.as_json() for score in scores],
                 "means": class_means(scores, rules),
@@ -225,7 +221,7 @@ def _panels(evaluation: Evaluation) -> list[tuple[str, list[tuple[str, dict[str,
                     for score in evaluation.scores
                     if score.method == method and score.structure == prefix
                 ]
-                for method in evaluation.methods
+                for method in evaluation.predictions
             }
             panels.append((f"{metric.title} {'↑' if metric.higher_is_better else '↓'}", values))
         rows.append((structure.title, panels))

@@ -14,7 +14,7 @@ from nnunet_selma.volumes import is_volume, open_volume, stem
 from nnunet_selma.volumes.itk import is_itk_file
 from nnunet_selma.volumes.nifti import is_nifti
 from nnunet_selma.volumes.ome_zarr import is_zarr
-from nnunet_selma.volumes.tiff import has_many_pages, tiff_slices
+from nnunet_selma.volumes.tiff import has_many_pages, is_tiff, tiff_slices
 
 Missing = Literal["error", "empty", "leave out"]
 """What to do about a case that one side lacks: stop and name it, take an empty mask for it, or leave it out."""
@@ -38,19 +38,19 @@ class Case:
 
 def find_cases(
     reference: Path,
-    prediction: Path,
+    predictions: Mapping[str, Path],
     *,
     structure: str | None = None,
     missing: Missing = "error",
     images: Path | None = None,
     spacing_um_zyx: SpacingUm | None = None,
-) -> tuple[list[Case], list[str]]:
-    """Pair the files of two folders by their names without ending, or two volumes; returns the cases and warnings.
+) -> tuple[dict[str, list[Case]], list[str]]:
+    """Pair files by their names without ending, or two volumes; returns the cases of each method, the same for all, and warnings.
 
     Args:
         reference: folder of ground truths, or one: a file, an OME-Zarr, a folder of TIFF slices. All formats may be mixed.
-        prediction: the same of predictions.
-        structure: name of the structure, where the names of the cases do not begin with it.
+        predictions: method to the same of its predictions.
+        structure: name of the structure of all cases, where their names do not tell.
         missing: what to do about cases that one side lacks.
         images: folder of raw images, `<case>.…` or `<case>_0000.…`.
         spacing_um_zyx: voxel size, where the headers are not to be believed.
@@ -58,53 +58,66 @@ def find_cases(
     Raises:
         SelmaError: nothing to compare, a case without partner, an unknown structure, shapes that differ.
     """
-    truths, guesses = _volumes(reference), _volumes(prediction)
-    if _is_one(reference) and _is_one(prediction):
-        guesses = dict(zip(truths, guesses.values(), strict=True))  # a pair, whatever their names
-    names, warnings = _paired((prediction, guesses), (reference, truths), missing)
-    structures = _structures(names, structure)
-    pictures, more = _pictures(images, names)
-    cases = [
-        Case(
-            name=name, structure=structures[name], reference=truths.get(name), prediction=guesses.get(name), image=pictures.get(name),
-            spacing_um_zyx=spacing_um_zyx or _spacing(truths.get(name)) or structures[name].spacing_um_zyx,
-        )
-        for name in names
-    ]  # fmt: skip
-    _demand_same_shapes(cases)
-    cases, odd = _with_fitting_images(cases)
-    return cases, [*warnings, *more, *odd, *_geometry_warnings(cases)]
+    truths = _volumes(reference)
+    guesses = {method: _volumes(folder) for method, folder in predictions.items()}
+    if _is_one(reference) and all(_is_one(folder) for folder in predictions.values()):
+        # two volumes are a pair, whatever their names
+        guesses = {method: dict(zip(truths, of.values(), strict=True)) for method, of in guesses.items()}
+    sides = {reference: truths, **{folder: guesses[method] for method, folder in predictions.items()}}
+    names, warnings = _paired(list(sides.items()), missing)
+    structures, contradicted = _structures(names, structure)
+    pictures, lacking = _pictures(images, names)
+    cases = {
+        method: [
+            Case(
+                name=name, structure=structures[name], reference=truths.get(name), prediction=of.get(name), image=pictures.get(name),
+                spacing_um_zyx=spacing_um_zyx or _spacing(truths.get(name)) or structures[name].spacing_um_zyx,
+            )
+            for name in sorted(names, key=lambda name: (PREFIXES.index(structures[name].prefix), name))
+        ]
+        for method, of in guesses.items()
+    }  # fmt: skip
+    every = [case for of in cases.values() for case in of]
+    _demand_same_shapes(every)
+    odd = _unfitting(every)
+    for method, of_method in cases.items():
+        cases[method] = [replace(case, image=None) if case.name in odd else case for case in of_method]
+    if odd:
+        lacking.append(f"images that are no single grey-value volume of the labels' shape are not shown: {listed(odd)}")
+    return cases, [*warnings, *contradicted, *lacking, *_geometry_warnings(every)]
 
 
-def _paired(
-    side: tuple[Path, Mapping[str, Path]], other_side: tuple[Path, Mapping[str, Path]], missing: Missing
-) -> tuple[list[str], list[str]]:
-    """Names of the cases to compare, and warnings."""
+def _paired(sides: Sequence[tuple[Path, Mapping[str, Path]]], missing: Missing) -> tuple[list[str], list[str]]:
+    """Names of the cases to compare, and warnings; the first side is the reference."""
     warnings = []
-    (folder, own), (other_folder, other) = side, other_side
-    for place, lacking in ((folder, sorted(set(other) - set(own))), (other_folder, sorted(set(own) - set(other)))):
+    every = set[str]().union(*(files for _, files in sides))
+    for place, files in sides:
+        lacking = sorted(every - set(files))
         if lacking and missing == "error":
             raise SelmaError(
-                f"{place}: lacks {len(lacking)} of the cases that the other side has: {listed(lacking)}. --allow-missing scores "
-                "what is missing as empty, --leave-out-missing compares the rest"
+                f"{place}: lacks {len(lacking)} of the cases that another side has: {listed(lacking)}. --allow-missing scores "
+                "what is missing as empty, --leave-out-missing compares the cases that all have"
             )
         if lacking:
             done = "scored as empty" if missing == "empty" else "left out"
             warnings.append(
-                f"{place}: lacks {len(lacking)} of the cases that the other side has, {done}: {listed(lacking)}"
+                f"{place}: lacks {len(lacking)} of the cases that another side has, {done}: {listed(lacking)}"
             )
-    names = sorted(set(own) & set(other) if missing == "leave out" else set(own) | set(other))
+    names = every.intersection(*(files for _, files in sides)) if missing == "leave out" else every
     if not names:
-        raise SelmaError(f"{folder} and {other_folder}: no case has the same name on both sides")
-    return names, warnings
+        raise SelmaError(f"{', '.join(str(place) for place, _ in sides)}: no case has the same name on all sides")
+    return sorted(names), warnings
 
 
 def _is_one(path: Path) -> bool:
     """Whether it is one volume: a file, an OME-Zarr, or a folder of TIFF slices."""
     if not path.is_dir():
         return True
+    if is_zarr(path):
+        return True
     tiffs = sorted(tiff_slices(path))
-    return is_zarr(path) or (bool(tiffs) and not has_many_pages(tiffs[0]))
+    others = any(is_volume(entry) and not is_tiff(entry) for entry in path.iterdir())
+    return bool(tiffs) and not others and not has_many_pages(tiffs[0])
 
 
 def _volumes(path: Path) -> dict[str, Path]:
@@ -138,42 +151,40 @@ def _pictures(images: Path | None, names: Sequence[str]) -> tuple[dict[str, Path
     return {name: path for name, path in found.items() if path is not None}, warnings
 
 
-def _with_fitting_images(cases: Iterable[Case]) -> tuple[list[Case], list[str]]:
-    """The cases, without images that cannot be shown beside them, and warnings."""
-    fitting, odd = [], []
+def _unfitting(cases: Iterable[Case]) -> list[str]:
+    """Names of cases whose image cannot be shown beside their labels."""
+    odd = []
     for case in cases:
         labels = case.reference or case.prediction
-        if case.image is not None and labels is not None:
+        if case.image is not None and labels is not None and case.name not in odd:
             try:
                 fits = open_volume(case.image).shape == open_volume(labels).shape
             except SelmaError:
                 fits = False
             if not fits:
                 odd.append(case.name)
-                case = replace(case, image=None)
-        fitting.append(case)
-    return fitting, [
-        f"images that are no single grey-value volume of the labels' shape are not shown: {listed(odd)}"
-    ] if odd else []
+    return odd
 
 
-def _structures(names: Iterable[str], structure: str | None) -> dict[str, Structure]:
+def _structures(names: Sequence[str], structure: str | None) -> tuple[dict[str, Structure], list[str]]:
+    """Case to its structure, and warnings."""
+    found = {name: of_case(name) for name in names}
     if structure is not None:
-        return dict.fromkeys(names, named(structure))
-    found = {name: of_case(name) or _of_part(name) for name in names}
+        chosen = named(structure)
+        other = [name for name, one in found.items() if one is not None and one is not chosen]
+        warnings = (
+            [f"taken for {chosen.title}, as --structure says, though the name says otherwise: {listed(other)}"]
+            if other
+            else []
+        )
+        return dict.fromkeys(names, chosen), warnings
     unknown = [name for name, one in found.items() if one is None]
     if unknown:
         raise SelmaError(
             f"names that begin with no known structure: {listed(unknown)}. Say what they show with --structure, "
             f"or name them <structure>_<number>; structures are {', '.join(PREFIXES)}"
         )
-    return {name: one for name, one in found.items() if one is not None}
-
-
-def _of_part(name: str) -> Structure | None:
-    """By a part of the name, as the evaluator of 2024 has it."""
-    parts = {"cfos": "cfos_neuron", "microglia": "microglia"}
-    return next((named(prefix) for part, prefix in parts.items() if part in name), None)
+    return {name: one for name, one in found.items() if one is not None}, []
 
 
 def _spacing(path: Path | None) -> SpacingUm | None:
@@ -181,7 +192,7 @@ def _spacing(path: Path | None) -> SpacingUm | None:
 
 
 def _demand_same_shapes(cases: Iterable[Case]) -> None:
-    different = []
+    different: list[str] = []
     for case in cases:
         if case.reference is not None and case.prediction is not None:
             shapes = [open_volume(path).shape for path in (case.prediction, case.reference)]

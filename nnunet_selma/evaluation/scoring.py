@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Generator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from math import nan
 from pathlib import Path
@@ -21,6 +21,7 @@ from nnunet_selma.metrics.extras import Extras, measure
 from nnunet_selma.metrics.mistakes import mistakes
 from nnunet_selma.metrics.pair import Pair, Segmentation
 from nnunet_selma.volumes import open_volume
+from nnunet_selma.volumes.base import Array
 
 _FORM = 1
 """Of the files that keep scores; older ones are not read."""
@@ -91,9 +92,7 @@ def score_case(task: ScoreTask) -> Generator[int, None, list[CaseScore]]:
         score = _kept_score(task, method, made_from)
         if score is None:
             score = _score(task, method, reference)
-            if (kept := task.kept(method)) is not None:
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                write_json(kept, {"made_from": made_from, "score": score.as_json()})
+            _keep(task, method, {"made_from": made_from, "sheet": task.sheets, "score": score.as_json()})
         scores.append(score)
         yield 1
     return scores
@@ -101,10 +100,19 @@ def score_case(task: ScoreTask) -> Generator[int, None, list[CaseScore]]:
 
 def _kept_score(task: ScoreTask, method: str, made_from: dict[str, Any]) -> CaseScore | None:
     kept, sheet = task.kept(method), task.sheet(method)
-    if kept is None or not kept.is_file() or (sheet is not None and not sheet.is_file()):
+    if kept is None or not kept.is_file():
         return None
     content = read_json(kept)
-    return CaseScore.from_json(content["score"]) if content.get("made_from") == made_from else None
+    if content.get("made_from") != made_from or (sheet is not None and not (content["sheet"] and sheet.is_file())):
+        return None
+    return CaseScore.from_json(content["score"])
+
+
+def _keep(task: ScoreTask, method: str, content: dict[str, Any]) -> None:
+    kept = task.kept(method)
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_json(kept, content)
 
 
 class _Reference:
@@ -131,16 +139,27 @@ def _score(task: ScoreTask, method: str, reference: _Reference) -> CaseScore:
     )  # fmt: skip
     if (sheet := task.sheet(method)) is not None:
         sheet.parent.mkdir(parents=True, exist_ok=True)
+        raw, unreadable = _raw(case)
+        score = replace(score, warnings=(*score.warnings, *unreadable))
         shown = " · ".join(
             f"{m.title} {score.official[m.key] * (100 if m.percent else 1):.4g}"
             for m in rules.metrics_of(case.structure)
         )
         figures.evaluation_sheet(
             sheet, title=f"{case.name} ({case.structure.title}), {method}\n{shown}",
-            raw=open_volume(case.image).read() if case.image else None,
-            truth=pair.reference.mask, prediction=pair.prediction.mask, mistakes=mistakes(pair),
+            raw=raw, truth=pair.reference.mask, prediction=pair.prediction.mask, mistakes=mistakes(pair),
         )  # fmt: skip
     return score
+
+
+def _raw(case: Case) -> tuple[Array | None, tuple[str, ...]]:
+    """The raw image; None, and why, if it cannot be read: a picture is no reason to lose a table."""
+    if case.image is None:
+        return None, ()
+    try:
+        return open_volume(case.image).read(), ()
+    except SelmaError as error:
+        return None, (f"{error} (not shown in the picture)",)
 
 
 def _read_pair(case: Case, reference: _Reference) -> tuple[Pair, tuple[str, ...]]:

@@ -195,8 +195,8 @@ def without_value(scores: Sequence[CaseScore]) -> list[str]:
     return [f"{method}: {key} has no value (NaN) in {', '.join(cases)}." for (method, key), cases in lacking.items()]
 
 
-def extras(scores: Sequence[CaseScore], *, sample: bool) -> Table | None:
-    """What was measured beyond the official metrics, over the cases that have a value; None if nothing was."""
+def extras(scores: Sequence[CaseScore], *, sample: bool, rule: str | None = None) -> Table | None:
+    """What was measured beyond the official metrics, over the cases that have a value; None if nothing was. `rule` matched the objects."""
     names = list(dict.fromkeys(key for score in scores for key in score.extra))
     if not names:
         return None
@@ -208,7 +208,8 @@ def extras(scores: Sequence[CaseScore], *, sample: bool) -> Table | None:
             values = {case: extra[name] for case, extra in of.items() if name in extra}
             cells.append(Summary.of(values, sample=sample, leave_out_nan=True).cell(percent=False) if values else "–")
         rows.append([named(structure).title, method, *cells])
-    return Table(head=["structure", "method", *names], rows=rows, names=2)
+    notes = [f"Objects match by {rule}."] if rule else []
+    return Table(head=["structure", "method", *names], rows=rows, names=2, notes=notes)
 
 
 def ranks(found: Ranks) -> Table:
@@ -242,8 +243,8 @@ def paired(rows: Sequence[PairedDifference], method: str, other: str, rules: Edi
         lines.append(
             [named(row.structure).title, title, cases, mean, other_mean, difference, f"{low} to {high}", *verdict]
         )
-    few = any(row.cases < _FEWEST_FOR_WILCOXON for row in rows)
-    note = f"With fewer than {_FEWEST_FOR_WILCOXON} cases the Wilcoxon test cannot fall below 0.05, whatever they say."
+    few = any(row.better + row.worse < _FEWEST_FOR_WILCOXON for row in rows)
+    note = f"Where fewer than {_FEWEST_FOR_WILCOXON} cases differ, the Wilcoxon test cannot fall below 0.05, whatever they say."
     head = [
         "structure",
         "metric",

@@ -4,6 +4,7 @@ Thinning looks at 3×3×3 voxels, and no two 26-connected components share such 
 the result is that of the whole array, in the time that its components take, and it needs no more memory than the box of the largest one.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from math import nan
@@ -39,40 +40,40 @@ def _thinned(own: Mask, *, volume: bool) -> Mask:
     return thin
 
 
-def skeleton_overlap_by_blocks(read: Read, read_other: Read, shape: ShapeZYX, edge: ShapeZYX) -> tuple[int, int]:
-    """Voxels of a volume's skeleton, and how many of them lie in another volume's mask.
+def skeletons_by_blocks(read: Read, shape: ShapeZYX, edge: ShapeZYX) -> Iterator[tuple[Box, Mask]]:
+    """The skeleton of each component of the mask `> 0` of a volume, in the component's box.
 
-    A component that lies in one block is thinned there; one that goes on into another block is thinned after all blocks, in its own box.
+    A component that lies in one block is thinned there; one that goes on into another block is thinned after all blocks.
 
     Args:
-        read: gives the voxels of a box of the volume that is thinned; `> 0` is its mask.
-        read_other: the same of the other volume.
-        shape: of both, voxels (z, y, x).
+        read: gives the voxels of a box.
+        shape: of the volume, voxels (z, y, x).
         edge: of a block, voxels (z, y, x).
     """
     volume = shape[0] > 1
-    voxels = inside = 0
-
-    def count(box: Box, own: Mask) -> None:
-        nonlocal voxels, inside
-        thin = _thinned(own, volume=volume)
-        voxels += int(np.count_nonzero(thin))
-        inside += int(np.count_nonzero(thin & (read_other(*box) > 0)))
-
     crossing = ComponentTable()
     for block in blocks(shape, edge):
         labels, _ = label(read(*block.box) > 0)
         for number, box in enumerate(find_objects(labels), 1):
             if not _crosses(box, block):
-                at = tuple(slice(b.start + s, b.stop + s) for b, s in zip(box, block.start, strict=True))
-                count((at[0], at[1], at[2]), labels[box] == number)
-                labels[box][labels[box] == number] = 0
+                own = labels[box] == number
+                z, y, x = (slice(b.start + s, b.stop + s) for b, s in zip(box, block.start, strict=True))
+                yield (z, y, x), _thinned(own, volume=volume)
+                labels[box][own] = 0
         crossing.add(block, *label(labels > 0))
     components, _ = crossing.finish()
     for number, first in enumerate(components.first):
         box = components.box(number)
         labels, _ = label(read(*box) > 0)
-        count(box, labels == labels[tuple(first - components.low[number])])
+        yield box, _thinned(labels == labels[tuple(first - components.low[number])], volume=volume)
+
+
+def skeleton_overlap_by_blocks(read: Read, read_other: Read, shape: ShapeZYX, edge: ShapeZYX) -> tuple[int, int]:
+    """Voxels of a volume's skeleton, and how many of them lie in another volume's mask; arguments as of `skeletons_by_blocks`."""
+    voxels = inside = 0
+    for box, thin in skeletons_by_blocks(read, shape, edge):
+        voxels += int(np.count_nonzero(thin))
+        inside += int(np.count_nonzero(thin & (read_other(*box) > 0)))
     return voxels, inside
 
 
@@ -133,7 +134,7 @@ def centreline_length(thin: Mask, spacing_zyx: tuple[float, float, float]) -> fl
     """Length of a skeleton (z, y, x) in the unit of the spacing: the sum of its steps between neighbouring voxels.
 
     A diagonal step is left out where the skeleton also goes round by a voxel between, so that corners and junctions do not count twice.
-    A single voxel has length 0.
+    A single voxel has length 0. Lengths of components add up (`skeletons_by_blocks`).
     """
     padded = np.pad(thin, 1)
     z, y, x = np.nonzero(padded)

@@ -63,9 +63,9 @@ def _sizes(labels: Array) -> NDArray[np.int64]:
 def _shared(prediction: Array, reference: Array) -> tuple[Pairs, NDArray[np.int64]]:
     """Pairs of labels (from 1) that share voxels, less 1, and how many voxels."""
     both = (prediction > 0) & (reference > 0)
-    columns = np.stack([prediction[both].astype(np.int64), reference[both].astype(np.int64)], axis=1)
-    pairs, counts = np.unique(columns, axis=0, return_counts=True)
-    return pairs - 1, counts.astype(np.int64)
+    columns = int(reference.max(initial=0)) + 1
+    numbers, counts = np.unique(prediction[both].astype(np.int64) * columns + reference[both], return_counts=True)
+    return np.stack(np.divmod(numbers, columns), axis=1) - 1, counts.astype(np.int64)
 
 
 def instances_by_blocks(prediction: Read, reference: Read, shape: ShapeZYX, edge: ShapeZYX) -> Instances:

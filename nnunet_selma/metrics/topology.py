@@ -79,16 +79,12 @@ def _euler_characteristic(words: _Words, row: int) -> int:
     return sum(sign * _count(c) for sign, c in cells)
 
 
-def cavities(mask: Mask) -> int:
-    """6-connected components of the background that do not reach the border of a mask (z, y, x) whose border is empty.
+def _cavities(words: _Words, row: int) -> int:
+    """6-connected components of the background that do not reach the border, which is empty, of a mask as words.
 
     Background that sees the border along z or y lies outside, and so does what touches it. Layer by layer that is taken away while it
     halves what is hidden, which leaves next to nothing of most masks; what is left is labelled.
     """
-    return _cavities(_words(mask), mask.shape[2])
-
-
-def _cavities(words: _Words, row: int) -> int:
     hidden = _between(words, 0) & _between(words, 1) & ~words
     outside = ~(words | hidden)
     at = np.flatnonzero(hidden)  # words with something hidden: few

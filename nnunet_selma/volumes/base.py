@@ -58,7 +58,9 @@ class Volume(ABC):
 
 
 def stem(path: Path) -> str:
-    """The file name without its ending, `.nii.gz` being one ending."""
+    """The name of a file without its ending, `.nii.gz` being one ending; an OME-Zarr has one too, other folders have none."""
+    if path.is_dir() and path.suffix != ".zarr":
+        return path.name
     return re.sub(r"(\.ome)?\.[A-Za-z]+(\.gz)?$", "", path.name)
 
 

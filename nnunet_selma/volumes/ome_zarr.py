@@ -46,7 +46,7 @@ class OmeZarrVolume(Volume):
                 leading.append(0)
             else:
                 raise SelmaError(
-                    f"{path}: axis {name!r} has {length} entries; choose one three-dimensional channel, for example with --channel 0"
+                    f"{path}: axis {name!r} has {length} entries; choose one three-dimensional channel, for example with --channel 0, where the command has it"
                 )
         if len(array.shape) < 3 or axes[-3:] != ["z", "y", "x"]:
             raise SelmaError(

@@ -51,13 +51,13 @@ def score(method, case, structure, **official):
 
 def test_the_ranks_of_2026_are_means_over_classes_then_over_kinds():
     rows = [  # structure, PQ or clDice of a and of b
-        ("cfos_neuron", 0.9, 0.1), ("AD_plaques", 0.9, 0.1), ("blood_vessel", 0.1, 0.9), ("gutnerve", 0.1, 0.9),
+        ("cfos_neuron", 0.9, 0.1), ("AD_plaques", 0.9, 0.1), ("blood_vessel", 0.1, 0.9),
     ]  # fmt: skip
     scores = [
         score(
             method, f"{s}_1", s, dice=v, **{"panoptic_quality" if s in ("cfos_neuron", "AD_plaques") else "cldice": v}
         )
-        for s, a, b in rows[:3]
+        for s, a, b in rows
         for method, v in (("a", a), ("b", b))
     ]
     rules = EDITIONS[2026]
@@ -67,6 +67,17 @@ def test_the_ranks_of_2026_are_means_over_classes_then_over_kinds():
         "a": 1.5,
         "b": 1.5,
     }  # two classes of isolated structures weigh no more than one of contiguous
+
+
+def test_structures_without_density_are_a_class_of_their_own():
+    scores = [
+        score(m, f"{s}_1", s, dice=v, **{k: v})
+        for m, v in (("a", 0.9), ("b", 0.1))
+        for s, k in (("gutnerve", "cldice"), ("artery", "cldice"), ("chondrocyte", "panoptic_quality"))
+    ]
+    ranks = rank(class_means(scores, EDITIONS[2026]), EDITIONS[2026])
+    assert set(ranks.classes["a"]) == {"sparse contiguous", "other contiguous", "other isolated"}
+    assert ranks.overall == {"a": 1.0, "b": 2.0}
 
 
 def test_means_are_over_the_cases_of_a_class_not_over_structures():

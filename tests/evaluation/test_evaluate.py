@@ -76,6 +76,8 @@ def test_everything_is_written(data, capsys):
     assert content["settings"]["year"] == 2024
     assert content["settings"]["extras"]["objects"] == {"kind": "iou", "threshold": 0.3}
     assert len(content["cases"]) == 9
+    assert content["predictions"]["shifted"] == str(data / "shifted")
+    assert "Objects match by iou:0.3." in (out / "tables.md").read_text()
     assert next(iter(content["ranks"]["overall"])) == "truth"
     assert set(content["against"]) == {"truth", "shifted"}
     assert (out / "tables.md").read_text() == capsys.readouterr().out.split("\ntables and pictures")[0]
@@ -191,12 +193,13 @@ def test_ome_zarr_is_compared_with_nifti(data, capsys):
     assert "| store | 80.00" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("other", ["shifted", "{}/shifted", "shifted={}/shifted", "shifted={}/eroded/../shifted"])
+@pytest.mark.parametrize("other", ["shifted", "{}/shifted", "other={}/shifted", "shifted={}/eroded/../shifted"])
 def test_a_method_is_compared_with_one_that_is_there_by_name_or_by_folder(data, other, capsys):
     assert run(data, "--against", other.format(data), prediction="eroded shifted") == 0
     out = capsys.readouterr().out
     assert "## eroded against shifted" in out
     assert "## shifted against" not in out
+    assert "| 3 |" not in out  # no third method
 
 
 def test_images_that_do_not_fit_are_left_out_of_the_pictures(data, capsys):
@@ -286,8 +289,8 @@ def damaged(data):
     ("harm", "sentence"),
     [
         (other_shape, "cfos_neuron_1 (prediction 14×16×17, reference 14×16×18)"),
-        (missing_prediction, "shifted: lacks 1 of the cases that the other side has: cfos_neuron_1. --allow-missing"),
-        (missing_reference, "truth: lacks 1 of the cases that the other side has: cfos_neuron_1. --allow-missing"),
+        (missing_prediction, "shifted: lacks 1 of the cases that another side has: cfos_neuron_1. --allow-missing"),
+        (missing_reference, "truth: lacks 1 of the cases that another side has: cfos_neuron_1. --allow-missing"),
         (probabilities, "cfos_neuron_1.nii.gz: holds fractions (0 to 1), as probabilities are"),
         (not_a_number, "cfos_neuron_1.nii.gz: holds NaN"),
         (only_probability_files, "holds nnU-Net's probabilities (.npz)"),
@@ -313,6 +316,8 @@ def test_bad_input_ends_in_a_sentence(data, harm, sentence, capsys):
         (["--objects", "nearest"], "matching rule 'nearest'"),
         (["--structure", "kidney"], "unknown structure 'kidney'"),
         (["--against", "shifted=truth"], "two methods are called shifted"),
+        (["--against", "shifted"], "there is no other method to compare with it"),
+        (["--images", "raw"], "--images is for the pictures of the cases: give -o"),
         (["--against", "..=truth"], "before = stands the name of the method"),
     ],
 )
@@ -343,11 +348,68 @@ def test_what_is_missing_is_scored_as_empty_or_left_out(data, harm, capsys):
 
 def test_methods_are_compared_on_the_cases_that_all_have(data, capsys):
     missing_prediction(data)
-    code = run(data, "-o", str(data / "out"), "--leave-out-missing", prediction="eroded shifted")
-    assert code == 0
-    assert "eroded: left out, because not all methods have them: cfos_neuron_1" in capsys.readouterr().out
+    assert run(data, "-o", str(data / "out"), "--leave-out-missing", prediction="eroded shifted") == 0
+    out = capsys.readouterr().out
+    assert "shifted: lacks 1 of the cases that another side has, left out: cfos_neuron_1" in out
     assert {case for _, case in cases(data / "out")} == {"blood_vessel_1", "cfos_neuron_2"}
     assert len(cases(data / "out")) == 4
+    assert run(data, "-o", str(data / "all"), "--allow-missing", prediction="eroded shifted") == 0
+    found = cases(data / "all")
+    assert len(found) == 6
+    assert float(found["shifted", "cfos_neuron_1"]["dice"]) == 0 < float(found["eroded", "cfos_neuron_1"]["dice"])
+
+
+def test_a_stray_slice_makes_no_stack_of_a_folder(data, capsys):
+    tifffile.imwrite(data / "shifted/overview.tif", np.zeros((4, 5), np.uint8), photometric="minisblack")
+    assert run(data) == 2
+    assert "truth: lacks 1 of the cases that another side has: overview" in capsys.readouterr().err
+
+
+def test_a_name_that_says_otherwise_is_warned_of(data, capsys):
+    assert run(data, "--structure", "cfos_neuron") == 0
+    assert (
+        "taken for c-Fos+ cell, as --structure says, though the name says otherwise: blood_vessel_1"
+        in capsys.readouterr().out
+    )
+
+
+def test_a_picture_is_that_of_the_scores(data):
+    out, sheet = str(data / "out"), data / "out/sheets/shifted/cfos_neuron_1.png"
+    assert run(data, "-o", out) == 0
+    before = sheet.read_bytes()
+    write_image(data / "shifted/cfos_neuron_1.nii.gz", np.ones(SHAPE, np.uint8))
+    assert run(data, "-o", out, "--no-sheets") == 0
+    assert run(data, "-o", out) == 0
+    assert sheet.read_bytes() != before
+    assert run(data, "-o", out, edition="2026", prediction="shifted") == 0
+    assert not list((data / "out").rglob("*.partial"))
+
+
+def test_a_raw_image_that_cannot_be_read_costs_a_picture_and_no_table(data, capsys):
+    raw = data / "raw/cfos_neuron_1_0000.nii.gz"
+    raw.write_bytes(raw.read_bytes()[: raw.stat().st_size // 2])
+    assert run(data, "-o", str(data / "out"), "--images", str(data / "raw")) == 0
+    assert "(not shown in the picture)" in capsys.readouterr().out
+    assert (data / "out/sheets/shifted/cfos_neuron_1.png").is_file()
+
+
+def test_two_processes_write_what_one_writes(data):
+    for name, workers in (("one", "1"), ("two", "2")):
+        arguments = ["-o", str(data / name), "--corrected", "--workers", workers]
+        assert run(data, *arguments, prediction="shifted eroded") == 0
+    assert (data / "one/cases.csv").read_text() == (data / "two/cases.csv").read_text()
+    sheets = [sorted(p.relative_to(data / n) for p in (data / n).rglob("*.png")) for n in ("one", "two")]
+    assert sheets[0] == sheets[1]
+    damaged(data)
+    assert run(data, "-o", str(data / "three"), "--workers", "2") == 2
+
+
+def test_metrics_without_any_value_are_drawn(data):
+    for side in ("truth", "shifted"):
+        for case in ("cfos_neuron_1", "cfos_neuron_2", "blood_vessel_1"):
+            write_image(data / side / f"{case}.nii.gz", np.zeros(SHAPE, np.uint8))
+    assert run(data, "-o", str(data / "out"), "--no-sheets", edition="2026") == 0
+    assert imread(data / "out/scores.png")[..., :3].std() > 0.02
 
 
 def test_other_labels_are_counted_and_taken_for_foreground(data, capsys):

@@ -146,9 +146,9 @@ def test_the_paired_table():
     line = "| microglia | Dice (%) ↑ | 7 (1 NaN) | 71.50 | 69.87 | 1.63 | 0.10 to 3.00 | 5 / 2 | 0.0312 |"
     assert line in tables.as_markdown(table)
     assert not table.notes
-    few = tables.paired([replace(row, cases=5)], "with", "without", EDITIONS[2024])
+    few = tables.paired([replace(row, better=3, worse=2)], "with", "without", EDITIONS[2024])  # two of seven are ties
     assert "cannot fall below" in tables.as_markdown(few)
-    assert "% With fewer than 6 cases" in tables.as_latex(few)
+    assert "% Where fewer than 6 cases differ" in tables.as_latex(few)
 
 
 def test_extras_are_apart_from_the_official_columns_and_mean_what_has_a_value():

@@ -10,7 +10,7 @@ from skimage.morphology import skeletonize
 
 from benchmarks.official import cldice_2024, cldice_2026
 from nnunet_selma.metrics.blocks import reader
-from nnunet_selma.metrics.centreline import centreline_length, skeleton, skeleton_overlap_by_blocks
+from nnunet_selma.metrics.centreline import centreline_length, skeleton, skeleton_overlap_by_blocks, skeletons_by_blocks
 from nnunet_selma.metrics.components import label
 from nnunet_selma.metrics.pair import Pair
 from tests.metrics.masks import edges, masks, similar_masks
@@ -22,6 +22,7 @@ def box(*where, shape=(12, 12, 12)):
     return mask
 
 
+SPACING = (3.0, 2.0, 1.0)
 EMPTY = box(0, 0, slice(0))
 BAR = box(slice(2, 5), slice(2, 5), slice(1, 11))
 FAR_BAR = box(slice(7, 10), slice(7, 10), slice(1, 11))
@@ -52,8 +53,9 @@ def test_a_flat_component_is_thinned_as_in_the_whole(pair, plane):
     np.testing.assert_array_equal(skeleton(label(mask)[0]), skeletonize(mask))
     flat = mask[plane : plane + 1]
     np.testing.assert_array_equal(skeleton(label(flat)[0]), skeletonize(flat))
-    found = skeleton_overlap_by_blocks(reader(mask), reader(mask), mask.shape, (2, 5, 7))
-    assert found == (skeletonize(mask).sum(),) * 2
+    for whole in (mask, flat):
+        found = skeleton_overlap_by_blocks(reader(whole), reader(whole), whole.shape, (2, 5, 7))
+        assert found == (skeletonize(whole).sum(),) * 2
 
 
 def test_thinning_tubes_by_components_is_thinning_of_the_whole(rng):
@@ -112,6 +114,26 @@ def test_corners_of_cldice(prediction, reference, of_2024, of_2026, corrected):
         assert pair.centrelines.corrected(official, pair.overlap) == corrected
 
 
+@pytest.mark.parametrize("official", [1.0, nan])
+def test_voxels_stand_in_for_a_skeleton_that_vanished(official):
+    cube, bar = box(slice(2, 6), slice(2, 6), slice(2, 6)), box(slice(3, 6), slice(3, 6), slice(4, 11))
+    # the cube has 64 voxels and no skeleton, the bar 63 and one along its middle (y, z = 4); they share 3 × 3 × 2 voxels
+    pair = Pair(cube, bar)
+    found = pair.centrelines
+    assert (found.prediction, found.reference) == (0, skeletonize(bar).sum())
+    a, b = (
+        found.reference_inside / found.reference,
+        18 / 64,
+    )  # of the bar's skeleton in the cube; of the cube's voxels in the bar
+    assert 0 < a < 1
+    assert found.corrected(official, pair.overlap) == pytest.approx(2 * a * b / (a + b))
+    swapped = Pair(bar, cube)
+    assert swapped.centrelines.corrected(official, swapped.overlap) == pytest.approx(2 * a * b / (a + b))
+    other = box(slice(4, 6), slice(4, 6), slice(4, 6))  # 8 voxels, no skeleton, all in the cube
+    both = Pair(other, cube)
+    assert both.centrelines.corrected(official, both.overlap) == pytest.approx(2 * 1 * (8 / 64) / (1 + 8 / 64))
+
+
 @given(pair=similar_masks())
 def test_corrected_cldice_is_the_official_one_away_from_the_corners(pair):
     pair = Pair(*pair)
@@ -139,14 +161,20 @@ def test_blocks_give_the_skeleton_of_tubes(rng):
     assert by_blocks == (thin.sum(), (thin & other).sum())
 
 
+def test_lengths_of_components_found_in_blocks_add_up(rng):
+    mask = tubes(rng)
+    whole = centreline_length(skeletonize(mask), SPACING)
+    parts = [
+        centreline_length(thin, SPACING) for _, thin in skeletons_by_blocks(reader(mask), mask.shape, (16, 48, 13))
+    ]
+    assert whole == pytest.approx(sum(parts)) != 0
+
+
 def path(*voxels, shape=(12, 12, 12)):
     mask = np.zeros(shape, bool)
     for voxel in voxels:
         mask[voxel] = True
     return mask
-
-
-SPACING = (3.0, 2.0, 1.0)
 
 
 @pytest.mark.parametrize(
