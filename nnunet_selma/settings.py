@@ -1,16 +1,27 @@
 """The hyperparameters a user may turn; they live in a plans file under the key "selma" and are stored with every checkpoint."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from nnunet_selma.errors import SelmaError
 
+OPTIMIZERS = ("sgd", "adamw")
 
-def _demand_run_length(section: str, run: Any) -> None:
-    """Refuse a run without steps, and checkpoints that are never written."""
+
+def demand_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    """Refuse a word that is none of the choices."""
+    if value not in choices:
+        raise SelmaError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
+
+
+def _demand_run(section: str, run: Any) -> None:
+    """Refuse a run without steps, checkpoints that are never written, and optimisers that do not exist."""
+    demand_choice(f"{section}.optimizer", run.optimizer, OPTIMIZERS)
+    if run.learning_rate is not None and run.learning_rate <= 0:
+        raise SelmaError(f"{section}.learning_rate is {run.learning_rate}; give a number above 0")
     for name, least in (("epochs", 0), ("iterations_per_epoch", 1), ("validation_iterations", 1), ("save_every", 1)):
         value = getattr(run, name)
         if value is not None and value < least:
@@ -29,12 +40,18 @@ class PretrainingSettings:
     """Validation steps in an epoch; None is nnU-Net's own (50)."""
     save_every: int = 10
     """Epochs between two checkpoints to continue from."""
+    optimizer: str = "sgd"
+    """nnU-Net's "sgd" (Nesterov momentum 0.99), or "adamw", which transformers need."""
+    learning_rate: float | None = None
+    """Highest learning rate; None is nnU-Net's own for that optimiser (0.01, or 0.0003 as for its transformers)."""
+    weight_decay: float | None = None
+    """None is nnU-Net's own for that optimiser (0.00003, or 0.05)."""
     seed: int = 0
     """Seed of masks and, with nnUNet_n_proc_DA=0, of the patches drawn: a run that was interrupted then goes on exactly."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
-        _demand_run_length("pretraining", self)
+        _demand_run("pretraining", self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +87,12 @@ class FinetuningSettings:
     """Training steps in an epoch; None is nnU-Net's own (250)."""
     validation_iterations: int | None = None
     """Validation steps in an epoch; None is nnU-Net's own (50)."""
+    optimizer: str = "sgd"
+    """nnU-Net's "sgd" (Nesterov momentum 0.99), or "adamw", which transformers need."""
+    learning_rate: float | None = None
+    """Highest learning rate; None is nnU-Net's own for that optimiser (0.01, or 0.0003 as for its transformers)."""
+    weight_decay: float | None = None
+    """None is nnU-Net's own for that optimiser (0.00003, or 0.05)."""
     warmup_epochs: int = 5
     """Epochs over which the learning rate rises to its full value (at most a tenth of all epochs)."""
     save_every: int = 10
@@ -81,7 +104,7 @@ class FinetuningSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
-        _demand_run_length("finetuning", self)
+        _demand_run("finetuning", self)
         if self.warmup_epochs < 0:
             raise SelmaError(f"finetuning.warmup_epochs is {self.warmup_epochs}; give 0 or more")
 

@@ -22,6 +22,9 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.settings import FinetuningSettings, PretrainingSettings, read_settings
 
 _LOADING = "nnUNet_n_proc_DA"
+# nnUNetTrainer's, and those of nnU-Net's trainers for transformers (Primus)
+_LEARNING_RATES = {"sgd": 1e-2, "adamw": 3e-4}
+_WEIGHT_DECAYS = {"sgd": 3e-5, "adamw": 5e-2}
 
 
 @contextmanager
@@ -102,13 +105,28 @@ class SelmaTrainer(nnUNetTrainer):
             self.network.to(memory_format=torch.channels_last_3d)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
-        """nnU-Net's optimiser and schedule, updating all parameters in one kernel, which also spares mixed precision a wait a step."""
-        optimizer, scheduler = super().configure_optimizers()
-        if type(optimizer) is not torch.optim.SGD or self.device.type not in ("cpu", "cuda"):
-            return optimizer, scheduler
-        groups = [{"params": group["params"]} for group in optimizer.param_groups]
-        fused = torch.optim.SGD(groups, **{**optimizer.defaults, "fused": True})
-        return fused, PolyLRScheduler(fused, self.initial_lr, self.num_epochs)
+        """nnU-Net's SGD, or AdamW as for its transformers, over all parameters that are trained, with its polynomial decay.
+
+        All parameters are updated in one kernel, which also spares mixed precision a wait a step.
+        """
+        run: PretrainingSettings | FinetuningSettings = getattr(self.settings, self.section)
+        self.initial_lr = run.learning_rate or _LEARNING_RATES[run.optimizer]
+        self.weight_decay = _WEIGHT_DECAYS[run.optimizer] if run.weight_decay is None else run.weight_decay
+        fused = self.device.type in ("cpu", "cuda")
+        optimizer: torch.optim.Optimizer
+        if run.optimizer == "adamw":
+            optimizer = torch.optim.AdamW(
+                self.parameter_groups(), self.initial_lr, betas=(0.9, 0.98), weight_decay=self.weight_decay, fused=fused
+            )
+        else:
+            optimizer = torch.optim.SGD(
+                self.parameter_groups(), self.initial_lr, momentum=0.99, nesterov=True, weight_decay=self.weight_decay, fused=fused
+            )  # fmt: skip
+        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the optimiser trains; a subclass adds groups, or freezes parameters before."""
+        return [{"params": [p for p in self.network.parameters() if p.requires_grad]}]
 
     def _prepare_cpu(self) -> None:
         """Share the cores between computing and loading; nnU-Net has given PyTorch all of them before."""

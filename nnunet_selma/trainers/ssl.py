@@ -78,13 +78,14 @@ class SelmaSSLTrainer(SelmaTrainer):
         return network
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
-        """nnU-Net's optimiser, over the pretext's own parameters too."""
+        """As for segmentation, over the pretext's own parameters too."""
         self.pretext = self.build_pretext().to(self.device)
-        optimizer, scheduler = super().configure_optimizers()
+        return super().configure_optimizers()
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The network's parameters, and those of the pretext's heads."""
         own = [parameter for parameter in self.pretext.parameters() if parameter.requires_grad]
-        if own:
-            optimizer.add_param_group({"params": own})
-        return optimizer, scheduler
+        return [*super().parameter_groups(), *([{"params": own}] if own else [])]
 
     def _build_loss(self) -> nn.Module:
         """The pretext is the loss; if it trains heads of its own, several GPUs share their gradients."""

@@ -249,7 +249,7 @@ def test_the_fused_optimiser_is_nnunets(kind, folders):
     (group,) = one.optimizer.param_groups
     assert group["fused"]
     assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.99, True, 3e-5)
-    assert {id(p) for p in group["params"]} == {id(p) for p in one.network.parameters()}
+    assert {id(p) for p in group["params"]} == {id(p) for p in one.network.parameters() if p.requires_grad}
     assert one.lr_scheduler.optimizer is one.optimizer
 
 
@@ -287,3 +287,14 @@ def test_damaged_trials_end_with_a_sentence(folders, capsys):
         one.initialize()
     assert stopped.value.code == 2
     assert "cpu_trials.json: is no valid JSON" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("kind", "section"), [(SelmaSSLTrainer, "pretraining"), (SelmaFinetuneTrainer, "finetuning")])
+def test_the_optimiser_is_a_setting(kind, section, folders):
+    one = trainer(kind, folders, **{section: {"optimizer": "adamw", "weight_decay": 0.1}})
+    one.initialize()
+    assert type(one.optimizer) is torch.optim.AdamW
+    assert (one.initial_lr, one.optimizer.param_groups[0]["weight_decay"]) == (3e-4, 0.1)
+    one = trainer(kind, folders, **{section: {"learning_rate": 0.002}})
+    one.initialize()
+    assert (type(one.optimizer), one.initial_lr) == (torch.optim.SGD, 0.002)
