@@ -5,6 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+_LEAST_RESPONSE = 0.05
+"""Of a block, in units of the patch's mean: blocks without any structure are still masked now and then."""
 
 
 def block_shape(edge: int, patch: Sequence[int], spacing: Sequence[float]) -> list[int]:
@@ -17,51 +21,102 @@ def block_shape(edge: int, patch: Sequence[int], spacing: Sequence[float]) -> li
 
 
 def draw_block_masks(
-    count: int,
     patch: Sequence[int],
+    blocks: Sequence[Sequence[int]],
     *,
     ratio: float,
-    edges: Sequence[int],
-    spacing: Sequence[float],
     rng: np.random.Generator,
     generator: torch.Generator,
+    response: Tensor | None = None,
+    preference: float = 1.0,
+    least: float = 0.0,
 ) -> Tensor:
-    """Draw `count` masks, bool (count, 1, *patch); True is masked.
+    """A mask for each entry of `blocks`, bool (sample, 1, *patch); True is masked.
 
     Blocks lie on a grid with a random offset, so that no voxel is a border of a block more often than another; exactly
-    `round(ratio × blocks)` of the grid's blocks are masked in each sample (before the grid is cut to the patch). The
-    block's edge is drawn per sample from `edges`.
+    `round(ratio × blocks)` of the grid's blocks are masked in each sample (before the grid is cut to the patch).
 
     Args:
-        count: number of samples.
         patch: spatial shape, (z, y, x) or (y, x).
+        blocks: the shape of a block, for each sample.
         ratio: share of the blocks to mask, between 0 and 1.
-        edges: block edges to draw from, voxels along the finest axes.
-        spacing: voxel size along each axis, any unit.
-        rng: draws edges and offsets; on the CPU, so that no step waits for the device to tell a number.
+        rng: draws offsets; on the CPU, so that no step waits for the device to tell a number.
         generator: draws the blocks; its device is where the masks are made.
+        response: what draws masks to itself, numbers from 0, (sample, *patch); None draws all blocks alike.
+        preference: power of a block's mean response to which its readiness to be drawn is proportional.
+        least: blocks whose response is below this, in units of the patch's mean, are not masked, though drawn.
     """
-    shapes = [block_shape(int(edge), patch, spacing) for edge in rng.choice(edges, size=count)]
-    return torch.stack([_draw_one(patch, block, ratio, rng, generator) for block in shapes]).unsqueeze(1)
+    masks = []
+    for number, block in enumerate(blocks):
+        grid = [-(-length // edge) + 1 for length, edge in zip(patch, block, strict=True)]  # one more: it is shifted
+        offset = [int(rng.integers(edge)) for edge in block]
+        keys = torch.rand(grid, generator=generator, device=generator.device)
+        allowed = torch.ones_like(keys, dtype=torch.bool)
+        if response is not None:
+            # taking the greatest of log-weights with Gumbel noise draws without replacement in proportion to the weights
+            found = block_means(response[number], block, grid, offset)
+            found = found / found.mean().clamp(min=1e-12)
+            gumbel = -torch.log(-torch.log(keys.clamp(1e-9, 1 - 1e-7)))
+            keys, allowed = gumbel + preference * torch.log(found.clamp(min=_LEAST_RESPONSE)), found >= least
+        order = keys.flatten().argsort(descending=True)
+        mask = torch.zeros(keys.numel(), dtype=torch.bool, device=keys.device)
+        mask[order[: max(1, round(ratio * keys.numel()))]] = True
+        masks.append(_voxels(mask.reshape(keys.shape) & allowed, block, offset, patch))
+    return torch.stack(masks).unsqueeze(1)
 
 
-def _draw_one(
-    patch: Sequence[int], block: Sequence[int], ratio: float, rng: np.random.Generator, generator: torch.Generator
-) -> Tensor:
-    """One mask, bool (*patch)."""
-    device = generator.device
-    # one block more than fits, so that the grid may be shifted by less than a block
-    grid = [-(-length // edge) + 1 for length, edge in zip(patch, block, strict=True)]
-    blocks = torch.Size(grid).numel()
-    order = torch.randperm(blocks, generator=generator, device=device)
-    mask = torch.zeros(blocks, dtype=torch.bool, device=device)
-    mask[order[: max(1, round(ratio * blocks))]] = True
-    mask = mask.reshape(grid)
-    for axis, (length, edge) in enumerate(zip(patch, block, strict=True)):
-        mask = mask.repeat_interleave(edge, dim=axis).narrow(axis, int(rng.integers(edge)), length)
+def _voxels(mask: Tensor, block: Sequence[int], offset: Sequence[int], patch: Sequence[int]) -> Tensor:
+    """A mask of blocks, bool (*grid), as one of voxels, bool (*patch)."""
+    for axis, (length, edge, start) in enumerate(zip(patch, block, offset, strict=True)):
+        mask = mask.repeat_interleave(edge, dim=axis).narrow(axis, start, length)
     return mask
 
 
-def apply_mask(patches: Tensor, mask: Tensor) -> Tensor:
-    """Patches (batch, channel, *patch) with masked voxels set to zero, the mean of a normalised image."""
-    return patches.masked_fill(mask, 0.0)
+def block_means(values: Tensor, block: Sequence[int], grid: Sequence[int], offset: Sequence[int]) -> Tensor:
+    """The mean of values (*patch) in each block of a shifted grid, (*grid); 0 for a block outside of the patch."""
+    padding = [
+        side
+        for length, edge, cells, start in reversed(list(zip(values.shape, block, grid, offset, strict=True)))
+        for side in (start, cells * edge - start - length)
+    ]
+    sums = []
+    for summed in (values, torch.ones_like(values)):
+        padded = functional.pad(summed, padding)
+        for axis, (edge, cells) in enumerate(zip(block, grid, strict=True)):
+            padded = padded.reshape(*padded.shape[:axis], cells, edge, *padded.shape[axis + 1 :]).sum(axis + 1)
+        sums.append(padded)
+    return sums[0] / sums[1].clamp(min=1)
+
+
+def fill_mask(patches: Tensor, mask: Tensor, fill: str, generator: torch.Generator) -> Tensor:
+    """Patches (batch, channel, *patch) with something else in masked voxels.
+
+    Args:
+        patches: what is masked.
+        mask: bool (batch, 1, *patch); True is masked.
+        fill: "zeros", "mean" of the patch's visible voxels, or "noise" of their mean and standard deviation.
+        generator: draws the noise.
+    """
+    if fill == "zeros":
+        return patches.masked_fill(mask, 0.0)
+    mean, deviation = moments(patches, ~mask)
+    filled = mean.expand_as(patches)
+    if fill == "noise":
+        noise = torch.randn(patches.shape, generator=generator, device=generator.device)
+        filled = filled + deviation * noise
+    return torch.where(mask, filled, patches)
+
+
+def moments(patches: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the visible voxels of each patch and channel, (batch, channel, 1, …).
+
+    Args:
+        patches: (batch, channel, *patch).
+        visible: bool (batch, 1, *patch).
+    """
+    axes = tuple(range(2, patches.ndim))
+    shown = visible.expand_as(patches)
+    count = shown.sum(axes, keepdim=True).clamp(min=1)
+    mean = (patches * shown).sum(axes, keepdim=True) / count
+    variance = ((patches - mean).square() * shown).sum(axes, keepdim=True) / count
+    return mean, variance.sqrt()

@@ -1,20 +1,24 @@
 """The hyperparameters a user may turn; they live in a plans file under the key "selma" and are stored with every checkpoint."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from nnunet_selma.errors import SelmaError
+from nnunet_selma.pretext_settings import (
+    ByolSettings,
+    DistillationSettings,
+    InpaintingSettings,
+    MultitaskSettings,
+    SimclrSettings,
+    StructureSettings,
+    ViewSettings,
+    demand_choice,
+)
 
 OPTIMIZERS = ("sgd", "adamw")
-
-
-def demand_choice(name: str, value: str, choices: Iterable[str]) -> None:
-    """Refuse a word that is none of the choices."""
-    if value not in choices:
-        raise SelmaError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
 
 
 def _demand_run(section: str, run: Any) -> None:
@@ -38,6 +42,8 @@ class PretrainingSettings:
     """Training steps in an epoch; None is nnU-Net's own (250)."""
     validation_iterations: int | None = None
     """Validation steps in an epoch; None is nnU-Net's own (50)."""
+    pretext: str | None = None
+    """A pretext of your own in place of the trainer's: module and class, as in my_pretexts.Denoising; the module is found by Python."""
     save_every: int = 10
     """Epochs between two checkpoints to continue from."""
     optimizer: str = "sgd"
@@ -52,27 +58,6 @@ class PretrainingSettings:
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
         _demand_run("pretraining", self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class InpaintingSettings:
-    """Masked volume inpainting (XunDJ of SELMA3D 2024)."""
-
-    mask_ratio: float = 0.6
-    """Share of the patch's blocks that are masked."""
-    block_edges: tuple[int, ...] = (4, 8, 16)
-    """Edges of a masked block along the finest axes, voxels; one is drawn for each sample."""
-    standardise: bool = True
-    """Bring each patch to mean 0 and standard deviation 1 of its visible voxels, so that dim patches count as bright ones."""
-
-    def __post_init__(self) -> None:
-        """Refuse values that mask nothing or everything."""
-        if not 0 < self.mask_ratio < 1:
-            raise SelmaError(f"inpainting.mask_ratio is {self.mask_ratio}; give a share between 0 and 1")
-        if not self.block_edges or min(self.block_edges) < 1:
-            raise SelmaError(
-                f"inpainting.block_edges is {self.block_edges}; give one or more edges of at least 1 voxel"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,19 +118,19 @@ class Settings:
 
     pretraining: PretrainingSettings = field(default_factory=PretrainingSettings)
     inpainting: InpaintingSettings = field(default_factory=InpaintingSettings)
+    structure: StructureSettings = field(default_factory=StructureSettings)
+    views: ViewSettings = field(default_factory=ViewSettings)
+    byol: ByolSettings = field(default_factory=ByolSettings)
+    simclr: SimclrSettings = field(default_factory=SimclrSettings)
+    multitask: MultitaskSettings = field(default_factory=MultitaskSettings)
+    distillation: DistillationSettings = field(default_factory=DistillationSettings)
     finetuning: FinetuningSettings = field(default_factory=FinetuningSettings)
     cpu: CpuSettings = field(default_factory=CpuSettings)
     gpu: GpuSettings = field(default_factory=GpuSettings)
 
 
 KEY = "selma"
-_SECTIONS: dict[str, type[Any]] = {
-    "pretraining": PretrainingSettings,
-    "inpainting": InpaintingSettings,
-    "finetuning": FinetuningSettings,
-    "cpu": CpuSettings,
-    "gpu": GpuSettings,
-}
+_SECTIONS: dict[str, type[Any]] = get_type_hints(Settings)
 
 
 def read_settings(plans: Mapping[str, Any]) -> Settings:

@@ -4,13 +4,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nnunet_selma.masking import apply_mask, block_shape, draw_block_masks
+from nnunet_selma.masking import block_means, block_shape, draw_block_masks, fill_mask, moments
 from tests.plans import ARCHITECTURES
 
 
-def masks(patch=(32, 32, 32), *, ratio=0.6, edges=(4, 8), spacing=(1.0, 1.0, 1.0), seed=0, count=4):
+def masks(patch=(32, 32, 32), *, ratio=0.6, edges=(4, 8), spacing=(1.0, 1.0, 1.0), seed=0, count=4, **more):
     generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
-    return draw_block_masks(count, patch, ratio=ratio, edges=edges, spacing=spacing, rng=rng, generator=generator)
+    blocks = [block_shape(int(edge), patch, spacing) for edge in rng.choice(edges, size=count)]
+    return draw_block_masks(patch, blocks, ratio=ratio, rng=rng, generator=generator, **more)
 
 
 @pytest.mark.parametrize(
@@ -62,8 +63,43 @@ def test_blocks_are_blocks():
         assert len({int(c + 1) % 4 for c in changes}) == 1
 
 
-def test_masked_voxels_are_zero_and_the_others_untouched():
-    patches, mask = torch.randn(4, 2, 32, 32, 32), masks()
-    masked = apply_mask(patches, mask)
-    assert (masked[mask.expand_as(patches)] == 0).all()
-    assert torch.equal(masked[~mask.expand_as(patches)], patches[~mask.expand_as(patches)])
+@pytest.mark.parametrize("fill", ["zeros", "mean", "noise"])
+def test_masked_voxels_are_filled_and_the_others_untouched(fill):
+    patches, mask = 3 + 2 * torch.randn(4, 2, 32, 32, 32), masks()
+    masked = fill_mask(patches, mask, fill, torch.Generator().manual_seed(0))
+    hidden = mask.expand_as(patches)
+    assert torch.equal(masked[~hidden], patches[~hidden])
+    mean, deviation = {"zeros": (0, 0), "mean": (3, 0), "noise": (3, 2)}[fill]
+    assert float(masked[hidden].mean()) == pytest.approx(mean, abs=0.05)
+    assert float(masked[hidden].std()) == pytest.approx(deviation, abs=0.05)
+    one = masked[0, 0][mask[0, 0]]
+    assert (one.unique().numel() == 1) == (fill != "noise")
+
+
+def test_moments_are_those_of_the_visible_voxels(rng):
+    patches, visible = torch.tensor(rng.normal(size=(2, 3, 4, 5))), torch.tensor(rng.random((2, 1, 4, 5)) < 0.5)
+    mean, deviation = moments(patches, visible)
+    seen = patches[1, 2][visible[1, 0]].numpy()
+    assert float(mean[1, 2]) == pytest.approx(seen.mean())
+    assert float(deviation[1, 2]) == pytest.approx(seen.std())
+
+
+def test_block_means_are_the_means_of_what_lies_in_the_patch():
+    values = torch.arange(30.0).reshape(5, 6)
+    means = block_means(values, (2, 4), (4, 3), (1, 2))  # the first block hangs over by one row and two columns
+    assert means.shape == (4, 3)
+    assert means[0, 0] == values[:1, :2].mean()
+    assert means[1, 1] == values[1:3, 2:6].mean()
+    assert means[2, 0] == values[3:5, :2].mean()
+    assert means[3].sum() == means[:, 2].sum() == 0  # beyond the patch
+
+
+@pytest.mark.parametrize(("preference", "share"), [(0.0, 1 / 2), (1.0, 4 / 5), (3.0, 64 / 65)])
+def test_a_block_is_drawn_as_readily_as_its_response_says(preference, share):
+    response = torch.ones(1500, 16, 16)
+    response[:, :, :8] = 4.0
+    drawn = {"rng": np.random.default_rng(0), "generator": torch.Generator().manual_seed(0)}
+    # one block each, whole or, with an offset, cut by the border between the halves or of the patch
+    mask = draw_block_masks((16, 16), [(2, 2)] * 1500, ratio=1e-4, response=response, preference=preference, **drawn)
+    left = mask[..., 2:6].sum() / (mask[..., 2:6].sum() + mask[..., 10:14].sum())
+    assert float(left) == pytest.approx(share, abs=0.04)

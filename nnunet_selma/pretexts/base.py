@@ -1,27 +1,120 @@
-"""What a pretext task is."""
+"""What a pretext task is, and how it looks into a network."""
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
+import numpy as np
+import torch
 from torch import Tensor, nn
+
+from nnunet_selma.settings import Settings
+
+_MOST_TOKENS = 64
+"""Of a patch, of which the spread of features is measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a pretext is made for."""
+
+    network: nn.Module
+    """The network to train, without the wrappers of DistributedDataParallel and torch.compile."""
+    settings: Settings
+    """All settings of the plans."""
+    patch: tuple[int, ...]
+    """Shape of a patch, (z, y, x) or (y, x)."""
+    spacing: tuple[float, ...]
+    """Voxel size along these axes."""
+    channels: int
+    """Channels of a patch."""
+    steps: int
+    """Training steps of the whole run."""
+    device: torch.device
+    """Where patches and network are."""
 
 
 class Pretext(nn.Module, ABC):
     """A self-supervised loss: it owns its heads and its teacher, if any, and is given the network to train.
 
-    The same pretext works with every network that maps (batch, channel, *patch) to the same shape.
+    The same pretext works with every network that maps (batch, channel, *patch) to the same shape, or, where `trains_decoder` is
+    False, with every network whose encoder gives feature maps.
     """
 
+    trains_decoder = True
+    """False: only what `pretrained_part` names is trained; the rest of the network stays random and is not carried over."""
+    mirrors = True
+    """False: patches are not mirrored, because the pretext asks how they lie."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.steps, self.steps_done = task.steps, 0
+        self.generator = torch.Generator(task.device)
+        self.reseed(0)
+
+    def reseed(self, seed: int) -> None:
+        """Start the pretext's own randomness anew; called at the start of every epoch and of every validation."""
+        self.generator.manual_seed(seed)
+        self.rng = np.random.default_rng(seed)
+
     @abstractmethod
-    def forward(self, network: nn.Module, patches: Tensor) -> dict[str, Tensor]:
-        """Named loss terms of a batch, (batch, channel, *patch); their sum is minimised."""
+    def forward(self, network: nn.Module, patches: Tensor, structures: Tensor) -> dict[str, Tensor]:
+        """Named loss terms of a batch; their sum is minimised.
+
+        Args:
+            network: maps (batch, channel, *patch) to the same shape.
+            patches: (batch, channel, *patch), normalised as the plans say.
+            structures: number of each patch's biological structure in the structure table, (batch,); -1 is unknown.
+        """
 
     def after_step(self, network: nn.Module) -> None:
-        """Called after each optimiser step: moving average of a teacher, schedules."""
+        """Called after each optimiser step: moving average of a teacher; who overrides it calls this too."""
+        self.steps_done += 1
 
     def diagnostics(self, network: nn.Module, patches: Tensor) -> dict[str, float]:
         """What tells a user whether it learns, measured on every validation batch; logged and drawn under these names."""
         return {}
 
-    @abstractmethod
-    def reseed(self, seed: int) -> None:
-        """Start the pretext's own randomness anew; called at the start of every epoch and of every validation."""
+    def embed(self, network: nn.Module, patches: Tensor) -> Tensor:
+        """The features whose spread tells of collapse, (samples, feature): some tokens of each patch, or what the loss compares."""
+        tokens = deepest_features(network, patches).flatten(2).transpose(1, 2)  # (batch, token, feature)
+        chosen = torch.linspace(0, tokens.shape[1] - 1, min(_MOST_TOKENS, tokens.shape[1]), device=tokens.device)
+        return tokens[:, chosen.long()].flatten(0, 1)
+
+    def get_extra_state(self) -> dict[str, int]:
+        """What a run that goes on must know beyond the weights."""
+        return {"steps_done": self.steps_done}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        """As `get_extra_state` gave it."""
+        self.steps_done = state["steps_done"]
+
+
+def pretrained_part(network: nn.Module) -> str:
+    """Name of the submodule that pretexts on features train and that a frozen encoder freezes."""
+    return getattr(network, "pretrained_part", "encoder")
+
+
+def deepest_features(network: nn.Module, patches: Tensor, part: str | None = None) -> Tensor:
+    """The coarsest feature map of a part of the network, by default of the one that is pretrained, (batch, feature, *grid)."""
+    maps = network.get_submodule(part or pretrained_part(network))(patches)
+    deepest: Tensor = maps[-1] if isinstance(maps, (list, tuple)) else maps
+    return deepest
+
+
+def pooled(features: Tensor) -> Tensor:
+    """One vector a patch, (batch, 2 × feature): mean and maximum over the grid of (batch, feature, *grid).
+
+    The mean alone says next to nothing of a patch where instance norm has made it the same for all.
+    """
+    flat = features.float().flatten(2)
+    return torch.cat([flat.mean(2), flat.amax(2)], dim=1)
+
+
+@torch.no_grad()
+def feature_shape(task: Task, part: str | None = None) -> tuple[int, ...]:
+    """(feature, *grid) of what `deepest_features` gives of one patch."""
+    training = task.network.training
+    patch = torch.zeros(1, task.channels, *task.patch, device=task.device)
+    shape = tuple(deepest_features(task.network.eval(), patch, part).shape[1:])
+    task.network.train(training)
+    return shape

@@ -9,6 +9,11 @@ from typing import Any
 
 TRAINERS = {
     "SelmaSSLTrainer": "nnunet_selma.trainers.ssl",
+    "SelmaSSLTrainer_StructureAware": "nnunet_selma.trainers.pretexts",
+    "SelmaSSLTrainer_BYOL": "nnunet_selma.trainers.pretexts",
+    "SelmaSSLTrainer_SimCLR": "nnunet_selma.trainers.pretexts",
+    "SelmaSSLTrainer_MultiTask": "nnunet_selma.trainers.pretexts",
+    "SelmaSSLTrainer_SelfDistillation": "nnunet_selma.trainers.pretexts",
     "SelmaFinetuneTrainer": "nnunet_selma.trainers.finetune",
 }
 

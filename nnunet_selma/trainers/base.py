@@ -37,10 +37,14 @@ def plain_errors() -> Iterator[None]:
         raise SystemExit(2) from None
 
 
+def without_ddp(network: nn.Module) -> nn.Module:
+    """The network without the wrapper of DistributedDataParallel."""
+    return network.module if isinstance(network, DistributedDataParallel) else network
+
+
 def bare(network: nn.Module) -> nn.Module:
     """The network without the wrappers of DistributedDataParallel and torch.compile."""
-    if isinstance(network, DistributedDataParallel):
-        network = network.module
+    network = without_ddp(network)
     if isinstance(network, OptimizedModule):
         network = network._orig_mod
     return network

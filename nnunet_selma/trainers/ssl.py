@@ -4,6 +4,7 @@ import sys
 import time
 from contextlib import nullcontext
 from datetime import datetime, timezone
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,17 @@ from torch import Tensor, autocast, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_selma import __version__, figures
+from nnunet_selma.cpu.layers import accelerate
+from nnunet_selma.errors import SelmaError
 from nnunet_selma.json_files import write_json
 from nnunet_selma.planning import TILE_STORE
-from nnunet_selma.pretexts.base import Pretext
+from nnunet_selma.pretexts.base import Pretext, Task, pretrained_part
+from nnunet_selma.pretexts.collapse import alarms, effective_rank, feature_deviation
 from nnunet_selma.pretexts.inpainting import MaskedInpainting
 from nnunet_selma.pretrained import SUMMARY, network_identity
+from nnunet_selma.structures import PREFIXES, of_case
 from nnunet_selma.tile_store import TileStore
-from nnunet_selma.trainers.base import SelmaTrainer, bare
+from nnunet_selma.trainers.base import SelmaTrainer, bare, plain_errors, without_ddp
 
 _VALIDATION_SEED = 20240
 _LOSSES = ("train_losses", "val_losses", "lrs")
@@ -39,10 +44,47 @@ _NNUNETS = {
 }
 
 
+def pretext_named(name: str) -> type[Pretext]:
+    """The pretext class of that name, `package.module.Class`.
+
+    Raises:
+        SelmaError: no such module or class, or it is no pretext.
+    """
+    module, _, last = name.rpartition(".")
+    try:
+        found = getattr(import_module(module), last)
+    except (ImportError, ValueError, AttributeError) as error:
+        raise SelmaError(
+            f"pretraining.pretext is {name}, which cannot be imported ({error}); write package.module.Class, and put the module's "
+            "folder on PYTHONPATH"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Pretext)):
+        raise SelmaError(f"pretraining.pretext is {name}, which is no subclass of nnunet_selma.pretexts.base.Pretext")
+    return found
+
+
+class Step(nn.Module):
+    """Network and pretext as one module, so that DistributedDataParallel sees every gradient, whatever part of them a pretext calls."""
+
+    def __init__(self, network: nn.Module, pretext: Pretext) -> None:
+        super().__init__()
+        self.network, self.pretext = network, pretext
+
+    def forward(self, patches: Tensor, structures: Tensor) -> dict[str, Tensor]:
+        """The pretext's named loss terms."""
+        terms: dict[str, Tensor] = self.pretext(self.network, patches, structures)
+        return terms
+
+
 class SelmaSSLTrainer(SelmaTrainer):
-    """Pretrain the plan's network, deep supervision off, output channels = input channels, by masked volume inpainting."""
+    """Pretrain the plan's network, deep supervision off, output channels = input channels, by masked volume inpainting.
+
+    A subclass names another pretext; `pretraining.pretext` in the plans, a module and a class, goes before both.
+    """
 
     section = "pretraining"
+    pretext_class = "nnunet_selma.pretexts.inpainting.MaskedInpainting"
+    """Module and class of the pretext task."""
 
     def initialize(self) -> None:
         """As nnU-Net, without deep supervision and without foreground oversampling."""
@@ -52,11 +94,19 @@ class SelmaSSLTrainer(SelmaTrainer):
         super().initialize()
         if self.configuration_manager.configuration.get(TILE_STORE):
             self.dataset_class = TileStore
+        if self.device.type == "cpu" and self.settings.cpu.fast_layers:
+            accelerate(self.pretext, self.trials)
 
     def build_pretext(self) -> Pretext:
-        """The pretext task; a subclass with another one overrides this."""
-        spacing = self.configuration_manager.spacing[-len(self.configuration_manager.patch_size) :]
-        return MaskedInpainting(self.settings.inpainting, spacing, self.device)
+        """The pretext task that the plans, or else this class, name."""
+        name = self.settings.pretraining.pretext or self.pretext_class
+        own = self.configuration_manager
+        task = Task(
+            network=bare(self.network), settings=self.settings, patch=tuple(own.patch_size), spacing=tuple(own.spacing[-len(own.patch_size) :]),
+            channels=self.num_input_channels, steps=self.num_epochs * self.num_iterations_per_epoch, device=self.device,
+        )  # fmt: skip
+        with plain_errors():
+            return pretext_named(name)(task)
 
     @staticmethod
     def build_network_architecture(
@@ -80,6 +130,11 @@ class SelmaSSLTrainer(SelmaTrainer):
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """As for segmentation, over the pretext's own parameters too."""
         self.pretext = self.build_pretext().to(self.device)
+        network = bare(self.network)
+        if not self.pretext.trains_decoder:
+            trained = {id(p) for p in network.get_submodule(pretrained_part(network)).parameters()}
+            for parameter in network.parameters():
+                parameter.requires_grad_(id(parameter) in trained)
         return super().configure_optimizers()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -88,17 +143,16 @@ class SelmaSSLTrainer(SelmaTrainer):
         return [*super().parameter_groups(), *([{"params": own}] if own else [])]
 
     def _build_loss(self) -> nn.Module:
-        """The pretext is the loss; if it trains heads of its own, several GPUs share their gradients."""
-        if self.is_ddp and any(parameter.requires_grad for parameter in self.pretext.parameters()):
-            return DistributedDataParallel(self.pretext, device_ids=[self.local_rank])
-        return self.pretext
+        """The step; several GPUs share its gradients. What wraps the network alone then only serves nnU-Net's checkpoints."""
+        step = Step(without_ddp(self.network), self.pretext)
+        return DistributedDataParallel(step, device_ids=[self.local_rank]) if self.is_ddp else step
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(
         self,
     ) -> tuple[tuple[float, float], bool, Any, tuple[int, ...]]:
         """Crops of the patch size, mirrored; what else makes views happens on the device."""
         patch = self.configuration_manager.patch_size
-        axes = tuple(range(len(patch)))
+        axes = tuple(range(len(patch))) if self.pretext.mirrors else ()
         self.inference_allowed_mirroring_axes = axes
         return (0.0, 0.0), False, patch, axes
 
@@ -107,7 +161,7 @@ class SelmaSSLTrainer(SelmaTrainer):
         patch_size: Any, rotation_for_DA: Any, deep_supervision_scales: Any, mirror_axes: Any, *_: Any, **__: Any
     ) -> BasicTransform:
         """Mirroring only."""
-        return ComposeTransforms([MirrorTransform(allowed_axes=mirror_axes)])
+        return ComposeTransforms([MirrorTransform(allowed_axes=mirror_axes)] if mirror_axes else [])
 
     def on_epoch_start(self) -> None:
         """Seed the masks of this epoch."""
@@ -120,10 +174,10 @@ class SelmaSSLTrainer(SelmaTrainer):
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """One step; losses stay on the device until the epoch ends, so that no step waits for them."""
-        patches = batch["data"].to(self.device, non_blocking=True)
+        patches, structures = self.on_device(batch)
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
-            terms = self.loss(self.network, patches)
+            terms = self.loss(patches, structures)
             loss = torch.stack(list(terms.values())).sum()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         if self.grad_scaler is not None:
@@ -136,8 +190,14 @@ class SelmaSSLTrainer(SelmaTrainer):
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(parameters, 12)
             self.optimizer.step()
-        self.pretext.after_step(self.network)
+        self.pretext.after_step(bare(self.network))
         return {"loss": loss.detach()}
+
+    def on_device(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Patches, and the number of the structure that each patch's case is named after; -1 where it is named after none."""
+        found = [of_case(str(case)) for case in batch.get("keys", [""] * len(batch["data"]))]
+        structures = torch.tensor([PREFIXES.index(one.prefix) if one else -1 for one in found])
+        return batch["data"].to(self.device, non_blocking=True), structures.to(self.device, non_blocking=True)
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         """Fetch the losses of the epoch from the device and log them."""
@@ -148,18 +208,30 @@ class SelmaSSLTrainer(SelmaTrainer):
         super().on_validation_epoch_start()
         np.random.seed(_VALIDATION_SEED + self.local_rank)  # noqa: NPY002 - batchgenerators draws from numpy's global generator
         self.pretext.reseed(_VALIDATION_SEED + self.local_rank)
+        self.pretext.eval()
+
+    def on_train_epoch_start(self) -> None:
+        """As nnU-Net, and the pretext too."""
+        super().on_train_epoch_start()
+        self.pretext.train()
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The pretext's loss and diagnostics on one batch."""
-        patches = batch["data"].to(self.device, non_blocking=True)
+        """The pretext's loss, diagnostics and features on one batch."""
+        patches, structures = self.on_device(batch)
+        network = without_ddp(self.network)
         with self.autocast():
-            terms = self.pretext(self.network, patches)
-            diagnostics = self.pretext.diagnostics(self.network, patches)
-        return {"loss": torch.stack(list(terms.values())).sum().cpu().numpy(), **diagnostics}
+            terms = self.pretext(network, patches, structures)
+            diagnostics = self.pretext.diagnostics(network, patches)
+            features = self.pretext.embed(network, patches)
+        loss = torch.stack(list(terms.values())).sum().cpu().numpy()
+        named = {f"val_{name}": float(term) for name, term in terms.items()} if len(terms) > 1 else {}
+        return {"loss": loss, "features": features.float().cpu(), **named, **diagnostics}
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
-        """Log the validation loss and the diagnostics, averaged over all processes; there is no Dice in pretraining."""
+        """Log the validation loss, the diagnostics and the spread of the features, over all processes; there is no Dice in pretraining."""
+        features = torch.cat([output.pop("features") for output in val_outputs])
         means = {key: float(np.mean([output[key] for output in val_outputs])) for key in val_outputs[0]}
+        means |= {"feature_deviation": feature_deviation(features), "effective_rank": effective_rank(features)}
         if self.is_ddp:
             gathered: list[Any] = [None] * torch.distributed.get_world_size()
             torch.distributed.all_gather_object(gathered, means)
@@ -183,6 +255,8 @@ class SelmaSSLTrainer(SelmaTrainer):
             f"Epoch time: {seconds:.1f} s, {self.num_iterations_per_epoch / max(seconds, 1e-9):.2f} steps/s with validation, "
             f"about {left / 60:.0f} min left"
         )
+        for sentence in alarms(self.history()):
+            self.print_to_log_file(f"WARNING: {sentence}.")
         last = self.current_epoch == self.num_epochs - 1
         if (self.current_epoch + 1) % self.save_every == 0 and not last:
             self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
@@ -201,14 +275,14 @@ class SelmaSSLTrainer(SelmaTrainer):
         return {key: [float(value) for value in logged[key]] for key in (*_LOSSES, *own)}
 
     def checkpoint_changes(self) -> dict[str, Any]:
-        """The state of the pretext's heads and teacher, if it has any."""
-        state = self.pretext.state_dict()
-        return {"pretext_state": state} if state else {}
+        """The state of the pretext, and which parts of the network were trained, where that is not all of it."""
+        trained = {} if self.pretext.trains_decoder else {"selma_trained": [pretrained_part(bare(self.network))]}
+        return {"pretext_state": self.pretext.state_dict(), **trained}
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
         """As nnU-Net, and the state of the pretext."""
         super().load_checkpoint(filename_or_checkpoint)
-        if self.pretext.state_dict() and isinstance(filename_or_checkpoint, str):
+        if isinstance(filename_or_checkpoint, str):
             content = torch.load(filename_or_checkpoint, map_location=self.device, weights_only=False)
             self.pretext.load_state_dict(content["pretext_state"])
 
@@ -220,6 +294,7 @@ class SelmaSSLTrainer(SelmaTrainer):
         self.network.eval()
         folder = Path(self.output_folder)
         self.pretext.reseed(_VALIDATION_SEED)
+        self.pretext.eval()
         patches = self._validation_batch().to(self.device)
         if isinstance(self.pretext, MaskedInpainting):
             visible, target, mask = self.pretext.draw_task(patches)
@@ -257,7 +332,9 @@ class SelmaSSLTrainer(SelmaTrainer):
             "patch_size": list(own["patch_size"]),
             "spacing": list(own["spacing"]),
             "normalisation": list(own["normalization_schemes"]),
-            "settings": {"pretraining": vars(self.settings.pretraining), "inpainting": vars(self.settings.inpainting)},
+            "trained": "the whole network" if self.pretext.trains_decoder else pretrained_part(bare(self.network)),
+            "settings": {name: vars(section) for name, section in vars(self.settings).items() if name != "finetuning"},
+            "warnings": alarms(history),
             "epochs": len(history["train_losses"]),
             "history": history,
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),

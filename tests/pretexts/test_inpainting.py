@@ -3,15 +3,19 @@ import torch
 from torch import nn
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.pretexts.inpainting import MaskedInpainting, masked_error, standardised
+from nnunet_selma.pretexts.inpainting import MaskedInpainting, local_mean, masked_error, standardised
+from nnunet_selma.pretexts.views import gaussian_blur
 from nnunet_selma.settings import InpaintingSettings
 from tests.plans import ARCHITECTURES, network, plans
+from tests.pretexts.tasks import task, unknown
 
 
 def pretext(spacing=(1.0, 1.0, 1.0), **settings):
-    task = MaskedInpainting(InpaintingSettings(**settings), spacing, torch.device("cpu"))
-    task.reseed(0)
-    return task
+    return MaskedInpainting(task(nn.Identity(), patch=(16,) * len(spacing), spacing=spacing, inpainting=settings))
+
+
+def loss_of(one, net, patches):
+    return one(net, patches, unknown(patches))["inpainting"]
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -19,7 +23,7 @@ def test_it_trains_the_network_of_every_plan(name):
     content = plans(name)
     patch, spacing, *_ = ARCHITECTURES[name]
     net = network(content)
-    loss = pretext(spacing)(net, torch.randn(1, 1, *patch))["inpainting"]
+    loss = loss_of(pretext(spacing), net, torch.randn(1, 1, *patch))
     loss.backward()
     assert torch.isfinite(loss)
     trained = {n for n, p in net.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
@@ -31,7 +35,7 @@ def test_it_trains_the_network_of_every_plan(name):
 
 def test_residual_encoders_train_too():
     net = network(plans("128×128×112", residual=True))
-    pretext()(net, torch.randn(1, 1, 32, 32, 32))["inpainting"].backward()
+    loss_of(pretext(), net, torch.randn(1, 1, 32, 32, 32)).backward()
     assert next(net.encoder.parameters()).grad.abs().sum() > 0
 
 
@@ -60,16 +64,63 @@ class Constant(nn.Module):
         return torch.full_like(x, self.value)
 
 
-def test_the_trivial_error_is_that_of_the_visible_mean():
-    constant = torch.full((2, 1, 16, 16, 16), 5.0)
-    assert pretext(standardise=False).diagnostics(Constant(5.0), constant) == {
-        "reconstruction_error": 0.0,
-        "trivial_error": 0.0,
-    }
-    for task in (pretext(), pretext(standardise=False)):
-        assert task.diagnostics(Constant(0.0), torch.randn(2, 1, 32, 32, 32))["trivial_error"] == pytest.approx(
-            1.0, abs=0.05
-        )
+def test_the_trivial_error_is_that_of_the_local_mean():
+    ramp = torch.linspace(0, 1, 32).expand(2, 1, 32, 32, 32).clone()
+    found = pretext(standardise=False).diagnostics(Constant(0.5), ramp)
+    assert found["reconstruction_error"] == pytest.approx(1 / 12, rel=0.15)  # the variance of a uniform number
+    assert found["trivial_error"] < found["reconstruction_error"] / 2  # the ramp is seen nearby
+    noise = pretext().diagnostics(Constant(0.0), torch.randn(2, 1, 32, 32, 32))
+    assert noise["trivial_error"] == pytest.approx(1.0, abs=0.05)
+
+
+def test_the_local_mean_is_that_of_visible_voxels_nearby():
+    patches = torch.zeros(1, 1, 40, 40)
+    patches[..., 20:] = 10.0
+    visible = torch.ones(1, 1, 40, 40, dtype=torch.bool)
+    visible[..., 5:8], visible[..., 30:33] = False, False
+    mean = local_mean(patches, visible, reach=2.0)
+    assert mean[0, 0, 20, 6] == pytest.approx(0.0, abs=1e-3)
+    assert mean[0, 0, 20, 31] == pytest.approx(10.0, abs=1e-3)
+    nothing = local_mean(patches, torch.zeros_like(visible), reach=2.0)
+    assert torch.isfinite(nothing).all()
+
+
+@pytest.mark.parametrize("fill", ["zeros", "noise", "mean"])
+def test_what_the_network_sees_in_masked_voxels_is_a_setting(fill):
+    patches = torch.randn(2, 1, 16, 16, 16)
+    visible, target, mask = pretext(fill=fill).draw_task(patches)
+    hidden = visible[mask.expand_as(visible)]
+    assert torch.equal(visible[~mask.expand_as(visible)], target[~mask.expand_as(visible)])
+    assert (hidden.abs().max() < 1e-5) == (fill != "noise")  # standardised patches have the mean 0
+
+
+def test_blocks_of_a_fixed_shape():
+    mask = pretext(block_shape=(2, 4, 4)).draw_mask(torch.zeros(1, 1, 16, 16, 16))[0, 0]
+    for axis, edge in enumerate((2, 4, 4)):
+        changes = torch.nonzero(mask.diff(dim=axis))[:, axis]
+        assert len({int(c + 1) % edge for c in changes}) == 1
+
+
+def test_errors_of_residual_and_gradient():
+    mask = torch.ones(1, 1, 32, 32, dtype=torch.bool)
+    target = torch.zeros(1, 1, 32, 32)
+    offset, ramp = torch.ones(1, 1, 32, 32), 0.5 * torch.arange(32.0).expand(1, 1, 32, 32)
+    for kind in ("residual", "gradient"):
+        assert masked_error(offset, target, mask, kind=kind, spacing=(1.0, 1.0)) == pytest.approx(0.0, abs=1e-9)
+    # a slope of 0.5 along one axis; the last column has no neighbour
+    assert masked_error(ramp, target, mask, kind="gradient") == pytest.approx(0.25 * 31 / 32)
+    noise = torch.randn(1, 1, 32, 32)
+    sharp = noise - gaussian_blur(noise, torch.tensor([4.0]), (1.0, 1.0), 4.0)
+    assert masked_error(noise, target, mask, kind="residual", spacing=(1.0, 1.0)) == pytest.approx(
+        float(sharp.square().mean()), rel=1e-5
+    )
+
+
+def test_weights_are_shares_of_the_error():
+    mask = torch.ones(1, 1, 2, 2, dtype=torch.bool)
+    prediction = torch.tensor([[[[2.0, 0.0], [0.0, 0.0]]]])
+    weight = torch.tensor([[[[3.0, 1.0], [1.0, 1.0]]]])
+    assert masked_error(prediction, torch.zeros(1, 1, 2, 2), mask, weight=weight) == pytest.approx(4 * 3 / 6)
 
 
 def test_standardised_patches_have_the_visible_mean_and_deviation():
@@ -84,9 +135,9 @@ def test_standardised_patches_have_the_visible_mean_and_deviation():
 
 def test_brightness_and_contrast_of_a_patch_do_not_matter_when_standardised():
     patches, net = torch.randn(2, 1, 16, 16, 16), network(plans())
-    first, second = (pretext()(net, one)["inpainting"].item() for one in (patches, patches * 40 - 3))
+    first, second = (loss_of(pretext(), net, one).item() for one in (patches, patches * 40 - 3))
     assert first == pytest.approx(second, rel=1e-4)
-    first, second = (pretext(standardise=False)(net, one)["inpainting"].item() for one in (patches, patches * 40 - 3))
+    first, second = (loss_of(pretext(standardise=False), net, one).item() for one in (patches, patches * 40 - 3))
     assert second > 100 * first
 
 

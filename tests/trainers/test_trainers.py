@@ -10,11 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nnunet_selma.cpu.layers import FastConv3d
 from nnunet_selma.pretexts.base import Pretext
 from nnunet_selma.pretexts.inpainting import MaskedInpainting
-from nnunet_selma.settings import InpaintingSettings
 from nnunet_selma.trainers.base import bare
 from nnunet_selma.trainers.finetune import SelmaFinetuneTrainer, WarmupPolyLRScheduler
-from nnunet_selma.trainers.ssl import SelmaSSLTrainer
+from nnunet_selma.trainers.ssl import SelmaSSLTrainer, Step
 from tests.plans import network, plans
+from tests.pretexts.tasks import task, unknown
 
 DATASET = {
     "channel_names": {"0": "light sheet"},
@@ -111,9 +111,10 @@ def test_no_parameter_waits_for_a_gradient_under_ddp(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         wrapped = DistributedDataParallel(network(plans("128×128×112")))
-        pretext = MaskedInpainting(InpaintingSettings(), (1.0, 1.0, 1.0), torch.device("cpu"))
+        patches = torch.randn(1, 1, 64, 64, 32)
+        step = DistributedDataParallel(Step(wrapped.module, MaskedInpainting(task(wrapped.module))))
         for _ in range(3):
-            pretext(wrapped, torch.randn(1, 1, 64, 64, 32))["inpainting"].backward()
+            step(patches, unknown(patches))["inpainting"].backward()
         assert bare(wrapped) is wrapped.module
     finally:
         torch.distributed.destroy_process_group()
@@ -137,24 +138,19 @@ def test_trainers_take_the_arguments_nnunet_reads_from_the_signature():
 class WithHead(Pretext):
     """A pretext that trains a head and has no diagnostics."""
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self, task):
+        super().__init__(task)
         self.head = torch.nn.Linear(1, 1)
 
-    def forward(self, network, patches):
+    def forward(self, network, patches, structures):
         return {"a": self.head(network(patches).mean().reshape(1)).sum() ** 2, "b": network(patches).square().mean()}
 
-    def reseed(self, seed):
-        """Nothing to draw."""
 
-
-class HeadTrainer(SelmaSSLTrainer):
-    def build_pretext(self):
-        return WithHead()
+OWN = {"pretext": f"{__name__}.WithHead"}
 
 
 def test_another_pretext_brings_its_own_head_and_no_diagnostics(folders, tmp_path):
-    one = trainer(HeadTrainer, folders)
+    one = trainer(SelmaSSLTrainer, folders, pretraining=OWN)
     one.initialize()
     before = one.pretext.head.weight.detach().clone()
     one.on_epoch_start()
@@ -166,9 +162,10 @@ def test_another_pretext_brings_its_own_head_and_no_diagnostics(folders, tmp_pat
         one.on_validation_epoch_end([one.validation_step(batch)])
     one.on_epoch_end()
     assert not torch.equal(one.pretext.head.weight, before)
-    assert set(one.history()) == {"train_losses", "val_losses", "lrs"}
+    spread = {"feature_deviation", "effective_rank"}
+    assert set(one.history()) == {"train_losses", "val_losses", "lrs", "val_a", "val_b", *spread}
     one.save_checkpoint(str(tmp_path / "c.pth"))
-    other = trainer(HeadTrainer, folders)
+    other = trainer(SelmaSSLTrainer, folders, pretraining=OWN)
     other.load_checkpoint(str(tmp_path / "c.pth"))
     assert torch.equal(other.pretext.head.weight, one.pretext.head.weight)
 

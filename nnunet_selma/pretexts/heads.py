@@ -1,0 +1,57 @@
+"""What pretexts on features share: heads, teachers, and their schedules."""
+
+import math
+from collections.abc import Iterable
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+
+def projector(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Two linear layers with a norm between them, (batch, inputs) to (batch, outputs).
+
+    Layer norm in place of batch norm: nnU-Net's batches are of two patches, and BYOL does without the statistics of a batch
+    (Richemond et al. 2020, arXiv 2010.10241).
+    """
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.LayerNorm(hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+
+
+def teacher_of(student: nn.Module) -> nn.Module:
+    """A copy of a module that is not trained."""
+    return deepcopy(student).requires_grad_(False)
+
+
+@torch.no_grad()
+def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """Move a teacher towards its student: teacher ← momentum × teacher + (1 - momentum) × student."""
+    pairs = list(zip(_tensors(teacher), _tensors(student), strict=True))
+    torch._foreach_lerp_([own for own, _ in pairs], [other for _, other in pairs], 1 - momentum)
+
+
+def _tensors(module: nn.Module) -> Iterable[Tensor]:
+    """Parameters and buffers that hold fractions, by name."""
+    named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return [named[name] for name in sorted(named) if named[name].is_floating_point()]
+
+
+def cosine_to_one(start: float, step: int, steps: int) -> float:
+    """A momentum that rises from `start` to 1 (Grill et al. 2020, section 3.3): 1 - (1 - start) × (cos(π step / steps) + 1) / 2."""
+    return 1 - (1 - start) * (math.cos(math.pi * min(1.0, step / max(1, steps))) + 1) / 2
+
+
+def gathered(features: Tensor) -> Tensor:
+    """Features (batch, feature) of all processes, with gradients."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return features
+    from torch.distributed.nn.functional import all_gather
+
+    return torch.cat(all_gather(features))  # type: ignore[no-untyped-call]
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """The mean of a tensor over all processes."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(value)
+        value = value / torch.distributed.get_world_size()
+    return value

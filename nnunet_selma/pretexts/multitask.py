@@ -1,0 +1,83 @@
+"""Several pretexts at once: inpainting, rotation, contrast, and the biological structure that a case shows."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nnunet_selma.pretexts.base import Task, feature_shape, pooled
+from nnunet_selma.pretexts.heads import gathered, projector
+from nnunet_selma.pretexts.inpainting import MaskedInpainting
+from nnunet_selma.pretexts.simclr import nt_xent
+from nnunet_selma.pretexts.views import change_contrast, draw
+from nnunet_selma.structures import STRUCTURES
+
+
+class MultiTask(MaskedInpainting):
+    """Tang et al. 2022 (arXiv 2111.14791) with the classification of structures that team bioAI of SELMA3D 2024 added (paper, 4.2.2).
+
+    Two views of each patch, turned by multiples of 90°, changed in contrast and masked, go through the network once.
+    """
+
+    mirrors = False  # a mirrored patch does not say how it was turned
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        self.weights, self.views = task.settings.multitask, task.settings.views
+        self.plane = rotation_plane(task.patch, task.spacing)
+        features = 2 * feature_shape(task, "encoder")[0]
+        self.rotation = nn.Linear(features, 4)
+        self.contrast = projector(features, 512, 128)
+        self.structure = nn.Linear(features, len(STRUCTURES))
+
+    def draw_turns(self, count: int) -> list[int]:
+        """Quarter turns of each patch; half turns alone where no two axes are alike."""
+        return [int(turn) for turn in self.rng.choice((0, 1, 2, 3) if self.plane[1] else (0, 2), size=count)]
+
+    def forward(self, network: nn.Module, patches: Tensor, structures: Tensor) -> dict[str, Tensor]:
+        """The terms with a weight above 0, weighted."""
+        turns = self.draw_turns(2 * len(patches))
+        turned = turn(torch.cat([patches, patches]), turns, self.plane[0])
+        gamma, contrast = (draw(len(turned), r, self.generator) for r in (self.views.gamma, self.views.contrast))
+        visible, target, mask = self.draw_task(change_contrast(turned, gamma, contrast))
+        encoder, decoder = network.get_submodule("encoder"), network.get_submodule("decoder")
+        maps = encoder(visible)
+        features = pooled(maps[-1])
+        first, second = (gathered(half) for half in self.contrast(features).chunk(2))
+        turns_drawn = torch.tensor(turns, device=features.device)
+        terms: dict[str, Callable[[], Tensor]] = {
+            "inpainting": lambda: self.error(decoder(maps), target, mask),
+            "rotation": lambda: functional.cross_entropy(self.rotation(features).float(), turns_drawn),
+            "contrast": lambda: nt_xent(first, second, self.weights.temperature),
+            "structure": lambda: known_cross_entropy(self.structure(features), structures.repeat(2)),
+        }
+        return {name: weight * term() for name, term in terms.items() if (weight := getattr(self.weights, name)) > 0}
+
+    @torch.no_grad()
+    def classify(self, network: nn.Module, patches: Tensor) -> Tensor:
+        """Probabilities of the structures of the structure table, (batch, structure)."""
+        features = pooled(network.get_submodule("encoder")(patches)[-1])
+        probabilities: Tensor = self.structure(features).softmax(1)
+        return probabilities
+
+
+def rotation_plane(patch: Sequence[int], spacing: Sequence[float]) -> tuple[tuple[int, int], bool]:
+    """The axes in which to turn patches, and whether by quarters: they are alike in length and voxel size; the last two where none are."""
+    axes = range(len(patch))
+    alike = [
+        (a, b) for a in axes for b in axes if a < b and patch[a] == patch[b] and abs(spacing[a] / spacing[b] - 1) < 0.01
+    ]
+    return (max(alike), True) if alike else ((len(patch) - 2, len(patch) - 1), False)
+
+
+def turn(patches: Tensor, turns: Sequence[int], plane: tuple[int, int]) -> Tensor:
+    """Patches (batch, channel, *patch), each turned by so many quarters in the plane of two axes of the patch."""
+    dims = (plane[0] + 1, plane[1] + 1)  # of one patch, whose first axis is the channel
+    return torch.stack([torch.rot90(patch, k, dims) for patch, k in zip(patches, turns, strict=True)])
+
+
+def known_cross_entropy(scores: Tensor, classes: Tensor) -> Tensor:
+    """Mean cross entropy of scores (batch, class) over the patches whose class is known (from 0); 0 where none is."""
+    summed = functional.cross_entropy(scores.float(), classes, ignore_index=-1, reduction="sum")
+    return summed / (classes >= 0).sum().clamp(min=1)

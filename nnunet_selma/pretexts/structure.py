@@ -1,0 +1,55 @@
+"""Structure-aware inpainting: masks fall on blobs and tubes more readily, and errors there count more."""
+
+from typing import Any
+
+from torch import Tensor
+
+from nnunet_selma.masking import block_shape, draw_block_masks
+from nnunet_selma.pretexts.base import Task
+from nnunet_selma.pretexts.inpainting import MaskedInpainting, masked_error
+from nnunet_selma.structure_response import structure_response
+
+_MOST_WEIGHT = 10.0
+"""Of a voxel: a single bright speck must not be the whole loss."""
+_ON_A_TUBE = 1.5
+"""Response of a block, in units of the patch's mean, from which it lies on a tube."""
+
+
+class StructureInpainting(MaskedInpainting):
+    """Inpainting that looks for structures (what the SELMA3D paper asks for in sections 5.3 and 6); no label is used.
+
+    Cells and vessels are a few per cent of the voxels, so that plain inpainting mostly learns background. Here the multi-scale response of
+    bright blobs and tubes says which blocks are masked more readily and which errors count more; some patches get small blocks here and
+    there on tubes instead, so that a branch is cut and has to be bridged.
+    """
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        self.structure = task.settings.structure
+
+    def response(self, patches: Tensor, kind: str) -> Tensor:
+        """How much each voxel looks like a structure, in units of the patch's mean, (batch, *patch)."""
+        found = structure_response(patches, self.spacing, scales=self.structure.scales, kind=kind)
+        return found / found.mean(tuple(range(1, found.ndim)), keepdim=True).clamp(min=1e-6)
+
+    def draw_mask(self, patches: Tensor) -> Tensor:
+        """Masks for a batch, bool (batch, 1, *patch)."""
+        drawn: dict[str, Any] = {"rng": self.rng, "generator": self.generator}
+        masks = draw_block_masks(
+            patches.shape[2:], self.draw_blocks(patches), ratio=self.settings.mask_ratio,
+            response=self.response(patches, self.structure.kind), preference=self.structure.preference, **drawn,
+        )  # fmt: skip
+        cut = [n for n, share in enumerate(self.rng.random(len(patches))) if share < self.structure.cut_share]
+        if cut:
+            smallest = block_shape(min(self.settings.block_edges), patches.shape[2:], self.spacing)
+            masks[cut] = draw_block_masks(
+                patches.shape[2:], [smallest] * len(cut), ratio=self.structure.cut_ratio,
+                response=self.response(patches[cut], "tubes"), preference=0.0, least=_ON_A_TUBE, **drawn,
+            )  # fmt: skip
+        return masks
+
+    def error(self, prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        """The error of the masked voxels, weighted by how much the true patch looks like a structure there."""
+        found = self.response(target, self.structure.kind).clamp(max=_MOST_WEIGHT)
+        weight = (1 + self.structure.weight * found).unsqueeze(1)
+        return masked_error(prediction, target, mask, kind=self.settings.target, spacing=self.spacing, weight=weight)

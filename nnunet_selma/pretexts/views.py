@@ -1,0 +1,115 @@
+"""Views of patches, drawn and made on the device that trains: crops, mirrors, contrast, blur, noise."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from nnunet_selma.pretext_settings import ViewSettings
+
+_RADIUS = 3
+"""Of a Gaussian's kernel, in standard deviations."""
+
+
+def draw(count: int, low_high: Sequence[float], generator: torch.Generator) -> Tensor:
+    """Uniform numbers between two, (count,), on the generator's device."""
+    low, high = low_high
+    return torch.rand(count, generator=generator, device=generator.device) * (high - low) + low
+
+
+def view(
+    patches: Tensor,
+    settings: ViewSettings,
+    spacing: Sequence[float],
+    generator: torch.Generator,
+    *,
+    crop: Sequence[float] | None = None,
+    size: Sequence[int] | None = None,
+) -> Tensor:
+    """A view of each patch of (batch, channel, *patch), in shape (batch, channel, *size).
+
+    Args:
+        patches: normalised intensities.
+        settings: how strong each change is at most.
+        spacing: voxel size along the axes; coarse axes are blurred by fewer voxels.
+        generator: draws everything.
+        crop: edge of the view as a share of the patch's, lowest and highest; the settings' by default.
+        size: shape of the view; the patch's by default.
+    """
+    cropped = crop_views(
+        patches, settings.crop if crop is None else crop, size or patches.shape[2:], generator, mirror=settings.mirror
+    )
+    count = len(patches)
+    changed = change_contrast(
+        cropped, draw(count, settings.gamma, generator), draw(count, settings.contrast, generator)
+    )
+    blurred = gaussian_blur(changed, draw(count, settings.blur, generator), spacing, settings.blur[1])
+    axes = tuple(range(1, patches.ndim))
+    level = _like(draw(count, (0.0, settings.noise), generator), blurred) * blurred.std(axes, keepdim=True)
+    noise = torch.randn(blurred.shape, generator=generator, device=generator.device)
+    return blurred + level * noise
+
+
+def crop_views(
+    patches: Tensor, share: Sequence[float], size: Sequence[int], generator: torch.Generator, *, mirror: bool
+) -> Tensor:
+    """A random box of each patch (batch, channel, *patch), mirrored at random, resized to (batch, channel, *size)."""
+    count, axes = len(patches), patches.ndim - 2
+    scale = draw(count, share, generator)[:, None]
+    shift = draw(count * axes, (-1.0, 1.0), generator).reshape(count, axes) * (1 - scale)
+    sign = (
+        torch.randint(0, 2, (count, axes), generator=generator, device=generator.device) * 2 - 1
+        if mirror
+        else torch.ones(count, axes, device=generator.device)
+    )
+    theta = torch.cat([torch.diag_embed(scale * sign), shift[..., None]], dim=2)
+    grid = functional.affine_grid(theta, [count, patches.shape[1], *size], align_corners=False)
+    return functional.grid_sample(patches.float(), grid, padding_mode="border", align_corners=False)
+
+
+def change_contrast(patches: Tensor, gamma: Tensor, contrast: Tensor) -> Tensor:
+    """Patches (batch, channel, *patch) after a power law between their extremes, and a factor about their mean, (batch,) each."""
+    axes = tuple(range(1, patches.ndim))
+    low, high = patches.amin(axes, keepdim=True), patches.amax(axes, keepdim=True)
+    span = (high - low).clamp(min=1e-6)
+    bent = ((patches - low) / span).clamp(0, 1) ** _like(gamma, patches) * span + low
+    mean = bent.mean(axes, keepdim=True)
+    return (bent - mean) * _like(contrast, patches) + mean
+
+
+def gaussian_blur(patches: Tensor, deviation: Tensor, spacing: Sequence[float], most: float) -> Tensor:
+    """Patches (batch, channel, *patch) after a Gaussian each.
+
+    Args:
+        patches: what to smooth; beyond the border its last voxels go on.
+        deviation: standard deviation of each patch's Gaussian along the finest axes, voxels, (batch,); 0 changes nothing.
+        spacing: voxel size along the axes; along coarse ones the Gaussian is narrower in voxels.
+        most: the greatest deviation there can be; decides the size of the kernel without asking the device.
+    """
+    blurred = patches
+    for axis, size in enumerate(spacing):
+        ratio = min(spacing) / size
+        radius = min(max(1, round(_RADIUS * most * ratio)), patches.shape[2 + axis] - 1)
+        offsets = torch.arange(-radius, radius + 1, device=patches.device)
+        weights = torch.exp(-0.5 * (offsets / (deviation[:, None] * ratio).clamp(min=1e-3)) ** 2)
+        weights = weights / weights.sum(1, keepdim=True)  # (batch, offset)
+        blurred = _along(blurred, weights, radius, 2 + axis)
+    return blurred
+
+
+def _along(patches: Tensor, weights: Tensor, radius: int, axis: int) -> Tensor:
+    """The weighted sum of neighbours along one axis."""
+    length = patches.shape[axis]
+    first, last = patches.narrow(axis, 0, 1), patches.narrow(axis, length - 1, 1)
+    repeats = [radius if n == axis else 1 for n in range(patches.ndim)]
+    padded = torch.cat([first.repeat(repeats), patches, last.repeat(repeats)], dim=axis)
+    total = torch.zeros_like(patches)
+    for offset in range(weights.shape[1]):
+        total = total + _like(weights[:, offset], patches) * padded.narrow(axis, offset, length)
+    return total
+
+
+def _like(values: Tensor, patches: Tensor) -> Tensor:
+    """Values (batch,) in a shape that multiplies (batch, channel, *patch)."""
+    return values.reshape(-1, *[1] * (patches.ndim - 1))
