@@ -1,4 +1,4 @@
-"""nnU-Net plans for pretraining, for recipes and for small machines; every network stays the one nnU-Net configured."""
+"""nnU-Net plans for pretraining and for small machines; every network stays the one nnU-Net configured."""
 
 import math
 import shutil
@@ -11,20 +11,11 @@ from nnunet_selma.conversion.raw_dataset import MANIFEST
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.folders import Folders
 from nnunet_selma.json_files import read_json, write_json
-from nnunet_selma.settings import with_settings
 
 Plans = dict[str, Any]
 
 TILE_STORE = "selma_tile_store"
 """Set in a configuration whose preprocessed data are a tile store, not nnU-Net's own."""
-
-RECIPES: dict[str, dict[str, Any]] = {
-    "default": {},
-    # XunDJ (SELMA3D paper, section 4.2.3 and table 3): 64³ patches, batch of 4, regions set to zero, 100 epochs. The
-    # network is the plan's, not Swin UNETR, and planes are not reduced to a third.
-    "xundj": {"patch_edge": 64, "batch_size": 4, "settings": {"pretraining": {"epochs": 100}}},
-}
-
 
 # nnU-Net weighs the outputs of its decoder and leaves the coarsest out; with two stages none is left and the loss is NaN
 _LEAST_STAGES = 3
@@ -44,19 +35,6 @@ def fitting_patch(edges: Sequence[int], strides: Sequence[int]) -> list[int]:
     if math.prod(edge // stride for edge, stride in zip(patch, strides, strict=True)) == 1:
         patch = [edge * 2 for edge in patch]
     return patch
-
-
-def with_recipe(plans: Plans, recipe: str, configuration: str) -> Plans:
-    """The plans with a recipe's patch, batch and settings; raises `SelmaError` for an unknown recipe or configuration."""
-    if recipe not in RECIPES:
-        raise SelmaError(f"unknown recipe {recipe!r}: choose one of {', '.join(RECIPES)}")
-    settings = RECIPES[recipe]
-    changed = with_settings(deepcopy(plans), settings.get("settings", {}))
-    own = own_configuration(changed, configuration)
-    if "patch_edge" in settings:
-        own["patch_size"] = fitting_patch([settings["patch_edge"]] * len(own["patch_size"]), total_strides(own))
-        own["batch_size"] = settings["batch_size"]
-    return changed
 
 
 def own_configuration(plans: Plans, configuration: str) -> dict[str, Any]:
@@ -90,6 +68,10 @@ def small_plans(
     changed["plans_name"] = name
     own = own_configuration(changed, configuration)
     kwargs = own["architecture"]["arch_kwargs"]
+    if "n_stages" not in kwargs:
+        raise SelmaError(
+            f"{own['architecture']['network_class_name']} is no network that nnU-Net configured; make its plans smaller with nnunet-selma plan-network"
+        )
     stages, kept = kwargs["n_stages"], min(len(features), kwargs["n_stages"])
     for key, value in kwargs.items():
         if isinstance(value, (list, tuple)) and len(value) in (stages, stages - 1):
@@ -115,7 +97,6 @@ def plan_pretraining(
     folders: Folders,
     *,
     plans_name: str,
-    recipe: str = "default",
     configuration: str = "3d_fullres",
 ) -> str:
     """Give the unlabelled dataset the plans of the annotated one, as `nnUNetv2_move_plans_between_datasets` does, checked.
@@ -127,7 +108,7 @@ def plan_pretraining(
     """
     source, target = folders.dataset(source_id), folders.dataset(target_id)
     # what is wrong is said before anything is written
-    with_recipe(read_json(folders.plans(source, plans_name)), recipe, configuration)
+    own_configuration(read_json(folders.plans(source, plans_name)), configuration)
     _demand_like_datasets(source, target, folders)
     name = f"{plans_name}_from{source_id:03d}"
     (folders.preprocessed / target).mkdir(parents=True, exist_ok=True)
@@ -139,26 +120,18 @@ def plan_pretraining(
     move_plans_between_datasets(source, target, plans_name, name)
     # nnU-Net's training reads it there; only its own planning would have copied it
     shutil.copyfile(folders.raw / target / "dataset.json", folders.preprocessed / target / "dataset.json")
-    if recipe == "default":
-        return name
-    # beside the plain plans, whose preprocessed data it shares
-    recipe_plans = with_recipe(read_json(folders.plans(target, name)), recipe, configuration)
-    recipe_plans["plans_name"] = f"{name}_{recipe}"
-    write_json(folders.preprocessed / target / f"{name}_{recipe}.json", recipe_plans)
-    return f"{name}_{recipe}"
+    return name
 
 
-def store_plans(
-    source_id: int, dataset: str, folders: Folders, *, plans_name: str, configuration: str, recipe: str = "default"
-) -> Plans:
+def store_plans(source_id: int, dataset: str, folders: Folders, *, plans_name: str, configuration: str) -> Plans:
     """Plans of the annotated dataset for a tile store of unlabelled tiles: one configuration, with data of its own.
 
     Raises:
-        SelmaError: the annotated dataset or its plans are missing, have no such configuration or recipe, or it is a second stage.
+        SelmaError: the annotated dataset or its plans are missing, have no such configuration, or it is a second stage.
     """
-    plans = with_recipe(read_json(folders.plans(folders.dataset(source_id), plans_name)), recipe, configuration)
+    plans = deepcopy(read_json(folders.plans(folders.dataset(source_id), plans_name)))
     plans["dataset_name"] = dataset
-    plans["plans_name"] = f"{plans_name}_from{source_id:03d}_store" + ("" if recipe == "default" else f"_{recipe}")
+    plans["plans_name"] = f"{plans_name}_from{source_id:03d}_store"
     own = own_configuration(plans, configuration)
     while parent := own.pop("inherits_from", None):
         own = {**plans["configurations"][parent], **own}

@@ -80,6 +80,16 @@ class FinetuningSettings:
     """None is nnU-Net's own for that optimiser (0.00003, or 0.05)."""
     warmup_epochs: int = 5
     """Epochs over which the learning rate rises to its full value (at most a tenth of all epochs)."""
+    loss: str = "dice_ce"
+    """nnU-Net's "dice_ce", or "dice", "dice_focal", "dice_focal_boundary", "dice_ce_cldice" (for vessels)."""
+    frozen_epochs: int | None = None
+    """Epochs in which `SelmaFinetuneTrainer_Unfreezing` leaves alone what was pretrained; None is a tenth of all epochs."""
+    lora_rank: int = 8
+    """Rank of what `SelmaFinetuneTrainer_LoRA` adds to each weight: more is closer to training all of it."""
+    lora_alpha: float = 16.0
+    """What it adds is scaled by lora_alpha / lora_rank."""
+    final_validation: bool = True
+    """Predict and score all validation cases after the last epoch, as nnU-Net does."""
     save_every: int = 10
     """Epochs between two checkpoints to continue from."""
     validation_mirroring: bool | None = None
@@ -92,6 +102,14 @@ class FinetuningSettings:
         _demand_run("finetuning", self)
         if self.warmup_epochs < 0:
             raise SelmaError(f"finetuning.warmup_epochs is {self.warmup_epochs}; give 0 or more")
+        losses = ("dice_ce", "dice", "dice_focal", "dice_focal_boundary", "dice_ce_cldice")
+        demand_choice("finetuning.loss", self.loss, losses)
+        if self.frozen_epochs is not None and self.frozen_epochs < 0:
+            raise SelmaError(f"finetuning.frozen_epochs is {self.frozen_epochs}; give 0 or more")
+        if self.lora_rank < 1:
+            raise SelmaError(f"finetuning.lora_rank is {self.lora_rank}; give at least 1")
+        if self.lora_alpha <= 0:
+            raise SelmaError(f"finetuning.lora_alpha is {self.lora_alpha}; give a number above 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,24 +1,44 @@
-"""Weights from one network into another, and the report of what was carried over."""
+"""Weights from one network into another, and the report of what was carried over.
 
-import pickle
-import warnings
+Networks of the same family differ from plans to plans. What is made of a difference, and why:
+
+- **Strides** change no shape of a convolution; its filters are copied and look at the next scale. A transposed convolution whose kernel
+  is its stride writes a block for each voxel: a longer block repeats what was written, a shorter one takes the mean.
+- **Kernels** that grow are padded with zeros around the centre: the layer computes exactly what it did. Kernels that shrink add their
+  outer taps to the new edge, from 3 to 1 to the sum: on everything that does not change along that axis, as a thick slice does not
+  for a filter trained on thin ones, the layer answers as before. The centre alone would lose two thirds of the filter, and the mean
+  would be a third of the answer.
+- **Channels** in common are copied. Pretrained channels do not listen to new ones, whose weights there are zero: a wider network
+  starts as the narrow one did, and its new channels are random. Each half of what a decoder reads, upsampled map and skip connection,
+  is treated by itself. This holds for convolutions and norms that work channel by channel; transformers of another width stay random.
+- **Input channels**: each new one gets the mean filter, scaled so that the layer's response keeps its size.
+- **Stages** are matched by resolution from the fine end; dynamic_network_architectures counts its decoders from the coarse end. Stages
+  that only one network has stay random. Blocks within a stage are matched by their number.
+- **Positional embeddings** of another grid of tokens are interpolated if both grids are known, by the patches of both trainings.
+- **Heads** answer the pretext's question, not the segmentation's, and stay random, as in nnU-Net.
+
+Where the checkpoint has a record (`checkpoints.AdaptationRecord`), encoder and stem are found where it says they lie.
+"""
+
+import math
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from nnunet_selma.checkpoints import Checkpoint, distinct
 from nnunet_selma.errors import SelmaError
 
 _HEADS = (".seg_layers.",)
-"""Output layers: they answer the pretext's question, not the segmentation's, and stay random (as in nnU-Net)."""
-_PREFIXES = ("module.", "_orig_mod.")
 _LEAST_SHARE = 0.2
-_STATES = ("network_weights", "state_dict", "model_state_dict", "model", "network")
+_STEP = re.compile(r"decoder\.(stages|transpconvs|steps)\.(\d+)\.")
+"""Parts of a decoder that are counted from the coarse end, in dynamic_network_architectures and in `networks`."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +48,10 @@ class Carried:
     key: str
     fate: str
     parameters: int
+    copied: int = 0
+    """Entries that pretraining decides; the others are random, or zeros that keep new channels from pretrained ones."""
+    how: tuple[str, ...] = ()
+    """What was adapted."""
 
 
 @dataclass(frozen=True)
@@ -39,100 +63,64 @@ class TransferReport:
     @property
     def share(self) -> float:
         """Share of the network's parameters, heads left out, that were copied or adapted."""
-        body = [t for t in self.tensors if t.fate != "head"]
-        total = sum(t.parameters for t in body)
-        return sum(t.parameters for t in body if t.fate in ("copied", "adapted")) / total if total else 0.0
+        body = [tensor for tensor in self.tensors if tensor.fate != "head"]
+        total = sum(tensor.parameters for tensor in body)
+        return sum(tensor.copied for tensor in body) / total if total else 0.0
 
     def table(self) -> str:
-        """A table to print: for each part of the network, parameters by fate."""
-        parts: dict[str, Counter[str]] = {}
+        """A table to print: for each part of the network, parameters by fate, and what was adapted."""
+        parts: dict[str, list[Carried]] = {}
         for tensor in self.tensors:
-            part = (
-                ".".join(tensor.key.split(".")[:3]) if ".stages." in tensor.key else ".".join(tensor.key.split(".")[:2])
-            )
-            parts.setdefault(part, Counter())[tensor.fate] += tensor.parameters
-        fates = ("copied", "adapted", "random", "head")
-        titles = ("copied", "adapted", "left random", "new head")
-        lines = [f"{'part of the network':<28}" + "".join(f"{title:>13}" for title in titles)]
-        lines += [f"{part:<28}" + "".join(f"{count[fate]:>13,}" for fate in fates) for part, count in parts.items()]
+            words = tensor.key.split(".")
+            parts.setdefault(".".join(words[: 3 if "stages" in words else 2]), []).append(tensor)
+        titles = {"copied": "copied", "adapted": "adapted", "random": "left random", "head": "new head"}
+        lines = [f"{'part of the network':<28}" + "".join(f"{title:>13}" for title in titles.values())]
+        for part, tensors in parts.items():
+            counts: Counter[str] = Counter()
+            for tensor in tensors:
+                counts[tensor.fate] += tensor.copied
+                counts["head" if tensor.fate == "head" else "random"] += tensor.parameters - tensor.copied
+            how = "; ".join(dict.fromkeys(how for tensor in tensors for how in tensor.how))
+            lines.append(f"{part:<28}" + "".join(f"{counts[fate]:>13,}" for fate in titles) + f"  {how}".rstrip())
         return "\n".join([*lines, f"{self.share:.1%} of the parameters below the heads come from pretraining"])
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The weights in a checkpoint of nnU-Net, MONAI or plain PyTorch; no code that it carries is run.
-
-    Raises:
-        SelmaError: no such file, no checkpoint, no weights in it, or a pickle that wants to run code.
-    """
-    if not path.is_file():
-        raise SelmaError(f"{path}: there is no such checkpoint")
-    # nnU-Net's own checkpoints hold numpy scalars in their log; nothing else beyond torch's list is let in
-    scalar = np.float64(0).__reduce__()[0]
-    allowed: list[Any] = [
-        scalar,
-        np.dtype,
-        np.ndarray,
-        *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?")),
-    ]
-    try:
-        with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the age of the pickle's protocol
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = next(
-            (line.strip() for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), ""
-        )
-        raise SelmaError(
-            f"{path}: refused, because loading it would run code that it carries, which weights never need ({reason}). "
-            "Use a checkpoint from a source you trust, saved as a plain state_dict"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        raise SelmaError(f"{path}: is no checkpoint or is cut short; copy it again") from error
-    return _state(content, path)
-
-
-def _state(content: Any, path: Path) -> dict[str, Tensor]:
-    while isinstance(content, Mapping) and not any(isinstance(value, Tensor) for value in content.values()):
-        inner = next((content[key] for key in _STATES if key in content), None)
-        if inner is None:
-            break
-        content = inner
-    if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
-        raise SelmaError(f"{path}: holds no network weights")
-    return {_bare(key): value for key, value in content.items() if isinstance(value, Tensor)}
-
-
-def _bare(key: str) -> str:
-    """A key without the prefixes of DistributedDataParallel and torch.compile."""
-    for prefix in _PREFIXES:
-        key = key.removeprefix(prefix)
-    return key
-
-
-def carry_over(weights: Mapping[str, Tensor], network: nn.Module, name: str = "the checkpoint") -> TransferReport:
-    """Copy into a network every weight that fits, adapt the first layer to another number of input channels, report the rest.
+def carry_over(
+    checkpoint: Checkpoint | Mapping[str, Tensor],
+    network: nn.Module,
+    name: str = "the checkpoint",
+    *,
+    patch_size: Sequence[int] | None = None,
+) -> TransferReport:
+    """Copy into a network every weight that fits, adapt what can be adapted, report the rest.
 
     Args:
-        weights: the pretrained state.
+        checkpoint: what was read, or a state alone.
         network: the network to fill, changed in place; heads keep their random weights.
-        name: what an error calls the weights.
+        name: what an error calls the checkpoint.
+        patch_size: of the coming training, (z, y, x); only for positional embeddings of another grid.
 
     Raises:
         SelmaError: less than a fifth of the parameters fit: another architecture. The network is then unchanged.
     """
-    tensors = _distinct(network.state_dict())
+    source = _Source(checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(dict(checkpoint)), network)
     fates: list[Carried] = []
     fitting: list[tuple[Tensor, Tensor]] = []
-    for key, aliases, old in tensors:
-        fate, value = _fate(key, old, next((weights[alias] for alias in aliases if alias in weights), None))
-        fates.append(Carried(key, fate, old.numel()))
-        if value is not None:
+    for key, aliases, old in distinct(network.state_dict()):
+        found = next((tensor for alias in aliases if (tensor := source.get(alias)) is not None), None)
+        fate = Carried(key, "random", old.numel())
+        if any(head in key for head in _HEADS):
+            fate = Carried(key, "head", old.numel())
+        elif found is not None and (fitted := source.fit(aliases, old, found.to(old), patch_size)) is not None:
+            value, copied, how = fitted
+            fate = Carried(key, "adapted" if how else "copied", old.numel(), copied, how)
             fitting.append((old, value))
+        fates.append(fate)
     report = TransferReport(tuple(fates))
     if report.share < _LEAST_SHARE:
         raise SelmaError(
-            f"{name}: only {report.share:.1%} of the network's parameters fit, it comes from another architecture; "
-            "pretrain with the plans of this dataset (nnunet-selma plan-pretraining)"
+            f"{name}: only {report.share:.1%} of the network's parameters fit, it comes from another architecture or a much smaller "
+            "network; pretrain with the plans of this dataset (nnunet-selma plan-pretraining)"
         )
     with torch.no_grad():
         for old, value in fitting:
@@ -140,29 +128,163 @@ def carry_over(weights: Mapping[str, Tensor], network: nn.Module, name: str = "t
     return report
 
 
-def _distinct(state: Mapping[str, Tensor]) -> list[tuple[str, list[str], Tensor]]:
-    """(first key, all keys, tensor) of each tensor; nnU-Net's networks list their encoder again inside the decoder."""
-    keys: dict[tuple[int, torch.Size], list[str]] = {}
-    for key, tensor in state.items():
-        keys.setdefault((tensor.data_ptr(), tensor.shape), []).append(key)
-    return [(aliases[0], aliases, state[aliases[0]]) for aliases in keys.values()]
+Fitted = tuple[Tensor, int, tuple[str, ...]]
+"""A tensor of the target's shape, how many of its entries come from pretraining, and what was adapted."""
 
 
-def _fate(key: str, old: Tensor, found: Tensor | None) -> tuple[str, Tensor | None]:
-    if any(head in key for head in _HEADS):
-        return "head", None
-    if found is None:
-        return "random", None
-    if found.shape == old.shape:
-        return "copied", found.to(old.dtype)
-    same_but_inputs = found.ndim == old.ndim > 2 and found.shape[0] == old.shape[0] and found.shape[2:] == old.shape[2:]
-    if same_but_inputs and _is_input_layer(key):
-        # each new input channel gets the mean filter, scaled so that the layer's response keeps its size
-        mean = found.mean(dim=1, keepdim=True) * (found.shape[1] / old.shape[1])
-        return "adapted", mean.expand_as(old).to(old.dtype).clone()
-    return "random", None
+class _Source:
+    """Pretrained weights, seen from the network they are to fill."""
+
+    def __init__(self, checkpoint: Checkpoint, network: nn.Module) -> None:
+        self.network, self.record = network, checkpoint.record
+        self.weights = checkpoint.named_as_in(network)
+        self.offset = _steps(self.weights) - _steps(network.state_dict())
+        layers = dict(network.named_modules())
+        self.raising = {
+            step[2]: (f"{name}.weight", layer.out_channels)
+            for name, layer in layers.items()
+            if isinstance(layer, _ConvTransposeNd) and (step := _STEP.match(f"{name}."))
+        }
+        first = next((name for name, layer in layers.items() if isinstance(layer, _ConvNd)), "")
+        self.reading_the_image = tuple(getattr(network, "keys_to_in_proj", ())) or (first,)
+
+    def get(self, key: str) -> Tensor | None:
+        """The weight of the same resolution and name."""
+        if step := _STEP.match(key):
+            key = f"decoder.{step[1]}.{int(step[2]) + self.offset}.{key[step.end() :]}"
+        return self.weights.get(key)
+
+    def fit(
+        self, aliases: Sequence[str], old: Tensor, found: Tensor, patch_size: Sequence[int] | None
+    ) -> Fitted | None:
+        """What fills a tensor of the target; None: nothing that makes sense."""
+        if getattr(self.network, "key_to_lpe", None) in aliases:
+            return self._positions(old, found, patch_size)
+        if found.shape == old.shape:
+            return found, old.numel(), ()
+        layer = self.network.get_submodule(aliases[0].rpartition(".")[0])
+        if found.ndim != old.ndim or not isinstance(layer, _ConvNd | _NormBase):
+            return None
+        how: list[str] = []
+        reads_image = any(alias.rpartition(".")[0] in self.reading_the_image for alias in aliases)
+        if reads_image and old.ndim > 2 and found.shape[1] != old.shape[1]:
+            how.append(f"{found.shape[1]} → {old.shape[1]} input channels")
+            found = mean_filter(found, old.shape[1])
+        if isinstance(layer, _ConvNd) and found.shape[2:] != old.shape[2:]:
+            how.append(f"kernel {_times(found.shape[2:])} → {_times(old.shape[2:])}")
+            resized = with_kernel(found, layer)
+            if resized is None:
+                return None
+            found = resized
+        if found.shape == old.shape:
+            return found, old.numel(), tuple(how)
+        if isinstance(layer, _ConvNd) and layer.groups != 1:
+            return None  # what a group reads depends on how many there are
+        inputs = 0 if isinstance(layer, _ConvTransposeNd) else 1
+        outputs = 0 if old.ndim == 1 else 1 - inputs
+        changed = "reads " if found.shape[outputs] == old.shape[outputs] else ""
+        axis = inputs if changed else outputs
+        how.append(f"{changed}{found.shape[axis]} → {old.shape[axis]} channels")
+        value, copied = common_block(old, found, inputs, halves=self._reads_two_maps(aliases[0], old, found))
+        return value, copied, tuple(how)
+
+    def _reads_two_maps(self, key: str, old: Tensor, found: Tensor) -> bool:
+        """Whether a layer reads an upsampled map and a skip connection: twice the channels that its step's upsampling writes."""
+        step = _STEP.match(key)
+        if step is None or step[2] not in self.raising or old.ndim == 1:
+            return False
+        name, written = self.raising[step[2]]
+        theirs = self.get(name)
+        return theirs is not None and old.shape[1] == 2 * written and found.shape[1] == 2 * theirs.shape[1]
+
+    def _positions(self, old: Tensor, found: Tensor, patch_size: Sequence[int] | None) -> Fitted | None:
+        """An embedding of tokens, (1, token, channel), on the target's grid."""
+        theirs = _grid(self.record.patch_size if self.record else None, found.shape[1])
+        ours = _grid(patch_size, old.shape[1])
+        if theirs and ours and theirs != ours and found.shape[2] == old.shape[2]:
+            how = f"grid {_times(theirs)} → {_times(ours)}"
+            return regridded(found, theirs, ours), old.numel(), (how,)
+        return (found, old.numel(), ()) if found.shape == old.shape else None
 
 
-def _is_input_layer(key: str) -> bool:
-    """True for the weight that reads the image: the stem, or the first convolution of the first stage."""
-    return key.startswith(("encoder.stem.", "encoder.stages.0.0.convs.0."))
+def _steps(keys: Mapping[str, Tensor]) -> int:
+    """Number of steps of a decoder."""
+    return max((int(step[2]) + 1 for key in keys if (step := _STEP.match(key))), default=0)
+
+
+def _times(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape))
+
+
+def mean_filter(weight: Tensor, channels: int) -> Tensor:
+    """A filter for another number of input channels, (output, channel, *kernel): the mean of all, the sum over channels as before."""
+    mean = weight.mean(dim=1, keepdim=True) * (weight.shape[1] / channels)
+    return mean.expand(-1, channels, *weight.shape[2:]).clone()
+
+
+def with_kernel(weight: Tensor, layer: _ConvNd) -> Tensor | None:
+    """A filter, (…, …, *kernel), with the kernel of a layer; None where the layer's kernel is not a block or a neighbourhood."""
+    if isinstance(layer, _ConvTransposeNd):
+        return (
+            functional.interpolate(weight, layer.kernel_size, mode="area")
+            if layer.kernel_size == layer.stride
+            else None
+        )
+    centred = layer.padding == tuple(size // 2 for size in layer.kernel_size)
+    if not centred or any(size % 2 == 0 for size in (*weight.shape[2:], *layer.kernel_size)):
+        return None
+    for axis, size in enumerate(layer.kernel_size, start=2):
+        weight = with_taps(weight, axis, size)
+    return weight
+
+
+def with_taps(weight: Tensor, axis: int, size: int) -> Tensor:
+    """A filter with an odd number of taps along one axis: padded with zeros, or its outer taps added to the new edge."""
+    surplus = weight.shape[axis] - size
+    outer = abs(surplus) // 2
+    if surplus <= 0:
+        padded = weight.new_zeros(*weight.shape[:axis], size, *weight.shape[axis + 1 :])
+        padded.narrow(axis, outer, weight.shape[axis]).copy_(weight)
+        return padded
+    folded = weight.narrow(axis, outer, size).clone()
+    folded.select(axis, 0).add_(weight.narrow(axis, 0, outer).sum(axis))
+    folded.select(axis, -1).add_(weight.narrow(axis, outer + size, outer).sum(axis))
+    return folded
+
+
+def common_block(old: Tensor, found: Tensor, inputs: int, *, halves: bool = False) -> tuple[Tensor, int]:
+    """A tensor of the target's shape that begins with the pretrained channels, and how many entries these are.
+
+    Args:
+        old: the target's random weight, (output, input, *kernel), transposed (input, output, *kernel), or (channel,).
+        found: the pretrained one, with the same kernel.
+        inputs: the axis of the input channels.
+        halves: the input channels are two maps of equal width.
+    """
+    shape = old.shape
+    if halves:  # (output, input, …) → (output, map, channel, …)
+        old, found = (weight.reshape(weight.shape[0], 2, -1, *weight.shape[2:]) for weight in (old, found))
+        inputs = 2
+    value = old.clone()
+    block = tuple(slice(min(sizes)) for sizes in zip(old.shape, found.shape, strict=True))
+    if old.ndim > 1:
+        new_inputs = slice(found.shape[inputs], None)
+        value[(*block[:inputs], new_inputs, *block[inputs + 1 :])] = 0
+    value[block] = found[block]
+    return value.reshape(shape), found[block].numel()
+
+
+def _grid(patch_size: Sequence[int] | None, tokens: int) -> tuple[int, ...] | None:
+    """Tokens along each axis of a patch, if each token covers a cube; None if that cannot be."""
+    if not patch_size:
+        return None
+    edge = max(1, round((math.prod(patch_size) / tokens) ** (1 / len(patch_size))))
+    divided = all(size % edge == 0 for size in patch_size) and math.prod(patch_size) == tokens * edge ** len(patch_size)
+    return tuple(size // edge for size in patch_size) if divided else None
+
+
+def regridded(embedding: Tensor, grid: Sequence[int], new_grid: Sequence[int]) -> Tensor:
+    """An embedding (1, token, channel) of a grid of tokens, interpolated linearly to another grid."""
+    maps = embedding.transpose(1, 2).reshape(1, -1, *grid)  # (1, channel, *grid)
+    mode = "trilinear" if len(grid) == 3 else "bilinear"
+    return functional.interpolate(maps, tuple(new_grid), mode=mode).flatten(2).transpose(1, 2)

@@ -231,7 +231,7 @@ def test_a_store_ends_with_the_command_that_trains_on_it(tmp_path, folders, caps
     write_image(tmp_path / "in" / "brain.nii.gz", (1000 + 100 * rng.random((20, 40, 40))).astype(np.uint16))
     (folders.preprocessed / "Dataset510_A").mkdir()
     write_json(folders.preprocessed / "Dataset510_A" / "nnUNetPlans.json", plans())
-    store = ["--to", "preprocessed", "--plans-from", "510", "--recipe", "xundj", "--tile", "16", "--workers", "1"]
+    store = ["--to", "preprocessed", "--plans-from", "510", "--tile", "16", "--workers", "1"]
     assert (
         cli.main(
             ["convert", "unannotated", str(tmp_path / "in"), "--structure", "microglia", "--spacing", "voxel", *store]
@@ -239,5 +239,5 @@ def test_a_store_ends_with_the_command_that_trains_on_it(tmp_path, folders, caps
         == 0
     )
     said = capsys.readouterr().out
-    assert "next: nnUNetv2_train 500 3d_fullres all -tr SelmaSSLTrainer -p nnUNetPlans_from510_store_xundj" in said
+    assert "next: nnUNetv2_train 500 3d_fullres all -tr SelmaSSLTrainer -p nnUNetPlans_from510_store" in said
     assert str(folders.preprocessed / "Dataset500_SELMA3Dunlabelled") in said

@@ -4,19 +4,9 @@ import torch
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.json_files import read_json, write_json
-from nnunet_selma.planning import fitting_patch, plan_pretraining, small_plans, total_strides, with_recipe
-from nnunet_selma.settings import read_settings
+from nnunet_selma.planning import fitting_patch, plan_pretraining, small_plans, total_strides
 from tests.conftest import write_image
 from tests.plans import ARCHITECTURES, network, plans
-
-
-@pytest.mark.parametrize("name", [n for n in ARCHITECTURES if "2d" not in n])
-def test_the_recipe_of_xundj_gives_64_cubes_that_every_network_takes(name):
-    content = with_recipe(plans(name), "xundj", "3d_fullres")
-    own = content["configurations"]["3d_fullres"]
-    assert (own["patch_size"], own["batch_size"]) == ([64, 64, 64], 4)
-    assert read_settings(content).pretraining.epochs == 100
-    assert network(content)(torch.zeros(1, 1, *own["patch_size"])).shape == (1, 1, 64, 64, 64)
 
 
 @pytest.mark.parametrize(
@@ -51,11 +41,11 @@ def test_small_plans_of_every_network_work(name, residual):
     assert network(content)(torch.zeros(1, 1, *own["patch_size"])).shape[2:] == tuple(own["patch_size"])
 
 
-def test_unknown_recipe_and_configuration():
-    with pytest.raises(SelmaError, match="unknown recipe"):
-        with_recipe(plans(), "nobody", "3d_fullres")
-    with pytest.raises(SelmaError, match="no configuration '3d_lowres'"):
-        with_recipe(plans(), "xundj", "3d_lowres")
+def test_a_network_of_ours_is_made_smaller_by_another_command():
+    content = plans()
+    del content["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["n_stages"]
+    with pytest.raises(SelmaError, match="plan-network"):
+        small_plans(content, "small", configuration="3d_fullres", patch_edge=16, batch_size=1, features=(4, 8, 8))
 
 
 def prepare(folders, dataset, *, channels=1, spacing=(1.0, 1.0, 1.0), planned=True):
@@ -87,15 +77,8 @@ def test_plans_move_to_the_unlabelled_dataset(folders):
     assert own["data_identifier"] == "nnUNetPlans_from510_3d_fullres"
     assert own["architecture"] == plans()["configurations"]["3d_fullres"]["architecture"]
     assert (folders.preprocessed / "Dataset500_B" / "dataset.json").is_file()
-    assert move(folders, recipe="xundj") == "nnUNetPlans_from510_xundj"
-    recipe = read_json(folders.preprocessed / "Dataset500_B" / "nnUNetPlans_from510_xundj.json")
-    assert recipe["plans_name"] == "nnUNetPlans_from510_xundj"
-    assert recipe["configurations"]["3d_fullres"]["patch_size"] == [64, 64, 64]
-    assert (
-        recipe["configurations"]["3d_fullres"]["data_identifier"] == own["data_identifier"]
-    )  # preprocessed once for both
     with pytest.raises(SelmaError, match="no configuration"):
-        move(folders, recipe="xundj", configuration="3d_lowres")
+        move(folders, configuration="3d_lowres")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from typing import Any
 from nnunet_selma.conversion.spacing import Spacing
 from nnunet_selma.cpu.resources import usable_cores
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.planning import RECIPES
 from nnunet_selma.structures import SpacingUm, named
 
 
@@ -55,9 +54,6 @@ def source_plans_arguments(parser: Any) -> None:
         "-p", dest="plans", default="nnUNetPlans", help="plans of the annotated dataset (default: %(default)s)"
     )
     parser.add_argument("-c", dest="configuration", default="3d_fullres", help="(default: %(default)s)")
-    parser.add_argument(
-        "--recipe", choices=sorted(RECIPES), default="default", help="patch, batch and settings of a SELMA3D team"
-    )
 
 
 MOST_WORKERS = 4

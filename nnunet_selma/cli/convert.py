@@ -84,9 +84,7 @@ def _store(chosen: argparse.Namespace) -> StoreSettings | None:
         return None
     if chosen.plans_from is None:
         raise SelmaError("--to preprocessed needs --plans-from with the id of the annotated dataset, already planned")
-    return StoreSettings(
-        plans_from=chosen.plans_from, plans_name=chosen.plans, configuration=chosen.configuration, recipe=chosen.recipe
-    )
+    return StoreSettings(plans_from=chosen.plans_from, plans_name=chosen.plans, configuration=chosen.configuration)
 
 
 def _print_cases(manifest: dict[str, Any], where: Path) -> None:

@@ -1,4 +1,4 @@
-"""`nnunet-selma plan-small`, `plan-pretraining` and `settings`."""
+"""`nnunet-selma plan-small`, `plan-network`, `plan-pretraining` and `settings`."""
 
 import argparse
 import os
@@ -9,6 +9,7 @@ from nnunet_selma import commands
 from nnunet_selma.cli.arguments import source_plans_arguments
 from nnunet_selma.cli.shell import folders
 from nnunet_selma.json_files import read_json, write_json
+from nnunet_selma.network_plans import NETWORKS, write_network_plans
 from nnunet_selma.planning import plan_pretraining, write_small_plans
 from nnunet_selma.settings import as_lines, parse_assignments, read_settings, with_settings
 
@@ -26,6 +27,21 @@ def _plan_small(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def _plan_network(chosen: argparse.Namespace) -> int:
+    name = chosen.save_as or f"{chosen.plans}_{chosen.network}"
+    path = write_network_plans(
+        chosen.dataset_id, chosen.plans, name, folders(), network=chosen.network, configuration=chosen.configuration,
+        patch_edge=chosen.patch, batch_size=chosen.batch, features=chosen.features,
+    )  # fmt: skip
+    ((configuration, own),) = read_json(path)["configurations"].items()
+    print(f"{path}: {chosen.network} for {configuration}, patch {own['patch_size']}, batch {own['batch_size']}")
+    which = f"-p {name} -c {configuration}"
+    print(f"pretrain it: nnunet-selma plan-pretraining -s {chosen.dataset_id} -t UNLABELLED {which}")
+    print(f"then train it: nnUNetv2_train {chosen.dataset_id} {configuration} FOLD -tr SelmaFinetuneTrainer -p {name}")
+    print(f"without pretraining: nnunet-selma settings -d {chosen.dataset_id} -p {name} finetuning.pretrained=none")
+    return 0
+
+
 def _plan_pretraining(chosen: argparse.Namespace) -> int:
     where = folders()
     plans = plan_pretraining(
@@ -33,7 +49,6 @@ def _plan_pretraining(chosen: argparse.Namespace) -> int:
         chosen.target_id,
         where,
         plans_name=chosen.plans,
-        recipe=chosen.recipe,
         configuration=chosen.configuration,
     )
     workers = str(chosen.workers)
@@ -73,6 +88,20 @@ def _settings(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def _add_plan_network(parts: Any) -> None:
+    network = parts.add_parser("plan-network", help="plans with a network that nnU-Net does not have")
+    network.add_argument("-d", dest="dataset_id", type=int, required=True, help="dataset id")
+    network.add_argument("--network", choices=sorted(NETWORKS), required=True)
+    network.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans to start from (default: %(default)s)")
+    network.add_argument("-c", dest="configuration", help="(default: 3d_fullres, for attention_unet 2d)")
+    network.add_argument("--save-as", help="name of the new plans (default: PLANS_NETWORK)")
+    network.add_argument("--patch", type=int, help="longest edge of a patch, voxels (default: as in the plans)")
+    network.add_argument("--batch", type=int, help="patches in a batch (default: as in the plans)")
+    usual = ", ".join(f"{name} {design.features}" for name, design in NETWORKS.items())
+    network.add_argument("--features", type=int, help=f"size of the embedding or of the first stage (default: {usual})")
+    network.set_defaults(run=_plan_network)
+
+
 def add_to(parts: Any) -> None:
     """Add the commands."""
     small = parts.add_parser("plan-small", help="plans with a smaller network and patch, for a machine without GPU")
@@ -86,6 +115,8 @@ def add_to(parts: Any) -> None:
         "--features", type=int, nargs="+", default=[16, 32, 64], help="features of each stage (default: 16 32 64)"
     )
     small.set_defaults(run=_plan_small)
+
+    _add_plan_network(parts)
 
     pretraining = parts.add_parser(
         "plan-pretraining", help="give the unlabelled dataset the plans of the annotated one, and preprocess it"

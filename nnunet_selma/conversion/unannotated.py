@@ -74,13 +74,11 @@ class StoreSettings:
     """Its plans."""
     configuration: str = "3d_fullres"
     """The configuration to pretrain."""
-    recipe: str = "default"
-    """Patch, batch and settings of a SELMA3D team."""
 
     @property
     def choice(self) -> dict[str, str]:
         """The arguments of `planning.store_plans`."""
-        return {"plans_name": self.plans_name, "configuration": self.configuration, "recipe": self.recipe}
+        return {"plans_name": self.plans_name, "configuration": self.configuration}
 
 
 def convert_unannotated(

@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from nnunet_selma.masking import block_shape, draw_block_masks
+from nnunet_selma.masking import block_shape, draw_block_masks, fill_mask
 from nnunet_selma.pretexts.base import Task
-from nnunet_selma.pretexts.inpainting import MaskedInpainting, masked_error
+from nnunet_selma.pretexts.inpainting import MaskedInpainting, masked_error, standardised
 from nnunet_selma.structure_response import structure_response
 
 _MOST_WEIGHT = 10.0
@@ -26,6 +27,17 @@ class StructureInpainting(MaskedInpainting):
     def __init__(self, task: Task) -> None:
         super().__init__(task)
         self.structure = task.settings.structure
+
+    def draw_task(self, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the network sees, what it should answer, and the mask, of a batch (batch, channel, *patch).
+
+        Masks hide what is bright, so that patches are standardised by all of their voxels, not by those that are left; and a cell may be tens
+        of standard deviations above its surroundings, so that the answer is the inverse hyperbolic sine of that: linear in the background,
+        logarithmic in what is bright, or a few hidden cells would be the whole loss.
+        """
+        mask = self.draw_mask(patches)
+        shown = standardised(patches, torch.ones_like(mask)) if self.settings.standardise else patches
+        return fill_mask(shown, mask, self.settings.fill, self.generator), torch.asinh(shown), mask
 
     def response(self, patches: Tensor, kind: str) -> Tensor:
         """How much each voxel looks like a structure, in units of the patch's mean, (batch, *patch)."""

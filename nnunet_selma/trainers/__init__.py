@@ -15,6 +15,9 @@ TRAINERS = {
     "SelmaSSLTrainer_MultiTask": "nnunet_selma.trainers.pretexts",
     "SelmaSSLTrainer_SelfDistillation": "nnunet_selma.trainers.pretexts",
     "SelmaFinetuneTrainer": "nnunet_selma.trainers.finetune",
+    "SelmaFinetuneTrainer_FrozenEncoder": "nnunet_selma.trainers.strategies",
+    "SelmaFinetuneTrainer_Unfreezing": "nnunet_selma.trainers.strategies",
+    "SelmaFinetuneTrainer_LoRA": "nnunet_selma.trainers.strategies",
 }
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, autocast, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_selma import __version__, figures
+from nnunet_selma.checkpoints import RECORD, TRAINED, adaptation_record, plain
 from nnunet_selma.cpu.layers import accelerate
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.json_files import write_json
@@ -33,6 +34,8 @@ from nnunet_selma.tile_store import TileStore
 from nnunet_selma.trainers.base import SelmaTrainer, bare, plain_errors, without_ddp
 
 _VALIDATION_SEED = 20240
+_FEWEST_FOR_RANK = 8
+"""Samples of a validation: so few have no more directions than they are."""
 _LOSSES = ("train_losses", "val_losses", "lrs")
 _NNUNETS = {
     *_LOSSES,
@@ -231,7 +234,9 @@ class SelmaSSLTrainer(SelmaTrainer):
         """Log the validation loss, the diagnostics and the spread of the features, over all processes; there is no Dice in pretraining."""
         features = torch.cat([output.pop("features") for output in val_outputs])
         means = {key: float(np.mean([output[key] for output in val_outputs])) for key in val_outputs[0]}
-        means |= {"feature_deviation": feature_deviation(features), "effective_rank": effective_rank(features)}
+        means["feature_deviation"] = feature_deviation(features)
+        if len(features) >= _FEWEST_FOR_RANK:
+            means["effective_rank"] = effective_rank(features)
         if self.is_ddp:
             gathered: list[Any] = [None] * torch.distributed.get_world_size()
             torch.distributed.all_gather_object(gathered, means)
@@ -275,9 +280,16 @@ class SelmaSSLTrainer(SelmaTrainer):
         return {key: [float(value) for value in logged[key]] for key in (*_LOSSES, *own)}
 
     def checkpoint_changes(self) -> dict[str, Any]:
-        """The state of the pretext, and which parts of the network were trained, where that is not all of it."""
-        trained = {} if self.pretext.trains_decoder else {"selma_trained": [pretrained_part(bare(self.network))]}
-        return {"pretext_state": self.pretext.state_dict(), **trained}
+        """The pretext's state, nnssl's record of the network, and which parts were trained; a log without numpy, which strict readers refuse."""
+        network = bare(self.network)
+        record = adaptation_record(network, self.plans_manager.plans, self.configuration_name, self.num_input_channels)
+        return {
+            "pretext_state": self.pretext.state_dict(),
+            "logging": plain(self.logger.get_checkpoint()),
+            "_best_ema": plain(self._best_ema),
+            **({RECORD: record} if record else {}),
+            **({} if self.pretext.trains_decoder else {TRAINED: [pretrained_part(network)]}),
+        }
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
         """As nnU-Net, and the state of the pretext."""

@@ -56,18 +56,6 @@ def test_tiles_lie_in_the_store_with_everything_training_reads(brain, planned):
     assert read_json(dataset / "dataset_fingerprint.json")["shapes_after_crop"] == [[16, 16, 16]] * 3
 
 
-def test_a_recipe_has_plans_of_its_own_on_the_same_data(brain, planned):
-    convert_unannotated(brain[0], SETTINGS, planned, store=STORE)
-    dataset = planned.preprocessed / "Dataset500_SELMA3Dunlabelled"
-    before = {p: p.stat().st_mtime_ns for p in (dataset / IDENTIFIER).iterdir()}
-    convert_unannotated(brain[0], SETTINGS, planned, store=StoreSettings(plans_from=510, recipe="xundj"))
-    assert {p: p.stat().st_mtime_ns for p in (dataset / IDENTIFIER).iterdir()} == before
-    own = read_json(dataset / "nnUNetPlans_from510_store_xundj.json")["configurations"]["3d_fullres"]
-    plain = read_json(dataset / "nnUNetPlans_from510_store.json")["configurations"]["3d_fullres"]
-    assert (own["patch_size"], plain["patch_size"]) == ([64, 64, 64], [16, 16, 16])
-    assert own["data_identifier"] == plain["data_identifier"]
-
-
 def test_two_configurations_share_a_plans_file_and_changed_settings_stay(brain, planned):
     source = planned.preprocessed / "Dataset510_SELMA3D" / "nnUNetPlans.json"
     content = read_json(source)

@@ -103,6 +103,16 @@ def test_masks_fall_on_structures_and_hide_as_much_as_before():
     assert hidden[2.0] > 0.8
 
 
+def test_hidden_bright_cells_are_not_the_whole_loss():
+    """Cells of 50 standard deviations of the background, nearly all hidden: the answer stays within a few units."""
+    patches = 50 * (BALL > 0.5).float() + torch.randn(1, 1, *SHAPE)
+    visible, target, mask = pretext(preference=4.0).draw_task(patches)
+    assert float(mask[BALL > 0.5].float().mean()) > 0.9
+    assert float(target.abs().max()) < 6.0
+    shown = visible[~mask.expand_as(visible)]
+    torch.testing.assert_close(torch.asinh(shown), target[~mask.expand_as(target)])
+
+
 def test_cut_masks_lie_on_tubes_and_leave_most_of_the_patch():
     patches = TUBE.repeat(12, 1, 1, 1, 1) + 0.02 * torch.randn(12, 1, *SHAPE)
     mask = pretext(cut_share=1.0, cut_ratio=0.4, inpainting={"mask_ratio": 0.9}).draw_mask(patches)

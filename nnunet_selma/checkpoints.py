@@ -1,0 +1,276 @@
+"""Weights in files: reading those of others without running their code, saying where an encoder lies, writing safetensors.
+
+A checkpoint may say two things beside its weights. Under `selma_trained`, which parts of the network the pretraining trained; the
+others are random and are not read. Under `nnssl_adaptation_plan`, where the encoder lies and what it was trained on: that record is
+nnssl's (Wald et al. 2025, arXiv 2412.17041), and nnU-Net's development version (`nnUNetv2_train_pretrained`) asks for it.
+"""
+
+import json
+import os
+import pickle
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from nnunet_selma.errors import SelmaError
+
+RECORD = "nnssl_adaptation_plan"
+TRAINED = "selma_trained"
+SUFFIX = ".safetensors"
+_ALIASES, _ORIGIN = "selma_aliases", "selma_origin"
+_PREFIXES = ("module.", "_orig_mod.")
+_STATES = ("network_weights", "state_dict", "model_state_dict", "model", "network")
+# the fields of nnssl's Plan and ConfigurationPlan, which refuse others
+_OF_PLANS = (
+    "dataset_name", "plans_name", "original_median_spacing_after_transp", "image_reader_writer", "transpose_forward",
+    "transpose_backward", "experiment_planner_used",
+)  # fmt: skip
+_OF_CONFIGURATION = (
+    "data_identifier", "preprocessor_name", "normalization_schemes", "use_mask_for_norm", "resampling_fn_data",
+    "resampling_fn_data_kwargs", "spacing", "patch_size",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AdaptationRecord:
+    """What nnssl says of a checkpoint, as written: numbers, strings, lists and dictionaries only."""
+
+    content: dict[str, Any]
+
+    @property
+    def key_to_encoder(self) -> str | None:
+        """Name of the module that holds the encoder."""
+        return self.content.get("key_to_encoder")
+
+    @property
+    def key_to_stem(self) -> str | None:
+        """Name of the module that reads the image; it may lie in the encoder."""
+        return self.content.get("key_to_stem")
+
+    @property
+    def key_to_lpe(self) -> str | None:
+        """Name of the learned positional embedding."""
+        return self.content.get("key_to_lpe")
+
+    @property
+    def patch_size(self) -> tuple[int, ...] | None:
+        """Voxels of a training patch, (z, y, x); None where nobody wrote them."""
+        configurations = (self.content.get("pretrain_plan") or {}).get("configurations") or {}
+        planned = next((own.get("patch_size") for own in configurations.values()), None)
+        # nnssl writes this where a pretext crops its patches
+        patch = self.content.get("pretrain_patch_size") or planned
+        return tuple(patch) if patch else None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights that a pretraining left."""
+
+    weights: dict[str, Tensor]
+    """Only those that were trained, under names without the prefixes of DistributedDataParallel and torch.compile."""
+    record: AdaptationRecord | None = None
+    trained: tuple[str, ...] = ()
+    """Modules that the pretraining trained; empty: everything."""
+
+    def named_as_in(self, network: nn.Module) -> dict[str, Tensor]:
+        """The weights; those of encoder, stem and positional embedding, where a record says where they are, under the network's names."""
+        places = [
+            (getattr(self.record, name, None), getattr(network, name, None))
+            for name in ("key_to_lpe", "key_to_stem", "key_to_encoder")  # each may lie in the next
+        ]
+        moved = {}
+        for key, tensor in self.weights.items():
+            for here, there in places:
+                if here and there and (key == here or key.startswith(f"{here}.")):
+                    moved[there + key[len(here) :]] = tensor
+                    break
+        return {**self.weights, **moved}
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """The weights in a checkpoint of nnU-Net, nnssl, MONAI or plain PyTorch, or in safetensors; no code that it carries is run.
+
+    Raises:
+        SelmaError: no such file, no checkpoint, no weights in it, or a pickle that wants to run code.
+    """
+    if not path.is_file():
+        raise SelmaError(f"{path}: there is no such checkpoint")
+    content = _read_safetensors(path) if path.suffix == SUFFIX else _unpickled(path)
+    state = _state(content, path)
+    said = content if isinstance(content, Mapping) else {}
+    record, trained = said.get(RECORD), tuple(said.get(TRAINED, ()))
+    weights = {key: value for key, value in state.items() if not trained or _lies_in(key, trained)}
+    if not weights:
+        raise SelmaError(f"{path}: says that {', '.join(trained)} was trained, and holds no weights of that name")
+    return Checkpoint(weights, AdaptationRecord(plain(record)) if isinstance(record, Mapping) else None, trained)
+
+
+def _unpickled(path: Path) -> Any:
+    # nnU-Net's own checkpoints hold numpy scalars in their log; nothing else beyond torch's list is let in
+    scalar = np.float64(0).__reduce__()[0]
+    allowed: list[Any] = [
+        scalar,
+        np.dtype,
+        np.ndarray,
+        *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?")),
+    ]
+    try:
+        with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the age of the pickle's protocol
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = next(
+            (line.strip() for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), ""
+        )
+        raise SelmaError(
+            f"{path}: refused, because loading it would run code that it carries, which weights never need ({reason}). "
+            "Use a checkpoint from a source you trust, saved as a plain state_dict"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        raise SelmaError(f"{path}: is no checkpoint or is cut short; copy it again") from error
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    """As an unpickled checkpoint: the state under `state_dict`, aliases included, and what the metadata say."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+    except SafetensorError as error:
+        raise SelmaError(f"{path}: is no safetensors file or is cut short; copy it again") from error
+    try:
+        said = {key: json.loads(metadata[key]) for key in (RECORD, TRAINED, _ALIASES) if key in metadata}
+    except ValueError as error:
+        raise SelmaError(f"{path}: what it says of itself is no valid JSON ({error}); export it again") from error
+    aliases = said.pop(_ALIASES, {})
+    state.update({alias: state[key] for alias, key in aliases.items() if key in state})
+    return {"state_dict": state, **said}
+
+
+def _state(content: Any, path: Path) -> dict[str, Tensor]:
+    while isinstance(content, Mapping) and not any(isinstance(value, Tensor) for value in content.values()):
+        inner = next((content[key] for key in _STATES if key in content), None)
+        if inner is None:
+            break
+        content = inner
+    if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
+        raise SelmaError(f"{path}: holds no network weights")
+    return {_bare(key): value for key, value in content.items() if isinstance(value, Tensor)}
+
+
+def _bare(key: str) -> str:
+    """A key without the prefixes of DistributedDataParallel and torch.compile."""
+    for prefix in _PREFIXES:
+        key = key.removeprefix(prefix)
+    return key
+
+
+def _lies_in(key: str, modules: tuple[str, ...]) -> bool:
+    """Whether a weight belongs to one of the modules."""
+    # nnU-Net's decoders list their encoder again: these keys are the encoder's, whatever became of the decoder
+    own = key.removeprefix("decoder.") if key.startswith("decoder.encoder.") else key
+    return any(own == module or own.startswith(f"{module}.") for module in modules)
+
+
+def adaptation_record(
+    network: nn.Module, plans: Mapping[str, Any], configuration: str, input_channels: int
+) -> dict[str, Any] | None:
+    """What nnssl writes of a network trained by these plans; None for a network that does not say where its encoder is.
+
+    It holds nothing but numbers, strings, lists and dictionaries, and the fields that nnssl's own classes have, no others.
+
+    Args:
+        network: without wrappers; its attributes `key_to_encoder`, `key_to_stem`, `keys_to_in_proj` and `key_to_lpe` are told.
+        plans: the whole plans.
+        configuration: name of the one that was trained.
+        input_channels: of the pretraining.
+    """
+    if not hasattr(network, "key_to_encoder"):
+        return None
+    own = dict(plans["configurations"][configuration])
+    while parent := own.pop("inherits_from", None):
+        own = {**plans["configurations"][parent], **own}
+    of_configuration = {key: own[key] for key in _OF_CONFIGURATION}
+    of_configuration["spacing_style"] = "median"
+    of_configuration["resampling_fn_mask"] = own["resampling_fn_seg"]
+    of_configuration["resampling_fn_mask_kwargs"] = own["resampling_fn_seg_kwargs"]
+    architecture = own["architecture"]
+    record: dict[str, Any] = plain(
+        {
+            "architecture_plans": {
+                "arch_class_name": architecture["network_class_name"],
+                "arch_kwargs": architecture["arch_kwargs"],
+                "arch_kwargs_requiring_import": architecture["_kw_requires_import"],
+            },
+            "pretrain_plan": {
+                **{key: plans[key] for key in _OF_PLANS},
+                "configurations": {configuration: of_configuration},
+            },
+            "pretrain_num_input_channels": input_channels,
+            "recommended_downstream_patchsize": own["patch_size"],
+            **{key: getattr(network, key) for key in ("key_to_encoder", "key_to_stem", "keys_to_in_proj")},
+            "key_to_lpe": getattr(network, "key_to_lpe", None),
+        }
+    )
+    return record
+
+
+def plain(content: Any) -> Any:
+    """The same without numpy and tensors, which strict readers and JSON refuse; tuples become lists."""
+    if isinstance(content, Mapping):
+        return {key: plain(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [plain(value) for value in content]
+    return content.tolist() if isinstance(content, np.generic | np.ndarray | Tensor) else content
+
+
+def distinct(state: Mapping[str, Any]) -> list[tuple[str, list[str], Tensor]]:
+    """(first key, all keys, tensor) of each tensor; nnU-Net's networks list their encoder again inside the decoder."""
+    keys: dict[Any, list[str]] = {}
+    for key, tensor in state.items():
+        if isinstance(tensor, Tensor):
+            # two empty tensors have the same address
+            place = (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else key
+            keys.setdefault(place, []).append(key)
+    return [(aliases[0], aliases, state[aliases[0]]) for aliases in keys.values()]
+
+
+def export_weights(source: Path, target: Path, *, overwrite: bool = False) -> tuple[int, int]:
+    """Write the trained weights of a checkpoint, and what it says of them, as safetensors; returns numbers of tensors and parameters.
+
+    Each tensor is written once, because the format refuses shared memory; the metadata keep its other names for `read_checkpoint`.
+
+    Raises:
+        SelmaError: the source cannot be read, the target exists or has another suffix, or it could not be written.
+    """
+    if target.suffix != SUFFIX:
+        raise SelmaError(f"{target}: the name of the exported file must end in {SUFFIX}")
+    if target.exists() and not overwrite:
+        raise SelmaError(f"{target}: exists already; choose another name or add --overwrite")
+    checkpoint = read_checkpoint(source)
+    tensors = distinct(checkpoint.weights)
+    aliases = {alias: key for key, names, _ in tensors for alias in names[1:]}
+    record = checkpoint.record.content if checkpoint.record else None
+    said = {_ALIASES: aliases, TRAINED: checkpoint.trained, RECORD: record}
+    metadata = {
+        "format": "pt",
+        _ORIGIN: source.name,
+        **{key: json.dumps(value) for key, value in said.items() if value},
+    }
+    partial = target.with_name(f"{target.name}.partial")
+    try:
+        save_file({key: tensor.clone().contiguous() for key, _, tensor in tensors}, partial, metadata)
+        os.replace(partial, target)
+    except SafetensorError as error:
+        raise SelmaError(f"{target}: could not be written ({error}); check the folder and make room") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return len(tensors), sum(tensor.numel() for _, _, tensor in tensors)

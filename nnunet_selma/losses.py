@@ -1,0 +1,244 @@
+"""Losses for fine-tuning, by name: each is a sum of terms over the same softmax, computed in float32.
+
+- dice: nnU-Net's, of every foreground class.
+- cross_entropy: nnU-Net's, the mean over voxels.
+- focal: Lin et al. 2017 (arXiv 1708.02002, equation 4), cross entropy that counts less where the network is sure already.
+- boundary: Kervadec et al. 2021 (arXiv 1812.07032), how far from the boundary of the truth wrong foreground lies.
+- cldice: Shit et al. 2021 (arXiv 2003.07311, algorithms 1 and 2), overlap of soft skeletons with the other mask.
+
+Voxels with the ignore label contribute nothing: they are left out of every sum, and they are no boundary. Nothing here waits for the device.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial, reduce
+
+import torch
+from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+from nnunetv2.training.loss.robust_ce_loss import RobustCrossEntropyLoss
+from torch import Tensor, nn
+from torch.nn import functional
+
+TERMS: dict[str, dict[str, float]] = {
+    "dice": {"dice": 1.0},
+    "dice_ce": {"dice": 1.0, "cross_entropy": 1.0},
+    "dice_focal": {"dice": 1.0, "focal": 1.0},
+    # where Kervadec et al. begin; distances are long, and the term is small beside the others
+    "dice_focal_boundary": {"dice": 1.0, "focal": 1.0, "boundary": 0.01},
+    # Dice and clDice weigh the same, as with alpha = 0.5, the largest that Shit et al. allow
+    "dice_ce_cldice": {"dice": 1.0, "cross_entropy": 1.0, "cldice": 1.0},
+}
+"""The terms of each loss and their weights."""
+
+_SMOOTH = 1e-5
+"""nnU-Net's, in the Dice of its segmentation loss."""
+_GAMMA = 2.0
+"""The best of Lin et al."""
+_FARTHEST = 16.0
+"""Distances, in the finest edge of a voxel, end here: farther away no boundary is near, and the search would only take longer."""
+_SKELETON_STEPS = 5
+"""Erosions of a soft skeleton: as many voxels as the thickest vessel's radius; each keeps its maps for the backward pass."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """One output of the network and its truth."""
+
+    logits: Tensor
+    """(batch, class, *space), float32; class 0 is background."""
+    probabilities: Tensor
+    """Their softmax."""
+    labels: Tensor
+    """(batch, 1, *space), int64; 0 where nothing is known."""
+    known: Tensor | None
+    """Where the truth is known, (batch, 1, *space), bool; None: everywhere."""
+
+    @property
+    def foreground(self) -> Tensor:
+        """Truth of every class but the background, (batch, class - 1, *space), bool."""
+        classes = torch.arange(1, self.logits.shape[1], device=self.labels.device)
+        return self.labels == classes.view(-1, *[1] * (self.labels.ndim - 2))
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean of (batch, *space) over all known voxels; 0 where none is known."""
+        if self.known is None:
+            return values.mean()
+        known = self.known[:, 0]
+        return torch.where(known, values, 0.0).sum() / known.sum().clamp_min(1)
+
+
+Term = Callable[[Output], Tensor]
+
+
+class SumOfTerms(nn.Module):
+    """A loss of logits (batch, class, *space) and labels (batch, 1, *space).
+
+    Args:
+        terms: each with its weight.
+        ignore_label: label of the voxels whose truth is unknown.
+    """
+
+    def __init__(self, terms: Sequence[tuple[float, Term]], ignore_label: int | None) -> None:
+        super().__init__()
+        self.terms, self.ignore_label = terms, ignore_label
+
+    def forward(self, net_output: Tensor, target: Tensor) -> Tensor:
+        """The weighted sum, a scalar."""
+        logits = net_output.float()
+        known = None if self.ignore_label is None else target != self.ignore_label
+        labels = (target if known is None else torch.where(known, target, 0)).long()
+        output = Output(logits, logits.softmax(1), labels, known)
+        return torch.stack([weight * term(output) for weight, term in self.terms]).sum()
+
+
+def build_loss(
+    name: str,
+    *,
+    batch_dice: bool,
+    ignore_label: int | None,
+    ddp: bool,
+    spacing: Sequence[float],
+    patch_size: Sequence[int],
+) -> nn.Module:
+    """The loss of that name, for one output of the network; nnU-Net's `DeepSupervisionWrapper` applies it to all.
+
+    Args:
+        name: a key of `TERMS`.
+        batch_dice: whether Dice is that of the batch, not the mean over its samples.
+        ignore_label: label of the voxels whose truth is unknown, if there is one.
+        ddp: whether the batch of `batch_dice` is that of all processes.
+        spacing: of the finest output, (z, y, x) or (y, x), in any unit.
+        patch_size: voxels of the finest output; coarser ones cover the same patch.
+    """
+    extent = [edge * size for edge, size in zip(spacing, patch_size, strict=True)]
+    terms: dict[str, Term] = {
+        "dice": partial(dice, MemoryEfficientSoftDiceLoss(batch_dice=batch_dice, do_bg=False, smooth=_SMOOTH, ddp=ddp)),
+        "cross_entropy": lambda output: output.mean(cross_entropy(output)),
+        "focal": focal,
+        "boundary": partial(boundary, extent=extent),
+        "cldice": cldice,
+    }
+    return SumOfTerms([(weight, terms[term]) for term, weight in TERMS[name].items()], ignore_label)
+
+
+def dice(nnunets: MemoryEfficientSoftDiceLoss, output: Output) -> Tensor:
+    """Minus nnU-Net's soft Dice, the mean over foreground classes."""
+    value: Tensor = nnunets(output.probabilities, output.labels, loss_mask=output.known)
+    return value
+
+
+def cross_entropy(output: Output) -> Tensor:
+    """Cross entropy of every voxel, (batch, *space)."""
+    # not with nnU-Net's ignore_index: its mean over no voxel is not a number, and asking whether there is one waits for the device
+    values: Tensor = RobustCrossEntropyLoss(reduction="none")(output.logits, output.labels)
+    return values
+
+
+def focal(output: Output) -> Tensor:
+    """Focal loss (Lin et al. 2017, equation 4): the mean over voxels of (1 - p)^gamma times cross entropy, p that of the true class."""
+    entropy = cross_entropy(output)
+    return output.mean((1 - (-entropy).exp()) ** _GAMMA * entropy)
+
+
+def boundary(output: Output, extent: Sequence[float]) -> Tensor:
+    """Boundary loss (Kervadec et al. 2021): the mean over voxels, and foreground classes, of softmax times signed distance.
+
+    Args:
+        output: of the network.
+        extent: of the patch along each axis of space; with the output's shape it gives the edges of a voxel.
+    """
+    edges = [length / size for length, size in zip(extent, output.labels.shape[2:], strict=True)]
+    with torch.no_grad():
+        inside = output.foreground
+        outside = ~inside if output.known is None else ~inside & output.known
+        distance = signed_distance(inside, outside, [edge / min(edges) for edge in edges], _FARTHEST)
+    return output.mean((output.probabilities[:, 1:] * distance).mean(1))
+
+
+def signed_distance(inside: Tensor, outside: Tensor, edges: Sequence[float], farthest: float) -> Tensor:
+    """Signed distance of every voxel to the boundary of each mask, same shape, float32; negative inside, 0 where unknown.
+
+    The boundary is the outermost voxels of the mask, as in the code of Kervadec et al.: the distance to the nearest voxel outside, less
+    one, is that to the boundary. A mask that is empty or fills its sample has no boundary: its distances are 0, as theirs, and it
+    contributes nothing; a small mask in the corner of a patch and none at all are told apart by the other terms.
+
+    Args:
+        inside: the masks, (batch, class, *space), bool.
+        outside: what is known not to be in them, same shape.
+        edges: of a voxel along each axis of space; the shortest is 1.
+        farthest: where distances end.
+    """
+    to_inside, to_outside = (distance_to(voxels, edges, farthest) for voxels in (inside, outside))
+    signed = torch.where(inside, 1 - to_outside, torch.where(outside, to_inside, 0.0))
+    space = tuple(range(2, inside.ndim))
+    return signed * (inside.any(space, keepdim=True) & outside.any(space, keepdim=True))
+
+
+def distance_to(voxels: Tensor, edges: Sequence[float], farthest: float) -> Tensor:
+    """Euclidean distance of every voxel to the nearest one that is True, same shape, float32; at most `farthest`, also where there is none.
+
+    Squared distances add up over the axes, so that each axis can be searched by itself (Felzenszwalb and Huttenlocher 2012): the nearest
+    along one axis is a minimum over shifts, and those longer than `farthest` cannot win.
+
+    Args:
+        voxels: (batch, class, *space), bool.
+        edges: of a voxel along each axis of space.
+        farthest: where distances end.
+    """
+    squared = torch.where(voxels, 0.0, farthest**2)
+    for axis, edge in enumerate(edges, start=2):
+        size = voxels.shape[axis]
+        nearest = squared.clone()
+        for shift in range(1, min(int(farthest / edge), size - 1) + 1):
+            length = size - shift
+            for here, there in ((0, shift), (shift, 0)):
+                own = nearest.narrow(axis, here, length)
+                torch.minimum(own, squared.narrow(axis, there, length) + (shift * edge) ** 2, out=own)
+        squared = nearest
+    return squared.sqrt()
+
+
+def cldice(output: Output) -> Tensor:
+    """1 - soft clDice (Shit et al. 2021, algorithm 2), the mean over samples and foreground classes.
+
+    1 is added to both sides of each fraction, as in their code: a sample without foreground asks for none, and nothing is divided by 0.
+    """
+    predicted, truth = output.probabilities[:, 1:], output.foreground.float()
+    if output.known is not None:
+        predicted = predicted * output.known
+    precision = _share(soft_skeleton(predicted, _SKELETON_STEPS), truth)
+    sensitivity = _share(soft_skeleton(truth, _SKELETON_STEPS), predicted)
+    return (1 - 2 * precision * sensitivity / (precision + sensitivity)).mean()
+
+
+def _share(skeleton: Tensor, mask: Tensor) -> Tensor:
+    """Share of each skeleton that lies in its mask, (batch, class)."""
+    space = tuple(range(2, mask.ndim))
+    return ((skeleton * mask).sum(space) + 1) / (skeleton.sum(space) + 1)
+
+
+def soft_skeleton(masks: Tensor, steps: int) -> Tensor:
+    """Soft skeletons (Shit et al. 2021, algorithm 1) of masks (batch, class, *space) from 0 to 1, same shape.
+
+    What an opening removes of a mask is its skeleton; eroding it brings the skeleton of what is thicker to light.
+    """
+    skeleton = torch.zeros_like(masks)
+    for _ in range(steps + 1):
+        eroded = _eroded(masks)
+        ridge = functional.relu(masks - _greatest(eroded, [3] * (masks.ndim - 2)))
+        skeleton = skeleton + ridge * (1 - skeleton)
+        masks = eroded
+    return skeleton
+
+
+def _eroded(masks: Tensor) -> Tensor:
+    """Least value of each voxel and its neighbours along the axes."""
+    axes = range(masks.ndim - 2)
+    return reduce(torch.minimum, [-_greatest(-masks, [3 if axis == own else 1 for axis in axes]) for own in axes])
+
+
+def _greatest(masks: Tensor, window: list[int]) -> Tensor:
+    """Greatest value in a window, odd along each axis of space, around each voxel."""
+    pool = functional.max_pool3d if masks.ndim == 5 else functional.max_pool2d
+    pooled: Tensor = pool(masks, window, stride=1, padding=[size // 2 for size in window])
+    return pooled

@@ -1,0 +1,116 @@
+"""Swin UNETR (Hatamizadeh et al. 2022, arXiv 2201.01266; pretrained by Tang et al. 2022, arXiv 2111.14791) from MONAI's blocks.
+
+As MONAI's network of that name, layer by layer; with fewer than four stages of attention it also takes small patches.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from nnunet_selma.errors import SelmaError
+from nnunet_selma.networks import MONAI_MISSING
+from nnunet_selma.networks.encoder_decoder import EncoderDecoder, SkipDecoder, Strides
+
+try:
+    from monai.networks.blocks import UnetrBasicBlock, UnetrUpBlock
+    from monai.networks.nets.swin_unetr import SwinTransformer
+except ImportError as error:
+    raise SelmaError(MONAI_MISSING) from error
+
+_BLOCK = {"spatial_dims": 3, "kernel_size": 3, "norm_name": "instance", "res_block": True}
+
+
+class SwinEncoder(nn.Module):
+    """The image itself, its embedding and what each stage of attention makes of it, all but the last but one through a block.
+
+    Args:
+        input_channels: of the image.
+        token: voxels that one token of the embedding covers, (z, y, x).
+        feature_size: channels of the embedding; each stage of attention doubles them and halves every axis.
+        depths: transformer blocks of each stage, one to four stages.
+        num_heads: attention heads of each stage.
+        window_size: edge of the windows in which attention is computed, tokens.
+    """
+
+    def __init__(
+        self,
+        input_channels: int,
+        token: Sequence[int],
+        feature_size: int,
+        depths: Sequence[int],
+        num_heads: Sequence[int],
+        window_size: int,
+    ) -> None:
+        super().__init__()
+        hidden = [feature_size * 2**stage for stage in range(len(depths) + 1)]
+        self.output_channels = [feature_size, *hidden]
+        self.swin = SwinTransformer(
+            in_chans=input_channels, embed_dim=feature_size, window_size=(window_size,) * 3, patch_size=tuple(token),
+            depths=tuple(depths), num_heads=tuple(num_heads), spatial_dims=3,
+        )  # fmt: skip
+        self.blocks = nn.ModuleList(
+            UnetrBasicBlock(in_channels=inputs, out_channels=outputs, stride=1, **_BLOCK)
+            for inputs, outputs in zip([input_channels, *hidden], self.output_channels, strict=True)
+        )
+        self.blocks[-2] = nn.Identity()  # the last but one goes to the decoder as it is
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Maps of an image (batch, channel, z, y, x), fine to coarse; the first is as fine as the image."""
+        swin = self.swin
+        x = swin.pos_drop(swin.patch_embed(image))
+        maps = [image, swin.proj_out(x, normalize=True)]
+        for stage in (*swin.layers1, *swin.layers2, *swin.layers3, *swin.layers4):
+            x = stage(x.contiguous())
+            maps.append(swin.proj_out(x, normalize=True))
+        return [block(one) for block, one in zip(self.blocks, maps, strict=True)]
+
+
+class SwinUNETR(EncoderDecoder):
+    """Swin UNETR with nnU-Net's constructor; the defaults are the paper's.
+
+    Args:
+        input_channels: of the image.
+        num_classes: channels of the logits.
+        strides: [1, 1, 1], the voxels of a token, and [2, 2, 2] for each stage of attention.
+        feature_size: channels of the embedding, a multiple of the first number of heads.
+        depths: transformer blocks of each stage, one to four stages.
+        num_heads: attention heads of each stage.
+        window_size: edge of an attention window, tokens.
+        deep_supervision: whether logits of all scales but the coarsest are returned.
+
+    Raises:
+        SelmaError: strides and depths are not those of one network.
+    """
+
+    key_to_stem = "encoder.swin.patch_embed"
+
+    def __init__(
+        self,
+        input_channels: int,
+        num_classes: int,
+        strides: Strides,
+        feature_size: int = 48,
+        depths: Sequence[int] = (2, 2, 2, 2),
+        num_heads: Sequence[int] = (3, 6, 12, 24),
+        window_size: int = 7,
+        deep_supervision: bool = False,
+    ) -> None:
+        first, token, *halvings = [list(stage) for stage in strides]
+        if first != [1, 1, 1] or halvings != [[2, 2, 2]] * len(depths) or not 1 <= len(depths) == len(num_heads) <= 4:
+            raise SelmaError(
+                f"strides {strides} do not fit {len(depths)} stage(s) of attention: give [1, 1, 1], the voxels of a token, and [2, 2, 2] for each stage"
+            )
+        encoder = SwinEncoder(input_channels, token, feature_size, depths, num_heads, window_size)
+        coarse_to_fine = encoder.output_channels[::-1]
+        factors = [*halvings[::-1], token]
+        steps = [
+            UnetrUpBlock(in_channels=below, out_channels=width, upsample_kernel_size=factor, **_BLOCK)
+            for (below, width), factor in zip(pairwise(coarse_to_fine), factors, strict=True)
+        ]
+        decoder = SkipDecoder(steps, coarse_to_fine[1:], num_classes, dimensions=3, deep_supervision=deep_supervision)
+        super().__init__(encoder, decoder, strides)
+        block = "encoder.blocks.0.layer"
+        # the block on the image has a shortcut of its own only where channels change
+        shortcut = (f"{block}.conv3.conv",) if input_channels != feature_size else ()
+        self.keys_to_in_proj = ("encoder.swin.patch_embed.proj", f"{block}.conv1.conv", *shortcut)

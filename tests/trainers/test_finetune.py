@@ -1,0 +1,470 @@
+"""Fine-tuning strategies: what moves in a step and what does not, what checkpoints hold, and how a run goes on."""
+
+from functools import wraps
+from pathlib import Path
+
+import pytest
+import torch
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunet_selma.cpu.layers import FastConv3d
+from nnunet_selma.lora import LowRank, merged_state
+from nnunet_selma.losses import TERMS, SumOfTerms
+from nnunet_selma.trainers.base import bare
+from nnunet_selma.trainers.finetune import SelmaFinetuneTrainer, WarmupPolyLRScheduler
+from nnunet_selma.trainers.strategies import (
+    SelmaFinetuneTrainer_FrozenEncoder,
+    SelmaFinetuneTrainer_LoRA,
+    SelmaFinetuneTrainer_Unfreezing,
+)
+from tests.plans import network, plans
+from tests.trainers.test_trainers import DATASET, WaitsForTheDevice, trainer
+
+KINDS = [
+    SelmaFinetuneTrainer,
+    SelmaFinetuneTrainer_FrozenEncoder,
+    SelmaFinetuneTrainer_Unfreezing,
+    SelmaFinetuneTrainer_LoRA,
+]
+SEEDED = {"pretrained": "none", "seed": 3}
+
+
+def started(kind, folders, **finetuning):
+    one = trainer(kind, folders, finetuning={**SEEDED, **finetuning})
+    one.initialize()
+    return one
+
+
+def batch(seed=0):
+    """Two patches, and labels for each of the two outputs."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = (torch.rand(2, 1, 16, 16, 16, generator=generator) < 0.3).short()
+    patches = torch.randn(2, 1, 16, 16, 16, generator=generator) + labels
+    return {"data": patches, "target": [labels, labels[..., ::2, ::2, ::2]]}
+
+
+def train(one, epochs, steps=2):
+    """Train from the trainer's epoch on, as nnU-Net's loop does, without loading and validation."""
+    for epoch in epochs:
+        one.current_epoch = epoch
+        one.on_epoch_start()
+        one.on_train_epoch_start()
+        for step in range(steps):
+            one.train_step(batch(10 * epoch + step))
+    one.current_epoch += 1
+
+
+def moved(one, before):
+    """Names of the parameters that are not what they were, to the last bit."""
+    now = one.network.named_parameters()
+    return {name for name, value in now if not torch.equal(value, before[name])}
+
+
+def parameters(one):
+    return {name: value.detach().clone() for name, value in one.network.named_parameters()}
+
+
+def in_encoder(names):
+    return {name for name in names if name.startswith("encoder.")}
+
+
+def without_use(one):
+    """Parameters that get no gradient: the head of the coarsest output, whose weight in the loss is zero."""
+    return {name for name, _ in one.network.named_parameters() if name.startswith("decoder.seg_layers.0")}
+
+
+def naming(monkeypatch, part):
+    """Let networks say that this part of them was pretrained."""
+    build = nnUNetTrainer.build_network_architecture
+
+    @wraps(build)  # nnU-Net reads its signature
+    def naming_it(*arguments):
+        net = build(*arguments)
+        net.pretrained_part = part
+        return net
+
+    monkeypatch.setattr(nnUNetTrainer, "build_network_architecture", staticmethod(naming_it))
+
+
+def saved(one, name="checkpoint_latest.pth"):
+    path = str(Path(one.output_folder) / name)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    one.current_epoch -= 1  # nnU-Net saves before it counts, and adds one itself
+    one.save_checkpoint(path)
+    one.current_epoch += 1
+    return path
+
+
+# --- losses in the trainer
+
+
+def test_the_default_loss_is_nnunets(folders):
+    one = started(SelmaFinetuneTrainer, folders)
+    stock = nnUNetTrainer._build_loss(one)
+    assert type(one.loss) is type(stock)
+    assert type(one.loss.loss) is type(stock.loss)
+
+
+def test_another_loss_is_weighted_over_the_outputs_as_nnunet_does(folders):
+    one = started(SelmaFinetuneTrainer, folders, loss="dice")
+    assert type(one.loss) is DeepSupervisionWrapper
+    assert type(one.loss.loss) is SumOfTerms
+    assert one.loss.weight_factors == nnUNetTrainer._build_loss(one).weight_factors
+    one.is_ddp = True  # then no output may be without a weight
+    assert min(one._build_loss().weight_factors) > 0
+    one.is_ddp, one.enable_deep_supervision = False, False
+    assert type(one._build_loss()) is SumOfTerms
+
+
+def test_labels_that_are_regions_are_refused_with_a_sentence(folders, capsys, monkeypatch):
+    regions = {"background": 0, "cell": [1, 2], "core": 2}
+    monkeypatch.setitem(DATASET, "labels", regions)
+    monkeypatch.setitem(DATASET, "regions_class_order", [1, 2])
+    started(SelmaFinetuneTrainer, folders)
+    with pytest.raises(SystemExit) as stopped:
+        started(SelmaFinetuneTrainer, folders, loss="dice_focal")
+    assert stopped.value.code == 2
+    assert "this dataset has regions; set it to dice_ce" in capsys.readouterr().err
+
+
+def test_the_ignore_label_of_the_dataset_arrives(folders, monkeypatch):
+    monkeypatch.setitem(DATASET, "labels", {"background": 0, "structure": 1, "ignore": 2})
+    one = started(SelmaFinetuneTrainer, folders, loss="dice_ce_cldice")
+    patches, labels = torch.randn(1, 2, 16, 16, 16), torch.full((1, 1, 16, 16, 16), 2)
+    assert one.loss.loss.ignore_label == 2
+    assert float(one.loss([patches], [labels])) == float(one.loss([-patches], [labels]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("loss", TERMS)
+def test_every_strategy_steps_with_every_loss(kind, loss, folders):
+    one = started(kind, folders, loss=loss)
+    before = parameters(one)
+    one.on_train_epoch_start()
+    assert torch.isfinite(torch.as_tensor(one.train_step(batch())["loss"]))
+    names = moved(one, before)
+    assert {name for name in names if name.startswith("decoder.")}
+    assert all(value.isfinite().all() for value in one.network.state_dict().values())
+    one.network.eval()
+    with torch.no_grad():
+        assert "tp_hard" in one.validation_step(batch())
+
+
+@pytest.mark.parametrize("loss", TERMS)
+@pytest.mark.parametrize("ignore", [False, True])
+def test_no_loss_waits_for_the_device(loss, ignore, folders, monkeypatch):
+    if ignore and loss == "dice_ce":
+        pytest.skip("nnU-Net's own loss asks whether any voxel is known")
+    if ignore:
+        monkeypatch.setitem(DATASET, "labels", {"background": 0, "structure": 1, "ignore": 2})
+    one = started(SelmaFinetuneTrainer, folders, loss=loss)
+    one.train_step(batch())
+    with WaitsForTheDevice() as watch:
+        one.loss(one.network(batch()["data"]), batch()["target"]).backward()
+    assert watch.found == []
+
+
+# --- what a strategy trains
+
+
+def test_fine_tuning_trains_everything(folders):
+    one = started(SelmaFinetuneTrainer, folders)
+    before = parameters(one)
+    train(one, [0])
+    # the coarsest output has no weight; its head decays only where it has a gradient
+    assert moved(one, before) == set(before) - without_use(one)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_frozen_encoder_does_not_move_by_a_bit_and_is_not_the_optimisers(optimizer, folders):
+    one = started(SelmaFinetuneTrainer_FrozenEncoder, folders, optimizer=optimizer, weight_decay=0.1)
+    before = parameters(one)
+    train(one, range(3))
+    assert moved(one, before) == set(before) - in_encoder(before) - without_use(one)
+    known = {id(parameter) for group in one.optimizer.param_groups for parameter in group["params"]}
+    encoder = {id(parameter) for parameter in one.network.encoder.parameters()}
+    assert known == {id(parameter) for parameter in one.network.parameters()} - encoder
+    assert all(parameter.grad is None for parameter in one.network.encoder.parameters())
+
+
+def test_running_statistics_are_frozen_too(folders):
+    for kind in (SelmaFinetuneTrainer_FrozenEncoder, SelmaFinetuneTrainer_Unfreezing):
+        one = started(kind, folders)
+        one.on_train_epoch_start()
+        assert not any(layer.training for layer in one.network.encoder.modules())
+        assert all(layer.training for layer in one.network.decoder.seg_layers)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_unfreezing_moves_nothing_of_the_encoder_before_the_switch_and_all_after(optimizer, folders):
+    one = started(SelmaFinetuneTrainer_Unfreezing, folders, frozen_epochs=2, optimizer=optimizer, weight_decay=0.1)
+    before = parameters(one)
+    train(one, [0, 1])
+    assert moved(one, before) == set(before) - in_encoder(before) - without_use(one)
+    assert not any(parameter in one.optimizer.state for parameter in one.network.encoder.parameters())
+    before = parameters(one)
+    train(one, [2], steps=1)
+    assert moved(one, before) == set(before) - without_use(one)
+    assert all(layer.training for layer in one.network.modules())
+    assert "the whole network is trained" in Path(one.log_file).read_text()
+
+
+@pytest.mark.parametrize("epochs", [(None, 1000, 100), (None, 3, 1), (7, 20, 7), (0, 20, 0)])
+def test_a_tenth_of_all_epochs_is_frozen_unless_set(epochs, folders):
+    setting, total, expected = epochs
+    one = trainer(SelmaFinetuneTrainer_Unfreezing, folders, finetuning={"frozen_epochs": setting, "epochs": total})
+    assert one.frozen_epochs() == expected
+
+
+def test_a_network_that_would_stay_frozen_is_refused_with_a_sentence(folders, capsys):
+    with pytest.raises(SystemExit):
+        started(SelmaFinetuneTrainer_Unfreezing, folders, frozen_epochs=5, epochs=5)
+    assert "frozen_epochs is 5 of 5 epochs, so that nothing is ever unfrozen" in capsys.readouterr().err
+
+
+def test_a_network_without_a_pretrained_part_is_refused_with_a_sentence(folders, capsys, monkeypatch):
+    naming(monkeypatch, "backbone")
+    for kind in KINDS[1:]:
+        with pytest.raises(SystemExit):
+            started(kind, folders)
+        assert "PlainConvUNet has no part 'backbone'" in capsys.readouterr().err
+
+
+def test_the_part_that_a_network_names_is_the_one_that_is_frozen(folders, monkeypatch):
+    naming(monkeypatch, "encoder.stages.0")
+    one = started(SelmaFinetuneTrainer_FrozenEncoder, folders)
+    frozen = {name for name, parameter in one.network.named_parameters() if not parameter.requires_grad}
+    assert frozen == {name for name, _ in one.network.named_parameters() if name.startswith("encoder.stages.0.")}
+
+
+def test_lora_trains_the_factors_and_all_but_the_weights_they_adapt(folders):
+    one = started(SelmaFinetuneTrainer_LoRA, folders, lora_rank=2, lora_alpha=6, weight_decay=0.1)
+    before = parameters(one)
+    adapters = [layer for layer in one.network.modules() if isinstance(layer, LowRank)]
+    assert len(adapters) == 6
+    assert {(adapter.up.shape[1], adapter.scale) for adapter in adapters} == {(2, 3.0)}
+    train(one, [0])
+    frozen = {name for name in before if name.endswith("parametrizations.weight.original")}
+    assert in_encoder(frozen) == frozen
+    assert moved(one, before) == set(before) - frozen - without_use(one)
+    known = {id(parameter) for group in one.optimizer.param_groups for parameter in group["params"]}
+    assert known == {id(value) for name, value in one.network.named_parameters() if name not in frozen}
+    assert "6 layers adapted at rank 2" in Path(one.log_file).read_text()
+
+
+def test_lora_starts_as_the_pretrained_network(folders):
+    plain, one = (started(kind, folders) for kind in (SelmaFinetuneTrainer, SelmaFinetuneTrainer_LoRA))
+    assert all(torch.equal(value, plain.network.state_dict()[key]) for key, value in one.network.state_dict().items())
+    patches = batch()["data"]
+    assert all(torch.equal(a, b) for a, b in zip(one.network(patches), plain.network(patches), strict=True))
+
+
+def test_adapted_layers_are_fast_and_share_the_trials_that_are_kept(folders):
+    one = started(SelmaFinetuneTrainer_LoRA, folders)
+    fast = [layer for layer in one.network.modules() if isinstance(layer, FastConv3d)]
+    adapted = [layer for layer in fast if type(layer) is not FastConv3d]
+    assert len(adapted) == 6
+    assert all(layer.trials is one.trials for layer in fast)
+    slow = trainer(SelmaFinetuneTrainer_LoRA, folders, finetuning=SEEDED, cpu={"fast_layers": False})
+    slow.initialize()
+    assert not any(isinstance(layer, FastConv3d) for layer in slow.network.modules())
+
+
+# --- learning rate
+
+
+def test_the_learning_rate_rises_again_when_all_is_trained(folders):
+    one = started(SelmaFinetuneTrainer_Unfreezing, folders, epochs=40, frozen_epochs=10, warmup_epochs=3)
+    rates = []
+    for epoch in range(40):
+        one.lr_scheduler.step(epoch)
+        rates.append(one.optimizer.param_groups[0]["lr"])
+    for epoch, rate in enumerate(rates):
+        since = epoch if epoch < 10 else epoch - 10
+        assert rate == pytest.approx(0.01 * (1 - epoch / 40) ** 0.9 * min(1, (since + 1) / 4))
+    assert rates[10] < rates[9] / 3
+    once = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], 0.01)
+    scheduler = WarmupPolyLRScheduler(once, 0.01, 40, 3)
+    scheduler.step(10)
+    assert once.param_groups[0]["lr"] == pytest.approx(0.01 * 0.75**0.9)
+
+
+# --- pretrained weights, checkpoints, going on
+
+
+@pytest.fixture
+def pretrained(tmp_path):
+    """A checkpoint of the same network, and its weights."""
+    torch.manual_seed(11)
+    net = network(plans(), pretraining=False)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    path = tmp_path / "pretrained.pth"
+    torch.save({"network_weights": net.state_dict()}, path)
+    return str(path), net.state_dict()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("way", ["plans", "nnU-Net"])
+def test_pretrained_weights_arrive_whatever_the_strategy(kind, way, folders, pretrained, monkeypatch):
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", lambda _: None)
+    path, weights = pretrained
+    one = started(kind, folders, pretrained=path if way == "plans" else "none")
+    if way == "nnU-Net":
+        load_pretrained_weights(one.network, path)
+    one.on_train_start()
+    for key, value in one.network.state_dict().items():
+        assert torch.equal(value, weights[key]) == (".seg_layers." not in key)
+    said = "100.0% of the parameters" if way == "plans" else "nothing is carried over"
+    assert said in Path(one.log_file).read_text()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_is_that_of_a_plain_network(kind, folders):
+    one = started(kind, folders)
+    train(one, [0])
+    content = torch.load(saved(one), weights_only=False)
+    assert content["trainer_name"] == "nnUNetTrainer"
+    plain = network(plans(), pretraining=False)
+    plain.load_state_dict(content["network_weights"])
+    for net in (plain, one.network):
+        net.eval()
+    for ours, own in zip(plain(batch()["data"]), one.network(batch()["data"]), strict=True):
+        torch.testing.assert_close(ours, own, rtol=1e-4, atol=1e-4)  # the trainer's layers are the fast ones
+
+
+def test_a_lora_checkpoint_holds_each_tensor_once(folders):
+    plain, one = (started(kind, folders) for kind in (SelmaFinetuneTrainer, SelmaFinetuneTrainer_LoRA))
+    sizes = []
+    for each in (plain, one):
+        train(each, [0], steps=1)
+        content = torch.load(saved(each), weights_only=False)
+        tensors = [*content["network_weights"].values()]
+        tensors += [tensor for parts in content.get("lora_state", {}).values() for tensor in parts.values()]
+        sizes.append(sum({tensor.data_ptr(): tensor.numel() for tensor in tensors}.values()))
+    adapters = [layer for layer in one.network.modules() if hasattr(layer, "parametrizations")]
+    extra = sum(sum(p.numel() for p in layer.parametrizations.parameters()) for layer in adapters)
+    assert sizes[1] == sizes[0] + extra
+
+
+@pytest.mark.parametrize(
+    ("kind", "optimizer"), [*((kind, "sgd") for kind in KINDS), *((kind, "adamw") for kind in KINDS[2:])]
+)
+def test_a_run_goes_on_exactly(kind, optimizer, folders):
+    """Unfreezing switches after the first epoch: one break lies there, the other behind it."""
+    settings = {"frozen_epochs": 1, "epochs": 10, "optimizer": optimizer, "lora_rank": 3}
+    whole = started(kind, folders, **settings)
+    breaks, checkpoints = ((1, 2) if kind is SelmaFinetuneTrainer_Unfreezing else (1,)), {}
+    for epoch in range(3):
+        train(whole, [epoch], steps=1)
+        if epoch + 1 in breaks:
+            checkpoints[epoch + 1] = saved(whole, f"{epoch}.pth")
+    for broken_after in breaks:
+        again = started(kind, folders, **settings)
+        again.load_checkpoint(checkpoints[broken_after])
+        assert again.current_epoch == broken_after
+        train(again, range(broken_after, 3), steps=1)
+        assert moved(again, parameters(whole)) == set()
+        ours, theirs = again.optimizer.state_dict(), whole.optimizer.state_dict()
+        assert ours["param_groups"] == theirs["param_groups"]
+        assert ours["state"].keys() == theirs["state"].keys()
+        for key, state in theirs["state"].items():
+            assert all(torch.equal(ours["state"][key][name], value) for name, value in state.items())
+
+
+def test_a_frozen_run_goes_on_before_the_switch(folders):
+    settings = {"frozen_epochs": 2, "epochs": 10}
+    whole = started(SelmaFinetuneTrainer_Unfreezing, folders, **settings)
+    before = parameters(whole)
+    train(whole, [0])
+    path = saved(whole)
+    again = started(SelmaFinetuneTrainer_Unfreezing, folders, **settings)
+    again.load_checkpoint(path)
+    train(again, [1])
+    assert in_encoder(moved(again, before)) == set()
+    train(again, [2], steps=1)
+    train(whole, [1])
+    train(whole, [2], steps=1)
+    assert moved(again, parameters(whole)) == set()
+    assert in_encoder(moved(again, before)) == in_encoder(before)
+
+
+@pytest.mark.parametrize("kind", [SelmaFinetuneTrainer_FrozenEncoder, SelmaFinetuneTrainer_LoRA])
+def test_a_run_that_goes_on_carries_nothing_over(kind, folders, pretrained, monkeypatch):
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", lambda _: None)
+    one = started(kind, folders, pretrained=pretrained[0])
+    one.on_train_start()
+    train(one, [0], steps=1)
+    path, before = saved(one), parameters(one)
+    again = started(kind, folders, pretrained=pretrained[0])
+    again.load_checkpoint(path)
+    again.on_train_start()
+    assert moved(again, before) == set()
+    assert "nothing is carried over" in Path(again.log_file).read_text()
+
+
+def test_a_frozen_part_that_stayed_random_does_not_look_like_a_new_run(folders, pretrained, tmp_path, monkeypatch):
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", lambda _: None)
+    partly = {key: value for key, value in pretrained[1].items() if ".stages.0.0.convs.0" not in key}
+    torch.save({"network_weights": partly}, tmp_path / "partly.pth")
+    settings = {"pretrained": str(tmp_path / "partly.pth")}
+    one = started(SelmaFinetuneTrainer_FrozenEncoder, folders, **settings)
+    one.on_train_start()
+    train(one, [0], steps=1)
+    path, before = saved(one), parameters(one)
+    again = started(SelmaFinetuneTrainer_FrozenEncoder, folders, **settings)
+    again.load_checkpoint(path)
+    again.on_train_start()
+    assert moved(again, before) == set()
+
+
+def test_another_rank_ends_with_a_sentence(folders, capsys):
+    path = saved(started(SelmaFinetuneTrainer_LoRA, folders, lora_rank=2))
+    again = started(SelmaFinetuneTrainer_LoRA, folders, lora_rank=3, optimizer="sgd")
+    with pytest.raises(SystemExit) as stopped:
+        again.load_checkpoint(path)
+    assert stopped.value.code == 2
+    assert "go on with the finetuning.lora_rank that the run began with" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_several_processes_wait_for_no_parameter(kind, folders, tmp_path):
+    """DistributedDataParallel refuses a second step if a parameter got no gradient in the first."""
+    # fast layers are for a CPU, where nnU-Net never starts several processes
+    one = trainer(kind, folders, finetuning={**SEEDED, "frozen_epochs": 1, "epochs": 3}, cpu={"fast_layers": False})
+    one.initialize()
+    before = parameters(one)
+    one.loss.weight_factors = (0.9, 0.1)  # nnU-Net leaves no output without a weight then
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        one.network = DistributedDataParallel(one.network)
+        train(one, [0, 1])
+        assert set(merged_state(bare(one.network))) == set(network(plans(), pretraining=False).state_dict())
+        one.network = bare(one.network)
+    finally:
+        torch.distributed.destroy_process_group()
+    frozen = {name for name, parameter in one.network.named_parameters() if not parameter.requires_grad}
+    assert moved(one, before) == set(before) - frozen
+
+
+# --- the end
+
+
+@pytest.mark.parametrize("wish", [True, False])
+def test_the_final_validation_is_a_setting(wish, folders, monkeypatch):
+    asked = []
+    monkeypatch.setattr(nnUNetTrainer, "perform_actual_validation", lambda *_: asked.append(True))
+    one = started(SelmaFinetuneTrainer, folders, final_validation=wish)
+    one.perform_actual_validation()
+    assert asked == [True] * wish
+    assert ("validation is left out" in Path(one.log_file).read_text()) != wish
+
+
+@pytest.mark.parametrize("name", ["frozen_epochs", "lora_rank", "lora_alpha"])
+def test_settings_that_make_no_sense_end_with_a_sentence(name, folders, capsys):
+    with pytest.raises(SystemExit):
+        trainer(SelmaFinetuneTrainer, folders, finetuning={name: -1})
+    assert f"finetuning.{name} is -1; give" in capsys.readouterr().err
