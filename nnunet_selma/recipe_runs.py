@@ -1,7 +1,7 @@
 """Running a recipe with nnU-Net's own commands: plans, pretraining, fine-tuning; each step once, killed runs go on."""
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,6 +36,7 @@ class RecipeRun:
     """Settings that go before the recipe's."""
     environment: Mapping[str, str] = field(default_factory=dict)
     say: Say = lambda _: None
+    run_command: Callable[[Sequence[str], Mapping[str, str]], None] = commands.run
 
     @property
     def name(self) -> str:
@@ -59,7 +60,7 @@ class RecipeRun:
     def do(self, *command: str) -> None:
         """Say a command and run it; raises `SelmaError` if it fails."""
         self.say(f"\n$ {shlex.join(command)}")
-        commands.run(command, self.environment)
+        self.run_command(command, self.environment)
 
     def run(self) -> Path:
         """Pretrain and fine-tune; returns the folder of the fine-tuned model's fold."""

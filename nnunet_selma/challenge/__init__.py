@@ -53,12 +53,13 @@ class Challenge:
     say: Callable[[str], None] = lambda _: None
     changes: SettingsChange | None = None
     """Settings of every arm, for example shorter runs."""
-    predict_options: Sequence[str] = ("--disable_tta", "-step_size", "0.75", "-npp", "1", "-nps", "1")
+    predict_options: Sequence[str] = ("--disable_tta", "-step_size", "0.75", "-npp", "0", "-nps", "0")
 
     @property
     def environment(self) -> dict[str, str]:
         """The workspace's variables, with threads and workers that leave no two compute threads on one core."""
-        threads = {"OMP_NUM_THREADS": str(os.cpu_count() or 1), "nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1"}
+        cores = str(os.cpu_count() or 1)  # nnU-Net predicts with as many threads as it may start processes
+        threads = {"OMP_NUM_THREADS": cores, "nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": cores}
         return {**commands.workspace_environment(self.output / "workspace"), **threads}
 
     def run(self) -> Path:
@@ -115,7 +116,7 @@ class Challenge:
             changes = {one: {**changes.get(one, {}), **more.get(one, {})} for one in {*changes, *more}}
         return RecipeRun(
             recipe=arm.recipe, source_id=ANNOTATED, target_id=UNLABELLED, folders=folders, scale=self.scale, fold="all", device=self.device,
-            suffix=f"_{arm.name}_s{seed}", changes=changes, environment=environment, say=self.say,
+            suffix=f"_{arm.name}_s{seed}", changes=changes, environment=environment, say=self.say, run_command=commands.run_forked,
         )  # fmt: skip
 
     def references(self) -> Path:

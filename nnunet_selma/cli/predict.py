@@ -9,6 +9,7 @@ from nnunet_selma.cli.arguments import path, workers_argument
 from nnunet_selma.cli.shell import folders, progress
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.ext_trainers import FOLDER as TRAINER_FOLDER
+from nnunet_selma.json_files import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -25,13 +26,28 @@ def _train_router(chosen: argparse.Namespace) -> int:
     )  # fmt: skip
     if chosen.output.is_dir() or not chosen.output.parent.is_dir():
         raise SelmaError(f"{chosen.output}: give a file in a folder that exists, as in -o router.pt")
-    dataset = where.raw / where.dataset(chosen.dataset_id)
-    router, learnt = train_router(dataset, settings, _device(chosen.device), progress)
+    name = where.dataset(chosen.dataset_id)
+    left_out = _validation_cases(where.preprocessed / name / "splits_final.json", chosen.fold)
+    router, learnt = train_router(where.raw / name, settings, _device(chosen.device), progress, left_out=left_out)
     router.save(chosen.output)
     for name, one in learnt.items():
-        print(f"{name}: {one.cases} cases, {one.recognised:.0%} of the patches it was trained on recognised")
+        said = f"{name}: {one.cases} cases, {one.recognised:.0%} of their patches recognised"
+        print(f"{said}; {sum(one.unseen)} of {len(one.unseen)} unseen cases recognised" if left_out else said)
     print(f"next: nnunet-selma predict-routed -i IN -o OUT --router {chosen.output} --model CLASS=FOLDER …")
     return 0
+
+
+def _validation_cases(splits_file: Path, fold: str) -> list[str]:
+    """The cases that nnU-Net does not train on in this fold; none in `all`."""
+    if fold == "all":
+        return []
+    if not splits_file.is_file():
+        raise SelmaError(f"{splits_file}: is missing, so that fold {fold} is not known; train on all cases, without -f")
+    splits: Any = read_json(splits_file)
+    if not fold.isdecimal() or int(fold) >= len(splits):
+        raise SelmaError(f"-f {fold}: {splits_file} has the folds 0 to {len(splits) - 1}; give one of them, or all")
+    cases: list[str] = splits[int(fold)]["val"]
+    return cases
 
 
 def _predict_routed(chosen: argparse.Namespace) -> int:
@@ -105,6 +121,10 @@ def add_to(parts: Any) -> None:
     train.add_argument(
         "--classes", nargs="+", default=(), metavar="NAME",
         help="structures to tell apart, and other for all that is left (default: each structure of the dataset)",
+    )  # fmt: skip
+    train.add_argument(
+        "-f", dest="fold", default="all",
+        help="leave out the validation cases of this fold, and say how many of them are recognised (default: train on all)",
     )  # fmt: skip
     train.add_argument("--steps", type=int, default=300, help="(default: %(default)s)")
     train.add_argument("--patch", type=int, default=64, help="edge of a patch, voxels (default: %(default)s)")

@@ -15,7 +15,7 @@ from typing import Any
 
 from nnunet_selma import commands
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.inference.routing import OTHER, Router, route
+from nnunet_selma.inference.routing import OTHER, Router, most_probable, route
 from nnunet_selma.inference.small_objects import remove_small_in_file
 from nnunet_selma.json_files import read_json, write_json
 from nnunet_selma.progress import Progress, silent
@@ -135,7 +135,7 @@ def choose(case: str, files: Sequence[Path], router: Router, models: Mapping[str
             f"case {case} has {len(files)} channel(s) and the router looks at {router.channels}; give all channels of the case"
         )
     probabilities = route(router, [open_volume(path) for path in files])
-    seen = max(probabilities, key=lambda name: probabilities[name])
+    seen = most_probable(probabilities)
     model = seen if seen in models else OTHER
     if model not in models:
         raise SelmaError(

@@ -5,7 +5,7 @@ each class, mirrored at random.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.inference.routing import AT_ONCE, OTHER, DenseNetRouter, read_patches, standardise
+from nnunet_selma.inference.routing import (
+    AT_ONCE,
+    OTHER,
+    DenseNetRouter,
+    most_probable,
+    read_patches,
+    route,
+    standardise,
+)
 from nnunet_selma.json_files import read_json
 from nnunet_selma.progress import Progress, silent
 from nnunet_selma.structures import PREFIXES, of_case
@@ -73,12 +81,20 @@ class Learnt:
     """What became of a class."""
 
     cases: int
+    """That were trained on."""
     recognised: float
-    """Share of its patches, of those that were trained on."""
+    """Share of their patches."""
+    unseen: tuple[bool, ...] = ()
+    """Whether each case that was left out is recognised."""
 
 
 def train_router(
-    dataset: Path, settings: RouterTraining, device: torch.device, progress: Progress[Any] = silent
+    dataset: Path,
+    settings: RouterTraining,
+    device: torch.device,
+    progress: Progress[Any] = silent,
+    *,
+    left_out: Collection[str] = (),
 ) -> tuple[DenseNetRouter, dict[str, Learnt]]:
     """A router trained on the first channel of a dataset's training images, and what it learnt of each class.
 
@@ -86,27 +102,36 @@ def train_router(
         dataset: folder of a dataset in `nnUNet_raw`.
         settings: classes, patch, length.
         device: where to train.
-        progress: shows reading and training.
+        progress: shows reading, training and judging.
+        left_out: cases to judge the router by, not to train it on.
 
     Raises:
         SelmaError: no images, a class without a case, fewer than two classes, an image that cannot be read, or MONAI is missing.
     """
     images = _images(dataset)
-    members = cases_of_classes(list(images), settings.classes)
-    architecture = LARGE if settings.large else SMALL
+    members = cases_of_classes([case for case in images if case not in left_out], settings.classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
+        architecture = LARGE if settings.large else SMALL
         router = DenseNetRouter(list(members), [settings.patch] * 3, architecture, device)
     rng = np.random.default_rng(settings.seed)
     kept = _read(members, images, settings.patch, rng, progress)
     _train(router, list(kept.values()), settings, rng, progress)
+    unseen = _unseen(router, [case for case in images if case in left_out], images, progress)
     return router, {
-        name: Learnt(len(members[name]), _recognised(router, number, kept[name])) for number, name in enumerate(kept)
+        name: Learnt(len(members[name]), _recognised(router, number, kept[name]), tuple(unseen[name]))
+        for number, name in enumerate(kept)
     }
 
 
+def class_of(case: str, classes: Collection[str]) -> str | None:
+    """The class of a case `<structure>_<id>`: its structure, or else `other`; None where neither is among the classes."""
+    structure = of_case(case)
+    return next((name for name in (structure.prefix if structure else OTHER, OTHER) if name in classes), None)
+
+
 def cases_of_classes(cases: Sequence[str], classes: Sequence[str] = ()) -> dict[str, list[str]]:
-    """The cases of each class, in the order of the classes; without `other` among them, cases of no class are left out.
+    """The cases of each class, in the order of the classes; cases of no class are left out.
 
     Args:
         cases: names, `<structure>_<id>`.
@@ -115,13 +140,8 @@ def cases_of_classes(cases: Sequence[str], classes: Sequence[str] = ()) -> dict[
     Raises:
         SelmaError: a class without a case, or fewer than two classes.
     """
-    found = {case: structure.prefix if (structure := of_case(case)) else OTHER for case in cases}
-    there = [prefix for prefix in PREFIXES if prefix in found.values()]
-    members: dict[str, list[str]] = {name: [] for name in classes or there}
-    for case, prefix in found.items():
-        name = prefix if prefix in members else OTHER
-        if name in members:
-            members[name].append(case)
+    there = [prefix for prefix in PREFIXES if any(class_of(case, [prefix]) for case in cases)]
+    members = {name: [case for case in cases if class_of(case, classes or there) == name] for name in classes or there}
     known = f"the cases are named after {', '.join(there) or 'no known structure'}"
     lacking = [name for name, own in members.items() if not own]
     if lacking:
@@ -197,3 +217,15 @@ def _recognised(router: DenseNetRouter, number: int, patches: Tensor) -> float:
     batches = some.chunk(math.ceil(len(some) / AT_ONCE))
     right = [router.probabilities(batch.to(router.device)).argmax(1) == number for batch in batches]
     return float(torch.cat(right).float().mean())
+
+
+def _unseen(
+    router: DenseNetRouter, cases: Sequence[str], images: Mapping[str, Path], progress: Progress[Any]
+) -> dict[str, list[bool]]:
+    """Of each class, whether each of its cases is recognised."""
+    found: dict[str, list[bool]] = {name: [] for name in router.classes}
+    for case in progress(cases, "judging") if cases else ():
+        name = class_of(case, router.classes)
+        if name is not None:
+            found[name].append(most_probable(route(router, [open_volume(images[case])])) == name)
+    return found

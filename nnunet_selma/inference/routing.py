@@ -235,6 +235,11 @@ def route(router: Router, channels: Sequence[Volume]) -> dict[str, float]:
     return dict(zip(router.classes, mean_of_all.cpu().tolist(), strict=True))
 
 
+def most_probable(probabilities: Mapping[str, float]) -> str:
+    """The class that a case is taken for."""
+    return max(probabilities, key=lambda name: probabilities[name])
+
+
 def grid(shape: ShapeZYX, patch_zyx: ShapeZYX) -> list[ShapeZYX]:
     """First corners of patches spread evenly over a volume, at most three along an axis, from border to border."""
     starts = []

@@ -141,9 +141,9 @@ def test_a_router_tells_two_textures_apart_and_comes_back_from_its_file(folders,
     write_textures(folders, rng)
     file = tmp_path / "router.pt"
     command = ["train-router", "-d", "510", "-o", str(file), "--classes", "other", "cFos", "--patch", "32"]
-    assert cli.main([*command, "--steps", "30"]) == 0
+    assert cli.main([*command, "--steps", "30", "--batch", "6"]) == 0
     out = capsys.readouterr().out
-    assert "other: 3 cases, 100% of the patches" in out
+    assert "other: 3 cases, 100% of their patches recognised" in out
     assert "cfos_neuron: 3 cases, 100%" in out
     assert [path.name for path in tmp_path.glob("*router*")] == ["router.pt"]
     router = open_router(file, CPU)
@@ -152,7 +152,7 @@ def test_a_router_tells_two_textures_apart_and_comes_back_from_its_file(folders,
         path = write_image(tmp_path / f"{kind}.nii.gz", texture(kind, (50, 20, 70), rng))
         probabilities = route(router, [open_volume(path)])
         assert sum(probabilities.values()) == pytest.approx(1)
-        assert list(probabilities.values())[number] > 0.8
+        assert list(probabilities.values())[number] > 0.6
     router.save(tmp_path / "again.pt")
     again = open_router(tmp_path / "again.pt", CPU)
     patches = torch.randn(2, 1, 32, 32, 32)
@@ -160,6 +160,27 @@ def test_a_router_tells_two_textures_apart_and_comes_back_from_its_file(folders,
     assert torch.equal(router.probabilities(patches), again.probabilities(patches))
     # brightness and contrast of a patch do not count
     torch.testing.assert_close(router.probabilities(7 * patches + 3), router.probabilities(patches))
+
+
+def test_cases_of_a_fold_are_left_out_and_judged(folders, rng, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("nnunet_selma.inference.router_training.SMALL", TINY)
+    write_textures(folders, rng)
+    command = ["train-router", "-d", "510", "-o", str(tmp_path / "router.pt"), "--patch", "32", "--steps", "1"]
+    splits = folders.preprocessed / "Dataset510_SELMA3D" / "splits_final.json"
+    assert cli.main([*command, "-f", "0"]) == 2
+    assert "splits_final.json: is missing, so that fold 0 is not known" in capsys.readouterr().err
+    splits.parent.mkdir()
+    write_json(splits, [{"train": [], "val": ["cfos_neuron_000", "cfos_neuron_002", "blood_vessel_001", "elsewhere"]}])
+    monkeypatch.setattr("nnunet_selma.inference.router_training.route", lambda *_: {"blood_vessel": 1.0})
+    assert cli.main([*command, "-f", "0"]) == 0
+    vessels, cells = capsys.readouterr().out.splitlines()[:2]
+    assert vessels.startswith("blood_vessel: 2 cases, ")
+    assert vessels.endswith("; 1 of 1 unseen cases recognised")
+    assert cells.startswith("cfos_neuron: 1 cases, ")
+    assert cells.endswith("; 0 of 2 unseen cases recognised")
+    for fold in ("1", "x"):
+        assert cli.main([*command, "-f", fold]) == 2
+        assert "has the folds 0 to 0; give one of them, or all" in capsys.readouterr().err
 
 
 def test_a_seed_decides_and_every_setting_arrives(folders, rng, monkeypatch):
