@@ -103,7 +103,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     if not path.is_file():
         raise SelmaError(f"{path}: there is no such checkpoint")
-    content = _read_safetensors(path) if path.suffix == SUFFIX else _unpickled(path)
+    content = _read_safetensors(path) if path.suffix == SUFFIX else unpickled(path)
     state = _state(content, path)
     said = content if isinstance(content, Mapping) else {}
     record, trained = said.get(RECORD), tuple(said.get(TRAINED, ()))
@@ -113,7 +113,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(weights, AdaptationRecord(plain(record)) if isinstance(record, Mapping) else None, trained)
 
 
-def _unpickled(path: Path) -> Any:
+def unpickled(path: Path) -> Any:
+    """What a file of `torch.save` holds; no code that it carries is run.
+
+    Raises:
+        SelmaError: it wants to run code, or is no such file.
+    """
     # nnU-Net's own checkpoints hold numpy scalars in their log; nothing else beyond torch's list is let in
     scalar = np.float64(0).__reduce__()[0]
     allowed: list[Any] = [

@@ -5,10 +5,14 @@ import runpy
 from math import isnan
 
 import numpy as np
+import pytest
+import torch
 from matplotlib.image import imread
 from PIL import Image
 
+from nnunet_selma.trainers.ssl import SelmaSSLTrainer
 from tests.conftest import REPOSITORY, write_image
+from tests.trainers.test_trainers import trainer
 
 
 def test_the_picture_of_the_corners_shows_corners(tmp_path):
@@ -22,6 +26,30 @@ def test_the_picture_of_the_corners_shows_corners(tmp_path):
         assert picture.text["Description"] == script["said"]()
     script["draw"](tmp_path / "corners.png")
     assert imread(tmp_path / "corners.png")[..., :3].std() > 0.1
+
+
+def test_a_pretext_of_your_own_is_one_file_and_one_class(tmp_path, folders, monkeypatch):
+    """The example of docs/methods.md, as a user would save it, trained by the trainer that is told its name."""
+    page = (REPOSITORY / "docs" / "methods.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(example.splitlines()) <= 60
+    assert example.count("class ") == 1
+    (tmp_path / "my_pretexts.py").write_text(example)
+    monkeypatch.syspath_prepend(tmp_path)
+    one = trainer(SelmaSSLTrainer, folders, pretraining={"pretext": "my_pretexts.Denoising"})
+    one.initialize()
+    one.on_epoch_start()
+    one.on_train_epoch_start()
+    batch = {"data": torch.nn.functional.interpolate(torch.randn(2, 1, 3, 3, 3), 16, mode="trilinear")}
+    losses = [float(one.train_step(batch)["loss"]) for _ in range(20)]
+    assert losses[-1] < losses[0] / 2
+    with torch.no_grad():
+        one.on_validation_epoch_start()
+        one.on_validation_epoch_end([one.validation_step(batch)])
+    assert one.history()["trivial_error"][0] == pytest.approx(0.25, rel=0.1)  # half a standard deviation, squared
+    for missing in ("my_pretexts.Nothing", "nowhere.Denoising", "re.compile"):
+        with pytest.raises(SystemExit):
+            trainer(SelmaSSLTrainer, folders, pretraining={"pretext": missing}).initialize()
 
 
 def test_the_example_of_the_library_runs(tmp_path, rng, monkeypatch, capsys):

@@ -32,12 +32,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain(f"{where}: {error.strerror or error}; {remedy}")
         return 2
     except KeyboardInterrupt:
-        kept = getattr(chosen, "output", True) is not None  # evaluate without -o keeps nothing
-        complain(
-            "stopped; the same command goes on from here" if kept else "stopped; give -o FOLDER to go on from there"
-        )
+        complain(_stopped(chosen))
         return 130
     return code
+
+
+def _stopped(chosen: argparse.Namespace) -> str:
+    """What becomes of a command that was interrupted."""
+    if getattr(chosen, "starts_anew", False):
+        return "stopped; the same command starts from the beginning"
+    if getattr(chosen, "output", True) is None:  # evaluate without -o keeps nothing
+        return "stopped; give -o FOLDER to go on from there"
+    return "stopped; the same command goes on from here"
 
 
 def _env(chosen: argparse.Namespace) -> int:

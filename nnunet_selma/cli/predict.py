@@ -132,7 +132,7 @@ def add_to(parts: Any) -> None:
     train.add_argument("--large", action="store_true", help="DenseNet-121, for a GPU, instead of a network for CPUs")
     train.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     _device_argument(train)
-    train.set_defaults(run=_train_router)
+    train.set_defaults(run=_train_router, starts_anew=True)
 
     _add_predict_routed(parts)
 
@@ -140,7 +140,7 @@ def add_to(parts: Any) -> None:
     small.add_argument("folder", type=path, help="segmentations, NIfTI")
     small.add_argument("-o", dest="output", type=path, required=True, metavar="FOLDER", help="folder to write")
     small.add_argument("--below", type=int, default=5, help="voxels of the smallest to stay (default: %(default)s)")
-    small.set_defaults(run=_remove_small)
+    small.set_defaults(run=_remove_small, starts_anew=True)
 
 
 def _add_predict_routed(parts: Any) -> None:
@@ -170,4 +170,4 @@ def _add_predict_routed(parts: Any) -> None:
     routed.add_argument("--disable_tta", action="store_true", help="no mirroring: faster, a little less accurate")
     routed.add_argument("-step_size", type=float, default=0.5, help="of the sliding window (default: %(default)s)")
     workers_argument(routed, "so many read and so many write")
-    routed.set_defaults(run=_predict_routed)
+    routed.set_defaults(run=_predict_routed, starts_anew=True)

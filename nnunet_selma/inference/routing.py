@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnunet_selma.checkpoints import _unpickled as unpickled
+from nnunet_selma.checkpoints import unpickled
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.json_files import read_json
 from nnunet_selma.networks import MONAI_MISSING
