@@ -33,13 +33,13 @@ def draw_block_masks(
 ) -> Tensor:
     """A mask for each entry of `blocks`, bool (sample, 1, *patch); True is masked.
 
-    Blocks lie on a grid with a random offset, so that no voxel is a border of a block more often than another; exactly
-    `round(ratio × blocks)` of the grid's blocks are masked in each sample (before the grid is cut to the patch).
+    Blocks lie on a grid with a random offset, so that no voxel is a border of a block more often than another; for each sample they are
+    drawn until they hold the share of voxels that is to be masked, to within half a block.
 
     Args:
         patch: spatial shape, (z, y, x) or (y, x).
         blocks: the shape of a block, for each sample.
-        ratio: share of the blocks to mask, between 0 and 1.
+        ratio: share of the voxels to mask, between 0 and 1.
         rng: draws offsets; on the CPU, so that no step waits for the device to tell a number.
         generator: draws the blocks; its device is where the masks are made.
         response: what draws masks to itself, numbers from 0, (sample, *patch); None draws all blocks alike.
@@ -48,20 +48,24 @@ def draw_block_masks(
     """
     masks = []
     for number, block in enumerate(blocks):
-        grid = [-(-length // edge) + 1 for length, edge in zip(patch, block, strict=True)]  # one more: it is shifted
         offset = [int(rng.integers(edge)) for edge in block]
+        # of the shifted grid, the blocks that lie in the patch, wholly or in part
+        grid = [-(-(length + start) // edge) for length, edge, start in zip(patch, block, offset, strict=True)]
         keys = torch.rand(grid, generator=generator, device=generator.device)
+        sizes = block_sums(torch.ones(tuple(patch), device=keys.device), block, grid, offset)
         allowed = torch.ones_like(keys, dtype=torch.bool)
         if response is not None:
             # taking the greatest of log-weights with Gumbel noise draws without replacement in proportion to the weights
-            found = block_means(response[number], block, grid, offset)
+            found = block_sums(response[number], block, grid, offset) / sizes
             found = found / found.mean().clamp(min=1e-12)
             gumbel = -torch.log(-torch.log(keys.clamp(1e-9, 1 - 1e-7)))
             keys, allowed = gumbel + preference * torch.log(found.clamp(min=_LEAST_RESPONSE)), found >= least
         order = keys.flatten().argsort(descending=True)
-        mask = torch.zeros(keys.numel(), dtype=torch.bool, device=keys.device)
-        mask[order[: max(1, round(ratio * keys.numel()))]] = True
-        masks.append(_voxels(mask.reshape(keys.shape) & allowed, block, offset, patch))
+        drawn = sizes.flatten()[order]
+        chosen = drawn.cumsum(0) - drawn / 2 <= ratio * torch.Size(patch).numel()
+        chosen[:1] = True
+        mask = torch.zeros_like(chosen).scatter(0, order, chosen).reshape(grid)
+        masks.append(_voxels(mask & allowed, block, offset, patch))
     return torch.stack(masks).unsqueeze(1)
 
 
@@ -72,20 +76,17 @@ def _voxels(mask: Tensor, block: Sequence[int], offset: Sequence[int], patch: Se
     return mask
 
 
-def block_means(values: Tensor, block: Sequence[int], grid: Sequence[int], offset: Sequence[int]) -> Tensor:
-    """The mean of values (*patch) in each block of a shifted grid, (*grid); 0 for a block outside of the patch."""
+def block_sums(values: Tensor, block: Sequence[int], grid: Sequence[int], offset: Sequence[int]) -> Tensor:
+    """The sum of values (*patch) over what lies in the patch of each block of a shifted grid, (*grid)."""
     padding = [
         side
         for length, edge, cells, start in reversed(list(zip(values.shape, block, grid, offset, strict=True)))
         for side in (start, cells * edge - start - length)
     ]
-    sums = []
-    for summed in (values, torch.ones_like(values)):
-        padded = functional.pad(summed, padding)
-        for axis, (edge, cells) in enumerate(zip(block, grid, strict=True)):
-            padded = padded.reshape(*padded.shape[:axis], cells, edge, *padded.shape[axis + 1 :]).sum(axis + 1)
-        sums.append(padded)
-    return sums[0] / sums[1].clamp(min=1)
+    summed = functional.pad(values, padding)
+    for axis, (edge, cells) in enumerate(zip(block, grid, strict=True)):
+        summed = summed.reshape(*summed.shape[:axis], cells, edge, *summed.shape[axis + 1 :]).sum(axis + 1)
+    return summed
 
 
 def fill_mask(patches: Tensor, mask: Tensor, fill: str, generator: torch.Generator) -> Tensor:

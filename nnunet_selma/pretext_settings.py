@@ -21,6 +21,13 @@ def _demand_range(name: str, values: tuple[float, ...], least: float) -> None:
         raise SelmaError(f"{name} is {list(values)}; give the lowest and the highest value, from {least:g}")
 
 
+def _demand_above(section: str, settings: object, names: tuple[str, ...], least: float = 0.0) -> None:
+    """Refuse numbers that are not above `least`."""
+    for name in names:
+        if getattr(settings, name) <= least:
+            raise SelmaError(f"{section}.{name} is {getattr(settings, name)}; give a number above {least:g}")
+
+
 FILLS = ("zeros", "noise", "mean")
 TARGETS = ("intensity", "residual", "gradient")
 STRUCTURES = ("bright", "blobs", "tubes", "both")
@@ -32,7 +39,7 @@ class InpaintingSettings:
     """Masked volume inpainting (XunDJ of SELMA3D 2024)."""
 
     mask_ratio: float = 0.6
-    """Share of the patch's blocks that are masked."""
+    """Share of the patch that is masked."""
     block_edges: tuple[int, ...] = (4, 8, 16)
     """Edges of a masked block along the finest axes, voxels; one is drawn for each sample."""
     block_shape: tuple[int, ...] | None = None
@@ -122,6 +129,11 @@ class ByolSettings:
     momentum: float = 0.996
     """Of the target network at the first step; it rises to 1 along a cosine."""
 
+    def __post_init__(self) -> None:
+        """Refuse heads without width and momenta that are none."""
+        _demand_above("byol", self, ("hidden", "outputs"))
+        _demand_share("byol.momentum", self.momentum)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SimclrSettings:
@@ -133,6 +145,10 @@ class SimclrSettings:
     """Length of a projection."""
     temperature: float = 0.1
     """Of the contrastive loss."""
+
+    def __post_init__(self) -> None:
+        """Refuse heads without width."""
+        _demand_above("simclr", self, ("hidden", "outputs", "temperature"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +165,15 @@ class MultitaskSettings:
     """Which biological structure the name of the case says."""
     temperature: float = 0.5
     """Of the contrastive loss."""
+
+    def __post_init__(self) -> None:
+        """Refuse a task without any term."""
+        weights = (self.inpainting, self.rotation, self.contrast, self.structure)
+        if min(weights) < 0 or not any(weights):
+            raise SelmaError(
+                "multitask.inpainting, rotation, contrast and structure are weights from 0, not all of them 0"
+            )
+        _demand_above("multitask", self, ("temperature",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,3 +208,12 @@ class DistillationSettings:
         demand_choice("distillation.centring", self.centring, CENTRINGS)
         _demand_range("distillation.local_crop", self.local_crop, 0.05)
         _demand_range("distillation.mask_ratio", self.mask_ratio, 0.0)
+        _demand_range("distillation.teacher_temperature", self.teacher_temperature, 1e-3)
+        if max(self.local_crop) > 1 or self.mask_ratio[1] >= 1:
+            raise SelmaError(
+                "distillation.local_crop and distillation.mask_ratio are shares of a patch, and not all of it can be masked"
+            )
+        _demand_above("distillation", self, ("prototypes", "hidden", "bottleneck", "student_temperature"))
+        _demand_share("distillation.momentum", self.momentum)
+        if self.local_crops < 0:
+            raise SelmaError(f"distillation.local_crops is {self.local_crops}; give 0 or more")

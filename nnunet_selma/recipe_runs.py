@@ -1,11 +1,13 @@
 """Running a recipe with nnU-Net's own commands: plans, pretraining, fine-tuning; each step once, killed runs go on."""
 
+import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from nnunet_selma import commands
+from nnunet_selma.errors import SelmaError
 from nnunet_selma.folders import Folders
 from nnunet_selma.json_files import read_json, write_json
 from nnunet_selma.planning import plan_pretraining
@@ -72,7 +74,7 @@ class RecipeRun:
     def pretrain(self) -> None:
         """Pretrain the recipe's network on the unlabelled dataset."""
         base = self.pretraining_plans()
-        self.write_plans(self.target_id, base, {})
+        self.write_plans(self.target_id, base, {}, self.pretraining_folder)
         if not (self.pretraining_folder / SUMMARY).is_file():
             self.train(self.target_id, "all", str(self.recipe.pretext), self.pretraining_folder)
 
@@ -96,21 +98,31 @@ class RecipeRun:
     def finetune(self) -> None:
         """Train the segmentation, from the pretraining or from random weights."""
         pretrained = "none" if self.recipe.pretext is None else str(self.pretraining_folder / CHECKPOINT)
-        self.write_plans(self.source_id, self.plans_name, {"finetuning": {"pretrained": pretrained}})
+        changes = {"finetuning": {"pretrained": pretrained}}
+        self.write_plans(self.source_id, self.plans_name, changes, self.finetuning_folder)
         if not (self.finetuning_folder / CHECKPOINT).is_file():
             self.train(self.source_id, self.fold, self.recipe.finetuning, self.finetuning_folder)
 
-    def write_plans(self, dataset_id: int, base: str, changes: SettingsChange) -> None:
-        """Write the recipe's plans beside those they are made from."""
+    def write_plans(self, dataset_id: int, base: str, changes: SettingsChange, folder: Path) -> None:
+        """Write the recipe's plans beside those they are made from.
+
+        Raises:
+            SelmaError: a run of this name was made with others.
+        """
         source = self.folders.plans(self.folders.dataset(dataset_id), base)
         sections = {*changes, *self.changes}
         merged = {one: {**self.changes.get(one, {}), **changes.get(one, {})} for one in sections}
         plans = self.recipe.plans(read_json(source), self.name, self.scale, merged)
-        write_json(source.with_name(f"{self.name}.json"), plans)
+        written = source.with_name(f"{self.name}.json")
+        if folder.is_dir() and written.is_file() and read_json(written) != json.loads(json.dumps(plans)):
+            raise SelmaError(
+                f"{folder}: is a run with other settings than these; remove it to train anew, or go on with the settings in {written}"
+            )
+        write_json(written, plans)
 
     def train(self, dataset_id: int, fold: str, trainer: str, folder: Path) -> None:
         """Train, or go on where a killed training wrote its last checkpoint."""
-        goes_on = ["--c"] if (folder / "checkpoint_latest.pth").is_file() else []
+        goes_on = ["--c"] if any((folder / f"checkpoint_{one}.pth").is_file() for one in ("latest", "final")) else []
         self.do(
             "nnUNetv2_train", str(dataset_id), self.recipe.configuration, fold, "-tr", trainer, "-p", self.name, "-device", self.device, *goes_on
         )  # fmt: skip

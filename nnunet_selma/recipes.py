@@ -112,7 +112,7 @@ def run_length(epochs: int, iterations: int, *, validation: int = 4, every: int 
     }
 
 
-_TINY = {"pretraining": run_length(8, 32, every=4), "finetuning": {**run_length(8, 32, every=4), "warmup_epochs": 1}}
+_TINY = {"pretraining": run_length(8, 32, every=4), "finetuning": run_length(8, 32, every=4)}
 """256 steps each: minutes on two cores, and nowhere near what a method can do."""
 _TINY_UNET = Size(patch_edge=32, batch_size=2, features=(16, 32, 64), settings=_TINY)
 _VIEWS = {"pretraining": {"optimizer": "adamw", "learning_rate": 3e-4}}
@@ -130,6 +130,14 @@ def _volumes(paper: str) -> Difference:
     return Difference(what=_SLICES.what, paper=paper, here=_SLICES.here, why=_SLICES.why)
 
 
+_OPTIMISER = Difference(
+    what="pretraining, optimiser and length", paper=_NOT_SAID, here="AdamW, 3e-4; 1000 epochs of 250 steps",
+    why="nnU-Net's SGD with a momentum of 0.99 makes views collapse; the length is nnU-Net's own",
+)  # fmt: skip
+_ADAMW = Difference(what="optimiser", paper=_NOT_SAID, here="AdamW, as nnU-Net trains its own transformers")
+_PATCH = Difference(
+    what="patch", paper="", here="the recipe's edge, or the plan's where that is shorter", why="patches of the annotated data are as small as 50 voxels"
+)  # fmt: skip
 _FINETUNING_LENGTH = Difference(
     what="fine-tuning, length",
     paper=_NOT_SAID,
@@ -152,6 +160,7 @@ RECIPES: dict[str, Recipe] = {
                     why="batches of two have no statistics for batch norm, and instance norm makes the mean alone the same for all patches",
                 ),
                 _volumes("slices converted from TIFF to JPG, stacked to volumes"),
+                _OPTIMISER,
                 Difference(what="fine-tuning", paper="encoder frozen, decoder trained with Dice loss", here="the same"),
                 _FINETUNING_LENGTH,
             ),
@@ -177,9 +186,15 @@ RECIPES: dict[str, Recipe] = {
                     what="fine-tuning", paper="whole network, focal, Dice and boundary loss, 500 epochs", here="the same; an epoch is 250 steps",
                     why="the length of their epoch is not stated",
                 ),
+                _PATCH,
+                _ADAMW,
                 Difference(
-                    what="prediction", paper="a DenseNet tells c-Fos from the rest and picks one of two models; pieces under 5 voxels are removed",
-                    here="nnunet-selma train-router and predict-routed --remove-below 5",
+                    what="models", paper="one trained on c-Fos alone, another on all annotated data; split 80 / 10 / 10 %",
+                    here="one model on all of it, nnU-Net's folds; train another with --structures cfos_neuron",
+                ),
+                Difference(
+                    what="prediction", paper="a DenseNet tells c-Fos from the rest and picks one of the two; pieces under 5 voxels are removed",
+                    here="not part of run or challenge: nnunet-selma train-router, and predict-routed --remove-below 5",
                 ),
             ),
         ),
@@ -195,13 +210,16 @@ RECIPES: dict[str, Recipe] = {
                 Difference(what="network", paper="Swin UNETR, input 64×64×64", here="the same, of MONAI's blocks"),
                 Difference(
                     what="pretext", paper="masked self-supervised learning that sets regions to zero instead of inpainting them",
-                    here="blocks of 4, 8 or 16 voxels, 60 % of the volume, set to zero", why="sizes and share are not stated",
+                    here="blocks of 4, 8 or 16 voxels, 60 % of the volume, set to zero of a patch that was brought to mean 0 and deviation 1",
+                    why="sizes and share are not stated",
                 ),
                 _volumes("planes reduced to a third of width and height, PNG, patches of 64³ after normalisation"),
                 Difference(what="length", paper="100 epochs, then 2000, batch of 4", here="the same; an epoch is 250 steps", why="theirs is not stated"),
                 Difference(
                     what="augmentation", paper="random cropping, padding, flipping, rotation, intensity", here="nnU-Net's, which has all of these and more"
                 ),
+                _PATCH,
+                _ADAMW,
                 Difference(what="fine-tuning", paper="Dice loss; best and last checkpoint", here="Dice loss; nnU-Net keeps both"),
             ),
         ),
@@ -224,7 +242,8 @@ RECIPES: dict[str, Recipe] = {
                 ),
                 Difference(
                     what="pretext", paper="DINOv2's self-distillation with an exponential moving average teacher, and iBOT on masked patches",
-                    here="the same two losses, Sinkhorn centring; without DINOv2's KoLeo term", why="one term less to tune; it evens out what centring already does",
+                    here="the same two losses; Sinkhorn for tokens, a moving centre for views; without DINOv2's KoLeo term",
+                    why="a batch of a few views cannot be spread over all prototypes",
                 ),
                 _volumes("300,000 patches of 128³ of which more than 10 % of the voxels are above an intensity of 500"),
                 Difference(what="pretraining, length", paper="125,000 iterations", here="500 epochs of 250 steps"),
@@ -233,8 +252,13 @@ RECIPES: dict[str, Recipe] = {
                 ),
                 Difference(
                     what="fine-tuning", paper="ViT frozen; Dice and cross entropy, AdamW, 30,000 iterations, learning rate warmed up to 1e-4 over 3,000",
-                    here="the same: 120 epochs of 250 steps, warm-up of 12",
+                    here="120 epochs of 250 steps, warm-up of 12 to about 0.9e-4", why="nnU-Net's decay begins with the first epoch",
                 ),
+                Difference(
+                    what="augmentation and folds", paper="affine, contrast, Gaussian noise, flips; three folds stratified by structure",
+                    here="nnU-Net's augmentation, which has all of these; folds stratified by structure, five by default",
+                ),
+                _PATCH,
             ),
         ),
         Recipe(
@@ -253,6 +277,7 @@ RECIPES: dict[str, Recipe] = {
                 ),
                 _volumes("planes reduced to a quarter of their size"),
                 Difference(what="patch", paper="slices resized to 256²", here="patches of 256² of nnU-Net's 2d data", why="resizing would change the voxel size between structures"),
+                _OPTIMISER,
                 Difference(what="fine-tuning", paper="whole network, focal and Dice loss", here="the same"),
                 _FINETUNING_LENGTH,
             ),

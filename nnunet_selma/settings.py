@@ -21,9 +21,17 @@ from nnunet_selma.pretext_settings import (
 OPTIMIZERS = ("sgd", "adamw")
 
 
+def _steps(run: Any) -> int:
+    """Training steps of a run; what is not set is nnU-Net's own, 1000 epochs of 250."""
+    epochs: int = 1000 if run.epochs is None else run.epochs
+    return epochs * int(run.iterations_per_epoch or 250)
+
+
 def _demand_run(section: str, run: Any) -> None:
     """Refuse a run without steps, checkpoints that are never written, and optimisers that do not exist."""
     demand_choice(f"{section}.optimizer", run.optimizer, OPTIMIZERS)
+    if run.seed is not None and run.seed < 0:
+        raise SelmaError(f"{section}.seed is {run.seed}; give 0 or more")
     if run.learning_rate is not None and run.learning_rate <= 0:
         raise SelmaError(f"{section}.learning_rate is {run.learning_rate}; give a number above 0")
     for name, least in (("epochs", 0), ("iterations_per_epoch", 1), ("validation_iterations", 1), ("save_every", 1)):
@@ -54,6 +62,11 @@ class PretrainingSettings:
     """None is nnU-Net's own for that optimiser (0.00003, or 0.05)."""
     seed: int = 0
     """Seed of masks and, with nnUNet_n_proc_DA=0, of the patches drawn: a run that was interrupted then goes on exactly."""
+
+    @property
+    def steps(self) -> int:
+        """Training steps of the whole run."""
+        return _steps(self)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
@@ -96,6 +109,11 @@ class FinetuningSettings:
     """Mirror in the final validation (8 predictions a tile); None does so on a GPU only."""
     seed: int | None = None
     """Seed of the training; None is nnU-Net's own way, a new one each time."""
+
+    @property
+    def steps(self) -> int:
+        """Training steps of the whole run."""
+        return _steps(self)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""

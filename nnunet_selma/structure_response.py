@@ -67,7 +67,8 @@ def blob_and_tube(hessian: dict[tuple[int, int], Tensor]) -> tuple[Tensor, Tenso
     if count == 2:
         blob = minors.sqrt() * bright
         return blob, (-trace / 2 - blob).clamp(min=0) * bright
-    blob = (-determinant(hessian)).clamp(min=0).pow(1 / 3) * bright
+    # a negative sum, a positive sum of pairs and a negative product: then, and only then, are all three negative
+    blob = (-determinant(hessian)).clamp(min=0).pow(1 / 3) * bright * (minors > 0)
     return blob, ((minors / 3).sqrt() * bright - blob).clamp(min=0)
 
 

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nnunet_selma.masking import block_means, block_shape, draw_block_masks, fill_mask, moments
+from nnunet_selma.masking import block_shape, block_sums, draw_block_masks, fill_mask, moments
 from tests.plans import ARCHITECTURES
 
 
@@ -84,14 +84,14 @@ def test_moments_are_those_of_the_visible_voxels(rng):
     assert float(deviation[1, 2]) == pytest.approx(seen.std())
 
 
-def test_block_means_are_the_means_of_what_lies_in_the_patch():
+def test_block_sums_are_over_what_lies_in_the_patch():
     values = torch.arange(30.0).reshape(5, 6)
-    means = block_means(values, (2, 4), (4, 3), (1, 2))  # the first block hangs over by one row and two columns
-    assert means.shape == (4, 3)
-    assert means[0, 0] == values[:1, :2].mean()
-    assert means[1, 1] == values[1:3, 2:6].mean()
-    assert means[2, 0] == values[3:5, :2].mean()
-    assert means[3].sum() == means[:, 2].sum() == 0  # beyond the patch
+    sums = block_sums(values, (2, 4), (3, 2), (1, 2))  # the first block hangs over by one row and two columns
+    assert sums.shape == (3, 2)
+    assert sums[0, 0] == values[:1, :2].sum()
+    assert sums[1, 1] == values[1:3, 2:6].sum()
+    assert sums[2, 0] == values[3:5, :2].sum()
+    assert sums.sum() == values.sum()
 
 
 @pytest.mark.parametrize(("preference", "share"), [(0.0, 1 / 2), (1.0, 4 / 5), (3.0, 64 / 65)])

@@ -54,12 +54,23 @@ def test_it_pretrains_and_finetunes_once(run):
     assert len(done) == 2  # nothing is done twice
 
 
-def test_a_killed_training_goes_on(run):
+@pytest.mark.parametrize("left", ["checkpoint_latest.pth", CHECKPOINT])  # killed before its summary was written
+def test_a_killed_training_goes_on(run, left):
     one, done = run
     one.pretraining_folder.mkdir(parents=True)
-    (one.pretraining_folder / "checkpoint_latest.pth").touch()
+    (one.pretraining_folder / left).touch()
     one.run()
     assert [command[-1] for command in done] == ["--c", "cpu"]
+
+
+def test_other_settings_are_not_mixed_with_what_was_trained(run):
+    one, done = run
+    one.run()
+    with pytest.raises(SelmaError, match="is a run with other settings than these; remove it"):
+        replace(one, changes={"finetuning": {"seed": 4}}).run()
+    with pytest.raises(SelmaError, match="is a run with other settings"):
+        replace(one, changes={"pretraining": {"epochs": 4}}).run()
+    assert len(done) == 2
 
 
 def test_from_scratch_nothing_is_pretrained(run):

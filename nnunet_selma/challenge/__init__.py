@@ -1,22 +1,26 @@
-"""The challenge in miniature: every recipe and its network from random weights, one budget, several seeds, judged by the rules of 2024.
+"""The challenge in miniature: every recipe, and the same from random weights, one budget, several seeds, judged by the rules of 2024.
 
 Order of work, each step once, so that a killed run goes on: data arranged or drawn; converted and planned; for each seed and arm
 pretraining, fine-tuning and prediction, by nnU-Net's own commands; tables.
 """
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from nnunet_selma import commands
 from nnunet_selma.challenge.data import ChallengeData
 from nnunet_selma.challenge.tables import write_results
+from nnunet_selma.errors import SelmaError
 from nnunet_selma.folders import Folders
 from nnunet_selma.json_files import read_json, write_json
 from nnunet_selma.recipe_runs import RecipeRun
 from nnunet_selma.recipes import RECIPES, Recipe, Scale, SettingsChange, from_scratch
+from nnunet_selma.settings import read_settings
 
 ANNOTATED, UNLABELLED = 510, 500
 _PREDICTED = "predicted.json"
@@ -32,12 +36,11 @@ class Arm:
 
 
 def usual_arms(names: Sequence[str] = ()) -> list[Arm]:
-    """The recipes of these names (all by default), and each of their networks from random weights."""
+    """The recipes of these names (all by default), and each from random weights: the same network, loss and fine-tuning steps."""
     recipes = [RECIPES[name] for name in names or RECIPES]
-    scratch = {
-        recipe.network: from_scratch(recipe) for recipe in recipes
-    }  # the last recipe of a network says how it is trained
-    return [Arm(name=recipe.name, recipe=recipe, changes={}) for recipe in [*recipes, *scratch.values()]]
+    return [
+        Arm(name=one.name, recipe=one, changes={}) for one in [*recipes, *(from_scratch(recipe) for recipe in recipes)]
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +69,7 @@ class Challenge:
         """Everything; returns the page with the tables."""
         environment = self.environment
         folders = Folders(**{name: Path(environment[f"nnUNet_{name}"]) for name in ("raw", "preprocessed", "results")})
+        self.demand_same_run()
         self.prepare(folders, environment)
         for seed in range(self.seeds):
             for arm in self.arms:
@@ -74,6 +78,35 @@ class Challenge:
         return write_results(
             self.output, [arm.name for arm in self.arms], self.references(), self.budgets(folders), self.say
         )
+
+    def demand_same_run(self) -> None:
+        """Note what decides the results; raise `SelmaError` where the folder holds those of another challenge."""
+        tested = sorted(path.name for path in self.data.references.glob("*.nii.gz"))
+        arms = {arm.name: {"changes": arm.changes, "recipe": repr(arm.recipe)} for arm in self.arms}
+        own: dict[str, Any] = json.loads(
+            json.dumps(
+                {
+                    "scale": self.scale,
+                    "changes": self.changes or {},
+                    "test cases": tested,
+                    "options": self.predict_options,
+                }
+            )
+        )
+        noted = self.output / "challenge.json"
+        before = read_json(noted) if noted.is_file() else {}
+        known_arms = before.pop("arms", {})
+        different = [name for name, value in own.items() if before.get(name, value) != value]
+        different += [
+            f"arm {name}" for name, arm in json.loads(json.dumps(arms)).items() if known_arms.get(name, arm) != arm
+        ]
+        if different:
+            raise SelmaError(
+                f"{self.output}: holds results of a challenge with another {different[0]}; go on with the same settings, or choose another "
+                "folder with -o"
+            )
+        self.output.mkdir(parents=True, exist_ok=True)
+        write_json(noted, {**own, "arms": {**known_arms, **arms}})
 
     def prepare(self, folders: Folders, environment: dict[str, str]) -> None:
         """Convert, plan and preprocess; a step that was done is passed by."""
@@ -132,16 +165,17 @@ class Challenge:
         return references
 
     def budgets(self, folders: Folders) -> dict[str, dict[str, int]]:
-        """Arm to its steps and the voxels it saw in pretraining and in fine-tuning."""
+        """Arm to its steps, and to the voxels of the patches that these took, in pretraining and in fine-tuning."""
         found = {}
         for arm in self.arms:
             run = self._run_of(arm, 0, folders, {})
             plans = read_json(folders.plans(folders.dataset(ANNOTATED), run.name))
-            own = plans["configurations"][arm.recipe.configuration]
+            own, settings = plans["configurations"][arm.recipe.configuration], read_settings(plans)
             voxels = prod(own["patch_size"]) * own["batch_size"]
-            lengths = {one: plans["selma"][one] for one in ("pretraining", "finetuning")}
-            steps = {one: of["epochs"] * of["iterations_per_epoch"] for one, of in lengths.items()}
-            steps["pretraining"] *= arm.recipe.pretext is not None
+            steps = {
+                "pretraining": settings.pretraining.steps * (arm.recipe.pretext is not None),
+                "fine-tuning": settings.finetuning.steps,
+            }
             found[arm.name] = {
                 **{f"{one} steps": count for one, count in steps.items()},
                 **{f"{one} voxels": count * voxels for one, count in steps.items()},

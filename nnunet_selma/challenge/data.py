@@ -8,19 +8,26 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
 
+from nnunet_selma.conversion.annotated import demand_no_problems
+from nnunet_selma.conversion.checks import read_image, read_label
 from nnunet_selma.conversion.layouts import Patch, find_patches
+from nnunet_selma.conversion.raw_dataset import write_nifti
+from nnunet_selma.conversion.relatives import Signature, find_relations, signature
 from nnunet_selma.conversion.volume_tree import find_volumes
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.json_files import read_json, write_json
 from nnunet_selma.structures import Structure, from_name, named
-from nnunet_selma.volumes import is_volume
+from nnunet_selma.volumes import is_volume, open_volume
 
 SEEN, UNSEEN = "cfos_neuron", "microglia"
 _NUMBER = re.compile(r"^patchvolume_(\d+)")
+_ORIGINS = "origins.json"
+_PATCH_SIZED = 300**3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +57,7 @@ class ChallengeData:
 def arrange(
     sources: Sequence[Path], unlabelled: Sequence[Path], root: Path, *, test_patches: int | None, tile: int = 96
 ) -> ChallengeData:
-    """Arrange downloads into trees of links.
+    """Arrange downloads into trees of links, and write the test cases as the converters write theirs.
 
     Args:
         sources: downloads with annotated patches, each of one layout.
@@ -60,34 +67,84 @@ def arrange(
         tile: edge of a tile.
 
     Raises:
-        SelmaError: no test cubes, or a source that holds nothing.
+        SelmaError: no test cubes, a source that holds nothing, or a folder at `root` that is none of ours.
     """
-    shutil.rmtree(root, ignore_errors=True)
-    data = ChallengeData.below(root, tile=tile, tiles_per_volume=1)
-    patches = [patch for source in sources for patch in find_patches(source).patches]
+    patches = [patch for source in sources for patch in _patches(source)]
     test_groups = held_out_groups(patches)
-    origins: dict[str, str] = {}
+    volumes = [volume for source in unlabelled for volume in find_volumes(source)]
+    _make_room(root, [*sources, *unlabelled])
+    data = ChallengeData.below(root, tile=tile, tiles_per_volume=1)
+    seen = [
+        _write_test_case(patch, data)
+        for prefix in (SEEN, UNSEEN)
+        for patch in _dealt([p for p in patches if p.structure.prefix == prefix and p.group in test_groups])[
+            :test_patches
+        ]
+    ]
+    links: dict[Path, Path] = {}
     for number, patch in enumerate(p for p in patches if p.structure.prefix != UNSEEN and p.group not in test_groups):
         folder = data.annotated / str(patch.structure.annotated_folder or patch.structure.prefix)
         for channel, image in patch.images.items():
-            _link(image, folder / "raw" / f"patchvolume_{number:04d}_{channel:04d}{_ending(image)}", origins)
-        _link(patch.label, folder / "gt" / f"patchvolume_{number:04d}{_ending(patch.label)}", origins)
-    for prefix in (SEEN, UNSEEN):
-        tested = [p for p in patches if p.structure.prefix == prefix and p.group in test_groups]
-        for patch in _dealt(tested)[:test_patches]:
-            _link(patch.images[0], data.images / f"{patch.name}_0000.nii.gz", origins)
-            _link(patch.label, data.references / f"{patch.name}.nii.gz", origins)
-    for source in sources:
+            links[folder / "raw" / f"patchvolume_{number:04d}_{channel:04d}{_ending(image)}"] = image
+        links[folder / "gt" / f"patchvolume_{number:04d}{_ending(patch.label)}"] = patch.label
+    for number, source in enumerate(sources):
         for image, structure, group in _raw_images(source):
             if group not in test_groups:
-                _link(image, data.unlabelled / structure.prefix / f"{group}-{image.name}", origins)
-    for source in unlabelled:
-        for volume in find_volumes(source):
-            for path in volume.channels:
-                shown = volume.structure.prefix if volume.structure else "other"
-                _link(path, data.unlabelled / shown / f"{source.name}-{path.name}", origins)
-    write_json(root / "origins.json", origins)
+                links[data.unlabelled / structure.prefix / f"{number}-{group}-{image.name}"] = image
+    for number, volume in enumerate(volumes):
+        for channel, path in enumerate(volume.channels):
+            shown = volume.structure.prefix if volume.structure else "other"
+            links[data.unlabelled / shown / f"volume-{number}-{channel}-{path.name}"] = path
+    _demand_unseen(seen, links)
+    for link, path in links.items():
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path.resolve())
+    write_json(root / _ORIGINS, {str(link): str(path) for link, path in links.items()})
     return data
+
+
+def _patches(source: Path) -> list[Patch]:
+    found = find_patches(source)
+    demand_no_problems(source, found, leave_out_unpaired=True)
+    return found.patches
+
+
+def _make_room(root: Path, sources: Sequence[Path]) -> None:
+    """Remove what an earlier challenge arranged there; raise `SelmaError` rather than touch anything else."""
+    inside = [source for source in sources if source.resolve().is_relative_to(root.resolve())]
+    if inside or (root.exists() and any(root.iterdir()) and not (root / _ORIGINS).is_file()):
+        raise SelmaError(
+            f"{root}: holds something else than what a challenge arranges there; choose another folder with -o"
+        )
+    shutil.rmtree(root, ignore_errors=True)
+    for folder in ("test/images", "test/references"):
+        (root / folder).mkdir(parents=True)
+    write_json(root / _ORIGINS, {})
+
+
+def _write_test_case(patch: Patch, data: ChallengeData) -> tuple[str, Signature]:
+    """Write image and truth in voxel units, as the training cases are; returns the case and the image's signature."""
+    image, _ = read_image(open_volume(patch.images[0]), patch.structure)
+    mask, _ = read_label(open_volume(patch.label))
+    write_nifti(data.images / f"{patch.name}_0000.nii.gz", image, (1.0, 1.0, 1.0))
+    write_nifti(data.references / f"{patch.name}.nii.gz", mask, (1.0, 1.0, 1.0))
+    return patch.name, signature(patch.name, image)
+
+
+def _demand_unseen(tested: Sequence[tuple[str, Signature]], links: Mapping[Path, Path]) -> None:
+    """Raise `SelmaError` if a test image, or a part of one, is also trained on under another name (patch-sized volumes only)."""
+    images = {path for link, path in links.items() if link.parent.name != "gt"}
+    for path in sorted(images):
+        volume = open_volume(path)
+        if prod(volume.shape) > _PATCH_SIZED:
+            continue
+        own = signature(str(path), volume.read())
+        for case, of_case in tested:
+            for relation in find_relations([of_case, own]):
+                if "touch" not in relation.reason:
+                    raise SelmaError(
+                        f"{path}: shows the same tissue as the test case {case} ({relation.reason}); leave that source out"
+                    )
 
 
 def held_out_groups(patches: Sequence[Patch]) -> set[str]:
@@ -131,12 +188,6 @@ def _ending(path: Path) -> str:
     return ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
 
 
-def _link(path: Path, link: Path, origins: dict[str, str]) -> None:
-    link.parent.mkdir(parents=True, exist_ok=True)
-    link.symlink_to(path.resolve())
-    origins[str(link)] = str(path)
-
-
 @dataclass(frozen=True, kw_only=True)
 class PhantomSize:
     """How much is drawn."""
@@ -156,7 +207,6 @@ PHANTOM = PhantomSize(annotated={"cfos_neuron": 4, "cell_nuclei": 2, "AD_plaques
 
 def draw(root: Path, *, seed: int, size: PhantomSize = PHANTOM) -> ChallengeData:
     """Draw a synthetic challenge, unless it is there already."""
-    from nnunet_selma.conversion.raw_dataset import write_nifti
     from nnunet_selma.phantom import draw as draw_phantom
     from nnunet_selma.phantom.download import write_annotated, write_unannotated
 
@@ -164,13 +214,11 @@ def draw(root: Path, *, seed: int, size: PhantomSize = PHANTOM) -> ChallengeData
     done, wanted = root / "drawn.json", {"seed": seed, "size": repr(size)}
     if done.is_file() and read_json(done) == wanted:
         return data
-    shutil.rmtree(root, ignore_errors=True)
+    _make_room(root, [])
     rng = np.random.default_rng(seed)
     shape = (size.patch_edge,) * 3
     write_annotated(data.annotated, dict(size.annotated), rng, shape_zyx=shape)
     write_unannotated(data.unlabelled, dict.fromkeys(size.annotated, 1), rng, shape_zyx=size.brain_shape)
-    for folder in (data.images, data.references):
-        folder.mkdir(parents=True)
     for prefix in (SEEN, UNSEEN):
         for number in range(size.test_patches):
             phantom, case = draw_phantom(prefix, shape, rng), f"{prefix}_{900 + number}"

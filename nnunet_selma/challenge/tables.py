@@ -1,17 +1,21 @@
 """What a challenge in miniature writes: the tables of the paper (4 and 6), and how much seeds differ."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from nnunet_selma.evaluation import EvaluationSettings, evaluate, write_evaluation
+from nnunet_selma.evaluation import EvaluationSettings, evaluate, tables, write_evaluation
+from nnunet_selma.evaluation.comparison import compare
 from nnunet_selma.evaluation.scoring import CaseScore
 from nnunet_selma.evaluation.tables import Table, as_markdown
 from nnunet_selma.json_files import write_text
 from nnunet_selma.metrics.editions import Edition
-from nnunet_selma.recipes import RECIPES
 from nnunet_selma.structures import named
+
+SCRATCH = "-scratch"
+"""Behind the name of an arm whose network starts from random weights."""
 
 
 def write_results(
@@ -20,8 +24,9 @@ def write_results(
     references: Path,
     budgets: Mapping[str, Mapping[str, int]],
     say: Callable[[str], None],
+    pairs: Mapping[str, str] | None = None,
 ) -> Path:
-    """Judge all arms, and write `results.md` and the evaluations it shows; returns the page.
+    """Judge all arms, and write `results.md` and the evaluation it is made from; returns the page.
 
     Args:
         output: folder of the challenge; the predictions of an arm lie in `cases/<arm>`.
@@ -29,37 +34,52 @@ def write_results(
         references: truth, `<case>_seed<n>.nii.gz`.
         budgets: arm to steps and voxels.
         say: prints a line.
+        pairs: arm to the one it is compared with; by default each to its own from random weights.
     """
-    predictions = {arm: output / "cases" / arm for arm in arms}
     say("\n# judging")
     whole = evaluate(
-        references,
-        predictions,
-        EvaluationSettings(year=2024, corrected=True),
-        output=output / "evaluation",
-        sheets=False,
-    )
+        references, {arm: output / "cases" / arm for arm in arms}, EvaluationSettings(year=2024, corrected=True),
+        output=output / "evaluation", sheets=False,
+    )  # fmt: skip
     write_evaluation(whole, output / "evaluation")
-    parts = [
-        "# The challenge in miniature",
-        "Cases are counted once for each seed.",
-        "## Table 4: all arms",
-        whole.markdown(),
+    scores, rules = over_seeds(whole.scores), whole.rules
+    parts = ["# The challenge in miniature", "Each case counts once, with the mean of its scores over the seeds."]
+    parts += ["## Table 4: all arms", *(as_markdown(table) for table in tables.means(scores, rules, corrected=True))]
+    parts += [tables.case_counts(scores), *tables.without_value(scores)]
+    parts += [
+        "## Seeds",
+        "Mean over seeds of the mean over cases, and the lowest and highest seed.",
+        as_markdown(of_seeds(whole.scores, rules)),
     ]
-    parts += ["## Seeds", as_markdown(of_seeds(whole.scores, whole.rules))]
+    pairs = {arm: f"{arm}{SCRATCH}" for arm in arms if f"{arm}{SCRATCH}" in arms} if pairs is None else pairs
+    parts += ["## Table 6: with and without pretraining"] if pairs else []
+    for arm, other in pairs.items():
+        parts += [
+            f"### {arm}, and {other}",
+            as_markdown(tables.paired(compare(scores, arm, other, rules), arm, other, rules)),
+        ]
     parts += ["## Budget", as_markdown(_budget_table(budgets))]
-    for scratch in [arm for arm in arms if arm.endswith("-scratch")]:
-        network = RECIPES[scratch.removesuffix("-scratch")].network
-        others = [arm for arm in arms if arm in RECIPES and RECIPES[arm].network == network]
-        compared = evaluate(
-            references, {arm: predictions[arm] for arm in (*others, scratch)}, EvaluationSettings(year=2024, corrected=True, against=scratch),
-            output=output / "evaluation", sheets=False,
-        )  # fmt: skip
-        write_evaluation(compared, output / f"evaluation_{network}")
-        parts += [f"## Table 6: with and without pretraining, {network}", compared.markdown()]
     page = output / "results.md"
     write_text(page, "\n\n".join(parts) + "\n")
     return page
+
+
+def over_seeds(scores: Sequence[CaseScore]) -> list[CaseScore]:
+    """Each case of each arm once, with the mean of its scores over the seeds: runs on one case are no further cases."""
+    gathered: dict[tuple[str, str], list[CaseScore]] = {}
+    for score in scores:
+        gathered.setdefault((score.method, score.case.rpartition("_seed")[0]), []).append(score)
+    return [
+        replace(
+            of[0], case=case, official=_means([one.official for one in of]), corrected=_means([{**one.official, **one.corrected} for one in of]),
+            extra={}, warnings=(),
+        )
+        for (_, case), of in gathered.items()
+    ]  # fmt: skip
+
+
+def _means(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {key: float(np.mean([one[key] for one in values])) for key in values[0]}
 
 
 def of_seeds(scores: Sequence[CaseScore], rules: Edition) -> Table:

@@ -21,6 +21,19 @@ except ImportError as error:
 _BLOCK = {"spatial_dims": 3, "kernel_size": 3, "norm_name": "instance", "res_block": True}
 
 
+class Swin(SwinTransformer):  # type: ignore[misc]
+    """MONAI's transformer, for any number of stages."""
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Maps of an image (batch, channel, z, y, x): of the embedding, and of each stage, fine to coarse."""
+        x = self.pos_drop(self.patch_embed(image))
+        maps = [self.proj_out(x, normalize=True)]
+        for stage in (*self.layers1, *self.layers2, *self.layers3, *self.layers4):
+            x = stage(x.contiguous())
+            maps.append(self.proj_out(x, normalize=True))
+        return maps
+
+
 class SwinEncoder(nn.Module):
     """The image itself, its embedding and what each stage of attention makes of it, all but the last but one through a block.
 
@@ -45,7 +58,7 @@ class SwinEncoder(nn.Module):
         super().__init__()
         hidden = [feature_size * 2**stage for stage in range(len(depths) + 1)]
         self.output_channels = [feature_size, *hidden]
-        self.swin = SwinTransformer(
+        self.swin = Swin(
             in_chans=input_channels, embed_dim=feature_size, window_size=(window_size,) * 3, patch_size=tuple(token),
             depths=tuple(depths), num_heads=tuple(num_heads), spatial_dims=3,
         )  # fmt: skip
@@ -57,12 +70,7 @@ class SwinEncoder(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Maps of an image (batch, channel, z, y, x), fine to coarse; the first is as fine as the image."""
-        swin = self.swin
-        x = swin.pos_drop(swin.patch_embed(image))
-        maps = [image, swin.proj_out(x, normalize=True)]
-        for stage in (*swin.layers1, *swin.layers2, *swin.layers3, *swin.layers4):
-            x = stage(x.contiguous())
-            maps.append(swin.proj_out(x, normalize=True))
+        maps = [image, *self.swin(image)]
         return [block(one) for block, one in zip(self.blocks, maps, strict=True)]
 
 
@@ -84,6 +92,7 @@ class SwinUNETR(EncoderDecoder):
     """
 
     key_to_stem = "encoder.swin.patch_embed"
+    pretrained_part = "encoder.swin"  # pretexts on features train no block beside it
 
     def __init__(
         self,

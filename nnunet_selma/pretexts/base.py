@@ -1,6 +1,7 @@
 """What a pretext task is, and how it looks into a network."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,9 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_selma.settings import Settings
-
-_MOST_TOKENS = 64
-"""Of a patch, of which the spread of features is measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +73,11 @@ class Pretext(nn.Module, ABC):
         return {}
 
     def embed(self, network: nn.Module, patches: Tensor) -> Tensor:
-        """The features whose spread tells of collapse, (samples, feature): some tokens of each patch, or what the loss compares."""
-        tokens = deepest_features(network, patches).flatten(2).transpose(1, 2)  # (batch, token, feature)
-        chosen = torch.linspace(0, tokens.shape[1] - 1, min(_MOST_TOKENS, tokens.shape[1]), device=tokens.device)
-        return tokens[:, chosen.long()].flatten(0, 1)
+        """The features whose spread over patches tells of collapse, (batch, feature): what the encoder says of each, or what the loss compares.
+
+        Of single places it would say nothing: instance norm makes them differ within a patch, whatever the patch shows.
+        """
+        return pooled(deepest_features(network, patches))
 
     def get_extra_state(self) -> dict[str, int]:
         """What a run that goes on must know beyond the weights."""
@@ -96,15 +95,18 @@ def pretrained_part(network: nn.Module) -> str:
 
 def deepest_features(network: nn.Module, patches: Tensor, part: str | None = None) -> Tensor:
     """The coarsest feature map of a part of the network, by default of the one that is pretrained, (batch, feature, *grid)."""
-    maps = network.get_submodule(part or pretrained_part(network))(patches)
-    deepest: Tensor = maps[-1] if isinstance(maps, (list, tuple)) else maps
-    return deepest
+    return coarsest(network.get_submodule(part or pretrained_part(network))(patches))
+
+
+def coarsest(maps: Tensor | Sequence[Tensor]) -> Tensor:
+    """The last of the maps that an encoder gives, fine to coarse, or its only one."""
+    return maps if isinstance(maps, Tensor) else maps[-1]
 
 
 def pooled(features: Tensor) -> Tensor:
     """One vector a patch, (batch, 2 × feature): mean and maximum over the grid of (batch, feature, *grid).
 
-    The mean alone says next to nothing of a patch where instance norm has made it the same for all.
+    The mean alone says little of a patch: before the activation instance norm has made it the same for all.
     """
     flat = features.float().flatten(2)
     return torch.cat([flat.mean(2), flat.amax(2)], dim=1)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nnunet_selma.pretexts.base import Pretext, Task, deepest_features, feature_shape, pooled, pretrained_part
+from nnunet_selma.pretexts.base import Pretext, Task, coarsest, deepest_features, feature_shape, pooled, pretrained_part
 from nnunet_selma.pretexts.heads import cosine_to_one, follow, projector, teacher_of
 from nnunet_selma.pretexts.views import view
 
@@ -39,8 +39,7 @@ class Byol(Pretext):
     @torch.no_grad()
     def target_projections(self, patches: Tensor) -> Tensor:
         """Projections of a view by the target network, (batch, outputs)."""
-        maps = self.target["encoder"](patches)
-        return cast(Tensor, self.target["projector"](pooled(maps[-1] if isinstance(maps, (list, tuple)) else maps)))
+        return cast(Tensor, self.target["projector"](pooled(coarsest(self.target["encoder"](patches)))))
 
     def forward(self, network: nn.Module, patches: Tensor, structures: Tensor) -> dict[str, Tensor]:
         """Mean squared error of normalised features, each view predicting the other."""

@@ -41,9 +41,10 @@ def alarms(history: Mapping[str, Sequence[float]]) -> list[str]:
         history[key][-1] if history.get(key) else None for key in ("feature_deviation", "effective_rank")
     )
     if deviation is not None and (deviation < LEAST_DEVIATION or (rank is not None and rank < LEAST_RANK)):
+        directions = "" if rank is None else f", effective rank {rank:.3g}"
         said.append(
-            f"the features have collapsed: all patches give nearly the same (deviation {deviation:.3g} where random directions give 1, "
-            f"effective rank {rank:.3g}). Use a larger batch, stronger views or a lower learning rate"
+            f"the features have collapsed: all patches give nearly the same (deviation {deviation:.3g} where random directions give 1"
+            f"{directions}). Use a larger batch, stronger views or a lower learning rate"
         )
     error, trivial = (
         history[key][-1] if history.get(key) else None for key in ("reconstruction_error", "trivial_error")

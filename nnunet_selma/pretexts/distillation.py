@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nnunet_selma.masking import fill_mask
-from nnunet_selma.pretexts.base import Pretext, Task, feature_shape, pooled, pretrained_part
+from nnunet_selma.pretexts.base import Pretext, Task, coarsest, deepest_features, feature_shape, pooled, pretrained_part
 from nnunet_selma.pretexts.heads import cosine_to_one, follow, mean_over_processes, teacher_of
 from nnunet_selma.pretexts.views import view
 
@@ -46,29 +46,36 @@ class SelfDistillation(Pretext):
 
     def forward(self, network: nn.Module, patches: Tensor, structures: Tensor) -> dict[str, Tensor]:
         """Cross entropy of the student's answers with the teacher's: on other views, and on masked tokens."""
-        globals_ = torch.cat([view(patches, self.views, self.spacing, self.generator) for _ in range(2)])
+        whole = torch.cat([view(patches, self.views, self.spacing, self.generator) for _ in range(2)])
         encoder = network.get_submodule(pretrained_part(network))
         with torch.no_grad():
-            wanted = _map(self.teacher["encoder"](globals_))
-            heads = cast(nn.ModuleDict, self.teacher["heads"])
-            of_views = self.sharpened(heads["view"](pooled(wanted)), "view")
-            of_tokens = self.sharpened(heads["token"](_tokens(wanted)).flatten(0, 1), "token")
-        masked = self.draw_tokens(len(globals_), wanted.shape[2:])
+            wanted = coarsest(self.teacher["encoder"](whole))
+        masked, places = self.draw_tokens(len(whole), wanted.shape[2:])
         voxels = masked
         for axis, stride in enumerate(self.strides):
             voxels = voxels.repeat_interleave(stride, dim=axis + 1)
-        seen = _map(encoder(fill_mask(globals_, voxels.unsqueeze(1), "zeros", self.generator)))
-        answers = [self.student["view"](pooled(seen)).chunk(2), self.local_answers(encoder, patches)]
-        of_two = of_views.chunk(2)
-        pairs = [(of_two[0], answers[0][1]), (of_two[1], answers[0][0])]
-        pairs += [(one, local) for one in of_two for local in answers[1]]
-        image = torch.stack([self.cross_entropy(one, other).mean() for one, other in pairs]).mean()
-        token = self.cross_entropy(of_tokens, self.student["token"](_tokens(seen)).flatten(0, 1))
-        weights = masked.flatten().float()
-        return {
-            "views": image,
-            "tokens": self.settings.patch_weight * (token * weights).sum() / weights.sum().clamp(min=1),
-        }
+        seen = coarsest(encoder(fill_mask(whole, voxels.unsqueeze(1), "zeros", self.generator)))
+        terms = {"views": self.view_loss(wanted, seen, self.local_answers(encoder, patches))}
+        # heads look at masked tokens alone: of thousands of prototypes there is no room for all tokens
+        hidden, answered = (tokens_of(features).flatten(0, 1)[places] for features in (wanted, seen))
+        targets = self.targets(hidden, "token")
+        entropy = self.cross_entropy(targets, self.student["token"](answered))
+        terms["tokens"] = self.settings.patch_weight * entropy.sum() / max(1, len(places))
+        return terms
+
+    def view_loss(self, wanted: Tensor, seen: Tensor, local: Sequence[Tensor]) -> Tensor:
+        """Cross entropy of the student's answers to a whole view, and to small ones, with the teacher's to the other whole view."""
+        first, second = self.targets(pooled(wanted), "view").chunk(2)
+        answers = self.student["view"](pooled(seen)).chunk(2)
+        pairs = [(first, answers[1]), (second, answers[0])]
+        pairs += [(one, small) for one in (first, second) for small in local]
+        return torch.stack([self.cross_entropy(one, other).mean() for one, other in pairs]).mean()
+
+    @torch.no_grad()
+    def targets(self, features: Tensor, name: str) -> Tensor:
+        """What the teacher says of features (sample, feature), as probabilities (sample, prototype)."""
+        heads = cast(nn.ModuleDict, self.teacher["heads"])
+        return self.sharpened(heads[name](features), name)
 
     def local_answers(self, encoder: nn.Module, patches: Tensor) -> Sequence[Tensor]:
         """The student's answers to small views, (batch, prototypes) each."""
@@ -79,25 +86,35 @@ class SelfDistillation(Pretext):
             view(patches, self.views, self.spacing, self.generator, crop=self.settings.local_crop, size=self.local_size)
             for _ in range(count)
         ]
-        answers: Sequence[Tensor] = self.student["view"](pooled(_map(encoder(torch.cat(crops))))).chunk(count)
+        answers: Sequence[Tensor] = self.student["view"](pooled(coarsest(encoder(torch.cat(crops))))).chunk(count)
         return answers
 
-    def draw_tokens(self, count: int, grid: Sequence[int]) -> Tensor:
-        """Tokens that the student does not see, bool (count, *grid)."""
+    def draw_tokens(self, count: int, grid: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Tokens that the student does not see, bool (count, *grid), and their places among all tokens of the batch in a row."""
         tokens = torch.Size(grid).numel()
+        order = torch.rand(count, tokens, generator=self.generator, device=self.generator.device).argsort(1)
         low, high = self.settings.mask_ratio
-        order = torch.rand(count, tokens, generator=self.generator, device=self.generator.device).argsort(1).argsort(1)
-        masked = [round(float(share) * tokens) for share in self.rng.uniform(low, high, size=count)]
-        return torch.stack([o < m for o, m in zip(order, masked, strict=True)]).reshape(count, *grid)
+        shares = self.rng.uniform(low, high, size=count)
+        places = torch.cat(
+            [
+                one[: round(float(share) * tokens)] + n * tokens
+                for n, (one, share) in enumerate(zip(order, shares, strict=True))
+            ]
+        )
+        masked = torch.zeros(count * tokens, dtype=torch.bool, device=order.device)
+        return masked.index_fill(0, places, True).reshape(count, *grid), places
 
     def sharpened(self, scores: Tensor, name: str) -> Tensor:
-        """The teacher's scores (sample, prototype) as probabilities that no prototype can take over."""
+        """The teacher's scores (sample, prototype) as probabilities that no prototype can take over.
+
+        Sinkhorn evens out tokens only: a batch of a few views cannot be spread over all prototypes.
+        """
         temperature = self.teacher_temperature()
-        if self.settings.centring == "sinkhorn":
+        if name == "token" and self.settings.centring == "sinkhorn":
             return sinkhorn(scores, temperature)
         centre = cast(Tensor, getattr(self, f"{name}_centre"))
         sharp = ((scores.float() - centre) / temperature).softmax(1)
-        if self.training:
+        if self.training and len(scores):
             mean = mean_over_processes(scores.float().mean(0))
             centre.mul_(_CENTRE_MOMENTUM).add_(mean, alpha=1 - _CENTRE_MOMENTUM)
         return sharp
@@ -121,13 +138,19 @@ class SelfDistillation(Pretext):
     @torch.no_grad()
     def diagnostics(self, network: nn.Module, patches: Tensor) -> dict[str, float]:
         """Cosine between student's and teacher's features of one patch, and how many prototypes the teacher uses (e to the entropy)."""
-        student = _map(network.get_submodule(pretrained_part(network))(patches))
-        teacher = _map(self.teacher["encoder"](patches))
-        agreement = functional.cosine_similarity(_tokens(student).flatten(0, 1), _tokens(teacher).flatten(0, 1)).mean()
+        student = deepest_features(network, patches)
+        teacher = coarsest(self.teacher["encoder"](patches))
+        agreement = functional.cosine_similarity(tokens_of(student), tokens_of(teacher), dim=2).mean()
         heads = cast(nn.ModuleDict, self.teacher["heads"])
-        used = self.sharpened(heads["token"](_tokens(teacher)).flatten(0, 1), "token").mean(0)
+        scores = heads["view"](pooled(teacher)).float() - cast(Tensor, self.view_centre)
+        used = (scores / self.teacher_temperature()).softmax(1).mean(0)
         entropy = -(used * used.clamp(min=1e-9).log()).sum()
         return {"teacher_agreement": float(agreement), "prototypes_used": float(entropy.exp())}
+
+    def embed(self, network: nn.Module, patches: Tensor) -> Tensor:
+        """What the student's head compares with the prototypes: it is what collapses, (batch, bottleneck)."""
+        head = cast(PrototypeHead, self.student["view"])
+        return head.places(pooled(deepest_features(network, patches)))
 
 
 class PrototypeHead(nn.Module):
@@ -142,17 +165,21 @@ class PrototypeHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Cosines, (…, inputs) to (…, prototypes)."""
-        places = functional.normalize(self.layers(features), dim=-1)
-        return functional.linear(places, functional.normalize(self.prototypes, dim=-1))
+        return functional.linear(self.places(features), functional.normalize(self.prototypes, dim=-1))
+
+    def places(self, features: Tensor) -> Tensor:
+        """What is compared with the prototypes, of length 1, (…, inputs) to (…, bottleneck)."""
+        return functional.normalize(self.layers(features), dim=-1)
 
 
 @torch.no_grad()
 def sinkhorn(scores: Tensor, temperature: float) -> Tensor:
     """Probabilities (sample, prototype) that use all prototypes alike (Caron et al. 2020, arXiv 2006.09882; three rounds, as DINOv2)."""
     table = (scores.float() / temperature).log_softmax(1)
-    samples = mean_over_processes(torch.tensor(float(len(scores)), device=scores.device))
     for _ in range(_SINKHORN_ROUNDS):
-        columns = mean_over_processes(table.exp().sum(0)) / samples  # each prototype's share of the samples
+        columns = mean_over_processes(
+            table.exp().sum(0)
+        )  # how many samples each prototype has; equal factors cancel in the next line
         table = (table - columns.clamp(min=1e-12).log()).log_softmax(1)
     return table.exp()
 
@@ -165,10 +192,6 @@ def local_size(patch: Sequence[int], strides: Sequence[int], share: float) -> li
     ]
 
 
-def _map(maps: Tensor | Sequence[Tensor]) -> Tensor:
-    return maps if isinstance(maps, Tensor) else maps[-1]
-
-
-def _tokens(features: Tensor) -> Tensor:
+def tokens_of(features: Tensor) -> Tensor:
     """A map (batch, feature, *grid) as (batch, token, feature)."""
     return features.flatten(2).transpose(1, 2)

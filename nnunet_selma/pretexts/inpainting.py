@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nnunet_selma.errors import SelmaError
 from nnunet_selma.masking import block_shape, draw_block_masks, fill_mask, moments
 from nnunet_selma.pretexts.base import Pretext, Task
 from nnunet_selma.pretexts.views import gaussian_blur
@@ -20,13 +21,18 @@ class MaskedInpainting(Pretext):
     def __init__(self, task: Task) -> None:
         super().__init__(task)
         self.settings, self.spacing = task.settings.inpainting, task.spacing
+        shape = self.settings.block_shape
+        if shape is not None and len(shape) != len(task.patch):
+            raise SelmaError(
+                f"inpainting.block_shape has {len(shape)} numbers, the patch {len(task.patch)} axes; give one for each"
+            )
 
     def draw_blocks(self, patches: Tensor) -> list[list[int]]:
         """The shape of a block for each sample."""
         patch = patches.shape[2:]
         if self.settings.block_shape is not None:
-            fixed = self.settings.block_shape[-len(patch) :]
-            return [[min(edge, max(1, length // 2)) for edge, length in zip(fixed, patch, strict=True)]] * len(patches)
+            fixed = zip(self.settings.block_shape, patch, strict=True)
+            return [[min(edge, max(1, length // 2)) for edge, length in fixed]] * len(patches)
         edges = self.rng.choice(self.settings.block_edges, size=len(patches))
         return [block_shape(int(edge), patch, self.spacing) for edge in edges]
 

@@ -30,6 +30,13 @@ class MultiTask(MaskedInpainting):
         self.rotation = nn.Linear(features, 4)
         self.contrast = projector(features, 512, 128)
         self.structure = nn.Linear(features, len(STRUCTURES))
+        for name in (
+            "rotation",
+            "contrast",
+            "structure",
+        ):  # a head without a loss would be waited for by the other processes
+            getattr(self, name).requires_grad_(getattr(self.weights, name) > 0)
+        self.trains_decoder = self.weights.inpainting > 0
 
     def draw_turns(self, count: int) -> list[int]:
         """Quarter turns of each patch; half turns alone where no two axes are alike."""
@@ -45,7 +52,7 @@ class MultiTask(MaskedInpainting):
         maps = encoder(visible)
         features = pooled(maps[-1])
         first, second = (gathered(half) for half in self.contrast(features).chunk(2))
-        turns_drawn = torch.tensor(turns, device=features.device)
+        turns_drawn = torch.tensor(turns).to(features.device, non_blocking=True)
         terms: dict[str, Callable[[], Tensor]] = {
             "inpainting": lambda: self.error(decoder(maps), target, mask),
             "rotation": lambda: functional.cross_entropy(self.rotation(features).float(), turns_drawn),

@@ -54,6 +54,7 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     views = functional.normalize(torch.cat([first, second]).float(), dim=1)
     count = len(first)
     itself = torch.eye(2 * count, dtype=torch.bool, device=views.device)
-    similarities = (views @ views.T / temperature).masked_fill(itself, -torch.inf)
+    cosines = (views[:, None] * views[None]).sum(2)  # a matrix product would be rounded to half under autocast
+    similarities = (cosines / temperature).masked_fill(itself, -torch.inf)
     partner = torch.arange(2 * count, device=views.device).roll(count)
     return functional.cross_entropy(similarities, partner)

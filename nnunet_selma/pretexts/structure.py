@@ -20,8 +20,8 @@ class StructureInpainting(MaskedInpainting):
     """Inpainting that looks for structures (what the SELMA3D paper asks for in sections 5.3 and 6); no label is used.
 
     Cells and vessels are a few per cent of the voxels, so that plain inpainting mostly learns background. Here the multi-scale response of
-    bright blobs and tubes says which blocks are masked more readily and which errors count more; some patches get small blocks here and
-    there on tubes instead, so that a branch is cut and has to be bridged.
+    bright blobs and tubes says which blocks are masked more readily and which errors count more; some patches can get small blocks here
+    and there on tubes instead (`structure.cut_share`, off by default), so that a branch is cut and has to be bridged.
     """
 
     def __init__(self, task: Task) -> None:
@@ -51,13 +51,14 @@ class StructureInpainting(MaskedInpainting):
             patches.shape[2:], self.draw_blocks(patches), ratio=self.settings.mask_ratio,
             response=self.response(patches, self.structure.kind), preference=self.structure.preference, **drawn,
         )  # fmt: skip
-        cut = [n for n, share in enumerate(self.rng.random(len(patches))) if share < self.structure.cut_share]
-        if cut:
+        cut = self.rng.random(len(patches)) < self.structure.cut_share
+        if cut.any():
             smallest = block_shape(min(self.settings.block_edges), patches.shape[2:], self.spacing)
-            masks[cut] = draw_block_masks(
-                patches.shape[2:], [smallest] * len(cut), ratio=self.structure.cut_ratio,
-                response=self.response(patches[cut], "tubes"), preference=0.0, least=_ON_A_TUBE, **drawn,
+            gaps = draw_block_masks(
+                patches.shape[2:], [smallest] * len(patches), ratio=self.structure.cut_ratio,
+                response=self.response(patches, "tubes"), preference=0.0, least=_ON_A_TUBE, **drawn,
             )  # fmt: skip
+            masks = torch.stack([gap if one else mask for gap, mask, one in zip(gaps, masks, cut, strict=True)])
         return masks
 
     def error(self, prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:

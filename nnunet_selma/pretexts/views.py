@@ -56,15 +56,16 @@ def crop_views(
 ) -> Tensor:
     """A random box of each patch (batch, channel, *patch), mirrored at random, resized to (batch, channel, *size)."""
     count, axes = len(patches), patches.ndim - 2
-    scale = draw(count, share, generator)[:, None]
-    shift = draw(count * axes, (-1.0, 1.0), generator).reshape(count, axes) * (1 - scale)
-    sign = (
-        torch.randint(0, 2, (count, axes), generator=generator, device=generator.device) * 2 - 1
-        if mirror
-        else torch.ones(count, axes, device=generator.device)
-    )
-    theta = torch.cat([torch.diag_embed(scale * sign), shift[..., None]], dim=2)
-    grid = functional.affine_grid(theta, [count, patches.shape[1], *size], align_corners=False)
+    scale = draw(count, share, generator)
+    shift = draw(count * axes, (-1.0, 1.0), generator).reshape(axes, count) * (1 - scale)
+    signs = torch.randint(0, 2, (axes, count), generator=generator, device=generator.device) * 2 - 1
+    where = []
+    for axis, length in enumerate(size):
+        # of each voxel of the view in the patch, whose borders are at -1 and 1
+        own = torch.arange(length, device=generator.device) * (2 / length) - (1 - 1 / length)
+        along = (scale * signs[axis] if mirror else scale)[:, None] * own + shift[axis][:, None]
+        where.append(along.reshape(count, *(length if n == axis else 1 for n in range(axes))).expand(count, *size))
+    grid = torch.stack(where[::-1], dim=-1)  # grid_sample counts axes from the last
     return functional.grid_sample(patches.float(), grid, padding_mode="border", align_corners=False)
 
 

@@ -94,6 +94,12 @@ class SelmaSSLTrainer(SelmaTrainer):
         self.enable_deep_supervision = False
         # a crop around a foreground voxel may hang over the border, and what nnU-Net pads there would be learnt as background
         self.oversample_foreground_percent = 0.0
+        if self.is_ddp and self.configuration_manager.batch_size % torch.distributed.get_world_size():
+            with plain_errors():
+                raise SelmaError(
+                    f"a batch of {self.configuration_manager.batch_size} cannot be shared equally by {torch.distributed.get_world_size()} "
+                    "GPUs, which pretraining needs; change batch_size in the plans, or -num_gpus"
+                )
         super().initialize()
         if self.configuration_manager.configuration.get(TILE_STORE):
             self.dataset_class = TileStore
@@ -307,15 +313,15 @@ class SelmaSSLTrainer(SelmaTrainer):
         folder = Path(self.output_folder)
         self.pretext.reseed(_VALIDATION_SEED)
         self.pretext.eval()
-        patches = self._validation_batch().to(self.device)
         if isinstance(self.pretext, MaskedInpainting):
+            patches = self._validation_batch().to(self.device)
             visible, target, mask = self.pretext.draw_task(patches)
             with self.autocast():
                 output = bare(self.network)(visible).float()
             shown = (tensor.cpu().numpy() for tensor in (target, visible, output, mask))
             figures.reconstruction_sheet(folder / "reconstruction.png", *shown)
         write_json(folder / SUMMARY, self.summary())
-        self.print_to_log_file(f"Wrote {SUMMARY} and the reconstruction sheet to {folder}")
+        self.print_to_log_file(f"Wrote {SUMMARY} to {folder}")
 
     def _validation_batch(self) -> Tensor:
         """One batch of validation patches, read in this process."""

@@ -1,9 +1,11 @@
 from pathlib import Path
 
 import pytest
+import tifffile
 
-from nnunet_selma.challenge.data import ChallengeData, arrange, held_out_groups
+from nnunet_selma.challenge.data import ChallengeData, arrange, draw, held_out_groups
 from nnunet_selma.conversion.layouts import find_patches
+from nnunet_selma.conversion.volume_tree import find_volumes
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.json_files import read_json
 from nnunet_selma.volumes import open_volume
@@ -37,19 +39,49 @@ def test_test_cubes_are_in_no_training_set(sources, tmp_path):
     origins = read_json(tmp_path / "out" / "origins.json")
     below = {
         part: {origin for link, origin in origins.items() if link.startswith(str(root))}
-        for part, root in (
-            ("train", data.annotated),
-            ("unlabelled", data.unlabelled),
-            ("test", tmp_path / "out" / "test"),
-        )
+        for part, root in (("train", data.annotated), ("unlabelled", data.unlabelled))
     }
-    for cube in ("_1147_", "_3941_"):
-        assert not [one for part in ("train", "unlabelled") for one in below[part] if cube in one]
-        assert len([one for one in below["test"] if cube in one]) == 16  # images and truths
+    for cube in ("1147", "3941"):
+        assert not [one for part in ("train", "unlabelled") for one in below[part] if f"_{cube}_" in one]
+        assert len(list(data.images.glob(f"*_{cube}_*"))) == len(list(data.references.glob(f"*_{cube}_*"))) == 8
     assert not [one for one in below["train"] if "microglia" in one]
     assert len([one for one in below["unlabelled"] if "_1874_" in one]) == 8  # raw, without its labels
     assert len([one for one in below["unlabelled"] if "_1230_" in one]) == 8  # six of them have no label at all
     assert [one for one in below["unlabelled"] if one.endswith("brain.nii.gz")]
+
+
+def test_tissue_of_a_test_cube_under_another_name_is_refused(sources, tmp_path):
+    tested = sources[0][0] / "cFos" / "raw" / "patchvolume_1147_0.nii.gz"
+    (sources[1][0] / "copy.nii.gz").write_bytes(tested.read_bytes())
+    with pytest.raises(
+        SelmaError, match=r"copy\.nii\.gz: shows the same tissue as the test case cfos_neuron_1147_0 \(identical"
+    ):
+        arrange(*sources, tmp_path / "out", test_patches=None)
+
+
+def test_nothing_but_its_own_is_ever_removed(sources, tmp_path):
+    own = tmp_path / "delivr"
+    with pytest.raises(SelmaError, match="holds something else"):
+        arrange(*sources, own, test_patches=None)
+    with pytest.raises(SelmaError, match="holds something else"):
+        arrange(*sources, tmp_path, test_patches=None)
+    with pytest.raises(SelmaError, match="holds something else"):
+        draw(own, seed=0)
+    assert len(list(own.rglob("*.nii.gz"))) > 50
+    arrange(*sources, tmp_path / "out", test_patches=1)
+    arrange(*sources, tmp_path / "out", test_patches=2)  # its own is made anew
+    assert len(list((tmp_path / "out" / "test" / "images").iterdir())) == 4
+
+
+def test_whole_brains_of_one_name_are_kept_apart(sources, tmp_path, rng):
+    for sample in (1, 2):
+        for z in range(3):
+            path = tmp_path / "brains" / "c-Fos_brain_cells" / f"sample{sample}" / "C01" / f"s_{z}.tif"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tifffile.imwrite(path, rng.integers(0, 999, (9, 8)).astype("uint16"))
+    data = arrange(sources[0], [tmp_path / "brains"], tmp_path / "out", test_patches=1)
+    assert len(list((data.unlabelled / "cfos_neuron").glob("volume-*"))) == 2
+    assert len({volume.name for volume in find_volumes(data.unlabelled)}) == len(find_volumes(data.unlabelled))
 
 
 def test_the_trees_are_what_the_converters_take(sources, tmp_path):

@@ -43,7 +43,7 @@ class TestChallenge:
         done = self.run(output)
         assert done.returncode == 0, done.stderr[-3000:]
         page = (output / "results.md").read_text(encoding="utf-8")
-        arms = [*RECIPES, "ours-scratch", "xundj-scratch", "tonyxu-scratch", "wu-scratch"]
+        arms = [*RECIPES, *(f"{name}-scratch" for name in RECIPES)]
         for arm in arms:
             assert f"| {arm} |" in page
             assert {path.name for path in (output / "predictions" / arm / "seed_0").glob("*.nii.gz")} == {

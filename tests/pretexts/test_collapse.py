@@ -24,6 +24,7 @@ def test_the_deviation_of_random_directions_is_one(rng):
     [
         ({"feature_deviation": [0.5, 0.001], "effective_rank": [5.0, 3.0]}, "collapsed"),
         ({"feature_deviation": [0.5, 0.5], "effective_rank": [5.0, 1.01]}, "collapsed"),
+        ({"feature_deviation": [0.001]}, "collapsed"),  # too few samples for a rank
         ({"feature_deviation": [0.001, 0.5], "effective_rank": [1.0, 5.0]}, None),  # the latest counts
         (
             {"reconstruction_error": [0.5, 0.9], "trivial_error": [0.8, 0.8]},

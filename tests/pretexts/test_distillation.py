@@ -70,12 +70,24 @@ def test_gradients_reach_the_student_and_only_it(centring):
     assert all(p.grad is None for p in one.teacher.parameters())
 
 
+def test_sinkhorn_is_for_tokens_and_the_centre_for_views():
+    one = pretext(network(plans()), centring="sinkhorn")
+    one.train()
+    scores = torch.zeros(64, 32)
+    scores[:, 5] = 0.5
+    assert one.sharpened(scores, "view")[0].argmax() == 5
+    assert float(one.view_centre[5]) > 0
+    torch.testing.assert_close(one.sharpened(scores, "token")[0], torch.full((32,), 1 / 32))
+    assert float(one.token_centre.abs().max()) == 0
+
+
 def test_masked_tokens_cover_the_share_that_was_drawn():
     one = pretext(network(plans()), mask_ratio=[0.25, 0.25])
-    masked = one.draw_tokens(5, (4, 4, 4))
+    masked, places = one.draw_tokens(5, (4, 4, 4))
     assert masked.shape == (5, 4, 4, 4)
     assert (masked.flatten(1).sum(1) == 16).all()
     assert not torch.equal(masked[0], masked[1])
+    assert torch.equal(torch.nonzero(masked.flatten()).flatten(), places.sort().values)
 
 
 def test_without_masks_and_small_views_it_is_dino_on_two_views():
