@@ -157,7 +157,7 @@ RECIPES: dict[str, Recipe] = {
                 Difference(
                     what="pretext", paper="BYOL: online and target network, target by exponential moving average, mean squared error of features",
                     here="the same; momentum 0.996 to 1, layer norm in the heads, mean and maximum pooled",
-                    why="batches of two have no statistics for batch norm, and instance norm makes the mean alone the same for all patches",
+                    why="batches of two have no statistics for batch norm, and instance norm leaves little of a patch in the mean alone",
                 ),
                 _volumes("slices converted from TIFF to JPG, stacked to volumes"),
                 _OPTIMISER,

@@ -65,8 +65,8 @@ class Challenge:
         threads = {"OMP_NUM_THREADS": cores, "nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": cores}
         return {**commands.workspace_environment(self.output / "workspace"), **threads}
 
-    def run(self) -> Path:
-        """Everything; returns the page with the tables."""
+    def run(self, pairs: Sequence[tuple[str, str]] | None = None) -> Path:
+        """Everything; returns the page with the tables. `pairs` are the arms to compare, by default each with its own from random weights."""
         environment = self.environment
         folders = Folders(**{name: Path(environment[f"nnUNet_{name}"]) for name in ("raw", "preprocessed", "results")})
         self.demand_same_run()
@@ -75,9 +75,8 @@ class Challenge:
             for arm in self.arms:
                 self.say(f"\n# {arm.name}, seed {seed}")
                 self.run_arm(arm, seed, folders, environment)
-        return write_results(
-            self.output, [arm.name for arm in self.arms], self.references(), self.budgets(folders), self.say
-        )
+        names = [arm.name for arm in self.arms]
+        return write_results(self.output, names, self.references(), self.budgets(folders), self.say, pairs)
 
     def demand_same_run(self) -> None:
         """Note what decides the results; raise `SelmaError` where the folder holds those of another challenge."""

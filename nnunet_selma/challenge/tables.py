@@ -24,7 +24,7 @@ def write_results(
     references: Path,
     budgets: Mapping[str, Mapping[str, int]],
     say: Callable[[str], None],
-    pairs: Mapping[str, str] | None = None,
+    pairs: Sequence[tuple[str, str]] | None = None,
 ) -> Path:
     """Judge all arms, and write `results.md` and the evaluation it is made from; returns the page.
 
@@ -34,7 +34,7 @@ def write_results(
         references: truth, `<case>_seed<n>.nii.gz`.
         budgets: arm to steps and voxels.
         say: prints a line.
-        pairs: arm to the one it is compared with; by default each to its own from random weights.
+        pairs: arms to compare; by default each with its own from random weights.
     """
     say("\n# judging")
     whole = evaluate(
@@ -51,9 +51,9 @@ def write_results(
         "Mean over seeds of the mean over cases, and the lowest and highest seed.",
         as_markdown(of_seeds(whole.scores, rules)),
     ]
-    pairs = {arm: f"{arm}{SCRATCH}" for arm in arms if f"{arm}{SCRATCH}" in arms} if pairs is None else pairs
+    pairs = [(arm, f"{arm}{SCRATCH}") for arm in arms if f"{arm}{SCRATCH}" in arms] if pairs is None else pairs
     parts += ["## Table 6: with and without pretraining"] if pairs else []
-    for arm, other in pairs.items():
+    for arm, other in pairs:
         parts += [
             f"### {arm}, and {other}",
             as_markdown(tables.paired(compare(scores, arm, other, rules), arm, other, rules)),

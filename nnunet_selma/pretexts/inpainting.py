@@ -49,8 +49,16 @@ class MaskedInpainting(Pretext):
     def draw_task(self, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the network sees, what it should answer, and the mask, of a batch (batch, channel, *patch)."""
         mask = self.draw_mask(patches)
-        target = standardised(patches, ~mask) if self.settings.standardise else patches
-        return fill_mask(target, mask, self.settings.fill, self.generator), target, mask
+        shown = self.brought_to_unit(patches, ~mask) if self.settings.standardise else patches
+        return fill_mask(shown, mask, self.settings.fill, self.generator), self.as_answer(shown), mask
+
+    def brought_to_unit(self, patches: Tensor, visible: Tensor) -> Tensor:
+        """Patches by the mean and the deviation of their visible voxels."""
+        return standardised(patches, visible)
+
+    def as_answer(self, patches: Tensor) -> Tensor:
+        """Intensities in the unit in which the network answers."""
+        return patches
 
     def error(self, prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         """What is minimised: the error of the masked voxels, where the settings measure it."""

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunet_selma.masking import block_shape, draw_block_masks, fill_mask
+from nnunet_selma.masking import block_shape, draw_block_masks
 from nnunet_selma.pretexts.base import Task
 from nnunet_selma.pretexts.inpainting import MaskedInpainting, masked_error, standardised
 from nnunet_selma.structure_response import structure_response
@@ -28,16 +28,16 @@ class StructureInpainting(MaskedInpainting):
         super().__init__(task)
         self.structure = task.settings.structure
 
-    def draw_task(self, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the network sees, what it should answer, and the mask, of a batch (batch, channel, *patch).
+    def brought_to_unit(self, patches: Tensor, visible: Tensor) -> Tensor:
+        """Patches by the mean and the deviation of all of their voxels: what masks leave is the background."""
+        return standardised(patches, torch.ones_like(visible))
 
-        Masks hide what is bright, so that patches are standardised by all of their voxels, not by those that are left; and a cell may be tens
-        of standard deviations above its surroundings, so that the answer is the inverse hyperbolic sine of that: linear in the background,
-        logarithmic in what is bright, or a few hidden cells would be the whole loss.
+    def as_answer(self, patches: Tensor) -> Tensor:
+        """The inverse hyperbolic sine: linear in the background, logarithmic in what is bright.
+
+        A cell may be tens of standard deviations above its surroundings; a few hidden cells would be the whole loss.
         """
-        mask = self.draw_mask(patches)
-        shown = standardised(patches, torch.ones_like(mask)) if self.settings.standardise else patches
-        return fill_mask(shown, mask, self.settings.fill, self.generator), torch.asinh(shown), mask
+        return torch.asinh(patches)
 
     def response(self, patches: Tensor, kind: str) -> Tensor:
         """How much each voxel looks like a structure, in units of the patch's mean, (batch, *patch)."""

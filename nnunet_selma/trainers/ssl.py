@@ -66,6 +66,14 @@ def pretext_named(name: str) -> type[Pretext]:
     return found
 
 
+def freeze_untrained(network: nn.Module, pretext: Pretext) -> None:
+    """Freeze what a pretext does not train: nothing decays it, and no process waits for its gradients."""
+    if not pretext.trains_decoder:
+        trained = {id(p) for p in network.get_submodule(pretrained_part(network)).parameters()}
+        for parameter in network.parameters():
+            parameter.requires_grad_(id(parameter) in trained)
+
+
 class Step(nn.Module):
     """Network and pretext as one module, so that DistributedDataParallel sees every gradient, whatever part of them a pretext calls."""
 
@@ -139,11 +147,7 @@ class SelmaSSLTrainer(SelmaTrainer):
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """As for segmentation, over the pretext's own parameters too."""
         self.pretext = self.build_pretext().to(self.device)
-        network = bare(self.network)
-        if not self.pretext.trains_decoder:
-            trained = {id(p) for p in network.get_submodule(pretrained_part(network)).parameters()}
-            for parameter in network.parameters():
-                parameter.requires_grad_(id(parameter) in trained)
+        freeze_untrained(bare(self.network), self.pretext)
         return super().configure_optimizers()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -318,7 +322,7 @@ class SelmaSSLTrainer(SelmaTrainer):
             visible, target, mask = self.pretext.draw_task(patches)
             with self.autocast():
                 output = bare(self.network)(visible).float()
-            shown = (tensor.cpu().numpy() for tensor in (target, visible, output, mask))
+            shown = (tensor.cpu().numpy() for tensor in (target, self.pretext.as_answer(visible), output, mask))
             figures.reconstruction_sheet(folder / "reconstruction.png", *shown)
         write_json(folder / SUMMARY, self.summary())
         self.print_to_log_file(f"Wrote {SUMMARY} to {folder}")

@@ -106,12 +106,12 @@ def test_masks_fall_on_structures_and_hide_as_much_as_before():
 @pytest.mark.parametrize("edge", [4, 8])
 def test_a_preference_does_not_change_how_much_is_hidden(edge):
     """The grid is shifted, and blocks that lie outside of the patch would count if they were drawn less readily."""
-    patches = torch.randn(60, 1, *SHAPE, generator=torch.Generator().manual_seed(0))
+    patches = torch.randn(16, 1, *SHAPE, generator=torch.Generator().manual_seed(0))
     for preference in (0.0, 1.0):
         one = pretext(preference=preference, inpainting={"mask_ratio": 0.6, "block_edges": [edge]})
         hidden = one.draw_mask(patches).float().mean((1, 2, 3, 4))
         assert float(hidden.mean()) == pytest.approx(0.6, abs=0.02)
-        assert float(hidden.max()) < 0.85
+        assert float(hidden.max()) < 0.75
 
 
 def test_hidden_bright_cells_are_not_the_whole_loss():

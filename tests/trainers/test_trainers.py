@@ -7,14 +7,14 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from nnunet_selma import trainers
 from nnunet_selma.cpu.layers import FastConv3d
 from nnunet_selma.pretexts.base import Pretext
-from nnunet_selma.pretexts.inpainting import MaskedInpainting
 from nnunet_selma.trainers.base import bare
 from nnunet_selma.trainers.finetune import SelmaFinetuneTrainer, WarmupPolyLRScheduler
-from nnunet_selma.trainers.ssl import SelmaSSLTrainer, Step
+from nnunet_selma.trainers.ssl import SelmaSSLTrainer, Step, freeze_untrained, pretext_named
 from tests.plans import network, plans
-from tests.pretexts.tasks import task, unknown
+from tests.pretexts.tasks import task
 
 DATASET = {
     "channel_names": {"0": "light sheet"},
@@ -106,15 +106,20 @@ def test_a_checkpoint_is_whole_or_absent(folders, tmp_path, monkeypatch):
     assert (tmp_path / "a.pth").read_bytes() == before
 
 
-def test_no_parameter_waits_for_a_gradient_under_ddp(tmp_path):
+@pytest.mark.parametrize("name", [name for name in trainers.TRAINERS if name.startswith("SelmaSSLTrainer")])
+def test_no_parameter_waits_for_a_gradient_under_ddp(name, tmp_path):
     """DistributedDataParallel refuses a second step if a parameter got no gradient in the first."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        wrapped = DistributedDataParallel(network(plans("128×128×112")))
-        patches = torch.randn(1, 1, 64, 64, 32)
-        step = DistributedDataParallel(Step(wrapped.module, MaskedInpainting(task(wrapped.module))))
+        net = network(plans())
+        pretext = pretext_named(getattr(trainers, name).pretext_class)(task(net))
+        freeze_untrained(net, pretext)
+        wrapped = DistributedDataParallel(net)  # nnU-Net's own, which then only serves its checkpoints
+        step = DistributedDataParallel(Step(wrapped.module, pretext))
+        patches = torch.randn(2, 1, 16, 16, 16)
         for _ in range(3):
-            step(patches, unknown(patches))["inpainting"].backward()
+            torch.stack(list(step(patches, torch.tensor([0, 3])).values())).sum().backward()
+            pretext.after_step(net)
         assert bare(wrapped) is wrapped.module
     finally:
         torch.distributed.destroy_process_group()
@@ -226,8 +231,9 @@ class WaitsForTheDevice(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_no_pretraining_step_waits_for_the_device(folders):
-    one = trainer(SelmaSSLTrainer, folders, cpu={"fast_layers": False})
+@pytest.mark.parametrize("name", [name for name in trainers.TRAINERS if name.startswith("SelmaSSLTrainer")])
+def test_no_pretraining_step_waits_for_the_device(name, folders):
+    one = trainer(getattr(trainers, name), folders, cpu={"fast_layers": False}, structure={"cut_share": 0.5})
     one.initialize()
     batch = {"data": torch.randn(2, 1, 16, 16, 16)}
     one.train_step(batch)  # momentum buffers are made in the first
