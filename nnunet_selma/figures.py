@@ -40,18 +40,34 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def loss_curves(history: Mapping[str, Sequence[float]], path: Path) -> None:
-    """Training and validation loss of a pretraining, the trivial predictor's error beside them, and the learning rate."""
-    figure = _figure(9, 4)
-    losses, rates = figure.subplots(1, 2, width_ratios=(2, 1))
-    epochs = np.arange(1, len(history["train_losses"]) + 1)
-    losses.plot(epochs, history["train_losses"], label="training", color="#1b6ca8")
-    losses.plot(epochs, history["val_losses"], label="validation", color="#d1495b")
-    if "trivial_error" in history:
-        losses.plot(epochs, history["trivial_error"], label="mean of what is visible", color="0.5", linestyle=":")
-    losses.set(xlabel="epoch", ylabel="loss of the pretext task", ylim=(0, None))
-    losses.legend(frameon=False)
-    rates.plot(epochs, history["lrs"], color="0.3")
-    rates.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
+    """Losses of a pretraining, learning rate, reconstruction error beside the trivial one, and every other value of its history."""
+    panels: dict[str, dict[str, str]] = {
+        "loss of the pretext task": {"train_losses": "training", "val_losses": "validation"},
+        "learning rate": {"lrs": ""},
+        "error on masked voxels": {
+            "reconstruction_error": "reconstruction",
+            "trivial_error": "mean of what is visible nearby",
+        },
+    }
+    drawn = {key for lines in panels.values() for key in lines}
+    panels |= {key.replace("_", " "): {key: ""} for key in history if key not in drawn}
+    panels = {title: lines for title, lines in panels.items() if any(key in history for key in lines)}
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = _figure(3.6 * columns, 2.9 * rows)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis, (title, lines) in zip(axes, panels.items(), strict=False):
+        for (key, label), colour in zip(lines.items(), ("#1b6ca8", "#d1495b"), strict=False):
+            if key in history:
+                axis.plot(np.arange(1, len(history[key]) + 1), history[key], label=label or None, color=colour)
+        values = [value for key in lines for value in history.get(key, ())]
+        axis.set(xlabel="epoch", title=title)
+        if values and min(values) >= 0:
+            axis.set_ylim(0, 1.1 * max(max(values), 1e-9))
+        if any(lines.values()):
+            axis.legend(frameon=False, fontsize=8)
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
     _save(figure, path)
 
 

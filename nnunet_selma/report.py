@@ -139,7 +139,7 @@ def findings(summary: Mapping[str, Any], table: Mapping[str, tuple[int, Mapping[
     below = "below" if error < trivial else "not below"
     sentences = [
         f"The pretraining's validation loss {fell}: {first:.3f} after the first epoch, {last:.3f} after the last ({summary['epochs']} epochs).",
-        f"Its error on masked voxels is {error:.3f}, {below} that of filling in the mean of what is visible ({trivial:.3f}).",
+        f"Its error on masked voxels is {error:.3f}, {below} that of filling in the mean of what is visible nearby ({trivial:.3f}).",
     ]
     if better:
         sentences.append(

@@ -35,6 +35,10 @@ def test_a_segmentation_sheet_has_a_row_for_each_case(tmp_path, rng):
 def test_curves(tmp_path):
     history = {"train_losses": [1.0, 0.5], "val_losses": [1.0, 0.6], "trivial_error": [0.9, 0.9], "lrs": [0.01, 0.005]}
     figures.loss_curves(history, tmp_path / "a.png")
+    more = {**history, "reconstruction_error": [0.9, 0.4], "view_agreement": [-0.1, 0.5], "effective_rank": [3.0, 4.0]}
+    figures.loss_curves(more, tmp_path / "c.png")
+    heights = [imread(tmp_path / f"{name}.png").shape[0] for name in "ac"]
+    assert heights[1] > 1.5 * heights[0]  # a second row of panels
     figures.training_curves({"with": {**history, "mean_fg_dice": [0.1, 0.5]}}, tmp_path / "b.png")
     assert imread(tmp_path / "a.png").std() > 0.05
     assert imread(tmp_path / "b.png").std() > 0.05
