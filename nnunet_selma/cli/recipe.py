@@ -61,7 +61,12 @@ def _challenge(chosen: argparse.Namespace) -> int:
 def _common(parser: argparse.ArgumentParser, device: str) -> None:
     parser.add_argument("--device", default=device, choices=("cpu", "cuda", "mps"), help="(default: %(default)s)")
     parser.add_argument(
-        "assignments", nargs="*", metavar="section.setting=value", help="settings that go before the recipe's"
+        "--set",
+        dest="assignments",
+        nargs="+",
+        default=[],
+        metavar="section.setting=value",
+        help="settings that go before the recipe's",
     )
 
 
