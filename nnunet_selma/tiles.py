@@ -104,7 +104,7 @@ def tissue_map(volume: Volume, tile: int) -> TissueMap:
     """
     tiles = grid(volume.shape, tile)
     layers = [list(layer) for _, layer in groupby(tiles, key=lambda one: one.start[0])]
-    unit = _unit(volume)
+    unit = intensity_unit(volume)
     means, deviations = (
         np.concatenate(part) for part in zip(*(_layer_blocks(volume, layer, unit) for layer in layers), strict=True)
     )
@@ -112,7 +112,7 @@ def tissue_map(volume: Volume, tile: int) -> TissueMap:
         raise SelmaError(
             f"{volume.path}: holds NaN or infinite values; replace them (the background's value will do) and try again"
         )
-    threshold = _tissue_threshold(means)
+    threshold = tissue_threshold(means)
     tissue = means > threshold  # (tile, block)
     # the median, because a block that the edge of the tissue cuts has the largest deviation of all
     inside = np.ma.array(deviations, mask=~tissue, dtype=np.float64)  # type: ignore[no-untyped-call]
@@ -145,7 +145,7 @@ def _layer_blocks(
     return np.concatenate(means, axis=1), np.concatenate(deviations, axis=1)
 
 
-def _unit(volume: Volume) -> float:
+def intensity_unit(volume: Volume) -> float:
     """1, or a thousandth of the brightest voxel of the middle slice where that is below 16: images scaled to 0..1 have no counts."""
     if volume.dtype.kind != "f":
         return 1.0
@@ -154,7 +154,7 @@ def _unit(volume: Volume) -> float:
     return brightest / 1000 if 0 < brightest < 16 else 1.0
 
 
-def _tissue_threshold(means: NDArray[np.float32]) -> float:
+def tissue_threshold(means: NDArray[np.float32]) -> float:
     """A threshold between outside and tissue, or `ALL_TISSUE` if the blocks do not fall into two camps."""
     values = means.ravel().astype(np.float64)
     if np.ptp(values) < _LOG_RATIO:

@@ -2,13 +2,15 @@
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from nnunet_selma import commands
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.folders import Folders
+from nnunet_selma.progress import Step
 
 
 def progress(items: Sequence[Any], label: str) -> Iterable[Any]:
@@ -18,6 +20,21 @@ def progress(items: Sequence[Any], label: str) -> Iterable[Any]:
     with tqdm(items, desc=label, dynamic_ncols=True, mininterval=1.0) as bar:
         _bars.append(bar)
         yield from bar
+
+
+@contextmanager
+def meter(total: int, label: str, unit: str) -> Iterator[Step]:
+    """A bar with rate in units a second and time left."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=label, unit=unit, unit_scale=True, dynamic_ncols=True, mininterval=1.0) as bar:
+        _bars.append(bar)
+
+        def step(amount: int, word: str) -> None:
+            bar.set_postfix_str(word, refresh=False)
+            bar.update(amount)
+
+        yield step
 
 
 _bars: list[Any] = []

@@ -1,0 +1,177 @@
+"""A prediction on its way: a folder that any process, on any machine that sees it, can go on with.
+
+    .OUT.ome.zarr.partial/
+        run.json        the settings, the model's fingerprint, the grids of slabs and blocks
+        slabs/          of each slab that was read: its intensities and the brightness of its cells
+        blocks/         of each block that is whole: what was done
+        output/         what becomes OUT.ome.zarr
+    image/          the image in chunks, where the output is to have none
+        probabilities/  what becomes OUT_probabilities.ome.zarr
+
+A slab or block is done when its file is there. Files are written under a temporary name and renamed, after the voxels they speak of.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunet_selma.errors import SelmaError
+from nnunet_selma.json_files import read_json, write_json
+from nnunet_selma.metrics.blocks import Box
+from nnunet_selma.volume_prediction.intensities import Intensities, joined
+from nnunet_selma.volume_prediction.settings import VolumePrediction
+from nnunet_selma.volume_prediction.tissue import Tissue
+from nnunet_selma.volumes.base import Array, ShapeZYX
+
+RUN = "run.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of a run."""
+
+    folder: Path
+
+    @cached_property
+    def _content(self) -> dict[str, Any]:
+        return read_json(self.folder / RUN)
+
+    @cached_property
+    def settings(self) -> VolumePrediction:
+        """What was asked for."""
+        return VolumePrediction.from_json(self._content["settings"])
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the settings led to: shape and type of the volume, grids, model."""
+        facts: dict[str, Any] = self._content["facts"]
+        return facts
+
+    @property
+    def shape(self) -> ShapeZYX:
+        """Of the volume, (z, y, x)."""
+        z, y, x = self.facts["shape"]
+        return z, y, x
+
+    @property
+    def output(self) -> Path:
+        """The OME-Zarr while it is written."""
+        return self.folder / "output"
+
+    @property
+    def labels(self) -> Path:
+        """The label image in it."""
+        return self.output / "labels" / self.settings.name
+
+    @property
+    def probabilities(self) -> Path:
+        """The probabilities while they are written."""
+        return self.folder / "probabilities"
+
+    @property
+    def raw(self) -> Path | None:
+        """The OME-Zarr with the image that blocks are read from; None where the input is in chunks and stays where it is."""
+        if not self.facts["copied"]:
+            return None
+        return self.output if self.settings.raw else self.folder / "image"
+
+    @property
+    def slabs(self) -> list[slice]:
+        """Slices that are read together."""
+        depth, step = self.shape[0], int(self.facts["slab"])
+        return [slice(z, min(z + step, depth)) for z in range(0, depth, step)]
+
+    @cached_property
+    def blocks(self) -> list[Box]:
+        """Boxes that are predicted and written by themselves, in raster order."""
+        edges = self.facts["block"]
+        starts = [range(0, length, edge) for length, edge in zip(self.shape, edges, strict=True)]
+        found = []
+        for start in product(*starts):
+            z, y, x = (slice(a, min(a + e, n)) for a, e, n in zip(start, edges, self.shape, strict=True))
+            found.append((z, y, x))
+        return found
+
+    def slabs_to_do(self) -> list[int]:
+        """Numbers of the slabs that nobody has read yet."""
+        return self._to_do("slabs", ".npz", len(self.slabs))
+
+    def blocks_to_do(self) -> list[int]:
+        """Numbers of the blocks that are not whole yet."""
+        return self._to_do("blocks", ".json", len(self.blocks))
+
+    def _to_do(self, what: str, ending: str, count: int) -> list[int]:
+        done = {name for name in os.listdir(self.folder / what) if name.endswith(ending)}
+        return [index for index in range(count) if f"{index:06d}{ending}" not in done]
+
+    def note_slab(self, index: int, intensities: Intensities, means: Array) -> None:
+        """Say that a slab was read."""
+        path = self.folder / "slabs" / f"{index:06d}.npz"
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        with partial.open("wb") as file:
+            np.savez_compressed(file, means=means, **intensities.as_arrays())  # type: ignore[arg-type]
+        os.replace(partial, path)
+
+    def note_block(self, index: int, record: dict[str, Any]) -> None:
+        """Say that a block is whole."""
+        write_json(self.folder / "blocks" / f"{index:06d}.json", record)
+
+    def block_records(self) -> list[dict[str, Any]]:
+        """What was said about each block that is whole."""
+        return [read_json(path) for path in sorted((self.folder / "blocks").glob("*.json"))]
+
+    @cached_property
+    def intensities(self) -> Intensities:
+        """Of the whole volume; all slabs have been read."""
+        return joined((Intensities.from_arrays(arrays) for arrays in self._slab_files()), axis=0)
+
+    @cached_property
+    def tissue(self) -> Tissue:
+        """What is predicted of the volume; all slabs have been read."""
+        mask = self.folder / "mask.npy"
+        if mask.is_file():
+            return Tissue(np.load(mask))
+        if not self.settings.tissue_only:
+            return Tissue.everywhere(self.shape)
+        return Tissue.from_means(np.concatenate([arrays["means"] for arrays in self._slab_files()]))
+
+    def _slab_files(self) -> list[dict[str, Array]]:
+        found = []
+        for index in range(len(self.slabs)):
+            with np.load(self.folder / "slabs" / f"{index:06d}.npz") as arrays:
+                found.append(dict(arrays))
+        return found
+
+
+def demand_same(run: Run, settings: VolumePrediction, facts: dict[str, Any]) -> None:
+    """Raise `SelmaError` where a run that was interrupted would have had another result."""
+    different = _difference(read_json(run.folder / RUN), content(settings, facts))
+    if different:
+        raise SelmaError(
+            f"{run.folder}: holds an interrupted run with another {different}; repeat the command as it was to go on with it, or add "
+            "--overwrite to begin anew"
+        )
+
+
+def content(settings: VolumePrediction, facts: dict[str, Any]) -> dict[str, Any]:
+    """What `run.json` holds."""
+    whole: dict[str, Any] = json.loads(json.dumps({"format": _FORMAT, "settings": settings.as_json(), "facts": facts}))
+    return whole
+
+
+def _difference(found: dict[str, Any], wanted: dict[str, Any], name: str = "") -> str | None:
+    """The first value that is not the same, by its name."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in dict.fromkeys([*wanted, *found]):
+            different = _difference(found.get(key), wanted.get(key), key.replace("_", " "))  # type: ignore[arg-type]
+            if different:
+                return different
+        return None
+    return None if found == wanted else f"{name} ({found} there, {wanted} now)"

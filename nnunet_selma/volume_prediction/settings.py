@@ -1,0 +1,180 @@
+"""What decides the result of a prediction, and how large a block the memory allows."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from nnunet_selma.errors import SelmaError
+from nnunet_selma.volume_prediction.model import Model, ModelSettings
+from nnunet_selma.volumes import OnBadSlice, stem
+from nnunet_selma.volumes.base import ShapeZYX
+from nnunet_selma.volumes.ome_zarr_writing import OmeZarrVersion
+
+GB = 10**9
+_BASE_BYTES = 1.0 * GB
+"""Python with PyTorch and nnU-Net."""
+_ACTIVATIONS = 8
+"""Feature maps of full resolution that live at once while a tile is computed; the widest stages are those of the decoder."""
+_MOST_BLOCK = 1024
+"""Voxels; with larger blocks hardly a tile less is computed twice, and a killed run loses more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumePrediction:
+    """One prediction of one volume. All of it but `scratch` and memory decides the result."""
+
+    inputs: tuple[Path, ...]
+    """The volume, or its channels in the order of the model's; one OME-Zarr may hold several."""
+    output: Path
+    model: ModelSettings
+    spacing_um_zyx: tuple[float, float, float] | None = None
+    """Instead of what the files say."""
+    level: int = 0
+    """Resolution level of an OME-Zarr."""
+    on_bad_slice: OnBadSlice = "error"
+    tissue_only: bool = True
+    """Leave out what is far from tissue."""
+    mask: Path | None = None
+    """Instead of the tissue that is found: what is above 0."""
+    probabilities: bool = False
+    raw: bool = True
+    """Put the image beside the labels."""
+    name: str = "segmentation"
+    """Of the label image."""
+    version: OmeZarrVersion = "0.5"
+    block: int | None = None
+    """Edge of a block, voxels; None: as large as the memory allows."""
+    max_memory: float = 16.0
+    """GB."""
+
+    @property
+    def beside_input(self) -> bool:
+        """Whether the labels go into the OME-Zarr that is predicted."""
+        return len(self.inputs) == 1 and self.output.resolve() == self.inputs[0].resolve()
+
+    @property
+    def staging(self) -> Path:
+        """Where the run lies until it is complete."""
+        suffix = f"_{self.name}" if self.beside_input else ""
+        return self.output.parent / f".{self.output.name}{suffix}.partial"
+
+    @property
+    def finishing(self) -> Path:
+        """Where it lies while one process completes it."""
+        return self.staging.with_suffix(".finishing")
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, for a file."""
+        content = asdict(self)
+        content["inputs"] = [str(one.resolve()) for one in self.inputs]
+        content["output"] = str(self.output.resolve())
+        content["mask"] = None if self.mask is None else str(self.mask.resolve())
+        content["model"] = {
+            **content["model"],
+            "folder": str(self.model.folder.resolve()),
+            "folds": list(self.model.folds),
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(content))
+        return plain
+
+    @property
+    def products(self) -> dict[str, Path]:
+        """Part of the run's folder to what it becomes; the labels last."""
+        near = self.output.parent / stem(self.output)
+        labels = {f"output/labels/{self.name}": self.output / "labels" / self.name}
+        return {
+            "probabilities": near.with_name(f"{near.name}_probabilities.ome.zarr"),
+            "tiff": near.with_name(f"{near.name}_{self.name}"),
+            **(labels if self.beside_input else {"output": self.output}),
+        }
+
+    @property
+    def record(self) -> Path:
+        """The JSON beside the output that says how it was made."""
+        return self.output.parent / f"{stem(self.output)}_{self.name}.json"
+
+    @staticmethod
+    def from_json(content: Mapping[str, Any]) -> "VolumePrediction":
+        """The reverse."""
+        model = content["model"]
+        spacing = content["spacing_um_zyx"]
+        return VolumePrediction(
+            **{
+                **content,
+                "inputs": tuple(Path(one) for one in content["inputs"]),
+                "output": Path(content["output"]),
+                "mask": None if content["mask"] is None else Path(content["mask"]),
+                "model": ModelSettings(**{**model, "folder": Path(model["folder"]), "folds": tuple(model["folds"])}),
+                "spacing_um_zyx": None if spacing is None else tuple(spacing),
+            }
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """What a block of a model costs."""
+
+    channels: int
+    voxel_bytes: int
+    """Of one channel of the image."""
+    heads: int
+    tile: ShapeZYX
+    features: int
+    """Of the network's first stage."""
+    folds: int = 1
+    probabilities: bool = False
+    scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """Network voxels along an axis for one of the volume."""
+
+    @staticmethod
+    def of(model: Model, voxel_bytes: int, probabilities: bool, scale: tuple[float, float, float]) -> "MemoryPlan":
+        """For a model."""
+        architecture = model.configuration["architecture"]["arch_kwargs"]
+        features = architecture.get("features_per_stage") or [32]
+        return MemoryPlan(
+            channels=len(model.channels), voxel_bytes=voxel_bytes, heads=model.heads, tile=model.tile, features=max(features[0], 16),
+            folds=len(model.settings.folds), probabilities=probabilities, scale=scale,
+        )  # fmt: skip
+
+    def bytes(self, block: ShapeZYX) -> float:
+        """Peak memory of predicting blocks of so many voxels, with the next block's image and the last one's labels beside it."""
+        resampled = self.scale != (1.0, 1.0, 1.0)
+        logits = prod(edge * s + 2 for edge, s in zip(block, self.scale, strict=True))
+        image = prod(edge * s + 2 * t for edge, s, t in zip(block, self.scale, self.tile, strict=True))
+        source = image / prod(self.scale)
+        # uint16 or float as read, float32 normalised; a spline takes two copies in float64
+        images = 2 * self.channels * (source * (self.voxel_bytes + 4) + image * 4 + resampled * 2 * 8 * source)
+        sums = logits * 2 * (self.heads * (1 + (self.folds > 1)) + 1) + logits * self.heads
+        way_back = resampled * prod(block) * self.heads * (8 + 2)
+        results = prod(block) * (2 + self.probabilities * self.heads * 2)
+        network = prod(self.tile) * (self.features * 4 * _ACTIVATIONS + self.heads * 12)
+        return _BASE_BYTES + images + sums + way_back + results + network
+
+    def block(self, shape: ShapeZYX, chunk: int, max_memory: float) -> ShapeZYX:
+        """The largest block of whole chunks within the memory, no longer than the volume along any axis.
+
+        Raises:
+            SelmaError: not even one chunk fits.
+        """
+        edges = range(chunk, _MOST_BLOCK + 1, chunk)
+        fitting = [edge for edge in edges if self.bytes(cut(edge, shape, chunk)) <= max_memory * GB]
+        if not fitting:
+            least = self.bytes(cut(chunk, shape, chunk)) / GB
+            raise SelmaError(
+                f"--max-memory {max_memory:g}: one block of {chunk}³ voxels with this model takes about {least:.1f} GB; give at least that"
+            )
+        return cut(fitting[-1], shape, chunk)
+
+
+def cut(edge: int, shape: ShapeZYX, chunk: int) -> ShapeZYX:
+    """A cube of whole chunks, cut where the volume ends before it does."""
+    z, y, x = (min(edge, -(-length // chunk) * chunk) for length in shape)
+    return z, y, x
+
+
+def chunk_edge(shape: ShapeZYX) -> int:
+    """Edge of a chunk: what a viewer reads at once, and what blocks are made of."""
+    return 128 if max(shape) > 2048 else 64 if max(shape) > 256 else 32

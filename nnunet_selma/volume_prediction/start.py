@@ -1,0 +1,144 @@
+"""How a run begins: what follows from the settings and the files, and the empty images that are filled."""
+
+import os
+import shutil
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from nnunet_selma import __version__
+from nnunet_selma.errors import SelmaError
+from nnunet_selma.json_files import write_json
+from nnunet_selma.volume_prediction.geometry import geometry, spacing_in_plans
+from nnunet_selma.volume_prediction.model import Model
+from nnunet_selma.volume_prediction.run import RUN, Run, content, demand_same
+from nnunet_selma.volume_prediction.settings import GB, MemoryPlan, VolumePrediction, chunk_edge, cut
+from nnunet_selma.volume_prediction.tissue import cells_of_mask
+from nnunet_selma.volume_prediction.work import open_channels, stored_dtype
+from nnunet_selma.volumes import open_volume, stem
+from nnunet_selma.volumes.ome_zarr_writing import ImageLayout, create_image, create_labels
+
+_SLAB = 64
+"""Slices that are read together, where the memory allows."""
+_SLAB_SHARE = 8
+"""Of the memory that a slab's voxels may take; its sums and copies take as much again, several times."""
+_RAW_SHARD = 1024
+_COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
+"""Of classes, red, green, blue: those of Okabe and Ito, which the colour-blind tell apart."""
+
+
+def begun(settings: VolumePrediction, device: str, *, overwrite: bool) -> Run:
+    """The folder of a run with its empty images: a new one, or that of a run that was interrupted.
+
+    A new folder gets its name when it is whole, so that several processes may begin the same run.
+
+    Args:
+        settings: what is asked for.
+        device: where the model is tried.
+        overwrite: begin anew whatever is there.
+
+    Raises:
+        SelmaError: the model is incomplete, the volume does not fit it, or an interrupted run had other settings.
+    """
+    run = Run(settings.staging)
+    if overwrite:
+        for folder in (settings.staging, settings.finishing):
+            shutil.rmtree(folder, ignore_errors=True)
+    elif settings.finishing.is_dir() and not run.folder.exists():
+        settings.finishing.rename(run.folder)  # killed when all blocks were whole
+    model = Model(settings.model, device)
+    found = _facts(settings, model)
+    if run.folder.exists():
+        demand_same(run, settings, found)
+        return run
+    new = Run(run.folder.with_name(f"{run.folder.name}.{os.getpid()}"))
+    shutil.rmtree(new.folder, ignore_errors=True)
+    for part in ("slabs", "blocks"):
+        (new.folder / part).mkdir(parents=True)
+    write_json(new.folder / RUN, content(settings, found))
+    _make_images(new, model)
+    try:
+        new.folder.rename(run.folder)
+    except OSError:  # another process was faster
+        shutil.rmtree(new.folder)
+        demand_same(run, settings, found)
+    return run
+
+
+def _facts(settings: VolumePrediction, model: Model) -> dict[str, Any]:
+    """What makes the result besides the settings, and the grids of slabs and blocks."""
+    volumes = open_channels(settings, len(model.channels))
+    first = volumes[0]
+    shape, dtype = first.shape, stored_dtype(volumes)
+    spacing = settings.spacing_um_zyx or first.spacing_um_zyx
+    z, y, x = (slice(0, length) for length in shape)
+    unit = spacing_in_plans(spacing, model.configuration, model.plans)
+    grids = geometry(model.configuration, model.transpose, (z, y, x), unit, model.tile, settings.model.step_size)
+    scale = [1.0, 1.0, 1.0]
+    for axis, own in enumerate(model.transpose):
+        scale[own] = grids.tiling.shape[axis] / grids.forward.before[axis]
+    chunk = chunk_edge(shape)
+    if settings.block is None:
+        plan = MemoryPlan.of(model, dtype.itemsize, settings.probabilities, (scale[0], scale[1], scale[2]))
+        block = plan.block(shape, chunk, settings.max_memory)
+    else:
+        chunk = min(chunk, settings.block)
+        block = cut(settings.block, shape, chunk)
+        if settings.block % chunk:
+            raise SelmaError(f"--block {settings.block}: give a multiple of {chunk} voxels")
+    copied = (first.plane_wise and not settings.beside_input) or (settings.raw and not settings.beside_input)
+    slab = _SLAB
+    while (
+        copied
+        and slab > 1
+        and slab * shape[1] * shape[2] * dtype.itemsize * len(volumes) * _SLAB_SHARE > settings.max_memory * GB
+    ):
+        slab //= 2
+    return {
+        "shape": list(shape), "dtype": str(dtype), "channels": len(volumes), "spacing_um_zyx": None if spacing is None else list(spacing),
+        "model": settings.model.fingerprint(), "block": list(block), "chunk": chunk, "slab": slab, "copied": copied,
+        "versions": {"nnunet_selma": __version__, "nnunetv2": version("nnunetv2")},
+    }  # fmt: skip
+
+
+def _make_images(run: Run, model: Model) -> None:
+    """The images of a run, empty."""
+    settings, facts = run.settings, run.facts
+    spacing = None if facts["spacing_um_zyx"] is None else tuple(facts["spacing_um_zyx"])
+    chunk = facts["chunk"]
+    block = tuple(facts["block"])
+    common: dict[str, Any] = {"shape": run.shape, "spacing_um_zyx": spacing, "version": settings.version}
+    if run.raw is not None:
+        first = open_channels(settings, facts["channels"])[0]
+        middle = first.read(slice(run.shape[0] // 2, run.shape[0] // 2 + 1))
+        low, high = (float(value) for value in np.percentile(middle, (0.1, 99.9)))
+        flat = min(chunk, 128)
+        across = max(flat, min(_RAW_SHARD, -(-max(run.shape[1:]) // flat) * flat))
+        create_image(
+            run.raw,
+            ImageLayout(
+                dtype=np.dtype(facts["dtype"]), shard_zyx=(facts["slab"], across, across), chunk_zyx=(min(facts["slab"], chunk), flat, flat),
+                reduction="mean", name=stem(settings.output), window=(low, high) if high > low else None, channels=model.channels if facts["channels"] > 1 else (), **common,
+            ),
+        )  # fmt: skip
+    classes = model.classes
+    colours = {
+        value: (name, (*_COLOURS[place % len(_COLOURS)], 255)) for place, (value, name) in enumerate(classes.items())
+    }
+    cube: dict[str, Any] = {"shard_zyx": block, "chunk_zyx": (chunk, chunk, chunk)}
+    create_image(
+        run.labels,
+        ImageLayout(dtype=model.label_dtype, reduction="mode", name=settings.name, label_colours=colours, **cube, **common),
+    )  # fmt: skip
+    create_labels(run.output, [settings.name], settings.version)
+    if settings.probabilities:
+        create_image(
+            run.probabilities,
+            ImageLayout(
+                dtype=np.dtype(np.uint8), reduction="mean", name=f"probability of {', '.join(classes.values())}",
+                channels=tuple(classes.values()), **cube, **common,
+            ),
+        )  # fmt: skip
+    if settings.mask is not None:
+        np.save(run.folder / "mask.npy", cells_of_mask(open_volume(settings.mask), run.shape))

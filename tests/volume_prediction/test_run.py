@@ -1,0 +1,197 @@
+"""Killed, shared out, done twice: a run has the result of an undisturbed one."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tifffile
+
+from nnunet_selma import cli
+from nnunet_selma.errors import SelmaError
+from nnunet_selma.json_files import read_json
+from nnunet_selma.volume_prediction import Execution, VolumePrediction, predict_volume
+from nnunet_selma.volumes import open_volume
+from tests.volume_prediction.models import texture, write_model
+
+SHAPE = (50, 60, 120)
+
+
+def write_slices(folder, voxels):
+    folder.mkdir()
+    for number, plane in enumerate(voxels):
+        tifffile.imwrite(folder / f"z{number:04d}.tif", plane)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def brain(tmp_path_factory):
+    """A brain of TIFF slices, half of it empty, a model, and what an undisturbed run makes of it."""
+    root = tmp_path_factory.mktemp("brain")
+    rng = np.random.default_rng(3)
+    voxels = texture(rng, SHAPE)[0]
+    voxels[:, :, 38:] = rng.integers(1, 9, voxels[:, :, 38:].shape)
+    settings = VolumePrediction(
+        inputs=(write_slices(root / "slices", voxels),), output=root / "whole.ome.zarr", model=write_model(root / "model"),
+        spacing_um_zyx=(4.0, 2.0, 2.0), block=32,
+    )  # fmt: skip
+    predict_volume(settings, Execution())
+    return settings
+
+
+def segmentation(settings):
+    return open_volume(settings.output / "labels" / settings.name).read()
+
+
+def command(settings, output, *more):
+    """The same prediction typed by a user."""
+    model = ["-m", str(settings.model.folder), "--block", "32", "--spacing", "4,2,2"]
+    return ["predict-volume", str(settings.inputs[0]), "-o", str(output), *model, *more]
+
+
+def process(arguments):
+    return subprocess.Popen([sys.executable, "-m", "nnunet_selma.cli", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def assert_same(settings, output):
+    other = replace(settings, output=output)
+    assert np.array_equal(segmentation(other), segmentation(settings))
+    image, expected = (open_volume(one.output) for one in (other, settings))
+    assert np.array_equal(image.read(), expected.read())
+    assert image.spacing_um_zyx == expected.spacing_um_zyx
+
+
+def test_the_image_and_both_records_are_there(brain):
+    assert np.array_equal(open_volume(brain.output).read(), open_volume(brain.inputs[0]).read())
+    assert open_volume(brain.output).spacing_um_zyx == (4.0, 2.0, 2.0)
+    record = read_json(brain.record)
+    assert record["result"]["blocks"] == 2 * 2 * 4
+    assert record["result"]["foreground"] == np.count_nonzero(segmentation(brain))
+    assert not list(brain.output.parent.glob(".*"))
+
+
+def test_empty_space_is_skipped_and_the_rest_is_as_if_it_were_not(brain, tmp_path):
+    everything = replace(brain, output=tmp_path / "all.ome.zarr", tissue_only=False)
+    record, skipped = predict_volume(everything, Execution()), read_json(brain.record)
+    assert skipped["result"]["tissue share"] < 0.8
+    assert skipped["result"]["tiles"] < 0.8 * record["result"]["tiles"]
+    assert skipped["result"]["blocks without tissue"] == 2 * 2 * 2
+    differ = (segmentation(brain) != segmentation(everything)).any(axis=(0, 1))
+    assert not differ[: 3 * 16].any()  # the last cell with tissue ends here
+    assert differ[-16:].any()
+
+
+def test_a_mask_says_where_to_predict(brain, tmp_path):
+    mask = np.zeros((10, 12, 24), np.uint8)
+    mask[:5] = 1
+    tifffile.imwrite(tmp_path / "mask.tif", mask)
+    masked = replace(brain, output=tmp_path / "masked.ome.zarr", mask=tmp_path / "mask.tif")
+    predict_volume(masked, Execution())
+    labels = segmentation(masked)
+    assert np.array_equal(labels[:25, :, :48], segmentation(brain)[:25, :, :48])
+    assert not labels[32:].any()  # the mask's half ends within a cell of 8 slices
+
+
+def test_a_killed_run_goes_on(brain, tmp_path):
+    output = tmp_path / "killed.ome.zarr"
+    staging = replace(brain, output=output).staging
+    for blocks in (1, 5):
+        running = process(command(brain, output))
+        while running.poll() is None and len(list(staging.glob("blocks/*.json"))) < blocks:
+            time.sleep(0.02)
+        running.send_signal(signal.SIGKILL)
+        running.wait()
+    assert not output.exists()
+    assert 5 <= len(list(staging.glob("blocks/*.json"))) < 16
+    assert cli.main(command(brain, output)) == 0
+    assert_same(brain, output)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_shares_make_the_whole_in_any_order(brain, tmp_path, capsys):
+    output = tmp_path / "shared.ome.zarr"
+    for share in ("1/2", "0/2"):
+        assert not output.exists()
+        assert cli.main(command(brain, output, "--shard", share)) == 0
+    assert "of others are not" in capsys.readouterr().out
+    assert_same(brain, output)
+
+
+def test_a_cluster_that_loses_a_worker_makes_the_whole(brain, tmp_path):
+    distributed = pytest.importorskip("distributed")
+    output = tmp_path / "cluster.ome.zarr"
+    staging = replace(brain, output=output).staging
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, memory_limit=0) as cluster:
+        running = process(command(brain, output, "--scheduler", cluster.scheduler_address))
+        while running.poll() is None and not list(staging.glob("blocks/*.json")):
+            time.sleep(0.02)
+        os.kill(next(iter(cluster.workers.values())).pid, signal.SIGKILL)
+        _, errors = running.communicate(timeout=300)
+    assert running.returncode == 0, errors.decode()
+    assert_same(brain, output)
+
+
+def test_the_same_command_again_finds_it_complete(brain, capsys):
+    assert cli.main(command(brain, brain.output)) == 0
+    assert "complete already" in capsys.readouterr().out
+
+
+def test_an_output_of_another_run_is_not_mixed_with_this_one(brain, tmp_path, capsys):
+    assert cli.main(command(brain, brain.output, "-step_size", "0.8")) == 2
+    assert "exists already" in capsys.readouterr().err
+    output = tmp_path / "other.ome.zarr"
+    running = process(command(brain, output))
+    staging = replace(brain, output=output).staging
+    while running.poll() is None and not list(staging.glob("blocks/*.json")):
+        time.sleep(0.02)
+    running.kill()
+    running.wait()
+    assert cli.main(command(brain, output, "-step_size", "0.8")) == 2
+    assert "another step size (0.5 there, 0.8 now)" in capsys.readouterr().err
+    assert cli.main(command(brain, output, "-step_size", "0.8", "--overwrite")) == 0
+    assert read_json(replace(brain, output=output).record)["settings"]["model"]["step_size"] == 0.8
+
+
+def test_a_slice_that_cannot_be_read_is_named_and_what_was_done_is_kept(brain, tmp_path, capsys):
+    slices = write_slices(tmp_path / "slices", open_volume(brain.inputs[0]).read())
+    bad = slices / "z0040.tif"
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[: len(whole) // 2])
+    own = replace(brain, inputs=(slices,), output=tmp_path / "out.ome.zarr", max_memory=0.0012)
+    arguments = command(own, own.output)
+    assert cli.main(arguments) == 2
+    assert "z0040.tif" in capsys.readouterr().err
+    assert not own.output.exists()
+    bad.write_bytes(whole)
+    assert cli.main(arguments) == 0
+    assert np.array_equal(segmentation(own), segmentation(brain))
+
+
+def test_labels_go_into_an_input_that_is_an_ome_zarr(brain, tmp_path):
+    import shutil
+
+    own = tmp_path / "own.ome.zarr"
+    shutil.copytree(brain.output, own)
+    beside = replace(brain, inputs=(own,), output=own, name="again", spacing_um_zyx=None)
+    predict_volume(beside, Execution())
+    assert np.array_equal(segmentation(beside), segmentation(brain))
+    assert np.array_equal(segmentation(replace(brain, output=own)), segmentation(brain))
+
+
+def test_probabilities_slices_and_labels_alone(brain, tmp_path):
+    alone = replace(brain, output=tmp_path / "alone.ome.zarr", probabilities=True, raw=False, version="0.4")
+    predict_volume(alone, Execution(also_tiff=True))
+    labels = segmentation(alone)
+    assert np.array_equal(labels, segmentation(brain))
+    probable = open_volume(tmp_path / "alone_probabilities.ome.zarr").read()
+    clear = np.abs(probable.astype(int) - 127) > 2
+    assert clear.any()
+    assert np.array_equal((probable > 127)[clear], labels[clear] == 1)
+    slices = open_volume(tmp_path / "alone_segmentation")
+    assert np.array_equal(slices.read(), labels)
+    with pytest.raises(SelmaError):
+        open_volume(alone.output)
