@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import judging, loading, table, training
+from benchmarks import judging, loading, table, training, whole_volume
 from benchmarks.pairs import compare
 from nnunet_selma.json_files import write_json
 
@@ -29,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         *loading.comparisons(chosen.quick),
         *loading.conversion_comparisons(chosen.quick),
         *judging.comparisons(chosen.quick),
+        *whole_volume.comparisons(chosen.quick),
     ]
     wanted = [one for one in every if not chosen.names or one.name.startswith(tuple(chosen.names))]
     chosen.results.mkdir(parents=True, exist_ok=True)

@@ -57,37 +57,35 @@ def _forwarded() -> dict[str, str]:
 
 def finished(
     client: Any, work: Work[Task, Result], tasks: Sequence[Task]
-) -> Generator[tuple[Task, Result], None, None]:
-    """Every task with its result, as they finish; what a worker that dies was doing is done by another.
+) -> Generator[tuple[int, int, Result], None, None]:
+    """The number of every task, its steps and its result, as they finish; what a worker that dies was doing is done by another.
 
     Raises:
         SelmaError: from a task, or a task that four workers died of; the other tasks are cancelled.
     """
     distributed: Any = import_module("distributed")
-
-    futures = {client.submit(_whole, work, task, pure=False): task for task in tasks}
+    futures = {client.submit(_whole, work, task, pure=False): number for number, task in enumerate(tasks)}
     try:
         for future in distributed.as_completed(list(futures)):
             try:
-                result = future.result()
+                steps, result = future.result()
             except distributed.KilledWorker as error:
                 raise SelmaError(
                     "workers ended all of a sudden, most likely for want of memory; give them more, or a smaller --max-memory, and run the "
                     "command again, which goes on from here"
                 ) from error
-            task = futures.pop(future)
+            number = futures.pop(future)
             future.release()  # or it would be done again where the worker that did it dies later
-            yield task, result
+            yield number, steps, result
     finally:
         client.cancel(list(futures))
 
 
-def _whole(work: Work[Task, Result], task: Task) -> Result:
-    """Do a task to its end, without reporting its steps."""
-    steps = work(task)
+def _whole(work: Work[Task, Result], task: Task) -> tuple[int, Result]:
+    """Do a task to its end; returns its steps and its result."""
+    steps, doing = 0, work(task)
     while True:
         try:
-            next(steps)
+            steps += next(doing)
         except StopIteration as end:
-            result: Result = end.value
-            return result
+            return steps, end.value

@@ -32,6 +32,7 @@ def run_tasks(
     workers: int,
     label: str,
     progress: Progress[Any] = silent,
+    scheduler: str | None = None,
 ) -> list[Result]:
     """Do every task, up to `workers` at a time, each in a process of its own; returns the results in the order of the tasks.
 
@@ -44,15 +45,19 @@ def run_tasks(
         workers: most processes at a time.
         label: what the progress bar is called.
         progress: shows the steps.
+        scheduler: of a Dask cluster (`cluster.connected`) that does them instead of processes here.
 
     Raises:
         SelmaError: from a task; the others are stopped.
     """
     bar = iter(progress(range(steps), label))
     results: list[Result] = []
-    counts = (
-        _here(work, tasks, results) if min(workers, len(tasks)) < 2 else _in_processes(work, tasks, results, workers)
-    )
+    if scheduler is not None:
+        counts = _on_cluster(work, tasks, results, scheduler)
+    elif min(workers, len(tasks)) < 2:
+        counts = _here(work, tasks, results)
+    else:
+        counts = _in_processes(work, tasks, results, workers)
     with closing(counts):  # stops the processes where showing progress is interrupted
         for count in counts:
             for _ in range(count):
@@ -65,6 +70,19 @@ def run_tasks(
 def _here(work: Work[Task, Result], tasks: Sequence[Task], results: list[Result]) -> Generator[int, None, None]:
     for task in tasks:
         results.append((yield from work(task)))
+
+
+def _on_cluster(
+    work: Work[Task, Result], tasks: Sequence[Task], results: list[Result], scheduler: str
+) -> Generator[int, None, None]:
+    from nnunet_selma.cluster import connected, finished
+
+    done: dict[int, Result] = {}
+    with connected(scheduler) as client:
+        for number, steps, result in finished(client, work, tasks):
+            done[number] = result
+            yield steps
+    results.extend(done[number] for number in range(len(tasks)))
 
 
 def _in_processes(

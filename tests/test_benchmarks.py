@@ -6,7 +6,7 @@ import statistics
 
 import pytest
 
-from benchmarks import judging, loading, table, training
+from benchmarks import judging, loading, table, training, whole_volume
 from benchmarks.__main__ import PAGE, main
 from benchmarks.pairs import Comparison, Side, compare
 
@@ -17,6 +17,7 @@ NAMES = [
         *loading.comparisons(),
         *loading.conversion_comparisons(),
         *judging.comparisons(),
+        *whole_volume.comparisons(),
     )
 ]
 
@@ -31,7 +32,7 @@ def own_environment(monkeypatch):
     "names",
     [
         ["step_", "loaded_", "overhead_", "judge_"],
-        pytest.param(["first_", "patches_", "disk_", "convert_", "memory"], marks=pytest.mark.slow),
+        pytest.param(["first_", "patches_", "disk_", "convert_", "memory", "volume_", "objects_"], marks=pytest.mark.slow),
     ],
 )
 def test_every_benchmark_runs(names, tmp_path, own_environment, capsys):

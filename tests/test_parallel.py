@@ -43,6 +43,32 @@ def test_results_come_in_the_order_of_the_tasks_and_every_step_is_shown(workers)
     assert all((pid == os.getpid()) == (workers == 1) for _, pid in results)
 
 
+def test_a_cluster_gives_the_same():
+    pytest.importorskip("distributed")
+    seen = []
+    results = run_tasks(
+        count,
+        [3, 1, 2],
+        steps=6,
+        workers=1,
+        label="",
+        progress=lambda items, _: seen.append(len(items)) or items,
+        scheduler="local:2",
+    )
+    assert [task for task, _ in results] == [3, 1, 2]
+    assert all(pid != os.getpid() for _, pid in results)
+    assert seen == [6]
+    with pytest.raises(SelmaError, match="task 2 cannot be done"):
+        run_tasks(fail, [2], steps=1, workers=1, label="", scheduler="local:1")
+
+
+@pytest.mark.parametrize(("scheduler", "said"), [("local:none", "local:N"), ("tcp://127.0.0.1:9", "nobody answers")])
+def test_a_scheduler_that_is_none_is_an_error_with_a_remedy(scheduler, said):
+    pytest.importorskip("distributed")
+    with pytest.raises(SelmaError, match=said):
+        run_tasks(count, [1], steps=1, workers=1, label="", scheduler=scheduler)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_first_error_stops_the_others(workers):
     started = time.monotonic()

@@ -68,3 +68,12 @@ def workers_argument(parser: Any, what: str) -> None:
         default=min(MOST_WORKERS, usable_cores()),
         help=f"processes; {what} (default: %(default)s)",
     )
+
+
+def scheduler_argument(parser: Any) -> None:
+    """A Dask cluster."""
+    parser.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="a Dask cluster does it: tcp://HOST:PORT, or local:N for N processes here",
+    )

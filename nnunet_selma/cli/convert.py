@@ -5,7 +5,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nnunet_selma.cli.arguments import Structures, path, source_plans_arguments, spacing, workers_argument
+from nnunet_selma.cli.arguments import (
+    Structures,
+    path,
+    scheduler_argument,
+    source_plans_arguments,
+    spacing,
+    workers_argument,
+)
 from nnunet_selma.cli.shell import folders, progress
 from nnunet_selma.conversion.annotated import AnnotatedSettings, convert_annotated
 from nnunet_selma.conversion.inspection import as_text, inspect
@@ -58,7 +65,9 @@ def _convert_unannotated(chosen: argparse.Namespace) -> int:
     )  # fmt: skip
     where = folders()
     store = _store(chosen)
-    manifest = convert_unannotated(chosen.source, settings, where, progress, store=store, workers=chosen.workers)
+    manifest = convert_unannotated(
+        chosen.source, settings, where, progress, store=store, workers=chosen.workers, scheduler=chosen.scheduler
+    )
     for name, volume in manifest["volumes"].items():
         for warning in [*volume["warnings"], *(f"interpolated {s}" for s in volume["interpolated_slices"])]:
             print(f"  {name}: {warning}")
@@ -176,6 +185,7 @@ def _unannotated_arguments(parser: argparse.ArgumentParser) -> None:
         "--on-bad-slice", choices=("error", "interpolate"), default=defaults.on_bad_slice, help="(default: %(default)s)"
     )
     workers_argument(parser, "each takes about 1.3 GB, more where one tile is larger")
+    scheduler_argument(parser)
     parser.add_argument(
         "--to",
         choices=("raw", "preprocessed"),

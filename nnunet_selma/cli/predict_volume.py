@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from nnunet_selma.cli.arguments import path, voxel_size
+from nnunet_selma.cli.arguments import path, scheduler_argument, voxel_size
 from nnunet_selma.cli.shell import folders, meter, progress
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.ext_trainers import FOLDER as TRAINER_FOLDER
@@ -133,7 +133,7 @@ def add_to(parts: Any) -> None:
     )
     parser.add_argument("--block", type=int, metavar="VOXELS", help="edge of a block (default: what the memory allows)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda", "mps"), help="(default: %(default)s)")
-    parser.add_argument("--scheduler", metavar="ADDRESS", help="Dask: tcp://HOST:PORT, or local:N for N processes here")
+    scheduler_argument(parser)
     parser.add_argument("--shard", metavar="I/N", help="do the i-th of n shares, from 0: one job of a SLURM array")
     parser.add_argument("--overwrite", action="store_true", help="begin anew, and replace what is there")
     parser.set_defaults(run=_predict_volume)

@@ -89,6 +89,7 @@ def convert_unannotated(
     *,
     store: StoreSettings | None = None,
     workers: int = 1,
+    scheduler: str | None = None,
 ) -> dict[str, Any]:
     """Write a dataset of tiles rich in signal; returns the manifest.
 
@@ -138,7 +139,7 @@ def convert_unannotated(
         raise SelmaError(
             f"{source}: no tile holds {settings.tiles.min_foreground:.0%} tissue; choose a lower --min-foreground or a smaller --tile"
         )
-    for name, repaired in _convert(tasks, workers, progress).items():
+    for name, repaired in _convert(tasks, workers, scheduler, progress).items():
         facts[name]["interpolated_slices"] = sorted({*facts[name]["interpolated_slices"], *repaired})
     stains = (
         ["light sheet"]
@@ -169,12 +170,14 @@ def _store_dataset(
     return PreprocessedDataset(folders.preprocessed, folder_name, plans, identity)
 
 
-def _convert(tasks: Sequence[SlabTask], workers: int, progress: Progress[Any]) -> dict[str, set[str]]:
+def _convert(
+    tasks: Sequence[SlabTask], workers: int, scheduler: str | None, progress: Progress[Any]
+) -> dict[str, set[str]]:
     """Do all tasks; returns which slices of each volume stand interpolated."""
     small = sum(task.bytes for task in tasks) < _WORTH_PROCESSES
     done = run_tasks(
         convert_slab, tasks, steps=sum(task.steps for task in tasks), workers=1 if small else workers,
-        label="converting slices", progress=progress,
+        label="converting slices", progress=progress, scheduler=scheduler,
     )  # fmt: skip
     repaired: dict[str, set[str]] = {}
     for task, names in zip(tasks, done, strict=True):

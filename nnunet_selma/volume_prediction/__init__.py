@@ -131,8 +131,8 @@ def _read(run: Run, execution: Execution, client: Any, meter: Meter) -> None:
 def _each(work: Work[Any, None], tasks: Sequence[Any], client: Any) -> Iterator[int]:
     """Do tasks, here or on a cluster; yields their numbers as they are done."""
     if client is not None:
-        for task, _ in finished(client, work, tasks):
-            yield task.index
+        for number, _, _ in finished(client, work, tasks):
+            yield tasks[number].index
         return
     for task in tasks:
         if isinstance(task, SlabTask) and task.index not in Run(task.folder).slabs_to_do():

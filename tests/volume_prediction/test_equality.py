@@ -1,7 +1,5 @@
 """Blocks give what `nnUNetv2_predict` gives for the whole volume."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -80,7 +78,12 @@ def test_blocks_give_what_nnunet_gives(case, tmp_path, rng):
     inputs = tuple(write_image(tmp_path / f"brain_{i}.nii.gz", one) for i, one in enumerate(image))
     whole = stock(settings, image, spacing or (1.0, 1.0, 1.0))
     prediction = VolumePrediction(
-        inputs=inputs, output=tmp_path / "brain.ome.zarr", model=settings, spacing_um_zyx=spacing, tissue_only=False, block=32
+        inputs=inputs,
+        output=tmp_path / "brain.ome.zarr",
+        model=settings,
+        spacing_um_zyx=spacing,
+        tissue_only=False,
+        block=32,
     )
     record = predict_volume(prediction, Execution())
     ours = open_volume(tmp_path / "brain.ome.zarr" / "labels" / "segmentation").read()

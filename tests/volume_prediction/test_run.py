@@ -54,7 +54,9 @@ def command(settings, output, *more):
 
 
 def process(arguments):
-    return subprocess.Popen([sys.executable, "-m", "nnunet_selma.cli", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, "-m", "nnunet_selma.cli", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
 
 
 def assert_same(settings, output):

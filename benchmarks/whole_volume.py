@@ -1,0 +1,215 @@
+"""Whole volumes: against `nnUNetv2_predict`, and components across blocks against those of a whole array.
+
+A side runs one command in a process of its own and returns its seconds, or the most memory it had at a time.
+"""
+
+import atexit
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+from benchmarks.pairs import Comparison, Measure, Side
+from benchmarks.workspace import DATASET, Plan
+from nnunet_selma.conversion.raw_dataset import write_nifti
+from nnunet_selma.json_files import write_json
+from nnunet_selma.volumes.base import Array
+
+_PLAN = Plan(patch=(32, 32, 32), features=(8, 16, 32), batch=2)
+_PINNED = {"OMP_NUM_THREADS": "1", "nnUNet_def_n_proc": "1", "nnUNet_n_proc_DA": "0"}
+_EDGES = {"1": 96, "8": 192, "27": 288}
+"""How much larger a volume is than the smallest, to the edge of a cube."""
+_EMPTY = 0.6
+"""Share of a volume with empty space that is empty."""
+
+
+def comparisons(quick: bool = False) -> list[Comparison]:
+    """Time and memory with volume size, empty space, and components; `quick` takes volumes of 48³."""
+    found = []
+    for times, edge in _EDGES.items():
+        for what, unit in (("seconds", "s"), ("memory", "MB")):
+            found.append(_prediction(f"volume_{what}_{times}", what, unit, 48 if quick else edge, quick, empty=False))
+    found.append(_prediction("volume_empty", "seconds", "s", 48 if quick else 192, quick, empty=True))
+    for other, label in ((start_cc3d, "cc3d on the array in memory"), (start_dask, "dask_image.ndmeasure.label")):
+        edge = 64 if quick else 384
+        found.append(
+            Comparison(
+                name=f"objects_{other.__name__.removeprefix('start_')}", what=f"labelling {edge}³ voxels of spots, file to count",
+                ours=Side(label="components by blocks of 128³", start=start_blocks, arguments={"edge": edge}, environment=_PINNED),
+                other=Side(label=label, start=other, arguments={"edge": edge}, environment=_PINNED), target=0.5,
+                repetitions=1 if quick else 5,
+            )
+        )  # fmt: skip
+    return found
+
+
+def _prediction(name: str, cost: str, unit: str, edge: int, quick: bool, *, empty: bool) -> Comparison:
+    space = f", {_EMPTY:.0%} of it empty" if empty else ""
+    sides = [
+        Side(label=label, start=start, arguments={"edge": edge, "empty": empty, "cost": cost}, environment=_PINNED)
+        for label, start in (("predict-volume", start_ours), ("nnUNetv2_predict", start_stock))
+    ]
+    return Comparison(
+        name=name, what=f"{'peak memory of' if cost == 'memory' else 'segmenting'} a volume of {edge}³{space}", ours=sides[0], other=sides[1],
+        unit=unit, target=2.0 if empty else 0.0, repetitions=1 if quick or cost == "memory" or edge > 200 else 3,
+    )  # fmt: skip
+
+
+def volume(edge: int, *, empty: bool) -> Array:
+    """Blobs, uint16, (z, y, x); dark along x beyond what is tissue."""
+    rng = np.random.default_rng(0)
+    blobs = gaussian_filter(rng.random((edge,) * 3, np.float32), 2.0)
+    image = 300 + 3000 * (blobs - blobs.min()) / np.ptp(blobs)
+    if empty:
+        first = round(edge * (1 - _EMPTY))
+        image[:, :, first:] = rng.integers(2, 12, (edge, edge, edge - first))
+    return np.asarray(image, np.uint16)
+
+
+def _model(folder: Path) -> Path:
+    """A model of random weights."""
+    import torch
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    content = _PLAN.content()
+    manager = PlansManager(content)
+    torch.manual_seed(0)
+    network = nnUNetTrainer.build_network_architecture(
+        manager, manager.get_configuration("3d_fullres"), 1, 2, enable_deep_supervision=False
+    )
+    (folder / "fold_0").mkdir(parents=True)
+    write_json(folder / "plans.json", content)
+    write_json(folder / "dataset.json", DATASET)
+    torch.save(
+        {
+            "network_weights": network.state_dict(), "trainer_name": "nnUNetTrainer", "init_args": {"configuration": "3d_fullres"},
+            "inference_allowed_mirroring_axes": (0, 1, 2),
+        },
+        folder / "fold_0" / "checkpoint_final.pth",
+    )  # fmt: skip
+    return folder
+
+
+def start_ours(edge: int, empty: bool, cost: str) -> Measure:
+    """predict-volume, from one NIfTI, with blocks of at most 128³."""
+    root = _prepared(edge, empty)
+    # what fits, but no more than 128: of volumes this small a larger block would be the whole
+    command = [
+        "-m", "nnunet_selma.cli", "predict-volume", str(root / "in" / "brain_0000.nii.gz"), "-o", str(root / "ours.ome.zarr"), "-m", str(root / "model"),
+        "--overwrite", "--block", "128",
+    ]  # fmt: skip
+    return _measured(command, cost)
+
+
+def start_stock(edge: int, empty: bool, cost: str) -> Measure:
+    """nnUNetv2_predict, everything in one process."""
+    root = _prepared(edge, empty)
+    code = "from nnunetv2.inference.predict_from_raw_data import predict_entry_point_modelfolder as run; run()"
+    command = [
+        "-c", code, "-i", str(root / "in"), "-o", str(root / "out"), "-m", str(root / "model"), "-f", "0", "--disable_tta", "-device", "cpu",
+        "-npp", "0", "-nps", "0",
+    ]  # fmt: skip
+    return _measured(command, cost)
+
+
+def _prepared(edge: int, empty: bool) -> Path:
+    root = _scratch()
+    (root / "in").mkdir()
+    write_nifti(root / "in" / "brain_0000.nii.gz", volume(edge, empty=empty), (1.0, 1.0, 1.0))
+    _model(root / "model")
+    return root
+
+
+def _scratch() -> Path:
+    """A folder that is removed when the process ends."""
+    root = Path(tempfile.mkdtemp(prefix="selma_benchmark_"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    return root
+
+
+def _measured(command: Sequence[str], cost: str) -> Measure:
+    """Run a command of Python; seconds, or the peak memory in MB of the process."""
+
+    def measure() -> float:
+        started = time.monotonic()
+        running = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        assert running.stderr is not None
+        said = running.stderr.read()
+        _, status, used = os.wait4(running.pid, 0)
+        if status:
+            raise RuntimeError(said.decode()[-2000:])
+        return used.ru_maxrss / 1000 if cost == "memory" else time.monotonic() - started
+
+    return measure
+
+
+def _spots(edge: int) -> Path:
+    """A mask with spots as an array in chunks of 64³."""
+    import zarr
+
+    path = _scratch() / "spots.zarr"
+    noise = gaussian_filter(np.random.default_rng(0).random((edge,) * 3, np.float32), 1.5)
+    mask = (noise > np.percentile(noise, 97)).astype(np.uint8)
+    array: Any = zarr.create_array(str(path), shape=mask.shape, chunks=(64, 64, 64), dtype="u1")
+    array[:] = mask
+    return path
+
+
+def _timed(count: Callable[[], int], path: Path) -> Measure:
+    def measure() -> float:
+        started = time.monotonic()
+        if count() < 1:
+            raise RuntimeError(f"{path}: no components")
+        return time.monotonic() - started
+
+    return measure
+
+
+def start_blocks(edge: int) -> Measure:
+    """Components, with their sizes and boxes, block by block from the file."""
+    from nnunet_selma.metrics.components import components_by_blocks
+    from nnunet_selma.volumes import open_volume
+
+    path = _spots(edge)
+    spots = open_volume(path)
+    return _timed(lambda: len(components_by_blocks(spots.read, spots.shape, (128, 128, 128)).sizes), path)
+
+
+def start_cc3d(edge: int) -> Measure:
+    """Components of the array, read whole, with their sizes and boxes."""
+    import cc3d
+
+    from nnunet_selma.volumes import open_volume
+
+    path = _spots(edge)
+
+    def count() -> int:
+        labels, n = cc3d.connected_components(open_volume(path).read(), connectivity=26, return_N=True)
+        cc3d.statistics(labels)
+        return int(n)
+
+    return _timed(count, path)
+
+
+def start_dask(edge: int) -> Measure:
+    """Labels alone, in chunks of 128³."""
+    # without types
+    dask, array, ndmeasure = (import_module(name) for name in ("dask", "dask.array", "dask_image.ndmeasure"))
+    path = _spots(edge)
+
+    def count() -> int:
+        labels, n = ndmeasure.label(array.from_zarr(str(path), chunks=(128, 128, 128)), structure=np.ones((3, 3, 3)))
+        _, found = dask.compute(labels.max(), n, scheduler="single-threaded")
+        return int(found)
+
+    return _timed(count, path)
