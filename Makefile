@@ -30,7 +30,7 @@ format: $(VENV)/.test-installed
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --editable .
+	$(BIN)/pip install --editable ".[brains]"
 	touch $@
 
 $(VENV)/.test-installed: $(VENV)/.installed

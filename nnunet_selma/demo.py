@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +97,11 @@ class Demo:
         self.say("# untrained network and Otsu's threshold, for comparison")
         predictions |= {"Otsu's threshold": self.otsu(images), "untrained network": self.untrained(images)}
         comparison = Comparison(images, references, predictions, self.evaluate(images, references, predictions))
+        brain = None if data else self.whole_brain(source)
         return write_report(
             self.output / "report", comparison, self.run_folder(UNLABELLED, "SelmaSSLTrainer", PRETRAINING_PLANS, "all"),
             {name: self.run_folder(ANNOTATED, "SelmaFinetuneTrainer", plans, "0") for name, plans in ((WITH, PLANS), (WITHOUT, SCRATCH_PLANS))},
-            self.commands, synthetic=data is None,
+            self.commands, synthetic=data is None, brain=brain,
         )  # fmt: skip
 
     def do(self, *command: str, **environment: str) -> None:
@@ -270,6 +272,28 @@ class Demo:
                 *(f"{name}={folder}" for name, folder in predictions.items()), "--edition", str(year), "--corrected", "-o", str(folders[year]), *pictures,
             )  # fmt: skip
         return folders
+
+    def whole_brain(self, download: Path) -> Path | None:
+        """Segment a whole brain from its slices, list its cells and draw it; returns the folder, or None without what OME-Zarr needs."""
+        from nnunet_selma.phantom.download import UNANNOTATED_FOLDER
+
+        lacking = [name for name in ("zarr", "ome_zarr_models") if find_spec(name) is None]
+        if lacking:
+            self.say(f"# no whole brain: {', '.join(lacking)} is not installed (pip install 'nnunet-selma[brains]')")
+            return None
+        folder = self.output / "report" / "brain"
+        folder.mkdir(parents=True, exist_ok=True)
+        (slices,) = sorted(
+            (download / "brain_microscopy_image").glob(f"*/{UNANNOTATED_FOLDER['cfos_neuron']}/sample1/C01")
+        )
+        brain, table = folder / "brain.ome.zarr", folder / "cells.csv"
+        self.do(
+            "nnunet-selma", "predict-volume", str(slices), "-o", str(brain), "-d", str(ANNOTATED), "-tr", "SelmaFinetuneTrainer", "-p", PLANS,
+            "-f", "0", "--spacing", "4,2,2", "--device", self.device, "--overwrite",
+        )  # fmt: skip
+        self.do("nnunet-selma", "objects", str(brain), "-o", str(table))
+        self.do("nnunet-selma", "overview", str(brain), "-o", str(folder / "overview.png"), "--objects", str(table))
+        return folder
 
     def run_folder(self, dataset_id: int, trainer: str, plans: str, fold: str) -> Path:
         """Where a training wrote its results."""

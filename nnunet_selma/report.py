@@ -85,6 +85,7 @@ def write_report(
     commands: Sequence[tuple[str, float]],
     *,
     synthetic: bool,
+    brain: Path | None = None,
 ) -> Path:
     """Write tables, pictures and `report.html` into a folder; returns the page.
 
@@ -95,6 +96,7 @@ def write_report(
         finetunings: name to fold folder of the segmentation trainings whose curves are compared.
         commands: (command line, seconds) in the order they ran.
         synthetic: whether the data were drawn; the page says so.
+        brain: folder, in this one, with the picture and the objects of a whole brain.
     """
     folder.mkdir(parents=True, exist_ok=True)
     summary = read_json(pretraining / SUMMARY)
@@ -105,7 +107,7 @@ def write_report(
     figures.training_curves({name: _logged(path) for name, path in finetunings.items()}, folder / "finetuning.png")
     comparison.draw(folder / "segmentation.png", _one_of_each(list(scores)))
     page = folder / "report.html"
-    page.write_text(_page(summary, table, comparison, commands, synthetic=synthetic), encoding="utf-8")
+    page.write_text(_page(summary, table, comparison, commands, synthetic=synthetic, brain=brain), encoding="utf-8")
     return page
 
 
@@ -163,7 +165,9 @@ def _page(
     commands: Sequence[tuple[str, float]],
     *,
     synthetic: bool,
+    brain: Path | None,
 ) -> str:
+    whole = "" if brain is None else _whole_brain(brain)
     judged = "".join(_judged(folder) for folder in comparison.evaluations.values())
     rows = "".join(_row(name, count, values) for name, (count, values) in table.items())
     lines = "".join(
@@ -196,12 +200,23 @@ the method is.</p>
 <table><tr><th>structure</th><th>cases</th>{"".join(f"<th>{html.escape(m)}</th>" for m in comparison.predictions)}</tr>{rows}</table>
 <img src="segmentation.png" alt="raw, truth and prediction with and without pretraining">
 <h2>By the rules of SELMA3D</h2>{judged}
+{whole}
 <h2>Fine-tuning</h2><img src="finetuning.png" alt="loss and Dice over epochs, with and without pretraining">
 <h2>Pretraining by masked inpainting</h2><img src="pretraining.png" alt="pretraining loss over epochs">
 <p>The reconstruction sheet, middle slices of validation patches:</p><img src="reconstruction.png" alt="input, masked, output, error">
 <h2>Commands</h2><table class="log">{lines}</table>
 </html>
 """
+
+
+def _whole_brain(folder: Path) -> str:
+    """The picture and the numbers of a whole brain."""
+    found = read_json(folder / "cells.json")
+    return (
+        f"<h2>A whole brain</h2><p>From TIFF slices, block by block: {found['objects']} objects "
+        f'(<a href="{folder.name}/cells.csv">{folder.name}/cells.csv</a>), labels in {folder.name}/brain.ome.zarr.</p>'
+        f'<img src="{folder.name}/overview.png" alt="projections along three axes, density and sizes of objects">'
+    )
 
 
 def _judged(folder: Path) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnunet_selma import __version__, commands
-from nnunet_selma.cli import convert, evaluate, plan, predict, predict_volume, recipe, weights
+from nnunet_selma.cli import convert, evaluate, objects, plan, predict, predict_volume, recipe, see, weights
 from nnunet_selma.cli.arguments import path
 from nnunet_selma.cli.shell import complain
 from nnunet_selma.errors import SelmaError
@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     env.add_argument("root", type=path, help="folder for nnU-Net's raw, preprocessed and result folders")
     env.set_defaults(run=_env)
 
-    for group in (convert, plan, recipe, weights, predict, predict_volume, evaluate):
+    for group in (convert, plan, recipe, weights, predict, predict_volume, objects, see, evaluate):
         group.add_to(parts)
 
     demo = parts.add_parser(

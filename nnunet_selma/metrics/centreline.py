@@ -136,15 +136,41 @@ def centreline_length(thin: Mask, spacing_zyx: tuple[float, float, float]) -> fl
     A diagonal step is left out where the skeleton also goes round by a voxel between, so that corners and junctions do not count twice.
     A single voxel has length 0. Lengths of components add up (`skeletons_by_blocks`).
     """
-    padded = np.pad(thin, 1)
-    z, y, x = np.nonzero(padded)
     length = 0.0
-    for step in product((-1, 0, 1), repeat=3):
+    for step, goes in _steps(np.pad(thin, 1)):
+        length += int(np.count_nonzero(goes)) * float(np.linalg.norm(np.multiply(step, spacing_zyx)))
+    return length
+
+
+def branch_points(thin: Mask) -> int:
+    """How often a skeleton (z, y, x) forks: groups of touching voxels, each with steps to three or more of its neighbours.
+
+    Steps are those of `centreline_length`: a corner of a path is no branch point, though three of its voxels touch each other. Forks
+    whose voxels touch are one. Numbers of components add up (`skeletons_by_blocks`).
+    """
+    padded = np.pad(thin, 1)
+    at = np.flatnonzero(padded)
+    steps = np.zeros(len(at), np.uint8)
+    for step, goes in _steps(padded):
+        steps += goes
+        ahead = at[goes] + np.dot(step, padded.strides)  # of a mask, a stride is a number of voxels
+        steps[np.searchsorted(at, ahead)] += 1
+    forks = np.zeros_like(padded)
+    forks.ravel()[at[steps >= 3]] = True
+    return label(forks)[1]
+
+
+def _steps(padded: Mask) -> Iterator[tuple[tuple[int, int, int], Mask]]:
+    """The 13 directions from a voxel of a skeleton to those behind it, and for each voxel, in raster order, whether there is a step.
+
+    A diagonal one is none where the skeleton also goes round by a voxel between. The outermost layer must be empty.
+    """
+    z, y, x = np.nonzero(padded)
+    for step in product((-1, 0, 1), (-1, 0, 1), (-1, 0, 1)):
         if step <= (0, 0, 0):
             continue
         goes = padded[z + step[0], y + step[1], x + step[2]]
         for between in product(*({0, s} for s in step)):
             if between not in ((0, 0, 0), step):
                 goes = goes & ~padded[z + between[0], y + between[1], x + between[2]]
-        length += int(np.count_nonzero(goes)) * float(np.linalg.norm(np.multiply(step, spacing_zyx)))
-    return length
+        yield step, goes

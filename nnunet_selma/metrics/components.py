@@ -15,17 +15,22 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from nnunet_selma.metrics.blocks import Block, Box, Mask, Read, blocks
+from nnunet_selma.metrics.blocks import Block, Box, Read, blocks
 from nnunet_selma.volumes.base import Array, ShapeZYX
 
 Connectivity = Literal[6, 26]
 
 
-def label(mask: Mask, connectivity: Connectivity = 26) -> tuple[Array, int]:
-    """Number the components of a mask (z, y, x) from 1 in raster order, 0 is background; returns labels and their number."""
+def label(mask: Array, connectivity: Connectivity = 26) -> tuple[Array, int]:
+    """Number the components of a mask (z, y, x) from 1 in raster order, 0 is background; returns labels and their number.
+
+    Of integers, voxels that touch are joined where they have the same value.
+    """
     if not mask.size:
         return np.zeros(mask.shape, np.uint16), 0
-    voxels = np.ascontiguousarray(mask).view(np.uint8)  # for bytes the labelling is faster than for bool
+    voxels = np.ascontiguousarray(mask)
+    if voxels.dtype == np.bool_:
+        voxels = voxels.view(np.uint8)  # for bytes the labelling is faster than for bool
     labels, n = cc3d.connected_components(voxels, connectivity=connectivity, return_N=True)
     return labels, int(n)
 
@@ -102,8 +107,9 @@ def _described(labels: Array, n: int, block: Block) -> Components:
     numbers = labels.ravel()[at].astype(np.int64) - 1
     corners = np.stack(np.unravel_index(at, labels.shape), axis=1) + np.array(block.start)
     low, high = np.full((n, 3), np.iinfo(np.int64).max), np.zeros((n, 3), np.int64)
-    np.minimum.at(low, numbers, corners)
-    np.maximum.at(high, numbers, corners + 1)
+    for axis in range(3):  # numpy is several times faster along one axis than along all
+        np.minimum.at(low[:, axis], numbers, corners[:, axis])
+        np.maximum.at(high[:, axis], numbers, corners[:, axis] + 1)
     own = (corners < np.array(block.stop)).all(axis=1)
     first = corners[np.unique(numbers, return_index=True)[1]]
     return Components(np.bincount(numbers[own], minlength=n), low, high, first)

@@ -1,5 +1,6 @@
 """Skeletons and clDice against scikit-image and panoptica, corners included; lengths against closed forms."""
 
+from itertools import pairwise
 from math import nan, sqrt
 
 import numpy as np
@@ -10,7 +11,13 @@ from skimage.morphology import skeletonize
 
 from benchmarks.official import cldice_2024, cldice_2026
 from nnunet_selma.metrics.blocks import reader
-from nnunet_selma.metrics.centreline import centreline_length, skeleton, skeleton_overlap_by_blocks, skeletons_by_blocks
+from nnunet_selma.metrics.centreline import (
+    branch_points,
+    centreline_length,
+    skeleton,
+    skeleton_overlap_by_blocks,
+    skeletons_by_blocks,
+)
 from nnunet_selma.metrics.components import label
 from nnunet_selma.metrics.pair import Pair
 from tests.metrics.masks import edges, masks, similar_masks
@@ -197,3 +204,60 @@ def test_length(thin, length):
     assert centreline_length(thin, SPACING) == pytest.approx(length)
     mirrored = np.flip(thin, (0, 2))
     assert centreline_length(mirrored, SPACING) == pytest.approx(length)
+
+
+def along(*points, shape=(24, 24, 24)):
+    """A path of single voxels from point to point."""
+    mask = np.zeros(shape, bool)
+    for a, b in pairwise(np.array(points)):
+        steps = np.abs(b - a).max()
+        for i in range(steps + 1):
+            mask[tuple(np.rint(a + (b - a) * i / steps).astype(int))] = True
+    return mask
+
+
+TRUNK = along((2, 10, 10), (20, 10, 10))
+TREES = [
+    (path(), 0),
+    (path((5, 5, 5)), 0),
+    (TRUNK, 0),
+    (along((2, 2, 2), (2, 2, 9), (2, 9, 9)), 0),  # a corner, three voxels of which touch each other
+    (along((4, 2, 2), (4, 2, 9), (4, 9, 9), (4, 9, 2), (4, 2, 2)), 0),  # a ring
+    (TRUNK | along((10, 10, 10), (10, 20, 10)), 1),  # a T
+    (TRUNK | along((10, 10, 10), (18, 18, 10)), 1),
+    (TRUNK | along((10, 2, 10), (10, 20, 10)), 1),  # a cross
+    (
+        along((10, 10, 10), (18, 18, 18)) | along((10, 10, 10), (18, 2, 10)) | along((10, 10, 10), (2, 10, 2)),
+        1,
+    ),  # a star
+    (TRUNK | along((6, 10, 10), (6, 20, 10)) | along((14, 10, 10), (14, 10, 20)), 2),
+    (TRUNK | along((6, 10, 10), (6, 20, 10)) | along((7, 10, 10), (7, 10, 20)), 1),  # forks that touch
+    (
+        along((4, 2, 2), (4, 2, 9), (4, 9, 9), (4, 9, 2), (4, 2, 2)) | along((4, 9, 9), (4, 16, 16)),
+        1,
+    ),  # a ring on a stalk
+]
+
+
+@pytest.mark.parametrize(("thin", "forks"), TREES)
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1), (1, 0, 2)])
+def test_branch_points_of_drawn_trees(thin, forks, axes):
+    assert branch_points(thin.transpose(axes)) == forks
+    assert branch_points(np.flip(thin.transpose(axes), (0, 2))) == forks
+
+
+def test_branch_points_of_thick_trees_are_those_of_their_skeletons():
+    """A trunk of 5 voxels with three branches: thinned, it forks three times, in blocks as in the whole."""
+    tree = np.zeros((60, 40, 40), bool)
+    tree[2:58, 18:23, 18:23] = True
+    tree[10:15, 18:38, 18:23] = tree[28:33, 2:20, 18:23] = tree[44:49, 18:23, 18:38] = True
+    assert branch_points(skeleton(label(tree)[0])) == 3
+    for edge in ((60, 40, 40), (16, 16, 16)):
+        parts = skeletons_by_blocks(reader(tree), tree.shape, edge)
+        assert sum(branch_points(thin) for _, thin in parts) == 3
+
+
+@given(pair=similar_masks(), edge=edges)
+def test_branch_points_of_components_add_up(pair, edge):
+    parts = skeletons_by_blocks(reader(pair[0]), pair[0].shape, edge)
+    assert sum(branch_points(thin) for _, thin in parts) == branch_points(skeletonize(pair[0]))

@@ -1,0 +1,86 @@
+"""`nnunet-selma view` and `overview`."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from nnunet_selma.cli.arguments import path, voxel_size
+from nnunet_selma.cli.shell import progress
+from nnunet_selma.errors import SelmaError
+
+
+def add_to(parts: Any) -> None:
+    """Add the commands."""
+    view = parts.add_parser("view", help="open an image and its segmentation in napari, without loading them")
+    view.add_argument("image", type=path, metavar="PATH", help="OME-Zarr of predict-volume, or any volume")
+    view.add_argument(
+        "--labels", type=path, metavar="PATH", help="segmentation in another file (default: the one in the OME-Zarr)"
+    )
+    _common(view)
+    view.set_defaults(run=_view, starts_anew=True)
+
+    overview = parts.add_parser(
+        "overview", help="draw a segmentation: projections along three axes, density and sizes of objects, as PNG"
+    )
+    overview.add_argument(
+        "labels", type=path, metavar="LABELS", help="OME-Zarr of predict-volume, or any volume of labels"
+    )
+    overview.add_argument(
+        "-o", dest="output", type=path, default=Path("overview.png"), metavar="FILE", help="(default: %(default)s)"
+    )
+    overview.add_argument(
+        "--raw", type=path, metavar="PATH", help="the image that was segmented (default: the one in the OME-Zarr)"
+    )
+    overview.add_argument("--channel", type=int, default=0, help="of the image, to show (default: %(default)s)")
+    overview.add_argument(
+        "--objects", type=path, metavar="FILE",
+        help="table of nnunet-selma objects, .csv or .parquet (default: objects are counted anew, which takes longer)",
+    )  # fmt: skip
+    _common(overview)
+    overview.set_defaults(run=_overview, starts_anew=True)
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--label", metavar="NAME", help="label image of the OME-Zarr (default: segmentation, or its only one)"
+    )
+    parser.add_argument(
+        "--spacing", type=voxel_size, metavar="Z,Y,X", help="voxel size, µm (default: what the file says)"
+    )
+
+
+def _view(chosen: argparse.Namespace) -> int:
+    from nnunet_selma.segmented import image_at
+    from nnunet_selma.viewing import demand_napari, layers, show
+
+    found = image_at(chosen.image, label=chosen.label, labels=chosen.labels)
+    demand_napari()
+    # Qt would abort without a word that helps
+    if sys.platform.startswith("linux") and not any(os.environ.get(name) for name in _DISPLAYS):
+        raise SelmaError(
+            f"{chosen.image}: there is no display to open a window on; run the command on a computer with a screen, or connect with ssh -X. "
+            "nnunet-selma overview draws a picture without one"
+        )
+    show(found.name, layers(found, chosen.spacing))
+    return 0
+
+
+_DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM")
+
+
+def _overview(chosen: argparse.Namespace) -> int:
+    from nnunet_selma.brain_figures import overview_sheet
+    from nnunet_selma.overview import overview
+    from nnunet_selma.segmented import segmentation_at
+
+    if chosen.output.suffix.lower() != ".png" or chosen.output.is_dir() or not chosen.output.parent.is_dir():
+        raise SelmaError(f"{chosen.output}: give a PNG file in a folder that exists, as in -o overview.png")
+    found = segmentation_at(chosen.labels, label=chosen.label, raw=chosen.raw)
+    shown = overview(
+        found, spacing_um_zyx=chosen.spacing, table=chosen.objects, channel=chosen.channel, progress=progress
+    )
+    overview_sheet(chosen.output, shown)
+    print(f"{len(shown.objects.sizes)} objects, {100 * shown.foreground:.3g} % foreground; picture: {chosen.output}")
+    return 0

@@ -1,0 +1,239 @@
+"""A table of the objects of a segmentation of any size: their volume, place, intensity and region, and what they are together.
+
+Passes over the blocks: (1) components are found and measured, and the table is written, (2) topology, (3) skeletons, where trees are asked
+for, (4) numbers of instances, where they are asked for. Memory: a block and what is computed of it (0.7 GB where it holds little, 1.5 GB
+where it is full), slabs of slices (`reading`) and the objects (`table`). It does not grow with the volume otherwise, but for skeletons of
+components that span it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnunet_selma import __version__
+from nnunet_selma.errors import SelmaError
+from nnunet_selma.json_files import without_nan, write_json
+from nnunet_selma.metrics.blocks import Block, blocks
+from nnunet_selma.metrics.components import Connectivity
+from nnunet_selma.objects.atlas import Atlas, open_atlas, read_region_names, region_table, regions_of
+from nnunet_selma.objects.instances import InstanceImage, demand_free, write_instances
+from nnunet_selma.objects.reading import Sources, open_sources
+from nnunet_selma.objects.summary import counts, topology, trees
+from nnunet_selma.objects.table import MeasuredComponents, Objects
+from nnunet_selma.objects.writing import Columns, demand_writable, write_table
+from nnunet_selma.progress import Progress, silent
+from nnunet_selma.structures import SpacingUm
+from nnunet_selma.volumes.base import Array, ShapeZYX
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectSettings:
+    """What is measured, and what is written."""
+
+    labels: Path
+    """Any volume of labels, or an OME-Zarr image with label images."""
+    output: Path
+    """The table, .csv or .parquet; a summary of the same name, .json, lies beside it."""
+    label: str | None = None
+    """Which label image of an OME-Zarr."""
+    raw: Path | None = None
+    """The image whose intensities are measured; None: that of the OME-Zarr, if there is one."""
+    without_raw: bool = False
+    """Measure no intensities."""
+    channel: int | None = None
+    """Of the image."""
+    spacing_um_zyx: SpacingUm | None = None
+    """Instead of what the files say."""
+    connectivity: Connectivity = 26
+    min_voxels: int = 1
+    """Of the smallest object that is kept."""
+    max_voxels: int | None = None
+    """Of the largest."""
+    trees: bool = False
+    """Whether to measure the skeleton."""
+    instances: Path | None = None
+    """OME-Zarr to write with the number of its object at every voxel."""
+    overwrite: bool = False
+    """Whether to replace instances that are there."""
+    atlas: Path | None = None
+    transform: Path | None = None
+    """From the sample to the atlas."""
+    atlas_spacing_um_zyx: SpacingUm | None = None
+    """Instead of what the atlas says."""
+    region_names: Path | None = None
+    """CSV with the columns id and name."""
+    regions: Path | None = None
+    """The table of regions; None: <output>_regions.csv."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        if self.min_voxels < 1 or (self.max_voxels is not None and self.max_voxels < self.min_voxels):
+            raise SelmaError("--min-voxels is at least 1, and --max-voxels no less than --min-voxels")
+        of_atlas = {
+            "--transform": self.transform, "--atlas-spacing": self.atlas_spacing_um_zyx, "--region-names": self.region_names,
+            "--regions": self.regions,
+        }  # fmt: skip
+        given = [option for option, value in of_atlas.items() if value is not None]
+        if self.atlas is None and given:
+            raise SelmaError(f"{given[0]} is for an atlas: give it with --atlas FILE")
+        if self.region_table == self.output:
+            raise SelmaError(f"{self.output}: cannot hold objects and regions; give --regions another name")
+
+    @property
+    def summary(self) -> Path:
+        """Where the summary lies."""
+        return self.output.with_suffix(".json")
+
+    @property
+    def region_table(self) -> Path:
+        """Where the table of regions lies."""
+        return self.regions or self.output.with_name(f"{self.output.stem}_regions.csv")
+
+
+def measure_objects(settings: ObjectSettings, progress: Progress[Any] = silent) -> dict[str, Any]:
+    """Write the table of objects, its summary, and what else is asked for; returns the summary.
+
+    Raises:
+        SelmaError: something cannot be read or written; what can be known before the first pass is said before it.
+    """
+    demand_writable(settings.output)
+    sources = open_sources(
+        settings.labels, name=settings.label, raw=settings.raw, without_raw=settings.without_raw, channel=settings.channel
+    )  # fmt: skip
+    if settings.instances is not None:
+        demand_free(settings.instances, sources.paths, overwrite=settings.overwrite)
+    spacing = settings.spacing_um_zyx or sources.spacing_um_zyx
+    regions = _Regions.of(settings, spacing)
+    shape, edge = sources.labels.shape, sources.edge
+    parts = list(blocks(shape, edge))
+    found, which = _find(sources, parts, settings.connectivity, progress)
+    kept = (found.voxels >= settings.min_voxels) & (found.voxels <= (settings.max_voxels or np.inf))
+    objects, left_out = found.of(kept), int(np.count_nonzero(~kept))
+    columns = table_of(objects, shape, spacing)
+    if regions is not None:
+        columns["region"] = regions.write(objects)
+    write_table(settings.output, columns)
+    betti = topology(sources.read_labels, shape, edge, progress)
+    skeletons = trees(sources.read_labels, shape, edge, spacing, progress) if settings.trees else None
+    if settings.instances is not None:
+        ids = np.where(kept, np.cumsum(kept), 0)[which]
+        target = InstanceImage(
+            path=settings.instances, shape=shape, edge=edge, spacing_um_zyx=spacing, connectivity=settings.connectivity
+        )
+        write_instances(target, sources.read_labels, parts, ids, progress)
+    notes = [*_notes(settings, spacing, left_out), *(regions.notes(shape, columns) if regions else ())]
+    summary: dict[str, Any] = without_nan({
+        **_description(settings, sources, spacing), **counts(objects, left_out, shape, spacing, sources.classes),
+        "betti": betti._asdict(), "trees": skeletons, "notes": notes,
+    })  # fmt: skip
+    write_json(settings.summary, summary)
+    return summary
+
+
+def _find(
+    sources: Sources, parts: Sequence[Block], connectivity: Connectivity, progress: Progress[Any]
+) -> tuple[Objects, NDArray[np.int64]]:
+    """The first pass."""
+    measured = MeasuredComponents(connectivity)
+    read, read_raw = sources.read_labels, sources.read_raw
+    for block in progress(parts, "objects"):
+        try:
+            measured.add(block, read(*block.box), read_raw(*block.box) if read_raw else None)
+        except ValueError as error:
+            raise SelmaError(
+                f"{sources.labels.path}: looks like an image, not like labels ({error}); give the segmentation, and the image with --raw"
+            ) from error
+    return measured.finish()
+
+
+def table_of(objects: Objects, shape: ShapeZYX, spacing_um_zyx: SpacingUm | None) -> dict[str, Array]:
+    """The columns of the table, in raster order of the objects' first voxels; NaN where something is not known."""
+    spacing = spacing_um_zyx or (np.nan,) * 3
+    columns: dict[str, Array] = {
+        "id": np.arange(1, len(objects) + 1), "label": objects.label, "voxels": objects.voxels,
+        "volume_um3": objects.voxels * prod(spacing),
+    }  # fmt: skip
+    columns |= {f"centroid_{axis}_um": objects.centroid[:, i] * spacing[i] for i, axis in enumerate("zyx")}
+    columns |= {f"centroid_{axis}": objects.centroid[:, i] for i, axis in enumerate("zyx")}
+    columns |= {f"start_{axis}": objects.start[:, i] for i, axis in enumerate("zyx")}
+    columns |= {f"stop_{axis}": objects.stop[:, i] for i, axis in enumerate("zyx")}
+    return columns | {
+        "mean_intensity": objects.mean_intensity, "max_intensity": objects.max_intensity, "touches_border": objects.touches_border(shape)
+    }  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Regions:
+    """An atlas and what becomes of it."""
+
+    atlas: Atlas
+    names: dict[int, str]
+    sample_um_zyx: SpacingUm
+    table: Path
+
+    @staticmethod
+    def of(settings: ObjectSettings, spacing: SpacingUm | None) -> "_Regions | None":
+        """As the settings want it; None without an atlas."""
+        if settings.atlas is None:
+            return None
+        if spacing is None:
+            raise SelmaError(
+                f"{settings.labels}: does not say how large its voxels are, and an atlas is in µm; give the voxel size with --spacing Z,Y,X"
+            )
+        demand_writable(settings.region_table)
+        atlas = open_atlas(settings.atlas, transform=settings.transform, spacing_um_zyx=settings.atlas_spacing_um_zyx)
+        names = read_region_names(settings.region_names) if settings.region_names else {}
+        return _Regions(atlas=atlas, names=names, sample_um_zyx=spacing, table=settings.region_table)
+
+    def write(self, objects: Objects) -> NDArray[np.int64]:
+        """Write the table of regions; returns the region of each object."""
+        regions, sizes = regions_of(self.atlas, objects, self.sample_um_zyx)
+        columns: Columns = region_table(self.atlas, sizes, regions, objects, self.sample_um_zyx, self.names)
+        write_table(self.table, columns)
+        return regions
+
+    def notes(self, shape: ShapeZYX, columns: Columns) -> list[str]:
+        """What hints at an atlas that does not lie on the sample."""
+        notes, regions = [], columns["region"]
+        extent = [n * s for n, s in zip(shape, self.sample_um_zyx, strict=True)]
+        beyond = np.abs(np.subtract(self.atlas.extent_um_zyx, extent)) > np.maximum(
+            self.atlas.spacing_um_zyx, self.sample_um_zyx
+        )
+        if self.atlas.placing is None and beyond.any():
+            sizes = (" × ".join(f"{n:.6g}" for n in of) for of in (self.atlas.extent_um_zyx, extent))
+            notes.append(
+                "the atlas measures {} µm (z, y, x), the sample {}: they are taken to begin at the same corner".format(
+                    *sizes
+                )
+            )
+        if len(regions) and not regions.any():
+            notes.append(
+                "no object lies in a region of the atlas: check that the transform leads from the sample to the atlas, and the voxel sizes"
+            )
+        return notes
+
+
+def _description(settings: ObjectSettings, sources: Sources, spacing: SpacingUm | None) -> dict[str, Any]:
+    """What was measured, and how."""
+    paths = {name: str(value) for name, value in asdict(settings).items() if isinstance(value, Path)}
+    return {
+        "version": __version__, **paths, "labels": str(sources.labels.path), "raw": sources.raw and str(sources.raw.path),
+        "shape_zyx": list(sources.labels.shape), "spacing_um_zyx": spacing and list(spacing), "connectivity": settings.connectivity,
+        "min_voxels": settings.min_voxels, "max_voxels": settings.max_voxels,
+    }  # fmt: skip
+
+
+def _notes(settings: ObjectSettings, spacing: SpacingUm | None, left_out: int) -> list[str]:
+    notes = []
+    if spacing is None:
+        notes.append(
+            "the voxel size is not known, and columns in µm are empty; give it with --spacing Z,Y,X, or use the columns in voxels"
+        )
+    if left_out or settings.connectivity == 6:
+        notes.append("β0, β1 and β2 are those of the 26-connected foreground, objects of all sizes included")
+    return notes

@@ -1,0 +1,246 @@
+"""How many objects lie in which region of an atlas that is registered to the sample already.
+
+An object lies where its centroid lies. There are two ways to find the voxel of the atlas there:
+
+- without a transform, the atlas is an array over the same field of view: both begin at the same corner and have the same axes, and only
+  their voxel sizes differ. What the atlas's header says of origin and direction is not used, because programs differ in what they write.
+- with a transform, as ITK and ANTs write it for the sample as fixed and the atlas as moving image: a point of the sample is
+  (x, y, z) from the centre of its first voxel along the axes of its array, in the unit of the atlas's header; the transform takes it to a
+  physical point of the atlas, and the atlas's origin and direction to a voxel. An identity transform uses the header and nothing else.
+
+The unit of a header is the millimetre where its voxels are below 1, and else the µm. Volumes of regions are counted in voxels of the atlas:
+where the transform scales, densities are per mm³ of the atlas, not of the sample. The atlas is read in pieces of at most 1 GB.
+"""
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from nnunet_selma.errors import SelmaError
+from nnunet_selma.metrics.blocks import Read
+from nnunet_selma.objects.reading import as_labels
+from nnunet_selma.objects.table import Objects
+from nnunet_selma.structures import SpacingUm
+from nnunet_selma.volumes import Volume, open_volume
+from nnunet_selma.volumes.base import Array
+from nnunet_selma.volumes.itk import is_itk_file
+from nnunet_selma.volumes.nifti import is_nifti
+
+OUTSIDE = 0
+"""The region of objects that lie in none: in the atlas's background, or beyond it."""
+_PIECE_BYTES = 2**30
+_MM_BELOW = 1.0  # an atlas's voxel is never less than a µm nor more than a mm wide
+_MOST_LABELS = 256
+"""Of a segmentation whose classes are counted apart; numbers of instances are not classes."""
+_UM3_OF_MM3 = 1e9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placing:
+    """From a point of the sample to an index of the atlas, by way of a transform; all of it (x, y, z)."""
+
+    transform: sitk.Transform
+    unit_um: float
+    """Of the atlas's header."""
+    origin: NDArray[np.float64]
+    to_index: NDArray[np.float64]
+    """From a physical distance to voxels, (3, 3)."""
+
+    def indices(self, points_um_zyx: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Continuous indices (z, y, x) in the atlas, (n, 3)."""
+        points = points_um_zyx[:, ::-1] / self.unit_um
+        mapped = np.array([self.transform.TransformPoint(point) for point in points.tolist()]).reshape(-1, 3)
+        indices: NDArray[np.float64] = ((mapped - self.origin) @ self.to_index.T)[:, ::-1]
+        return indices
+
+
+@dataclass(frozen=True, kw_only=True)
+class Atlas:
+    """A volume of region numbers."""
+
+    volume: Volume
+    spacing_um_zyx: SpacingUm
+    placing: Placing | None
+    """None: it begins where the sample begins."""
+
+    @property
+    def read(self) -> Read:
+        """Gives boxes of region numbers."""
+        return as_labels(self.volume.read, self.volume.path)
+
+    @property
+    def extent_um_zyx(self) -> tuple[float, float, float]:
+        """Its size."""
+        z, y, x = (n * s for n, s in zip(self.volume.shape, self.spacing_um_zyx, strict=True))
+        return z, y, x
+
+    def voxels_at(self, centroid: NDArray[np.float64], sample_um_zyx: SpacingUm) -> NDArray[np.int64]:
+        """The voxel of the atlas, (n, 3), at voxel indices of the sample, (n, 3); it may lie outside of the atlas."""
+        if self.placing is None:
+            index = (centroid + 0.5) * sample_um_zyx / self.spacing_um_zyx - 0.5
+        else:
+            index = self.placing.indices(centroid * sample_um_zyx)
+        beyond = np.array(self.volume.shape)  # far away is as good as just outside, and fits an integer
+        voxels: NDArray[np.int64] = np.clip(np.floor(index + 0.5), -1, beyond).astype(np.int64)
+        return voxels
+
+
+def open_atlas(path: Path, *, transform: Path | None = None, spacing_um_zyx: SpacingUm | None = None) -> Atlas:
+    """Open an atlas; reads no voxels.
+
+    Args:
+        path: NIfTI, NRRD or MHA; without a transform any volume.
+        transform: a file that ITK reads.
+        spacing_um_zyx: its voxel size, where the header does not say it, or says something else.
+
+    Raises:
+        SelmaError: a file cannot be read, or the voxel size is not known.
+    """
+    volume = open_volume(path)
+    header = _header(path)
+    said = volume.spacing_um_zyx if header is None else _in_um(header.GetSpacing())
+    spacing = spacing_um_zyx or said
+    if spacing is None:
+        raise SelmaError(
+            f"{path}: does not say how large its voxels are; give the voxel size with --atlas-spacing Z,Y,X in µm"
+        )
+    if transform is None:
+        return Atlas(volume=volume, spacing_um_zyx=spacing, placing=None)
+    if header is None or len(header.GetSpacing()) != 3:
+        raise SelmaError(
+            f"{path}: a transform needs an atlas with an origin; save it as three-dimensional NIfTI, NRRD or MHA"
+        )
+    ratios = np.array(spacing[::-1]) / header.GetSpacing()
+    if np.ptp(ratios) > 1e-3 * ratios.max():
+        raise SelmaError(
+            f"{path}: --atlas-spacing {','.join(f'{s:g}' for s in spacing)} has other proportions than the header "
+            f"({_shown(header.GetSpacing()[::-1])}), "
+            "so that the transform's unit is not known; correct the header"
+        )
+    direction = np.array(header.GetDirection()).reshape(3, 3)
+    placing = Placing(
+        transform=_read_transform(transform), unit_um=float(ratios.mean()), origin=np.array(header.GetOrigin()),
+        to_index=np.linalg.inv(direction * header.GetSpacing()),
+    )  # fmt: skip
+    return Atlas(volume=volume, spacing_um_zyx=spacing, placing=placing)
+
+
+def _header(path: Path) -> Any:
+    """What ITK reads of a file's header, or None where it reads no such files."""
+    if not (is_nifti(path) or is_itk_file(path)):
+        return None
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise SelmaError(f"{path}: cannot be read, the file is damaged or no image; copy it again") from error
+    return reader
+
+
+def _in_um(spacing_xyz: Sequence[float]) -> SpacingUm | None:
+    """Voxel size in µm (z, y, x) of a header's (x, y, z, …) numbers; None where they are 1, 1, 1, which says nothing."""
+    x, y, z = (float(s) for s in spacing_xyz[:3])
+    if (x, y, z) == (1.0, 1.0, 1.0) or min(x, y, z) <= 0:
+        return None
+    unit = 1000.0 if max(x, y, z) < _MM_BELOW else 1.0
+    # headers store float32; the digits beyond it are noise
+    return round(z * unit, 5), round(y * unit, 5), round(x * unit, 5)
+
+
+def _shown(numbers: Sequence[float]) -> str:
+    return ", ".join(f"{number:g}" for number in numbers)
+
+
+def _read_transform(path: Path) -> sitk.Transform:
+    if not path.is_file():
+        raise SelmaError(f"{path}: there is no such file; give the transform with --transform")
+    try:
+        transform = sitk.ReadTransform(str(path))
+    except RuntimeError as error:
+        raise SelmaError(
+            f"{path}: ITK reads no transform in it; give .tfm, .txt, .mat or .h5, and a displacement field as composite transform (.h5)"
+        ) from error
+    if transform.GetDimension() != 3:
+        raise SelmaError(f"{path}: transforms points of {transform.GetDimension()} axes; one of three is needed")
+    return transform
+
+
+def _pieces(atlas: Atlas) -> Iterator[tuple[int, Array]]:
+    """The atlas slab by slab: first slice, voxels."""
+    depth, height, width = atlas.volume.shape
+    step = max(1, _PIECE_BYTES // max(1, height * width * atlas.volume.dtype.itemsize))
+    for z in range(0, depth, step):
+        yield z, atlas.read(slice(z, min(z + step, depth)), slice(0, height), slice(0, width))
+
+
+def regions_of(atlas: Atlas, objects: Objects, sample_um_zyx: SpacingUm) -> tuple[NDArray[np.int64], dict[int, int]]:
+    """The region each object lies in, (n,), and how many voxels of the atlas each region has."""
+    at = atlas.voxels_at(objects.centroid, sample_um_zyx)
+    regions = np.full(len(at), OUTSIDE, np.int64)
+    sizes: dict[int, int] = {}
+    for z, voxels in _pieces(atlas):
+        here = (at >= (z, 0, 0)).all(axis=1) & (at < np.add(voxels.shape, (z, 0, 0))).all(axis=1)
+        regions[here] = voxels[tuple((at[here] - (z, 0, 0)).T)]
+        for region, count in zip(*_counts(voxels), strict=True):
+            sizes[int(region)] = sizes.get(int(region), 0) + int(count)
+    return regions, sizes
+
+
+def _counts(voxels: Array) -> tuple[Array, Array]:
+    """Values and how often each occurs; sorts runs of equal values, which are few in an atlas, not voxels."""
+    flat = voxels.ravel()
+    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1]) if flat.size else np.zeros(0, int)
+    values, which = np.unique(flat[starts], return_inverse=True)
+    return values, np.bincount(which, np.diff(starts, append=flat.size), minlength=len(values))
+
+
+def region_table(
+    atlas: Atlas, sizes: Mapping[int, int], regions: NDArray[np.int64], objects: Objects, sample_um_zyx: SpacingUm,
+    names: Mapping[int, str],
+) -> dict[str, Array]:  # fmt: skip
+    """A row for each region and label: objects, the region's volume, objects per mm³ and mean volume of an object.
+
+    Volume and density of `outside` are NaN, and so is the mean of no objects. Of more than 256 labels, which are then numbers of
+    instances, all are counted together, as label 0.
+    """
+    classes = np.unique(objects.label)
+    together = not 0 < len(classes) <= _MOST_LABELS
+    rows = [OUTSIDE, *sorted(set(sizes) - {OUTSIDE})]
+    region, label = (grid.ravel() for grid in np.meshgrid(rows, [0] if together else classes, indexing="ij"))
+    place = np.searchsorted(rows, regions)
+    if not together:
+        place = place * len(classes) + np.searchsorted(classes, objects.label)
+    count = np.bincount(place, minlength=len(region))
+    voxels = np.bincount(place, objects.voxels, minlength=len(region))
+    mm3 = np.array([sizes.get(int(r), 0) for r in region]) * np.prod(atlas.spacing_um_zyx) / _UM3_OF_MM3
+    mm3[region == OUTSIDE] = np.nan
+    mean = np.divide(voxels, count, out=np.full(len(count), np.nan), where=count > 0)
+    return {
+        "region": region, "name": np.array([names.get(int(r), "outside" if r == OUTSIDE else "") for r in region]),
+        "label": label, "objects": count, "region_volume_mm3": mm3, "objects_per_mm3": count / mm3,
+        "mean_object_volume_um3": mean * np.prod(sample_um_zyx),
+    }  # fmt: skip
+
+
+def read_region_names(path: Path) -> dict[int, str]:
+    """Region number to name, of a CSV file with the columns `id` and `name`; others are not looked at."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file)
+            lacking = {"id", "name"} - set(rows.fieldnames or ())
+            if lacking:
+                raise SelmaError(
+                    f"{path}: has no column {' and '.join(sorted(lacking))}; its first line must name id and name"
+                )
+            return {int(float(row["id"])): row["name"] for row in rows if row["id"]}
+    except (ValueError, UnicodeDecodeError) as error:
+        raise SelmaError(
+            f"{path}: is no table of region numbers and names ({error}); save it as CSV, UTF-8, with the columns id,name"
+        ) from error

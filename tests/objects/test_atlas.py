@@ -1,0 +1,216 @@
+"""Regions of an atlas whose answers are known by hand."""
+
+import csv
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import tifffile
+
+from nnunet_selma.errors import SelmaError
+from nnunet_selma.objects import ObjectSettings, atlas, measure_objects
+from nnunet_selma.objects.atlas import open_atlas, read_region_names, regions_of
+from tests.conftest import write_image
+from tests.objects.volumes import measured
+
+SAMPLE_UM = (4.0, 2.0, 2.0)
+ALONG = np.eye(3)
+LEFT, RIGHT = 12, 614454277  # an id of the Allen atlas
+
+
+@pytest.fixture
+def sample(tmp_path):
+    """40 × 60 × 80 voxels, 160 × 120 × 160 µm; cells of 2³ voxels, two on the left, one on the right, one in the background."""
+    values = np.zeros((40, 60, 80), np.uint8)
+    for z, y, x in ((10, 10, 10), (20, 40, 30), (20, 30, 60)):
+        values[z : z + 2, y : y + 2, x : x + 2] = 1
+    values[38:40, 58:60, 78:80] = 2
+    return write_image(tmp_path / "labels.nii.gz", values)
+
+
+def regions(shape, background=0):
+    """Two halves along x, and the last slices along z background."""
+    values = np.full(shape, LEFT, np.uint32)
+    values[:, :, shape[2] // 2 :] = RIGHT
+    values[shape[0] - shape[0] // 8 :] = background
+    return values
+
+
+def itk(path, values, spacing_xyz, origin=(0.0, 0.0, 0.0), direction=ALONG):
+    image = sitk.GetImageFromArray(values)
+    image.SetSpacing(spacing_xyz)
+    image.SetOrigin(origin)
+    image.SetDirection(np.ravel(direction).tolist())
+    sitk.WriteImage(image, str(path))
+    return path
+
+
+def run(sample, path, **options):
+    """The table of regions, and the summary."""
+    output = path.parent / "cells.csv"
+    settings = ObjectSettings(labels=sample, output=output, spacing_um_zyx=SAMPLE_UM, atlas=path, **options)
+    summary = measure_objects(settings)
+    with (path.parent / "cells_regions.csv").open(newline="") as file:
+        found = {(int(row["region"]), int(row["label"])): row for row in csv.DictReader(file)}
+    with output.open(newline="") as file:
+        assert [int(row["region"]) for row in csv.DictReader(file)].count(0) == sum(
+            int(row["objects"]) for (region, _), row in found.items() if region == 0
+        )
+    return found, summary
+
+
+def check(found, mm3_left, mm3_right):
+    """Two cells of class 1 on the left, one on the right, and one of class 2 outside, 8 voxels of 16 µm³ each."""
+    assert list(found) == [(0, 1), (0, 2), (LEFT, 1), (LEFT, 2), (RIGHT, 1), (RIGHT, 2)]
+    assert [int(row["objects"]) for row in found.values()] == [0, 1, 2, 0, 1, 0]
+    assert (
+        found[0, 2]["region_volume_mm3"]
+        == found[0, 2]["objects_per_mm3"]
+        == found[LEFT, 2]["mean_object_volume_um3"]
+        == ""
+    )
+    assert found[0, 1]["name"] == "outside"
+    for region, count, mm3 in ((LEFT, 2, mm3_left), (RIGHT, 1, mm3_right)):
+        assert float(found[region, 1]["region_volume_mm3"]) == pytest.approx(mm3)
+        assert float(found[region, 1]["objects_per_mm3"]) == pytest.approx(count / mm3)
+        assert float(found[region, 1]["mean_object_volume_um3"]) == 8 * 16
+
+
+HALF = 140 * 120 * 80 * 1e-9  # mm³ of each half: 14 of 16 slices of 10 µm
+
+
+@pytest.mark.parametrize(("name", "unit"), [("atlas.nii.gz", 1.0), ("atlas.nii.gz", 1e-3), ("atlas.nrrd", 1.0)])
+def test_an_atlas_over_the_same_field_of_view(name, unit, sample, tmp_path):
+    """16 × 12 × 16 voxels of 10 µm, in µm and in mm, and with a direction that is not looked at."""
+    path = itk(tmp_path / name, regions((16, 12, 16)), (10 * unit,) * 3, direction=np.diag([-1.0, -1.0, 1.0]))
+    found, summary = run(sample, path)
+    check(found, HALF, HALF)
+    assert summary["notes"] == []
+
+
+def test_edges_of_voxels_lie_on_each_other():
+    """A sample of 2 µm below an atlas of 10 µm: five voxels each, none beyond the last."""
+    grid = SimpleNamespace(shape=(3, 3, 3))
+    one = atlas.Atlas(volume=grid, spacing_um_zyx=(10.0, 10.0, 10.0), placing=None)
+    centroids = np.repeat(np.arange(16.0)[:, None], 3, axis=1)
+    found = one.voxels_at(centroids, (2.0, 2.0, 2.0))
+    assert found[:, 0].tolist() == [0] * 5 + [1] * 5 + [2] * 5 + [3]
+
+
+def test_a_voxel_size_given_by_hand(sample, tmp_path):
+    tifffile.imwrite(tmp_path / "atlas.tif", regions((16, 12, 16)), metadata=None)
+    with pytest.raises(SelmaError, match=r"--atlas-spacing Z,Y,X"):
+        run(sample, tmp_path / "atlas.tif")
+    found, _ = run(sample, tmp_path / "atlas.tif", atlas_spacing_um_zyx=(10.0, 10.0, 10.0))
+    check(found, HALF, HALF)
+
+
+@pytest.mark.parametrize(
+    ("unit", "atlas_name", "name"),
+    [(1.0, "atlas.nrrd", "affine.tfm"), (1e-3, "atlas.nii.gz", "affine.mat")],
+    ids=["µm", "mm"],
+)
+@pytest.mark.parametrize(
+    "direction", [np.eye(3), np.diag([-1.0, -1.0, 1.0]), np.eye(3)[[2, 0, 1]]], ids=["along", "turned", "permuted"]
+)
+def test_an_affine_transform(unit, atlas_name, name, direction, sample, tmp_path):
+    """The sample lies in the atlas turned by a quarter, doubled in size, and moved: the answer is built by hand from that.
+
+    A point p of the sample (x, y, z, µm) is 2 R p + t in the atlas, R a quarter turn about z.
+    """
+    turn = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    matrix, move = 2 * turn, np.array([300.0, -50.0, 70.0])
+    transform = sitk.AffineTransform(3)
+    transform.SetMatrix(matrix.ravel().tolist())
+    transform.SetTranslation((move * unit).tolist())
+    sitk.WriteTransform(transform, str(tmp_path / name))
+    # an atlas of 20 µm that covers the sample's place: each voxel looks back at the sample
+    spacing, size = 20.0, 24
+    corner = np.array([-50.0, -100.0, 0.0])
+    origin = corner - direction.clip(max=0) @ np.full(3, spacing * (size - 1))  # so that all directions cover the same
+    index = np.indices((size,) * 3)[::-1].reshape(3, -1)  # (x, y, z)
+    at = origin[:, None] + direction @ (index * spacing)
+    x, _, z = np.linalg.inv(matrix) @ (at - move[:, None])
+    values = np.where(x < 80, LEFT, RIGHT)
+    values[z > 140] = 0
+    path = itk(
+        tmp_path / atlas_name, values.reshape((size,) * 3).astype(np.uint32), (spacing * unit,) * 3, (origin * unit).tolist(), direction
+    )  # fmt: skip
+    found, summary = run(sample, path, transform=tmp_path / name)
+    voxel = spacing**3 * 1e-9  # volumes are those of the atlas, not of the sample
+    check(found, (values == LEFT).sum() * voxel, (values == RIGHT).sum() * voxel)
+    assert summary["notes"] == []
+
+
+def test_a_composite_with_a_displacement_field(sample, tmp_path):
+    """The field moves everything by 80 µm along x, so that what was left is right."""
+    field = sitk.GetImageFromArray(np.broadcast_to([80.0, 0.0, 0.0], (5, 5, 5, 3)).copy(), isVector=True)
+    field.SetSpacing((50.0, 50.0, 50.0))
+    warp = sitk.DisplacementFieldTransform(sitk.Cast(field, sitk.sitkVectorFloat64))
+    composite = sitk.CompositeTransform([sitk.TranslationTransform(3, (0.0, 0.0, 0.0)), warp])
+    sitk.WriteTransform(composite, str(tmp_path / "warp.h5"))
+    path = itk(tmp_path / "atlas.nrrd", regions((16, 12, 16)), (10.0,) * 3)
+    found, _ = run(sample, path, transform=tmp_path / "warp.h5")
+    # 10 + 80 and 61 + 80 µm are right of 80; 121 + 80 lies beyond the atlas
+    assert [int(found[r, 1]["objects"]) for r in (0, LEFT, RIGHT)] == [1, 0, 2]
+
+
+def test_an_atlas_that_lies_elsewhere_is_noted(sample, tmp_path):
+    path = itk(tmp_path / "atlas.nrrd", regions((16, 12, 16)), (10.0,) * 3)
+    sitk.WriteTransform(sitk.TranslationTransform(3, (1e4, 0.0, 0.0)), str(tmp_path / "away.tfm"))
+    found, summary = run(sample, path, transform=tmp_path / "away.tfm")
+    assert int(found[0, 1]["objects"]) == 3
+    assert "no object lies in a region" in summary["notes"][0]
+    _, summary = run(sample, itk(tmp_path / "small.nrrd", regions((16, 12, 8)), (10.0,) * 3))
+    assert "the atlas measures 160 × 120 × 80 µm (z, y, x), the sample 160 × 120 × 160" in summary["notes"][0]
+
+
+def test_pieces_give_what_the_whole_gives(rng, tmp_path, monkeypatch):
+    values = rng.integers(0, 5, (9, 8, 7), dtype=np.uint16)
+    one = open_atlas(itk(tmp_path / "atlas.mha", values, (10.0,) * 3))
+    objects = measured((rng.random((18, 16, 14)) < 0.03).astype(np.uint8), (18, 16, 14))[0]
+    whole = regions_of(one, objects, (5.0, 5.0, 5.0))
+    monkeypatch.setattr(atlas, "_PIECE_BYTES", 300)
+    pieces = regions_of(one, objects, (5.0, 5.0, 5.0))
+    np.testing.assert_array_equal(whole[0], pieces[0])
+    assert whole[1] == pieces[1] == {i: (values == i).sum() for i in range(5)}
+    at = np.floor((objects.centroid + 0.5) / 2).astype(int)
+    np.testing.assert_array_equal(whole[0], values[tuple(at.T)])
+
+
+def test_names_of_regions(sample, tmp_path):
+    names = tmp_path / "names.csv"
+    names.write_text("\ufeffid,acronym,name\n12,L,left\n614454277,R,right\n", encoding="utf-8")
+    path = itk(tmp_path / "atlas.nrrd", regions((16, 12, 16)), (10.0,) * 3)
+    found, _ = run(sample, path, region_names=names)
+    assert [found[r, 1]["name"] for r in (0, LEFT, RIGHT)] == ["outside", "left", "right"]
+    names.write_text("id,acronym\n12,L\n")
+    with pytest.raises(SelmaError, match="has no column name"):
+        read_region_names(names)
+    names.write_text("id,name\ntwelve,left\n")
+    with pytest.raises(SelmaError, match="is no table of region numbers"):
+        read_region_names(names)
+
+
+def test_what_is_wrong_with_an_atlas(sample, tmp_path):
+    path = itk(tmp_path / "atlas.nrrd", regions((16, 12, 16)), (10.0,) * 3)
+    (tmp_path / "no.tfm").write_text("nothing")
+    with pytest.raises(SelmaError, match=r"no.tfm: ITK reads no transform"):
+        run(sample, path, transform=tmp_path / "no.tfm")
+    with pytest.raises(SelmaError, match=r"missing.tfm: there is no such file"):
+        run(sample, path, transform=tmp_path / "missing.tfm")
+    sitk.WriteTransform(sitk.TranslationTransform(2, (1.0, 0.0)), str(tmp_path / "flat.tfm"))
+    with pytest.raises(SelmaError, match="points of 2 axes"):
+        run(sample, path, transform=tmp_path / "flat.tfm")
+    sitk.WriteTransform(sitk.TranslationTransform(3, (0.0, 0.0, 0.0)), str(tmp_path / "t.tfm"))
+    with pytest.raises(SelmaError, match="other proportions than the header"):
+        run(sample, path, transform=tmp_path / "t.tfm", atlas_spacing_um_zyx=(20.0, 10.0, 10.0))
+    ones = itk(tmp_path / "ones.nrrd", regions((16, 12, 16)), (1.0,) * 3)
+    with pytest.raises(SelmaError, match="does not say how large its voxels are"):
+        run(sample, ones)
+    found, _ = run(sample, ones, transform=tmp_path / "t.tfm", atlas_spacing_um_zyx=(10.0, 10.0, 10.0))
+    assert int(found[LEFT, 1]["objects"]) == 2
+    fractions = itk(tmp_path / "fractions.nrrd", regions((16, 12, 16)) / 7, (10.0,) * 3)
+    with pytest.raises(SelmaError, match="holds fractions"):
+        run(sample, fractions)

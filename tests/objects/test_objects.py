@@ -1,0 +1,227 @@
+"""From files to tables: the command, its outputs, and what it says where something is wrong."""
+
+import argparse
+import csv
+import json
+
+import cc3d
+import numpy as np
+import pytest
+
+from nnunet_selma.cli import objects as command
+from nnunet_selma.errors import SelmaError
+from nnunet_selma.metrics.centreline import branch_points, centreline_length, skeleton
+from nnunet_selma.metrics.components import label
+from nnunet_selma.metrics.topology import betti_numbers
+from nnunet_selma.objects import ObjectSettings, measure_objects, reading
+from nnunet_selma.volumes import open_volume
+from tests.conftest import write_image
+from tests.objects.volumes import SPACING, blobs, measured, write_ome_zarr, write_slices
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Several blocks of small volumes."""
+    monkeypatch.setattr(reading, "BLOCK_VOXELS", 16**3)
+    monkeypatch.setattr(reading, "SLAB_BYTES", 17 * 40 * 50)
+
+
+def run(*arguments):
+    parser = argparse.ArgumentParser()
+    command.add_to(parser.add_subparsers())
+    chosen = parser.parse_args(["objects", *map(str, arguments)])
+    return chosen.run(chosen)
+
+
+def rows(path):
+    """The table as numbers."""
+    if path.suffix == ".parquet":
+        return pytest.importorskip("pyarrow.parquet").read_table(path).to_pylist()
+    with path.open(newline="") as file:
+        return [{name: parsed(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
+
+
+def parsed(cell):
+    if cell in ("True", "False", ""):
+        return {"True": True, "False": False, "": None}[cell]
+    try:
+        return float(cell) if "." in cell or "e" in cell else int(cell)
+    except ValueError:
+        return cell
+
+
+def renumbered(numbers):
+    """The same objects, numbered in raster order of first voxels."""
+    values, firsts, back = np.unique(numbers, return_index=True, return_inverse=True)
+    order = np.argsort(np.argsort(np.where(values > 0, firsts, -1)))
+    return order[back].reshape(numbers.shape) + (values[0] > 0)
+
+
+def test_a_folder_of_slices(tmp_path, rng, capsys):
+    values = blobs(rng)
+    folder = write_slices(tmp_path / "labels", values)
+    assert run(folder, "-o", tmp_path / "cells.csv", "--spacing", "4,1.5,2") == 0
+    found = measured(values, values.shape)[0]
+    table = rows(tmp_path / "cells.csv")
+    assert [row["id"] for row in table] == list(range(1, len(found) + 1))
+    assert [row["label"] for row in table] == found.label.tolist()
+    assert [row["volume_um3"] for row in table] == (found.voxels * 12.0).tolist()
+    np.testing.assert_array_equal(
+        [[row[f"centroid_{axis}_um"] for axis in "zyx"] for row in table], found.centroid * SPACING
+    )
+    assert {row["mean_intensity"] for row in table} == {None}
+    summary = json.loads((tmp_path / "cells.json").read_text())
+    whole = np.prod(values.shape) * 12e-9
+    assert summary["objects"] == len(found)
+    assert summary["objects_per_mm3"] == pytest.approx(len(found) / whole)
+    assert summary["share_of_volume"] == pytest.approx((values > 0).mean())
+    assert [one["objects"] for one in summary["classes"]] == [(found.label == c).sum() for c in (1, 2)]
+    assert summary["volume_um3"] == (values > 0).sum() * 12.0
+    assert summary["betti"] == betti_numbers(values)._asdict()
+    assert summary["notes"] == []
+    said = capsys.readouterr().out
+    assert f"objects: {len(found)} (label 1 " in said
+    assert f"table: {tmp_path / 'cells.csv'}, summary: {tmp_path / 'cells.json'}" in said
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_an_ome_zarr_with_its_image_and_instances_in_it(tmp_path, rng):
+    values = blobs(rng)
+    raw = rng.integers(0, 65535, values.shape, dtype=np.uint16)
+    brain = write_ome_zarr(tmp_path / "brain.ome.zarr", raw, cells=values)
+    assert run(brain, "-o", tmp_path / "cells.parquet", "--instances", tmp_path / "numbers.ome.zarr", "--trees") == 0
+    found = measured(values, values.shape, raw)[0]
+    table = rows(tmp_path / "cells.parquet")
+    assert [row["mean_intensity"] for row in table] == found.mean_intensity.tolist()
+    assert [row["max_intensity"] for row in table] == found.max_intensity.tolist()
+    image = open_volume(tmp_path / "numbers.ome.zarr")
+    assert image.spacing_um_zyx == SPACING
+    assert image.dtype == np.uint32
+    numbers = image.read()
+    np.testing.assert_array_equal(numbers, renumbered(cc3d.connected_components(values)))
+    sizes = np.bincount(numbers.ravel())[1:]
+    assert sizes.tolist() == [row["voxels"] for row in table]
+    assert not list(tmp_path.glob(".*"))
+
+    thin = skeleton(label(values > 0)[0])
+    trees = json.loads((tmp_path / "cells.json").read_text())["trees"]
+    assert trees["skeleton_length_um"] == pytest.approx(centreline_length(thin, SPACING))
+    assert trees["skeleton_voxels"] == thin.sum()
+    assert trees["branch_points"] == branch_points(thin)
+
+    inside = brain / "labels" / "numbers"
+    assert run(brain, "--label", "cells", "-o", tmp_path / "again.csv", "--instances", inside, "--raw", "none") == 0
+    np.testing.assert_array_equal(open_volume(inside).read(), numbers)
+    with pytest.raises(SelmaError, match="cells, numbers; choose one with --label"):
+        run(brain, "-o", tmp_path / "again.csv")
+    with pytest.raises(SelmaError, match=r"numbers exists already.*--overwrite"):
+        run(brain, "--label", "cells", "-o", tmp_path / "again.csv", "--instances", inside)
+    for place in (brain, brain / "labels" / "cells"):
+        with pytest.raises(SelmaError, match="is what is measured"):
+            run(brain, "--label", "cells", "-o", tmp_path / "again.csv", "--instances", place, "--overwrite")
+    few = ["--instances", inside, "--overwrite", "--min-voxels", "100"]
+    assert run(brain, "--label", "cells", "-o", tmp_path / "again.csv", *few) == 0
+    kept = sizes >= 100
+    np.testing.assert_array_equal(open_volume(inside).read(), np.concatenate([[0], np.cumsum(kept) * kept])[numbers])
+
+
+def test_csv_and_parquet_say_the_same(tmp_path, rng):
+    raw = write_image(tmp_path / "raw.nii.gz", rng.random((30, 40, 50)).astype(np.float32))
+    labels = write_image(tmp_path / "labels.nii.gz", blobs(rng))
+    for name in ("a.csv", "a.parquet"):
+        measure_objects(ObjectSettings(labels=labels, raw=raw, output=tmp_path / name))
+    assert rows(tmp_path / "a.csv") == rows(tmp_path / "a.parquet")
+    assert rows(tmp_path / "a.csv")[0]["volume_um3"] is None
+    assert rows(tmp_path / "a.csv")[0]["mean_intensity"] > 0
+    assert "voxel size is not known" in json.loads((tmp_path / "a.json").read_text())["notes"][0]
+
+
+def test_sizes_are_filtered_and_numbers_have_no_gaps(tmp_path, rng):
+    values = blobs(rng)
+    labels = write_image(tmp_path / "labels.nii.gz", values)
+    summary = measure_objects(ObjectSettings(labels=labels, output=tmp_path / "a.csv", min_voxels=20, max_voxels=200))
+    sizes = measured(values, values.shape)[0].voxels
+    kept = sizes[(sizes >= 20) & (sizes <= 200)]
+    table = rows(tmp_path / "a.csv")
+    assert [row["voxels"] for row in table] == kept.tolist()
+    assert [row["id"] for row in table] == list(range(1, len(kept) + 1))
+    assert summary["left_out_by_size"] == len(sizes) - len(kept) > 0
+    assert summary["betti"] == betti_numbers(values)._asdict()
+    assert "objects of all sizes included" in summary["notes"][-1]
+
+
+def test_six_neighbours(tmp_path, rng):
+    values = (rng.random((20, 20, 20)) < 0.2).astype(np.uint8)
+    labels = write_image(tmp_path / "labels.nii.gz", values)
+    run(labels, "-o", tmp_path / "a.csv", "--connectivity", "6")
+    assert len(rows(tmp_path / "a.csv")) == cc3d.connected_components(values, connectivity=6).max()
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+def test_nothing_there(name, tmp_path):
+    labels = write_image(tmp_path / "labels.nii.gz", np.zeros((5, 6, 7), np.uint8))
+    numbers = tmp_path / "numbers.ome.zarr"
+    run(labels, "-o", tmp_path / name, "--instances", numbers, "--trees")
+    assert rows(tmp_path / name) == []
+    assert not open_volume(numbers).read().any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["-o", "a.xlsx"], "a.xlsx: a table is written as .csv or .parquet"),
+        (["-o", "missing/a.csv"], "there is no such folder"),
+        (["-o", "a.csv", "--min-voxels", "0"], "--min-voxels is at least 1"),
+        (["-o", "a.csv", "--min-voxels", "9", "--max-voxels", "8"], "no less than --min-voxels"),
+        (["-o", "a.csv", "--transform", "t.tfm"], "--transform is for an atlas"),
+        (["-o", "a.csv", "--label", "cells"], "has no label image cells"),
+        (["-o", "a.csv", "--atlas", "atlas.nii.gz"], r"how large its voxels are.*--spacing Z,Y,X"),
+        (["-o", "a.csv", "--spacing", "2,1,1", "--atlas", "atlas.nii.gz"], "atlas.nii.gz: there is no such file"),
+        (["-o", "a.csv", "--raw", "raw.nii.gz"], "raw.nii.gz: there is no such file"),
+        (["-o", "a.csv", "--instances", "labels"], "labels: is what is measured, and would be lost"),
+        (["-o", "a.csv", "--instances", "labels/s_0.tif"], "s_0.tif exists already"),
+        (
+            ["-o", "a.csv", "--instances", "labels/s_0.tif", "--overwrite"],
+            "s_0.tif: is no label image, and is not replaced",
+        ),
+        (["-o", "a.csv", "--instances", "missing/numbers.ome.zarr"], "missing: there is no such folder"),
+        (
+            ["-o", "a.csv", "--spacing", "2,1,1", "--atlas", "x.nii", "--regions", "a.csv"],
+            "cannot hold objects and regions",
+        ),
+        (["-o", "a.csv", "--instances", "nothing/labels/numbers"], "nothing: is no OME-Zarr"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_written(arguments, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = write_slices(tmp_path / "labels", np.ones((3, 4, 5), np.uint8))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SelmaError, match=sentence):
+        run(folder, *arguments)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_image_instead_of_labels(tmp_path, rng, monkeypatch):
+    monkeypatch.setattr(reading, "BLOCK_VOXELS", 2**24)
+    monkeypatch.setattr(reading, "SLAB_BYTES", 2**28)
+    image = write_image(tmp_path / "raw.nii.gz", rng.integers(0, 65535, (32, 32, 32), dtype=np.uint16))
+    with pytest.raises(SelmaError, match=r"raw.nii.gz: looks like an image.*--raw"):
+        run(image, "-o", tmp_path / "a.csv")
+
+
+def test_without_pyarrow_parquet_is_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    with pytest.raises(SelmaError, match=r"pip install 'nnunet-selma\[brains\]', or write .csv"):
+        run(tmp_path, "-o", tmp_path / "a.parquet")
+
+
+def test_a_run_that_fails_leaves_no_instances(tmp_path, rng, monkeypatch):
+    labels = write_image(tmp_path / "labels.nii.gz", blobs(rng))
+
+    def fails(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("nnunet_selma.volumes.ome_zarr_writing.fill_pyramid", fails)
+    with pytest.raises(OSError, match="no space"):
+        run(labels, "-o", tmp_path / "a.csv", "--instances", tmp_path / "numbers.ome.zarr")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "labels.nii.gz"]
