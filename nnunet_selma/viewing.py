@@ -6,12 +6,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_selma.brain_figures import CLASS_COLOURS
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.segmented import Levels, Segmented
+from nnunet_selma.overview.sheet import CLASS_COLOURS
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes import Volume
 from nnunet_selma.volumes.base import Array
+from nnunet_selma.volumes.segmented import Levels, Segmented
 
 LayerData: TypeAlias = tuple[Any, dict[str, Any], str]
 """As napari has it: data, options, and `image` or `labels`."""

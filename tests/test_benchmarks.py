@@ -32,7 +32,9 @@ def own_environment(monkeypatch):
     "names",
     [
         ["step_", "loaded_", "overhead_", "judge_"],
-        pytest.param(["first_", "patches_", "disk_", "convert_", "memory", "volume_", "objects_"], marks=pytest.mark.slow),
+        pytest.param(
+            ["first_", "patches_", "disk_", "convert_", "memory", "volume_", "objects_"], marks=pytest.mark.slow
+        ),
     ],
 )
 def test_every_benchmark_runs(names, tmp_path, own_environment, capsys):

@@ -9,9 +9,9 @@ from matplotlib.image import imread
 from nnunet_selma import viewing
 from nnunet_selma.cli import see
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.segmented import image_at, segmentation_at
 from nnunet_selma.viewing import LazyArray, layers
 from nnunet_selma.volumes import open_volume
+from nnunet_selma.volumes.segmented import image_at, segmentation_at
 from tests.conftest import write_image
 
 SHAPE, SPACING = (6, 32, 40), (6.0, 1.5, 1.5)

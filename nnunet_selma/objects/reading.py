@@ -15,11 +15,11 @@ import numpy as np
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.metrics.blocks import Read
-from nnunet_selma.segmented import class_names, has_image, label_image
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes import Volume, open_volume
 from nnunet_selma.volumes.base import Array, ShapeZYX
 from nnunet_selma.volumes.ome_zarr import is_zarr
+from nnunet_selma.volumes.segmented import class_names, has_image, label_image
 
 SLAB_BYTES = 2**28
 """Slices of one volume that are kept in memory together."""

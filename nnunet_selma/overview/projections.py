@@ -11,9 +11,9 @@ import numpy as np
 from nnunet_selma.metrics.blocks import Block, blocks
 from nnunet_selma.objects.reading import block_edge, slices_kept
 from nnunet_selma.progress import Progress, silent
-from nnunet_selma.segmented import Levels
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes.base import Array, ShapeZYX
+from nnunet_selma.volumes.segmented import Levels
 
 IMAGE_PIXELS = 1000
 """Longest side of the three projections of an image when they are laid side by side."""

@@ -16,8 +16,7 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.metrics.blocks import Block, blocks
 from nnunet_selma.objects.reading import as_labels, block_edge, slices_kept
 from nnunet_selma.objects.table import MeasuredComponents
-from nnunet_selma.progress import Progress, silent
-from nnunet_selma.projections import (
+from nnunet_selma.overview.projections import (
     ANY_BIT,
     SUM,
     VOXEL,
@@ -27,11 +26,12 @@ from nnunet_selma.projections import (
     pixel,
     project_image,
 )
-from nnunet_selma.segmented import Segmented
-from nnunet_selma.shown_objects import ShownObjects, read_objects
+from nnunet_selma.overview.shown_objects import ShownObjects, read_objects
+from nnunet_selma.progress import Progress, silent
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes import Volume
 from nnunet_selma.volumes.base import Array, ShapeZYX
+from nnunet_selma.volumes.segmented import Segmented
 
 CLASSES = 7
 """Classes that are told apart; a segmentation with higher values is shown as one class."""

@@ -8,15 +8,24 @@ from matplotlib.image import imread
 
 from nnunet_selma import overview as module
 from nnunet_selma import projections
-from nnunet_selma.brain_figures import CLASS_COLOURS, class_picture, overview_sheet
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.metrics.blocks import blocks
 from nnunet_selma.objects import ObjectSettings, measure_objects
 from nnunet_selma.overview import class_bits, overview
+from nnunet_selma.overview.projections import (
+    ANY_BIT,
+    HIGHEST,
+    IMAGE_PIXELS,
+    SUM,
+    Projections,
+    cells_of,
+    in_cells,
+    pixel,
+)
+from nnunet_selma.overview.sheet import CLASS_COLOURS, class_picture, overview_sheet
 from nnunet_selma.phantom import draw
-from nnunet_selma.projections import ANY_BIT, HIGHEST, IMAGE_PIXELS, SUM, Projections, cells_of, in_cells, pixel
-from nnunet_selma.segmented import Segmented, segmentation_at
 from nnunet_selma.volumes.base import Volume
+from nnunet_selma.volumes.segmented import Segmented, segmentation_at
 from tests.conftest import write_image
 
 SHAPE, SPACING = (9, 14, 11), (6.0, 2.0, 1.5)

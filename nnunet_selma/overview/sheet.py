@@ -14,8 +14,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from nnunet_selma.figures import _figure, _save
 from nnunet_selma.overview import DensityMap, Overview
-from nnunet_selma.projections import Pictures
-from nnunet_selma.shown_objects import ShownObjects
+from nnunet_selma.overview.projections import Pictures
+from nnunet_selma.overview.shown_objects import ShownObjects
 from nnunet_selma.volumes.base import Array
 
 CLASS_COLOURS = ("#ff9d2e", "#56b4e9", "#e377c2", "#f0e442", "#2fb58c", "#9d8cff", "#e0492f")
