@@ -7,11 +7,10 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from nnunet_selma import overview as module
-from nnunet_selma import projections
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.metrics.blocks import blocks
 from nnunet_selma.objects import ObjectSettings, measure_objects
-from nnunet_selma.overview import class_bits, overview
+from nnunet_selma.overview import class_bits, overview, projections
 from nnunet_selma.overview.projections import (
     ANY_BIT,
     HIGHEST,
