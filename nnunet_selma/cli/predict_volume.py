@@ -19,7 +19,7 @@ def _predict_volume(chosen: argparse.Namespace) -> int:
     os.environ.setdefault("nnUNet_extTrainer", str(TRAINER_FOLDER))
     folder = chosen.model or _trained(chosen)
     settings = VolumePrediction(
-        inputs=tuple(chosen.inputs), output=chosen.output,
+        inputs=tuple(chosen.inputs), channels=None if chosen.channel is None else tuple(chosen.channel), output=chosen.output,
         model=ModelSettings(
             folder=folder, folds=tuple(chosen.folds), checkpoint=chosen.checkpoint, mirroring=chosen.tta, step_size=chosen.step_size
         ),
@@ -106,6 +106,9 @@ def add_to(parts: Any) -> None:
     parser.add_argument("--spacing", type=voxel_size, metavar="Z,Y,X", help="voxel size in µm, instead of the file's")
     parser.add_argument(
         "--level", type=int, default=0, help="resolution level of an OME-Zarr (default: %(default)s, the finest)"
+    )
+    parser.add_argument(
+        "--channel", type=int, nargs="+", metavar="N", help="of a file that holds several: those the model sees, from 0"
     )
     parser.add_argument(
         "--on-bad-slice", choices=("error", "interpolate"), default="error",

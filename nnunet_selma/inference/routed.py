@@ -19,6 +19,7 @@ from nnunet_selma.inference.routing import OTHER, Router, most_probable, route
 from nnunet_selma.inference.small_objects import remove_small_in_file
 from nnunet_selma.json_files import read_json, write_json
 from nnunet_selma.progress import Progress, silent
+from nnunet_selma.volume_prediction.model import ModelSettings
 from nnunet_selma.volumes import open_volume
 from nnunet_selma.volumes.nifti import is_nifti
 
@@ -149,18 +150,12 @@ def _descriptions(
     models: Mapping[str, Path], router: Router, settings: PredictionSettings
 ) -> dict[str, dict[str, Any]]:
     """The `dataset.json` of each model; raises `SelmaError` where a model is of no class of the router, or incomplete."""
-    needed = ["dataset.json", "plans.json", *(f"fold_{fold}/{settings.checkpoint}" for fold in settings.folds)]
     for name, folder in models.items():
         if name not in (*router.classes, OTHER):
             raise SelmaError(
                 f"--model {name}={folder}: the router knows no {name}; its classes are {', '.join(router.classes)}"
             )
-        lacking = [file for file in needed if not (folder / file).is_file()]
-        if lacking:
-            raise SelmaError(
-                f"{folder}: is no complete model, {', '.join(lacking)} is missing; give the folder that holds plans.json and the fold folders, "
-                "and the trained fold with -f"
-            )
+        ModelSettings(folder=folder, folds=settings.folds, checkpoint=settings.checkpoint).demand_complete()
     return {name: read_json(folder / "dataset.json") for name, folder in models.items()}
 
 

@@ -27,7 +27,9 @@ class VolumePrediction:
     """One prediction of one volume. All of it but `scratch` and memory decides the result."""
 
     inputs: tuple[Path, ...]
-    """The volume, or its channels in the order of the model's; one OME-Zarr may hold several."""
+    """The volume, or its channels in the order of the model's."""
+    channels: tuple[int, ...] | None = None
+    """Of one file that holds several, those the model sees, in its order; None: as many as it sees."""
     output: Path
     model: ModelSettings
     spacing_um_zyx: tuple[float, float, float] | None = None
@@ -109,6 +111,7 @@ class VolumePrediction:
                 "mask": None if content["mask"] is None else Path(content["mask"]),
                 "model": ModelSettings(**{**model, "folder": Path(model["folder"]), "folds": tuple(model["folds"])}),
                 "spacing_um_zyx": None if spacing is None else tuple(spacing),
+                "channels": None if content["channels"] is None else tuple(content["channels"]),
             }
         )
 

@@ -28,6 +28,7 @@ from nnunet_selma.volume_prediction.tiling import common, within
 from nnunet_selma.volume_prediction.tissue import CELL, cell_means
 from nnunet_selma.volumes import open_volume
 from nnunet_selma.volumes.base import Array, Volume
+from nnunet_selma.volumes.ome_zarr import is_zarr
 from nnunet_selma.volumes.ome_zarr_writing import write_box
 
 _STRIP = 32 * CELL[1]
@@ -40,10 +41,12 @@ def open_channels(settings: VolumePrediction, channels: int) -> list[Volume]:
     Raises:
         SelmaError: too few or too many, or of different shapes.
     """
-    if len(settings.inputs) == 1 and channels > 1:
-        paths: list[tuple[Path, int | None]] = [(settings.inputs[0], channel) for channel in range(channels)]
-    else:
-        paths = [(path, None) for path in settings.inputs]
+    chosen = settings.channels
+    if chosen is None and len(settings.inputs) == 1 < channels:
+        chosen = tuple(range(channels))
+    paths: list[tuple[Path, int | None]] = [(path, None) for path in settings.inputs]
+    if chosen is not None:
+        paths = [(path, channel) for path in settings.inputs for channel in chosen]
     if len(paths) != channels:
         raise SelmaError(
             f"{len(paths)} volume(s) given, and the model was trained on {channels} channel(s); give one volume for each, in their order"
@@ -52,7 +55,7 @@ def open_channels(settings: VolumePrediction, channels: int) -> list[Volume]:
         open_volume(
             path,
             channel=channel,
-            level=settings.level if path.suffix == ".zarr" else 0,
+            level=settings.level if is_zarr(path) else 0,
             on_bad_slice=settings.on_bad_slice,
         )
         for path, channel in paths

@@ -184,6 +184,15 @@ def test_labels_go_into_an_input_that_is_an_ome_zarr(brain, tmp_path):
     assert np.array_equal(segmentation(replace(brain, output=own)), segmentation(brain))
 
 
+def test_a_channel_of_a_file_with_several(brain, tmp_path):
+    voxels = open_volume(brain.inputs[0]).read()
+    both = tmp_path / "both.tif"
+    tifffile.imwrite(both, np.stack([voxels[::-1], voxels], axis=1), imagej=True, metadata={"axes": "ZCYX"})
+    own = replace(brain, inputs=(both,), output=tmp_path / "own.ome.zarr", channels=(1,))
+    predict_volume(own, Execution())
+    assert np.array_equal(segmentation(own), segmentation(brain))
+
+
 def test_probabilities_slices_and_labels_alone(brain, tmp_path):
     alone = replace(brain, output=tmp_path / "alone.ome.zarr", probabilities=True, raw=False, version="0.4")
     predict_volume(alone, Execution(also_tiff=True))
