@@ -71,8 +71,8 @@ def finished(
                 steps, result = future.result()
             except distributed.KilledWorker as error:
                 raise SelmaError(
-                    "workers ended all of a sudden, most likely for want of memory; give them more, or a smaller --max-memory, and run the "
-                    "command again, which goes on from here"
+                    "workers ended all of a sudden, most likely for want of memory; give them more and run the command again, which goes "
+                    "on from here"
                 ) from error
             number = futures.pop(future)
             future.release()  # or it would be done again where the worker that did it dies later

@@ -5,6 +5,7 @@ import os
 from math import isnan
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from nnunet_selma.errors import SelmaError
 
@@ -25,9 +26,12 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write text under a temporary name and rename it."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8", newline="")
-    os.replace(partial, path)
+    partial = path.with_name(f"{path.name}.{uuid4().hex[:8]}.partial")  # two processes may write the same file
+    try:
+        partial.write_text(text, encoding="utf-8", newline="")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def without_nan(content: Any) -> Any:

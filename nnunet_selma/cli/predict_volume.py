@@ -8,15 +8,12 @@ from typing import Any
 from nnunet_selma.cli.arguments import path, scheduler_argument, voxel_size
 from nnunet_selma.cli.shell import folders, meter, progress
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.ext_trainers import FOLDER as TRAINER_FOLDER
 
 
 def _predict_volume(chosen: argparse.Namespace) -> int:
     from nnunet_selma.volume_prediction import Execution, VolumePrediction, predict_volume
     from nnunet_selma.volume_prediction.model import ModelSettings
 
-    # a checkpoint may name a trainer of this package, which nnU-Net finds by this variable
-    os.environ.setdefault("nnUNet_extTrainer", str(TRAINER_FOLDER))
     folder = chosen.model or _trained(chosen)
     settings = VolumePrediction(
         inputs=tuple(chosen.inputs), channels=None if chosen.channel is None else tuple(chosen.channel), output=chosen.output,
@@ -28,7 +25,7 @@ def _predict_volume(chosen: argparse.Namespace) -> int:
         block=chosen.block, max_memory=chosen.max_memory,
     )  # fmt: skip
     execution = Execution(
-        device=_device(chosen.device), scheduler=chosen.scheduler, shard=_shard(chosen.shard), also_tiff=chosen.also == "tiff",
+        device=chosen.device if chosen.scheduler else _device(chosen.device), scheduler=chosen.scheduler, shard=_shard(chosen.shard), also_tiff=chosen.also == "tiff",
         overwrite=chosen.overwrite,
     )  # fmt: skip
     record = predict_volume(

@@ -4,12 +4,13 @@ Order of work, each piece once, so that a killed run goes on: slabs read; blocks
 """
 
 import os
-import shutil
+import re
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from nnunet_selma.cluster import connected, finished
@@ -17,7 +18,7 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.json_files import read_json
 from nnunet_selma.parallel import Work
 from nnunet_selma.progress import Meter, Progress, silent, silent_meter
-from nnunet_selma.volume_prediction.finishing import finish
+from nnunet_selma.volume_prediction.finishing import finish, write_slices
 from nnunet_selma.volume_prediction.run import Run
 from nnunet_selma.volume_prediction.settings import VolumePrediction
 from nnunet_selma.volume_prediction.start import begun
@@ -30,13 +31,16 @@ from nnunet_selma.volume_prediction.work import (
     prepared,
     read_slab,
 )
+from nnunet_selma.volumes.ome_zarr import is_zarr
+from nnunet_selma.volumes.ome_zarr_writing import image_version
+from nnunet_selma.volumes.segmented import has_image
 
 __all__ = ["Execution", "VolumePrediction", "predict_volume"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """Where the work is done; none of it changes the result."""
+    """Where the work is done, and what becomes of what is there; a GPU computes in half precision, else none of it changes the result."""
 
     device: str = "cpu"
     scheduler: str | None = None
@@ -61,57 +65,104 @@ def predict_volume(
     Raises:
         SelmaError: a file cannot be read, the model does not fit, the output exists, or an interrupted run had other settings.
     """
+    settings = _resolved(settings)
+    if execution.overwrite and execution.shard[1] > 1:
+        raise SelmaError(
+            "--overwrite: shares would remove what others have done; remove the output first, or overwrite without shares"
+        )
     known = None if execution.overwrite else _complete(settings)
     if known is not None:
         say(f"{settings.output}: is complete already")
+        if execution.also_tiff:
+            write_slices(settings, progress)
         return known
-    _demand_place(settings, overwrite=execution.overwrite)
+    _demand_place(settings, execution)
     started = time.monotonic()
-    share, _ = execution.shard
-    run = begun(settings, execution.device, overwrite=execution.overwrite and share == 0)
+    device = "cpu" if execution.scheduler else execution.device  # a cluster's GPUs are not here
+    run = begun(settings, device, overwrite=execution.overwrite)
     say(f"{'×'.join(map(str, run.shape))} voxels, blocks of {'×'.join(map(str, run.facts['block']))}: {run.folder}")
+    if run.facts["in voxels"]:
+        say("the model was trained in units of voxels: the volume is taken as it is, whatever its voxel size")
     with connected(execution.scheduler) if execution.scheduler else nullcontext() as client:
         _read(run, execution, client, meter)
+        for name in run.repaired:
+            say(f"interpolated: {name}")
         say(f"tissue: {run.tissue.share:.0%} of the volume, the rest is not predicted")
         _predict(run, execution, client, meter)
     left = len(run.blocks_to_do()) if run.folder.is_dir() else 0
     if left:
         say(f"this share is done; {left} blocks of others are not. The last one completes {settings.output}")
         return None
-    seconds = time.monotonic() - started
-    record = finish(run, seconds, tiff=execution.also_tiff, overwrite=execution.overwrite, progress=progress)
+    record = finish(run, time.monotonic() - started, progress=progress)
     if record is None:
         say(f"this share is done; another one completes {settings.output}")
+    elif execution.also_tiff:
+        write_slices(settings, progress)
     return record
+
+
+def _resolved(settings: VolumePrediction) -> VolumePrediction:
+    """The same with whole paths, which workers elsewhere understand, and in the version of an input that gets the labels.
+
+    Raises:
+        SelmaError: the output cannot be called so, or is an input that takes no labels.
+    """
+    settings = replace(settings, output=settings.output.resolve())
+    if not re.fullmatch(r"[\w.-]+", settings.name):
+        raise SelmaError(f"--name {settings.name}: use letters, digits, ., - and _ only")
+    if settings.beside_input:
+        version = image_version(settings.output)
+        if version is None or not has_image(settings.output):
+            raise SelmaError(
+                f"{settings.output}: is the input and no OME-Zarr image that could take labels; choose another -o"
+            )
+        return replace(settings, version=version)
+    if settings.output.suffix != ".zarr":
+        raise SelmaError(f"{settings.output}: the output is an OME-Zarr; call it {settings.output.name}.ome.zarr")
+    return settings
 
 
 def _complete(settings: VolumePrediction) -> dict[str, Any] | None:
     """The record of the same prediction, where it is complete."""
     *_, labels = settings.products.values()
-    if not settings.record.is_file() or not labels.exists():
+    if settings.staging.exists() or not settings.record.is_file() or not labels.exists():
         return None
     known = read_json(settings.record)
     settings.model.demand_complete()
-    if known["settings"] != settings.as_json() or known["facts"]["model"] != settings.model.fingerprint():
-        return None
-    shutil.rmtree(settings.finishing, ignore_errors=True)
-    return known
+    same = known.get("settings") == settings.as_json() and known["facts"]["model"] == settings.model.fingerprint()
+    return known if same else None
 
 
-def _demand_place(settings: VolumePrediction, *, overwrite: bool) -> None:
-    """Raise `SelmaError` where nothing can be written, or something else is there."""
+def _demand_place(settings: VolumePrediction, execution: Execution) -> None:
+    """Raise `SelmaError` where nothing can be written, or something is there that is not to be replaced."""
     parent = settings.output.parent
     if not parent.is_dir():
         raise SelmaError(f"{parent}: there is no such folder; make it, or choose another -o")
-    if not os.access(parent, os.W_OK):
-        raise SelmaError(f"{parent}: cannot be written to; choose another -o")
-    if overwrite or settings.staging.exists() or settings.finishing.exists():
+    for place in (parent, settings.output):
+        if place.exists() and not os.access(place, os.W_OK):
+            raise SelmaError(f"{place}: cannot be written to; choose another -o")
+    if settings.staging.exists() and not execution.overwrite:
         return
-    for place in settings.products.values():
-        if place.exists():
+    unwanted = {"probabilities": not settings.probabilities, "tiff": not execution.also_tiff}
+    for part, place in settings.products.items():
+        if not place.exists() or (unwanted.get(part) and not execution.overwrite):
+            continue
+        if not execution.overwrite:
             raise SelmaError(
-                f"{place}: exists already, and is of another run; choose another -o or --name, or add --overwrite"
+                f"{place}: exists already, and is of another run; choose another -o{' or --name' if settings.beside_input else ''}, or add --overwrite"
             )
+        if not (_is_slices(place, settings.name) if part == "tiff" else is_zarr(place)):
+            raise SelmaError(
+                f"{place}: is nothing that this command wrote, and is not overwritten; remove it, or choose another -o"
+            )
+    for path in settings.inputs:
+        if settings.output in path.resolve().parents:
+            raise SelmaError(f"{settings.output}: holds the input {path}; choose another -o")
+
+
+def _is_slices(folder: Path, name: str) -> bool:
+    """Whether a folder holds nothing but slices that `write_slices` wrote."""
+    return folder.is_dir() and all(re.fullmatch(rf"{re.escape(name)}_\d+\.tif", one.name) for one in folder.iterdir())
 
 
 def _read(run: Run, execution: Execution, client: Any, meter: Meter) -> None:
@@ -123,7 +174,7 @@ def _read(run: Run, execution: Execution, client: Any, meter: Meter) -> None:
     boxes = {i: (run.slabs[i], slice(0, run.shape[1]), slice(0, run.shape[2])) for i in to_do}
     done = 0
     with meter(sum(map(box_voxels, boxes.values())), "reading", "voxel") as step:
-        for index in _each(read_slab, [SlabTask(run.folder, i) for i in own_first], client):
+        for index in _each(read_slab, [SlabTask(run.folder, run.id, i) for i in own_first], client):
             done += 1
             step(box_voxels(boxes[index]), f"{done}/{len(to_do)} slabs")
 
@@ -149,10 +200,12 @@ def _predict(run: Run, execution: Execution, client: Any, meter: Meter) -> None:
     to_do = [index for index in run.blocks_to_do() if index % shares == share]
     done = 0
     with meter(sum(box_voxels(run.blocks[i]) for i in to_do), "predicting", "voxel") as step:
-        tasks = [BlockTask(run.folder, i, execution.device) for i in to_do]
+        tasks = [BlockTask(run.folder, run.id, i, execution.device) for i in to_do]
         here = client is None
         for index in (
-            _overlapped(prepared(run.folder, execution.device), to_do) if here else _each(predict_block, tasks, client)
+            _overlapped(prepared(run.folder, run.id, execution.device), to_do)
+            if here
+            else _each(predict_block, tasks, client)
         ):
             done += 1
             step(box_voxels(run.blocks[index]), f"{done}/{len(to_do)} blocks")
@@ -173,7 +226,7 @@ def _overlapped(own: Prepared, to_do: Sequence[int]) -> Generator[int, None, Non
             work, image = coming.result()
             coming = reader.submit(read, to_do[place + 1]) if place + 1 < len(to_do) else None
             if work is None:
-                own.run.note_block(index, {"tiles": 0, "foreground": 0, "seconds": 0.0})
+                own.note_empty(index)
                 yield index
                 continue
             begun = time.monotonic()

@@ -1,7 +1,9 @@
-"""How a run ends: coarser levels, TIFF slices, a record, and the name."""
+"""How a run ends: coarser levels, TIFF slices, a record, and the name. Every step can be done again after a kill."""
 
 import platform
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,41 +14,67 @@ import tifffile
 from nnunet_selma.json_files import write_json
 from nnunet_selma.progress import Progress, silent
 from nnunet_selma.volume_prediction.run import Run
+from nnunet_selma.volume_prediction.settings import VolumePrediction
 from nnunet_selma.volumes import open_volume
 from nnunet_selma.volumes.ome_zarr_writing import create_labels, fill_pyramid, remove_partial_writes
 
+_SLICES_BYTES = 2**28
 
-def finish(
-    run: Run, seconds: float, *, tiff: bool, overwrite: bool, progress: Progress[Any] = silent
-) -> dict[str, Any] | None:
-    """Complete a run whose blocks are whole, and give it its name; returns its record, or None where another process does it.
 
-    Every step can be done again after a kill.
-    """
-    settings = run.settings
+def finish(run: Run, seconds: float, *, progress: Progress[Any] = silent) -> dict[str, Any] | None:
+    """Complete a run whose blocks are whole, and give it its name; returns its record, or None where another process does it."""
+    with _alone(run.folder) as alone:
+        if not alone:
+            return None
+        settings = run.settings
+        record = _record(run, seconds)
+        if run.labels.is_dir():  # or they have their name already
+            remove_partial_writes(run.folder)
+            for image in (run.output if settings.raw and run.facts["copied"] else None, run.labels, run.probabilities):
+                if image is not None and image.is_dir():
+                    fill_pyramid(image, progress)
+        write_json(settings.record, record)
+        for part, place in settings.products.items():
+            if (run.folder / part).is_dir():
+                place.parent.mkdir(exist_ok=True)
+                _move(run.folder / part, place)
+            elif run.overwrite and part in _EXTRA:
+                shutil.rmtree(place, ignore_errors=True)  # of the run that was replaced
+        list_labels(settings)
+        shutil.rmtree(run.folder, ignore_errors=True)
+        return record
+
+
+_EXTRA = ("probabilities", "tiff")
+"""Products that a run may have or not."""
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[bool]:
+    """Whether this process is the only one that completes a run; the system takes the lock from one that is killed."""
     try:
-        run.folder.rename(settings.finishing)
+        import fcntl
+    except ImportError:  # Windows has other locks
+        yield folder.is_dir()
+        return
+    try:
+        file = (folder / "lock").open("w")
     except FileNotFoundError:
-        return None
-    run = Run(settings.finishing)
-    remove_partial_writes(run.folder)
-    if settings.raw and run.raw is not None:
-        fill_pyramid(run.raw, progress)
-    fill_pyramid(run.labels, progress)
-    if run.probabilities.is_dir():
-        fill_pyramid(run.probabilities, progress)
-    if tiff and (overwrite or not settings.products["tiff"].exists()):
-        _write_slices(run, progress)
-    record = _record(run, seconds)
-    write_json(settings.record, record)
-    for part, place in settings.products.items():
-        if (run.folder / part).is_dir():
-            place.parent.mkdir(exist_ok=True)
-            _move(run.folder / part, place)
+        yield False  # completed already
+        return
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield (folder / "lock").exists()  # another process may have completed it just before
+
+
+def list_labels(settings: VolumePrediction) -> None:
+    """List labels that went into an input's OME-Zarr in it."""
     if settings.beside_input:
         create_labels(settings.output, [settings.name], settings.version)
-    shutil.rmtree(run.folder, ignore_errors=True)
-    return record
 
 
 def _record(run: Run, seconds: float) -> dict[str, Any]:
@@ -54,7 +82,7 @@ def _record(run: Run, seconds: float) -> dict[str, Any]:
     predicted = [one for one in blocks if one["tiles"]]
     voxels = int(np.prod(run.shape))
     return {
-        "settings": run.settings.as_json(), "facts": run.facts,
+        "settings": run.settings.as_json(), "facts": run.facts, "interpolated slices": run.repaired,
         "result": {
             "voxels": voxels, "foreground": sum(one["foreground"] for one in blocks), "tissue share": round(run.tissue.share, 4),
             "blocks": len(blocks), "blocks without tissue": len(blocks) - len(predicted), "tiles": sum(one["tiles"] for one in blocks),
@@ -64,16 +92,21 @@ def _record(run: Run, seconds: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _write_slices(run: Run, progress: Progress[Any]) -> None:
-    """Labels as TIFF slices, a slab of a block's height at a time."""
-    folder = run.folder / "tiff"
-    folder.mkdir(exist_ok=True)
-    labels = open_volume(run.labels)
-    depth, step = labels.shape[0], max(1, min(run.facts["chunk"], 2**28 // (labels.shape[1] * labels.shape[2])))
-    digits = max(4, len(str(depth - 1)))
+def write_slices(settings: VolumePrediction, progress: Progress[Any] = silent) -> None:
+    """The labels of a complete run as TIFF slices, whole or absent; nothing is done where they are."""
+    target = settings.products["tiff"]
+    if target.exists():
+        return
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    labels = open_volume(settings.output / "labels" / settings.name)
+    depth, height, width = labels.shape
+    step, digits = max(1, _SLICES_BYTES // (height * width * labels.dtype.itemsize)), max(4, len(str(depth - 1)))
     for z in progress(range(0, depth, step), "writing TIFF slices"):
         for offset, plane in enumerate(labels.read(slice(z, min(z + step, depth)))):
-            tifffile.imwrite(folder / f"{run.settings.name}_{z + offset:0{digits}}.tif", plane, compression="zlib")
+            tifffile.imwrite(partial / f"{settings.name}_{z + offset:0{digits}}.tif", plane, compression="zlib")
+    partial.rename(target)
 
 
 def _move(source: Path, target: Path) -> None:

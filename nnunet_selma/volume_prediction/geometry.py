@@ -95,18 +95,19 @@ class Geometry:
         return voxels.transpose(*range(lead), *(int(axis) + lead for axis in back))
 
 
-def spacing_in_plans(
-    spacing_um_zyx: SpacingZYX | None, configuration: dict[str, Any], plans: dict[str, Any]
-) -> SpacingZYX:
+def trained_in_voxels(plans: dict[str, Any]) -> bool:
+    """Whether the images that plans were made from had no voxel size: 1, 1, 1."""
+    return spacing_from_header(tuple(plans["original_median_spacing_after_transp"])) is None
+
+
+def spacing_in_plans(spacing_um_zyx: SpacingZYX | None, plans: dict[str, Any]) -> SpacingZYX:
     """The spacing of a volume, (z, y, x), in the unit of the plans: of a model trained in voxels it is 1.
 
     Raises:
         SelmaError: the model was trained in µm or mm, and the spacing of the volume is not known.
     """
-    trained = [float(s) for s in plans["original_median_spacing_after_transp"]]
-    if len(configuration["spacing"]) == 3:
-        trained = [float(s) for s in configuration["spacing"]]
-    um = spacing_from_header(tuple(trained))
+    trained = tuple(float(size) for size in plans["original_median_spacing_after_transp"])
+    um = spacing_from_header(trained)
     if um is None:
         return (1.0, 1.0, 1.0)
     if spacing_um_zyx is None:

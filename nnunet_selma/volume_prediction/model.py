@@ -1,6 +1,7 @@
 """A trained nnU-Net: its plans, its folds, and the logits of a box, computed tile by tile as nnU-Net computes those of a whole volume."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from nnunet_selma.errors import SelmaError
+from nnunet_selma.ext_trainers import FOLDER as TRAINER_FOLDER
 from nnunet_selma.json_files import read_json
 from nnunet_selma.metrics.blocks import Box
 from nnunet_selma.volume_prediction.tiling import common, within
@@ -48,7 +50,7 @@ class ModelSettings:
     def fingerprint(self) -> str:
         """Tells this model from others: a hash of its plans and weights."""
         digest = hashlib.sha256()
-        for name in ("plans.json", *(f"fold_{fold}/{self.checkpoint}" for fold in self.folds)):
+        for name in ("plans.json", "dataset.json", *(f"fold_{fold}/{self.checkpoint}" for fold in self.folds)):
             with (self.folder / name).open("rb") as file:
                 while part := file.read(2**22):
                     digest.update(part)
@@ -84,6 +86,8 @@ class Model:
     def _load(self, settings: ModelSettings) -> Any:
         from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
+        # a checkpoint may name a trainer of this package; a worker of a cluster has nobody else to tell nnU-Net where it is
+        os.environ.setdefault("nnUNet_extTrainer", str(TRAINER_FOLDER))
         with redirect_stdout(StringIO()):  # it says that a CPU is no GPU
             predictor = nnUNetPredictor(
                 tile_step_size=settings.step_size, use_mirroring=settings.mirroring, device=self.device, allow_tqdm=False,
@@ -107,12 +111,13 @@ class Model:
 
     @property
     def classes(self) -> dict[int, str]:
-        """Value in the segmentation to its name, without background."""
+        """Value in the segmentation to its name, without background, in the order of the network's heads."""
         manager, labels = self._predictor.label_manager, self._predictor.dataset_json["labels"]
         if manager.has_regions:
-            names = [name for name, value in labels.items() if name not in ("background", "ignore")]
+            names = [name for name in labels if name not in ("background", "ignore")]
             return dict(zip((int(value) for value in manager.regions_class_order), names, strict=True))
-        return {int(value): name for name, value in labels.items() if int(value) in manager.foreground_labels}
+        name_of = {int(np.ravel(value)[0]): name for name, value in labels.items()}
+        return {int(value): name_of[int(value)] for value in manager.foreground_labels}  # in the order of the heads
 
     @property
     def heads(self) -> int:
@@ -167,7 +172,7 @@ class Model:
                 network = getattr(self._predictor.network, "_orig_mod", self._predictor.network)
                 network.load_state_dict(weights)
                 self._loaded = True
-            one = self._logits_of_fold(image, around, tiles, box, batch).cpu()
+            one = self._logits_of_fold(image, around, tiles, box, batch)
             mean = one if mean is None else mean.add_(one)
         assert mean is not None
         return (
@@ -179,8 +184,21 @@ class Model:
     def _logits_of_fold(
         self, image: torch.Tensor, around: Box, tiles: Sequence[Box], box: Box, batch: int
     ) -> torch.Tensor:
+        """Logits of one fold, on the CPU; where a GPU is full its sums go to the CPU and tiles one by one, as nnU-Net does."""
+        where = self.device if self._fits([bounds.stop - bounds.start for bounds in box]) else torch.device("cpu")
+        for place, at_once in ((where, batch), (torch.device("cpu"), 1)):
+            try:
+                return self._summed(image, around, tiles, box, at_once, place).cpu()
+            except torch.cuda.OutOfMemoryError:
+                torch.cuda.empty_cache()
+        raise SelmaError(
+            f"{self.settings.folder}: one tile of this model does not fit into the GPU's memory; take --device cpu"
+        )
+
+    def _summed(
+        self, image: torch.Tensor, around: Box, tiles: Sequence[Box], box: Box, batch: int, where: torch.device
+    ) -> torch.Tensor:
         shape = [bounds.stop - bounds.start for bounds in box]
-        where = self.device if self._fits(shape) else torch.device("cpu")
         total = torch.zeros((self.heads, *shape), dtype=torch.half, device=where)
         count = torch.zeros(shape, dtype=torch.half, device=where)
         weight = self._weight.to(where)
@@ -196,7 +214,7 @@ class Model:
                     count[there] += weight[of_tile]
         count[count == 0] = 1
         total /= count
-        if torch.isinf(total).any():
+        if any(bool(torch.isinf(plane).any()) for plane in total.unbind(1)):
             raise SelmaError(
                 f"{self.settings.folder}: the network gives infinite numbers here; a training that diverged does so"
             )

@@ -146,7 +146,9 @@ class Resampling:
         for index in range(len(places[0])):  # plane by plane, because places take more memory than values
             grid = np.meshgrid(places[0][index : index + 1], *places[1:], indexing="ij")
             map_coordinates(values, grid, result[index : index + 1], order=self.order, mode="nearest", prefilter=False)
-        return result if limits is None else np.clip(result, *limits)
+        if limits is not None:
+            result.clip(*limits, out=result)
+        return result
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,8 @@ def configured_resampling(
     function, options = settings[f"resampling_fn_{which}"], settings[f"resampling_fn_{which}_kwargs"]
     across = None
     if before != after:
-        if function != "resample_data_or_seg_to_shape" or options.get("order_z", 0) != 0 or options.get("is_seg"):
+        smooth = which == "probabilities" and options.get("order", 3) > 1
+        if function != "resample_data_or_seg_to_shape" or options.get("order_z", 0) or options.get("is_seg") or smooth:
             raise SelmaError(
                 f"the plans resample {which} with {function} ({options}), which cannot be done block by block; predict a volume whose voxel "
                 "size is that of the plans, or plan with nnU-Net's default resampling"

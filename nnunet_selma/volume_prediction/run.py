@@ -13,11 +13,13 @@ A slab or block is done when its file is there. Files are written under a tempor
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
@@ -31,6 +33,7 @@ from nnunet_selma.volumes.base import Array, ShapeZYX
 
 RUN = "run.json"
 _FORMAT = 1
+_IDENTITY = ("format", "settings", "facts")
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,16 @@ class Run:
     def settings(self) -> VolumePrediction:
         """What was asked for."""
         return VolumePrediction.from_json(self._content["settings"])
+
+    @property
+    def id(self) -> str:
+        """Tells this run from an earlier one in the same folder."""
+        return str(self._content["id"])
+
+    @property
+    def overwrite(self) -> bool:
+        """Whether it replaces what is there."""
+        return bool(self._content["overwrite"])
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -111,12 +124,12 @@ class Run:
         done = {name for name in os.listdir(self.folder / what) if name.endswith(ending)}
         return [index for index in range(count) if f"{index:06d}{ending}" not in done]
 
-    def note_slab(self, index: int, intensities: Intensities, means: Array) -> None:
+    def note_slab(self, index: int, intensities: Intensities, means: Array, repaired: Sequence[str]) -> None:
         """Say that a slab was read."""
         path = self.folder / "slabs" / f"{index:06d}.npz"
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        partial = path.with_name(f"{path.name}.{uuid4().hex[:8]}.partial")  # another share may read the same slab
         with partial.open("wb") as file:
-            np.savez_compressed(file, means=means, **intensities.as_arrays())  # type: ignore[arg-type]
+            np.savez_compressed(file, means=means, repaired=np.array(repaired, str), **intensities.as_arrays())  # type: ignore[arg-type]
         os.replace(partial, path)
 
     def note_block(self, index: int, record: dict[str, Any]) -> None:
@@ -142,6 +155,11 @@ class Run:
             return Tissue.everywhere(self.shape)
         return Tissue.from_means(np.concatenate([arrays["means"] for arrays in self._slab_files()]))
 
+    @property
+    def repaired(self) -> list[str]:
+        """Slices that stand interpolated."""
+        return sorted({str(name) for arrays in self._slab_files() for name in arrays["repaired"]})
+
     def _slab_files(self) -> list[dict[str, Array]]:
         found = []
         for index in range(len(self.slabs)):
@@ -152,7 +170,8 @@ class Run:
 
 def demand_same(run: Run, settings: VolumePrediction, facts: dict[str, Any]) -> None:
     """Raise `SelmaError` where a run that was interrupted would have had another result."""
-    different = _difference(read_json(run.folder / RUN), content(settings, facts))
+    found = read_json(run.folder / RUN)
+    different = _difference({key: found.get(key) for key in _IDENTITY}, content(settings, facts, overwrite=False))
     if different:
         raise SelmaError(
             f"{run.folder}: holds an interrupted run with another {different}; repeat the command as it was to go on with it, or add "
@@ -160,16 +179,23 @@ def demand_same(run: Run, settings: VolumePrediction, facts: dict[str, Any]) -> 
         )
 
 
-def content(settings: VolumePrediction, facts: dict[str, Any]) -> dict[str, Any]:
-    """What `run.json` holds."""
-    whole: dict[str, Any] = json.loads(json.dumps({"format": _FORMAT, "settings": settings.as_json(), "facts": facts}))
-    return whole
+def content(settings: VolumePrediction, facts: dict[str, Any], *, overwrite: bool) -> dict[str, Any]:
+    """What `run.json` holds of a new run."""
+    whole = {
+        "format": _FORMAT,
+        "settings": settings.as_json(),
+        "facts": facts,
+        "id": uuid4().hex,
+        "overwrite": overwrite,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(whole))
+    return plain
 
 
 def _difference(found: dict[str, Any], wanted: dict[str, Any], name: str = "") -> str | None:
     """The first value that is not the same, by its name."""
     if isinstance(found, dict) and isinstance(wanted, dict):
-        for key in dict.fromkeys([*wanted, *found]):
+        for key in found:
             different = _difference(found.get(key), wanted.get(key), key.replace("_", " "))  # type: ignore[arg-type]
             if different:
                 return different

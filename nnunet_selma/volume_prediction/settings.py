@@ -1,6 +1,7 @@
 """What decides the result of a prediction, and how large a block the memory allows."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import prod
@@ -9,7 +10,7 @@ from typing import Any
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.volume_prediction.model import Model, ModelSettings
-from nnunet_selma.volumes import OnBadSlice, stem
+from nnunet_selma.volumes import OnBadSlice
 from nnunet_selma.volumes.base import ShapeZYX
 from nnunet_selma.volumes.ome_zarr_writing import OmeZarrVersion
 
@@ -24,7 +25,7 @@ _MOST_BLOCK = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class VolumePrediction:
-    """One prediction of one volume. All of it but `scratch` and memory decides the result."""
+    """One prediction of one volume."""
 
     inputs: tuple[Path, ...]
     """The volume, or its channels in the order of the model's."""
@@ -63,11 +64,6 @@ class VolumePrediction:
         suffix = f"_{self.name}" if self.beside_input else ""
         return self.output.parent / f".{self.output.name}{suffix}.partial"
 
-    @property
-    def finishing(self) -> Path:
-        """Where it lies while one process completes it."""
-        return self.staging.with_suffix(".finishing")
-
     def as_json(self) -> dict[str, Any]:
         """Everything, for a file."""
         content = asdict(self)
@@ -84,8 +80,8 @@ class VolumePrediction:
 
     @property
     def products(self) -> dict[str, Path]:
-        """Part of the run's folder to what it becomes; the labels last."""
-        near = self.output.parent / stem(self.output)
+        """Part of the run's folder to what it may become; the labels last."""
+        near = self.output.parent / re.sub(r"(\.ome)?\.zarr$", "", self.output.name)
         labels = {f"output/labels/{self.name}": self.output / "labels" / self.name}
         return {
             "probabilities": near.with_name(f"{near.name}_probabilities.ome.zarr"),
@@ -96,11 +92,12 @@ class VolumePrediction:
     @property
     def record(self) -> Path:
         """The JSON beside the output that says how it was made."""
-        return self.output.parent / f"{stem(self.output)}_{self.name}.json"
+        tiff = self.products["tiff"]
+        return tiff.with_name(f"{tiff.name}.json")
 
     @staticmethod
     def from_json(content: Mapping[str, Any]) -> "VolumePrediction":
-        """The reverse."""
+        """The reverse of `as_json`."""
         model = content["model"]
         spacing = content["spacing_um_zyx"]
         return VolumePrediction(
@@ -125,6 +122,7 @@ class MemoryPlan:
     """Of one channel of the image."""
     heads: int
     tile: ShapeZYX
+    """Edges along the axes of the volume."""
     features: int
     """Of the network's first stage."""
     folds: int = 1
@@ -137,8 +135,11 @@ class MemoryPlan:
         """For a model."""
         architecture = model.configuration["architecture"]["arch_kwargs"]
         features = architecture.get("features_per_stage") or [32]
+        tile = [0, 0, 0]
+        for edge, axis in zip(model.tile, model.transpose, strict=True):
+            tile[axis] = edge
         return MemoryPlan(
-            channels=len(model.channels), voxel_bytes=voxel_bytes, heads=model.heads, tile=model.tile, features=max(features[0], 16),
+            channels=len(model.channels), voxel_bytes=voxel_bytes, heads=model.heads, tile=(tile[0], tile[1], tile[2]), features=max(features[0], 16),
             folds=len(model.settings.folds), probabilities=probabilities, scale=scale,
         )  # fmt: skip
 
@@ -148,11 +149,13 @@ class MemoryPlan:
         logits = prod(edge * s + 2 for edge, s in zip(block, self.scale, strict=True))
         image = prod(edge * s + 2 * t for edge, s, t in zip(block, self.scale, self.tile, strict=True))
         source = image / prod(self.scale)
-        # uint16 or float as read, float32 normalised; a spline takes two copies in float64
-        images = 2 * self.channels * (source * (self.voxel_bytes + 4) + image * 4 + resampled * 2 * 8 * source)
-        sums = logits * 2 * (self.heads * (1 + (self.folds > 1)) + 1) + logits * self.heads
-        way_back = resampled * prod(block) * self.heads * (8 + 2)
-        results = prod(block) * (2 + self.probabilities * self.heads * 2)
+        # as read, and normalised; both a second time for the block that is read meanwhile
+        images = 2 * self.channels * (source * (self.voxel_bytes + 4) + image * 4)
+        # a spline takes a channel in float64: its voxels, padded, filtered, and the result
+        images += resampled * 8 * (3 * source + image)
+        sums = logits * 2 * (self.heads * (1 + (self.folds > 1)) + 1)
+        way_back = resampled * (8 * (logits + prod(block)) + 2 * self.heads * prod(block))
+        results = prod(block) * (3 + self.probabilities * self.heads * 3)
         network = prod(self.tile) * (self.features * 4 * _ACTIVATIONS + self.heads * 12)
         return _BASE_BYTES + images + sums + way_back + results + network
 
@@ -165,11 +168,17 @@ class MemoryPlan:
         edges = range(chunk, _MOST_BLOCK + 1, chunk)
         fitting = [edge for edge in edges if self.bytes(cut(edge, shape, chunk)) <= max_memory * GB]
         if not fitting:
-            least = self.bytes(cut(chunk, shape, chunk)) / GB
-            raise SelmaError(
-                f"--max-memory {max_memory:g}: one block of {chunk}³ voxels with this model takes about {least:.1f} GB; give at least that"
-            )
+            self.demand_fits(cut(chunk, shape, chunk), max_memory)
         return cut(fitting[-1], shape, chunk)
+
+    def demand_fits(self, block: ShapeZYX, max_memory: float) -> None:
+        """Raise `SelmaError` where a block takes more than the memory."""
+        needed = self.bytes(block) / GB
+        if needed > max_memory:
+            size = "×".join(map(str, block))
+            raise SelmaError(
+                f"--max-memory {max_memory:g}: a block of {size} voxels with this model takes about {needed:.1f} GB; give at least that"
+            )
 
 
 def cut(edge: int, shape: ShapeZYX, chunk: int) -> ShapeZYX:

@@ -1,20 +1,20 @@
 """How a run begins: what follows from the settings and the files, and the empty images that are filled."""
 
-import os
 import shutil
 from importlib.metadata import version
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
 from nnunet_selma import __version__
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.json_files import write_json
-from nnunet_selma.volume_prediction.geometry import geometry, spacing_in_plans
+from nnunet_selma.volume_prediction.geometry import geometry, spacing_in_plans, trained_in_voxels
 from nnunet_selma.volume_prediction.model import Model
 from nnunet_selma.volume_prediction.run import RUN, Run, content, demand_same
 from nnunet_selma.volume_prediction.settings import GB, MemoryPlan, VolumePrediction, chunk_edge, cut
-from nnunet_selma.volume_prediction.tissue import cells_of_mask
+from nnunet_selma.volume_prediction.tissue import CELL, cells_of_mask
 from nnunet_selma.volume_prediction.work import open_channels, stored_dtype
 from nnunet_selma.volumes import open_volume, stem
 from nnunet_selma.volumes.ome_zarr_writing import ImageLayout, create_image, create_labels
@@ -24,6 +24,7 @@ _SLAB = 64
 _SLAB_SHARE = 8
 """Of the memory that a slab's voxels may take; its sums and copies take as much again, several times."""
 _RAW_SHARD = 1024
+_LEAST_BLOCK = 16
 _COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
 """Of classes, red, green, blue: those of Okabe and Ito, which the colour-blind tell apart."""
 
@@ -42,62 +43,67 @@ def begun(settings: VolumePrediction, device: str, *, overwrite: bool) -> Run:
         SelmaError: the model is incomplete, the volume does not fit it, or an interrupted run had other settings.
     """
     run = Run(settings.staging)
-    if overwrite:
-        for folder in (settings.staging, settings.finishing):
-            shutil.rmtree(folder, ignore_errors=True)
-    elif settings.finishing.is_dir() and not run.folder.exists():
-        settings.finishing.rename(run.folder)  # killed when all blocks were whole
     model = Model(settings.model, device)
-    found = _facts(settings, model)
+    found = _facts(settings, model, device)
+    if overwrite:
+        shutil.rmtree(run.folder, ignore_errors=True)
+        settings.record.unlink(missing_ok=True)  # or what it speaks of would be taken for the new result
     if run.folder.exists():
         demand_same(run, settings, found)
         return run
-    new = Run(run.folder.with_name(f"{run.folder.name}.{os.getpid()}"))
-    shutil.rmtree(new.folder, ignore_errors=True)
-    for part in ("slabs", "blocks"):
-        (new.folder / part).mkdir(parents=True)
-    write_json(new.folder / RUN, content(settings, found))
-    _make_images(new, model)
+    new = Run(run.folder.with_name(f"{run.folder.name}.{uuid4().hex[:8]}"))
     try:
-        new.folder.rename(run.folder)
-    except OSError:  # another process was faster
-        shutil.rmtree(new.folder)
-        demand_same(run, settings, found)
-    return run
+        for part in ("slabs", "blocks"):
+            (new.folder / part).mkdir(parents=True)
+        write_json(new.folder / RUN, content(settings, found, overwrite=overwrite))
+        _make_images(new, model)
+        try:
+            new.folder.rename(run.folder)
+        except OSError:
+            if not run.folder.exists():
+                raise
+            demand_same(run, settings, found)  # another process was faster
+    finally:
+        shutil.rmtree(new.folder, ignore_errors=True)
+    return Run(run.folder)
 
 
-def _facts(settings: VolumePrediction, model: Model) -> dict[str, Any]:
+def _facts(settings: VolumePrediction, model: Model, device: str) -> dict[str, Any]:
     """What makes the result besides the settings, and the grids of slabs and blocks."""
     volumes = open_channels(settings, len(model.channels))
     first = volumes[0]
     shape, dtype = first.shape, stored_dtype(volumes)
     spacing = settings.spacing_um_zyx or first.spacing_um_zyx
     z, y, x = (slice(0, length) for length in shape)
-    unit = spacing_in_plans(spacing, model.configuration, model.plans)
+    unit = spacing_in_plans(spacing, model.plans)
     grids = geometry(model.configuration, model.transpose, (z, y, x), unit, model.tile, settings.model.step_size)
     scale = [1.0, 1.0, 1.0]
     for axis, own in enumerate(model.transpose):
         scale[own] = grids.tiling.shape[axis] / grids.forward.before[axis]
     chunk = chunk_edge(shape)
+    plan = MemoryPlan.of(model, dtype.itemsize, settings.probabilities, (scale[0], scale[1], scale[2]))
     if settings.block is None:
-        plan = MemoryPlan.of(model, dtype.itemsize, settings.probabilities, (scale[0], scale[1], scale[2]))
         block = plan.block(shape, chunk, settings.max_memory)
     else:
+        if settings.block < _LEAST_BLOCK or settings.block & (settings.block - 1):
+            raise SelmaError(f"--block {settings.block}: give a power of two from {_LEAST_BLOCK} on, such as 256")
         chunk = min(chunk, settings.block)
         block = cut(settings.block, shape, chunk)
-        if settings.block % chunk:
-            raise SelmaError(f"--block {settings.block}: give a multiple of {chunk} voxels")
-    copied = (first.plane_wise and not settings.beside_input) or (settings.raw and not settings.beside_input)
-    slab = _SLAB
-    while (
-        copied
-        and slab > 1
-        and slab * shape[1] * shape[2] * dtype.itemsize * len(volumes) * _SLAB_SHARE > settings.max_memory * GB
-    ):
-        slab //= 2
+        plan.demand_fits(block, settings.max_memory)
+    plane_wise = any(volume.plane_wise for volume in volumes)
+    copied = not settings.beside_input and (plane_wise or settings.raw)
+    row = shape[2] * dtype.itemsize * len(volumes) * _SLAB_SHARE
+    slab, rows = _SLAB, shape[1]
+    while slab > 1 and slab * rows * row > settings.max_memory * GB:
+        if copied or plane_wise or rows <= CELL[1]:
+            slab //= 2
+        else:  # of a volume in chunks parts of a plane can be read
+            rows = -(-rows // 2 // CELL[1]) * CELL[1]
     return {
         "shape": list(shape), "dtype": str(dtype), "channels": len(volumes), "spacing_um_zyx": None if spacing is None else list(spacing),
-        "model": settings.model.fingerprint(), "block": list(block), "chunk": chunk, "slab": slab, "copied": copied,
+        "model": settings.model.fingerprint(), "block": list(block), "chunk": chunk, "in voxels": trained_in_voxels(model.plans), "slab": slab, "rows": rows, "copied": copied,
+        # half precision on a GPU: blocks of both do not belong into one result
+        "precision": "half" if device.startswith("cuda") else "single",
         "versions": {"nnunet_selma": __version__, "nnunetv2": version("nnunetv2")},
     }  # fmt: skip
 
@@ -141,4 +147,4 @@ def _make_images(run: Run, model: Model) -> None:
             ),
         )  # fmt: skip
     if settings.mask is not None:
-        np.save(run.folder / "mask.npy", cells_of_mask(open_volume(settings.mask), run.shape))
+        np.save(run.folder / "mask.npy", cells_of_mask(open_volume(settings.mask), run.shape, spacing))

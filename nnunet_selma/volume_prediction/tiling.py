@@ -34,12 +34,6 @@ class Tiling:
             z = list(range(padded[0]))
         return [a - low[0] for a in z], [a - low[1] for a in y], [a - low[2] for a in x]
 
-    @property
-    def count(self) -> int:
-        """Tiles of the whole volume."""
-        z, y, x = self.starts
-        return len(z) * len(y) * len(x)
-
     def touching(self, box: Box, wanted: Callable[[Box], bool] = lambda _: True) -> list[Box]:
         """The tiles that share voxels with a box, in the order nnU-Net computes them in; those that are wanted.
 

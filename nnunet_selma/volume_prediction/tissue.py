@@ -47,14 +47,22 @@ def cell_means(slab: Array, first: int, depth: int, unit: float) -> NDArray[np.f
     return means
 
 
-def cells_of_mask(mask: Volume, shape: ShapeZYX) -> NDArray[np.bool_]:
+def cells_of_mask(
+    mask: Volume, shape: ShapeZYX, spacing_um_zyx: tuple[float, float, float] | None
+) -> NDArray[np.bool_]:
     """Cells of a volume that a mask `> 0` of the same field of view marks; the mask may have another resolution.
 
     Raises:
         SelmaError: the mask cannot be of the same volume.
     """
     scales = [own / length for own, length in zip(mask.shape, shape, strict=True)]
-    if max(scales) > 1.5 * min(scales) and mask.shape != shape:
+    other = mask.spacing_um_zyx
+    if spacing_um_zyx is not None and other is not None:  # how much longer the mask is than the volume
+        odd = [scale * own / size for scale, own, size in zip(scales, other, spacing_um_zyx, strict=True)]
+        same = all(0.9 < ratio < 1.1 for ratio in odd)
+    else:  # slices are often thicker in one of them; y and x are alike
+        same = 2 / 3 < scales[1] / scales[2] < 1.5
+    if not same:
         raise SelmaError(
             f"{mask.path}: has {mask.shape} voxels and the volume {shape} (z, y, x): they do not cover the same field of view; give a mask "
             "drawn on this volume, at any resolution"

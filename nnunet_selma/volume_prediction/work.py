@@ -9,6 +9,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -25,14 +26,12 @@ from nnunet_selma.volume_prediction.resampling import Limits
 from nnunet_selma.volume_prediction.run import Run
 from nnunet_selma.volume_prediction.settings import VolumePrediction
 from nnunet_selma.volume_prediction.tiling import common, within
-from nnunet_selma.volume_prediction.tissue import CELL, cell_means
+from nnunet_selma.volume_prediction.tissue import cell_means
 from nnunet_selma.volumes import open_volume
 from nnunet_selma.volumes.base import Array, Volume
 from nnunet_selma.volumes.ome_zarr import is_zarr
 from nnunet_selma.volumes.ome_zarr_writing import write_box
-
-_STRIP = 32 * CELL[1]
-"""Rows of a volume in chunks that are looked at together."""
+from nnunet_selma.volumes.pyramids import level_array
 
 
 def open_channels(settings: VolumePrediction, channels: int) -> list[Volume]:
@@ -42,10 +41,13 @@ def open_channels(settings: VolumePrediction, channels: int) -> list[Volume]:
         SelmaError: too few or too many, or of different shapes.
     """
     chosen = settings.channels
-    if chosen is None and len(settings.inputs) == 1 < channels:
+    if chosen is None and len(settings.inputs) == 1 < channels and _holds_several(settings.inputs[0], settings.level):
         chosen = tuple(range(channels))
     paths: list[tuple[Path, int | None]] = [(path, None) for path in settings.inputs]
     if chosen is not None:
+        for path in settings.inputs:
+            if not _holds_several(path, settings.level):
+                raise SelmaError(f"--channel: {path} holds one channel only; leave the option out")
         paths = [(path, channel) for path in settings.inputs for channel in chosen]
     if len(paths) != channels:
         raise SelmaError(
@@ -66,6 +68,15 @@ def open_channels(settings: VolumePrediction, channels: int) -> list[Volume]:
                 f"{other.path}: has {other.shape} voxels and {volumes[0].path} {volumes[0].shape} (z, y, x); channels are of one shape"
             )
     return volumes
+
+
+def _holds_several(path: Path, level: int) -> bool:
+    """Whether a file wants to be told which of its channels to read."""
+    try:
+        open_volume(path, level=level if is_zarr(path) else 0)
+    except SelmaError:
+        return True
+    return False
 
 
 def stored_dtype(volumes: list[Volume]) -> np.dtype[Any]:
@@ -103,7 +114,7 @@ class Prepared:
         if crop is None:
             return None
         model, spacing = self.model, self.run.facts["spacing_um_zyx"]
-        unit = spacing_in_plans(None if spacing is None else tuple(spacing), model.configuration, model.plans)
+        unit = spacing_in_plans(None if spacing is None else tuple(spacing), model.plans)
         return geometry(model.configuration, model.transpose, crop, unit, model.tile, model.settings.step_size)
 
     @cached_property
@@ -173,11 +184,20 @@ class Prepared:
             index, {"tiles": len(work.tiles), "foreground": int(np.count_nonzero(labels)), "seconds": round(seconds, 3)}
         )
 
+    def note_empty(self, index: int) -> None:
+        """Say of a block without tissue that it is whole."""
+        self.run.note_block(index, {"tiles": 0, "foreground": 0, "seconds": 0.0})
+
 
 @lru_cache(maxsize=1)
-def prepared(folder: Path, device: str) -> Prepared:
-    """The run of a folder, opened once in a process."""
+def prepared(folder: Path, run_id: str, device: str) -> Prepared:
+    """The run of a folder, opened once in a process; another run in the same folder has another id."""
+    level_array.cache_clear()
     return Prepared(Run(folder), device)
+
+
+_one_block_at_a_time = Lock()
+"""Workers of a cluster may have several threads; the model is one, and so is the memory."""
 
 
 @dataclass(frozen=True)
@@ -185,19 +205,21 @@ class BlockTask:
     """One block of a run, for a process on any machine that sees the folder."""
 
     folder: Path
+    run_id: str
     index: int
     device: str
 
 
 def predict_block(task: BlockTask) -> Generator[int, None, None]:
     """Predict one block and write it."""
-    own = prepared(task.folder, task.device)
-    begun = time.monotonic()
-    work = own.work(task.index)
-    if work is None:
-        own.run.note_block(task.index, {"tiles": 0, "foreground": 0, "seconds": 0.0})
-    else:
-        own.store(task.index, work, own.answer(task.index, work, own.image(work)), time.monotonic() - begun)
+    with _one_block_at_a_time:
+        own = prepared(task.folder, task.run_id, task.device)
+        begun = time.monotonic()
+        work = own.work(task.index)
+        if work is None:
+            own.note_empty(task.index)
+        else:
+            own.store(task.index, work, own.answer(task.index, work, own.image(work)), time.monotonic() - begun)
     yield 1
 
 
@@ -206,11 +228,12 @@ class SlabTask:
     """One slab of a run."""
 
     folder: Path
+    run_id: str
     index: int
 
 
 @lru_cache(maxsize=1)
-def _source(folder: Path) -> tuple[Run, list[Volume], float]:
+def _source(folder: Path, _run_id: str) -> tuple[Run, list[Volume], float]:
     run = Run(folder)
     volumes = open_channels(run.settings, int(run.facts["channels"]))
     return run, volumes, max(intensity_unit(volume) for volume in volumes)
@@ -218,10 +241,10 @@ def _source(folder: Path) -> tuple[Run, list[Volume], float]:
 
 def read_slab(task: SlabTask) -> Generator[int, None, None]:
     """Read one slab; note its intensities, and copy it where the input is a stack of slices."""
-    run, volumes, unit = _source(task.folder)
+    run, volumes, unit = _source(task.folder, task.run_id)
     planes = run.slabs[task.index]
     height = run.shape[1]
-    step = height if run.facts["copied"] or volumes[0].plane_wise else _STRIP
+    step = int(run.facts["rows"])
     parts, means = [], []
     for y in range(0, height, step):
         rows = slice(y, min(y + step, height))
@@ -235,9 +258,10 @@ def read_slab(task: SlabTask) -> Generator[int, None, None]:
             ) from error
         means.append(cell_means(slab, planes.start, run.shape[0], unit))
         if run.raw is not None:
-            write_box(run.raw, (planes.start, 0, 0), slab if len(volumes) > 1 else slab[0])
+            write_box(run.raw, (planes.start, 0, 0), slab if len(volumes) > 1 else slab[0])  # whole planes
     brightness: NDArray[np.float32] = np.concatenate(means, axis=1)
-    run.note_slab(task.index, joined(parts, axis=1), brightness)
+    repaired = [name for volume in volumes for name in volume.repaired]
+    run.note_slab(task.index, joined(parts, axis=1), brightness, repaired)
     yield 1
 
 

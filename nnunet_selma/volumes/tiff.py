@@ -67,7 +67,7 @@ class TiffSlices(Volume):
             before = numbered[max(n for n in numbered if n < missing[0])]
             raise SelmaError(
                 f"{path}: {len(missing)} slice(s) missing, the first after {before.name} (number {missing[0]}); "
-                "add them, or convert with --on-bad-slice interpolate"
+                "add them, or add --on-bad-slice interpolate"
             )
         self._files: list[Path | None] = [numbered.get(n) for n in sorted([*numbered, *missing])]
         self._names = [
@@ -97,11 +97,11 @@ class TiffSlices(Volume):
             if not self._interpolate:
                 if isinstance(header, str):
                     raise SelmaError(
-                        f"{self._files[index]}: {header}; replace it, or convert with --on-bad-slice interpolate"
+                        f"{self._files[index]}: {header}; replace it, or add --on-bad-slice interpolate"
                     )
                 raise SelmaError(
                     f"{self._files[index]}: is {_described(header)}, the other slices are {_described(usual)}; "
-                    "replace it, or convert with --on-bad-slice interpolate"
+                    "replace it, or add --on-bad-slice interpolate"
                 )
             self._bad[index] = True
         if sum(self._bad) * 2 > len(self._bad):
@@ -124,7 +124,7 @@ class TiffSlices(Volume):
         except _DAMAGE as error:
             if not self._interpolate:
                 raise SelmaError(
-                    f"{file}: the slice is cut short or damaged; replace it, or convert with --on-bad-slice interpolate"
+                    f"{file}: the slice is cut short or damaged; replace it, or add --on-bad-slice interpolate"
                 ) from error
             self._bad[index] = True
             return None

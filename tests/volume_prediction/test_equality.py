@@ -1,8 +1,11 @@
 """Blocks give what `nnUNetv2_predict` gives for the whole volume."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from nnunet_selma.json_files import read_json, write_json
 from nnunet_selma.volume_prediction import Execution, VolumePrediction, predict_volume
 from nnunet_selma.volumes import open_volume
 from tests.conftest import write_image
@@ -57,6 +60,10 @@ CASES = {
     "thick slices": (thick_slices, (14, 45, 52), (7.0, 1.3, 0.8), {}),
     "thick slices, plane size kept": (thick_slices, (14, 45, 52), (7.0, 1.0, 1.0), {}),
     "axes turned": (turned, (33, 40, 28), (1.2, 1.9, 1.5), {}),
+    "axes turned, zeros around": (turned, (33, 40, 28), (1.2, 1.9, 1.5), {"dark_border": 4}),
+    "mirrored": (plans, (30, 33, 36), None, {"mirroring": True}),
+    "larger steps": (plans, (37, 45, 52), None, {"step_size": 0.7}),
+    "2d, finer voxels": (flat, (3, 330, 350), (2.0, 0.7, 0.8), {}),
     "CT normalisation": (lambda: scheme("CTNormalization"), (30, 33, 36), None, {}),
     "rescaled to 0 and 1": (lambda: scheme("RescaleTo01Normalization"), (30, 33, 36), None, {"dark_border": 4}),
     "not normalised": (lambda: scheme("NoNormalization"), (30, 33, 36), None, {}),
@@ -74,7 +81,11 @@ def test_blocks_give_what_nnunet_gives(case, tmp_path, rng):
     make, shape, spacing, more = CASES[case]
     model_options = {key: more[key] for key in ("channels", "folds", "labels", "regions_order") if key in more}
     settings = write_model(tmp_path / "model", make(), **model_options)
+    settings = replace(settings, **{key: more[key] for key in ("mirroring", "step_size") if key in more})
     image = texture(rng, shape, channels=more.get("channels", 1), dark_border=more.get("dark_border", 0))
+    content = read_json(settings.folder / "plans.json")
+    content["original_median_spacing_after_transp"] = [1.0, 1.0, 1.0] if spacing is None else [2.0, 2.0, 2.0]
+    write_json(settings.folder / "plans.json", content)
     inputs = tuple(write_image(tmp_path / f"brain_{i}.nii.gz", one) for i, one in enumerate(image))
     whole = stock(settings, image, spacing or (1.0, 1.0, 1.0))
     prediction = VolumePrediction(

@@ -14,8 +14,9 @@ import tifffile
 from nnunet_selma import cli
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.json_files import read_json
-from nnunet_selma.volume_prediction import Execution, VolumePrediction, predict_volume
+from nnunet_selma.volume_prediction import Execution, VolumePrediction, finishing, predict_volume
 from nnunet_selma.volumes import open_volume
+from tests.plans import plans
 from tests.volume_prediction.models import texture, write_model
 
 SHAPE = (50, 60, 120)
@@ -178,10 +179,80 @@ def test_labels_go_into_an_input_that_is_an_ome_zarr(brain, tmp_path):
 
     own = tmp_path / "own.ome.zarr"
     shutil.copytree(brain.output, own)
+    with pytest.raises(SelmaError, match="exists already"):
+        predict_volume(replace(brain, inputs=(own,), output=own, spacing_um_zyx=None), Execution())
     beside = replace(brain, inputs=(own,), output=own, name="again", spacing_um_zyx=None)
     predict_volume(beside, Execution())
     assert np.array_equal(segmentation(beside), segmentation(brain))
     assert np.array_equal(segmentation(replace(brain, output=own)), segmentation(brain))
+
+
+def test_nothing_but_earlier_results_is_overwritten(brain, tmp_path):
+    slices = write_slices(tmp_path / "slices.zarr", open_volume(brain.inputs[0]).read()[:9])
+    before = sorted(slices.iterdir())
+    for output, inputs, said in (
+        (slices, brain.inputs, "not overwritten"),
+        (slices, (slices,), "no OME-Zarr image"),
+        (tmp_path / "brain", brain.inputs, "call it brain.ome.zarr"),
+        (tmp_path / "none" / "brain.zarr", brain.inputs, "no such folder"),
+    ):
+        with pytest.raises(SelmaError, match=said):
+            predict_volume(replace(brain, output=output, inputs=inputs), Execution(overwrite=True))
+    with pytest.raises(SelmaError, match="shares"):
+        predict_volume(replace(brain, output=tmp_path / "b.zarr"), Execution(overwrite=True, shard=(0, 2)))
+    assert sorted(slices.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"inputs": 2}, "2 volume"), ({"inputs": 1, "channels": (0, 1)}, "one channel only"), ({"block": 48}, "power of two"), ({"name": "a/b"}, "--name"),
+        ({"max_memory": 0.1, "block": None}, "takes about"), ({"spacing_um_zyx": None}, "--spacing"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_is_said_before_anything_is_written(brain, tmp_path, change, said):
+    more = {**change, "inputs": brain.inputs * change["inputs"]} if "inputs" in change else change
+    content = plans() | {"original_median_spacing_after_transp": [4.0, 2.0, 2.0]}
+    own = replace(brain, output=tmp_path / "out.ome.zarr", model=write_model(tmp_path / "model", content), **more)
+    with pytest.raises(SelmaError, match=said):
+        predict_volume(own, Execution())
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_kill_at_any_moment_of_the_end_leaves_what_the_next_call_completes(brain, tmp_path, monkeypatch):
+    """Every rename and every JSON of the end fails once, in turn."""
+    output = tmp_path / "brain.ome.zarr"
+    own = replace(brain, output=output)
+
+    class Killed(Exception):
+        pass
+
+    for moment in range(50):
+        calls = iter(range(moment))
+
+        def limited(function, calls=calls):
+            def run(*arguments, **options):
+                if next(calls, None) is None:
+                    raise Killed
+                return function(*arguments, **options)
+
+            return run
+
+        with monkeypatch.context() as patch:
+            patch.setattr(finishing, "write_json", limited(finishing.write_json))
+            patch.setattr(finishing, "fill_pyramid", limited(finishing.fill_pyramid))
+            patch.setattr(finishing, "_move", limited(finishing._move))
+            patch.setattr(finishing, "list_labels", limited(finishing.list_labels))
+            patch.setattr(finishing.shutil, "rmtree", limited(finishing.shutil.rmtree))
+            try:
+                predict_volume(own, Execution())
+            except Killed:
+                continue
+            break
+    assert moment > 4
+    assert_same(brain, output)
+    assert read_json(own.record)["settings"] == own.as_json()
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_channel_of_a_file_with_several(brain, tmp_path):
@@ -195,7 +266,9 @@ def test_a_channel_of_a_file_with_several(brain, tmp_path):
 
 def test_probabilities_slices_and_labels_alone(brain, tmp_path):
     alone = replace(brain, output=tmp_path / "alone.ome.zarr", probabilities=True, raw=False, version="0.4")
-    predict_volume(alone, Execution(also_tiff=True))
+    predict_volume(alone, Execution())
+    assert not (tmp_path / "alone_segmentation").exists()
+    predict_volume(alone, Execution(also_tiff=True))  # complete already, but for these
     labels = segmentation(alone)
     assert np.array_equal(labels, segmentation(brain))
     probable = open_volume(tmp_path / "alone_probabilities.ome.zarr").read()

@@ -1,6 +1,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nnunet_selma.errors import SelmaError
@@ -33,7 +34,9 @@ def test_memory_for_not_even_one_block_is_an_error_that_says_how_much_is_needed(
     "change", [{"channels": 2}, {"heads": 5}, {"folds": 5}, {"probabilities": True}, {"scale": (1.0, 2.0, 2.0)}]
 )
 def test_what_costs_more_gets_smaller_blocks(change):
-    assert replace(PLAN, **change).block(BRAIN, 64, 12.0) <= PLAN.block(BRAIN, 64, 12.0)
+    dearer = replace(PLAN, **change)
+    assert dearer.bytes((512, 512, 512)) > 1.05 * PLAN.bytes((512, 512, 512))
+    assert np.prod(dearer.block(BRAIN, 64, 12.0)) < np.prod(PLAN.block(BRAIN, 64, 12.0))
 
 
 def test_settings_come_back_from_json(tmp_path):

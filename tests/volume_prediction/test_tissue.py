@@ -5,6 +5,7 @@ import tifffile
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.volume_prediction.tissue import CELL, Tissue, cell_means, cells_of_mask
 from nnunet_selma.volumes import open_volume
+from tests.conftest import write_image
 
 
 @pytest.mark.parametrize("shape", [(40, 50, 60), (3, 17, 16), (8, 16, 33)])
@@ -49,7 +50,7 @@ def test_a_mask_of_any_resolution_marks_the_cells_it_reaches(scale, tmp_path):
     mask = np.zeros([length // scale for length in shape], np.uint8)
     mask[20 // scale, 40 // scale, 60 // scale] = 1
     tifffile.imwrite(tmp_path / "mask.tif", mask)
-    cells = cells_of_mask(open_volume(tmp_path / "mask.tif"), shape)
+    cells = cells_of_mask(open_volume(tmp_path / "mask.tif"), shape, None)
     assert cells.shape == (5, 4, 5)
     assert cells[20 // 8, 40 // 16, 60 // 16]
     assert cells.sum() <= 8
@@ -58,4 +59,14 @@ def test_a_mask_of_any_resolution_marks_the_cells_it_reaches(scale, tmp_path):
 def test_a_mask_of_another_field_of_view_is_refused(tmp_path):
     tifffile.imwrite(tmp_path / "mask.tif", np.ones((40, 20, 80), np.uint8))
     with pytest.raises(SelmaError, match="field of view"):
-        cells_of_mask(open_volume(tmp_path / "mask.tif"), (40, 60, 80))
+        cells_of_mask(open_volume(tmp_path / "mask.tif"), (40, 60, 80), None)
+
+
+def test_a_mask_at_the_voxel_size_of_an_atlas(tmp_path):
+    """Its voxels are cubes and those of the brain are not; the spacings say that both are equally long."""
+    shape, spacing = (100, 400, 300), (4.0, 1.8, 1.8)
+    mask = np.ones([round(n * s / 25) for n, s in zip(shape, spacing, strict=True)], np.uint8)
+    write_image(tmp_path / "mask.nii.gz", mask, spacing_zyx=(0.025, 0.025, 0.025))
+    assert cells_of_mask(open_volume(tmp_path / "mask.nii.gz"), shape, spacing).all()
+    with pytest.raises(SelmaError, match="field of view"):
+        cells_of_mask(open_volume(tmp_path / "mask.nii.gz"), (200, 400, 300), spacing)
