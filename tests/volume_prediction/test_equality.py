@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nnunet_selma.json_files import read_json, write_json
 from nnunet_selma.volume_prediction import Execution, VolumePrediction, predict_volume
 from nnunet_selma.volumes import open_volume
 from tests.conftest import write_image
@@ -17,8 +16,7 @@ SHARE = 1e-5
 
 
 def flat():
-    content = plans("2d, 256×256", features=2)
-    return content | {"original_median_spacing_after_transp": [1.0, 1.0, 1.0]}
+    return plans("2d, 256×256", features=2)
 
 
 def thick_slices():
@@ -80,12 +78,10 @@ def _spaced(spacing):
 def test_blocks_give_what_nnunet_gives(case, tmp_path, rng):
     make, shape, spacing, more = CASES[case]
     model_options = {key: more[key] for key in ("channels", "folds", "labels", "regions_order") if key in more}
-    settings = write_model(tmp_path / "model", make(), **model_options)
+    content = make() | {"original_median_spacing_after_transp": [1.0] * 3 if spacing is None else [2.0] * 3}
+    settings = write_model(tmp_path / "model", content, **model_options)
     settings = replace(settings, **{key: more[key] for key in ("mirroring", "step_size") if key in more})
     image = texture(rng, shape, channels=more.get("channels", 1), dark_border=more.get("dark_border", 0))
-    content = read_json(settings.folder / "plans.json")
-    content["original_median_spacing_after_transp"] = [1.0, 1.0, 1.0] if spacing is None else [2.0, 2.0, 2.0]
-    write_json(settings.folder / "plans.json", content)
     inputs = tuple(write_image(tmp_path / f"brain_{i}.nii.gz", one) for i, one in enumerate(image))
     whole = stock(settings, image, spacing or (1.0, 1.0, 1.0))
     prediction = VolumePrediction(
