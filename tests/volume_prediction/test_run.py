@@ -1,5 +1,6 @@
 """Killed, shared out, done twice: a run has the result of an undisturbed one."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -14,8 +15,9 @@ import tifffile
 from nnunet_selma import cli
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.json_files import read_json
-from nnunet_selma.volume_prediction import Execution, VolumePrediction, finishing, predict_volume
+from nnunet_selma.volume_prediction import Execution, VolumePrediction, finishing, predict_volume, work
 from nnunet_selma.volumes import open_volume
+from nnunet_selma.volumes.ome_zarr_writing import write_box
 from tests.plans import plans
 from tests.volume_prediction.models import texture, write_model
 
@@ -157,6 +159,39 @@ def test_an_output_of_another_run_is_not_mixed_with_this_one(brain, tmp_path, ca
     assert "another step size (0.5 there, 0.8 now)" in capsys.readouterr().err
     assert cli.main(command(brain, output, "-step_size", "0.8", "--overwrite")) == 0
     assert read_json(replace(brain, output=output).record)["settings"]["model"]["step_size"] == 0.8
+
+
+def test_a_full_disk_is_said_and_what_was_done_is_kept(brain, tmp_path, monkeypatch, capsys):
+    output, written = tmp_path / "full.ome.zarr", iter(range(3))
+
+    def full(*arguments):
+        if next(written, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device", str(output))
+        write_box(*arguments)
+
+    monkeypatch.setattr(work, "write_box", full)
+    assert cli.main(command(brain, output)) == 2
+    assert "make room and run the command again" in capsys.readouterr().err
+    assert not output.exists()
+    monkeypatch.undo()
+    assert cli.main(command(brain, output)) == 0
+    assert_same(brain, output)
+
+
+def test_numbers_that_are_none_are_named_by_their_slices(brain, tmp_path, capsys):
+    voxels = open_volume(brain.inputs[0]).read().astype(np.float32)
+    voxels[30, 5, 5] = np.nan
+    own = replace(brain, inputs=(write_slices(tmp_path / "slices", voxels),))
+    assert cli.main(command(own, tmp_path / "out.ome.zarr")) == 2
+    assert "NaN or infinite values in slices 0 to 49" in capsys.readouterr().err
+    assert not (tmp_path / "out.ome.zarr").exists()
+
+
+def test_plans_of_another_version_are_refused(brain, tmp_path, capsys):
+    model = write_model(tmp_path / "model")
+    (model.folder / "plans.json").write_text('{"plans_per_stage": {}}')
+    assert cli.main(command(replace(brain, model=model), tmp_path / "out.ome.zarr")) == 2
+    assert "no plans of nnU-Net v2" in capsys.readouterr().err
 
 
 def test_a_slice_that_cannot_be_read_is_named_and_what_was_done_is_kept(brain, tmp_path, capsys):
