@@ -3,22 +3,19 @@
 Order of work, each piece once, so that a killed run goes on: slabs read; blocks predicted and written; the coarser levels; the name given.
 """
 
-import os
-import re
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from nnunet_selma.cluster import connected, finished
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.json_files import read_json
 from nnunet_selma.parallel import Work
 from nnunet_selma.progress import Meter, Progress, silent, silent_meter
 from nnunet_selma.volume_prediction.finishing import finish, write_slices
+from nnunet_selma.volume_prediction.place import complete, demand_place, resolved
 from nnunet_selma.volume_prediction.run import Run
 from nnunet_selma.volume_prediction.settings import VolumePrediction
 from nnunet_selma.volume_prediction.start import begun
@@ -31,9 +28,6 @@ from nnunet_selma.volume_prediction.work import (
     prepared,
     read_slab,
 )
-from nnunet_selma.volumes.ome_zarr import is_zarr
-from nnunet_selma.volumes.ome_zarr_writing import image_version
-from nnunet_selma.volumes.segmented import has_image
 
 __all__ = ["Execution", "VolumePrediction", "predict_volume"]
 
@@ -65,21 +59,20 @@ def predict_volume(
     Raises:
         SelmaError: a file cannot be read, the model does not fit, the output exists, or an interrupted run had other settings.
     """
-    settings = _resolved(settings)
+    settings = resolved(settings)
     if execution.overwrite and execution.shard[1] > 1:
         raise SelmaError(
             "--overwrite: shares would remove what others have done; remove the output first, or overwrite without shares"
         )
-    known = None if execution.overwrite else _complete(settings)
+    known = None if execution.overwrite else complete(settings)
     if known is not None:
         say(f"{settings.output}: is complete already")
         if execution.also_tiff:
             write_slices(settings, progress)
         return known
-    _demand_place(settings, execution)
+    demand_place(settings, tiff=execution.also_tiff, overwrite=execution.overwrite)
     started = time.monotonic()
-    device = "cpu" if execution.scheduler else execution.device  # a cluster's GPUs are not here
-    run = begun(settings, device, overwrite=execution.overwrite)
+    run = begun(settings, execution.device, overwrite=execution.overwrite)
     say(f"{'×'.join(map(str, run.shape))} voxels, blocks of {'×'.join(map(str, run.facts['block']))}: {run.folder}")
     if run.facts["in voxels"]:
         say("the model was trained in units of voxels: the volume is taken as it is, whatever its voxel size")
@@ -99,70 +92,6 @@ def predict_volume(
     elif execution.also_tiff:
         write_slices(settings, progress)
     return record
-
-
-def _resolved(settings: VolumePrediction) -> VolumePrediction:
-    """The same with whole paths, which workers elsewhere understand, and in the version of an input that gets the labels.
-
-    Raises:
-        SelmaError: the output cannot be called so, or is an input that takes no labels.
-    """
-    settings = replace(settings, output=settings.output.resolve())
-    if not re.fullmatch(r"[\w.-]+", settings.name):
-        raise SelmaError(f"--name {settings.name}: use letters, digits, ., - and _ only")
-    if settings.beside_input:
-        version = image_version(settings.output)
-        if version is None or not has_image(settings.output):
-            raise SelmaError(
-                f"{settings.output}: is the input and no OME-Zarr image that could take labels; choose another -o"
-            )
-        return replace(settings, version=version)
-    if settings.output.suffix != ".zarr":
-        raise SelmaError(f"{settings.output}: the output is an OME-Zarr; call it {settings.output.name}.ome.zarr")
-    return settings
-
-
-def _complete(settings: VolumePrediction) -> dict[str, Any] | None:
-    """The record of the same prediction, where it is complete."""
-    *_, labels = settings.products.values()
-    if settings.staging.exists() or not settings.record.is_file() or not labels.exists():
-        return None
-    known = read_json(settings.record)
-    settings.model.demand_complete()
-    same = known.get("settings") == settings.as_json() and known["facts"]["model"] == settings.model.fingerprint()
-    return known if same else None
-
-
-def _demand_place(settings: VolumePrediction, execution: Execution) -> None:
-    """Raise `SelmaError` where nothing can be written, or something is there that is not to be replaced."""
-    parent = settings.output.parent
-    if not parent.is_dir():
-        raise SelmaError(f"{parent}: there is no such folder; make it, or choose another -o")
-    for place in (parent, settings.output):
-        if place.exists() and not os.access(place, os.W_OK):
-            raise SelmaError(f"{place}: cannot be written to; choose another -o")
-    if settings.staging.exists() and not execution.overwrite:
-        return
-    unwanted = {"probabilities": not settings.probabilities, "tiff": not execution.also_tiff}
-    for part, place in settings.products.items():
-        if not place.exists() or (unwanted.get(part) and not execution.overwrite):
-            continue
-        if not execution.overwrite:
-            raise SelmaError(
-                f"{place}: exists already, and is of another run; choose another -o{' or --name' if settings.beside_input else ''}, or add --overwrite"
-            )
-        if not (_is_slices(place, settings.name) if part == "tiff" else is_zarr(place)):
-            raise SelmaError(
-                f"{place}: is nothing that this command wrote, and is not overwritten; remove it, or choose another -o"
-            )
-    for path in settings.inputs:
-        if settings.output in path.resolve().parents:
-            raise SelmaError(f"{settings.output}: holds the input {path}; choose another -o")
-
-
-def _is_slices(folder: Path, name: str) -> bool:
-    """Whether a folder holds nothing but slices that `write_slices` wrote."""
-    return folder.is_dir() and all(re.fullmatch(rf"{re.escape(name)}_\d+\.tif", one.name) for one in folder.iterdir())
 
 
 def _read(run: Run, execution: Execution, client: Any, meter: Meter) -> None:

@@ -36,14 +36,14 @@ def begun(settings: VolumePrediction, device: str, *, overwrite: bool) -> Run:
 
     Args:
         settings: what is asked for.
-        device: where the model is tried.
+        device: where blocks are predicted; the model is only looked at here.
         overwrite: begin anew whatever is there.
 
     Raises:
         SelmaError: the model is incomplete, the volume does not fit it, or an interrupted run had other settings.
     """
     run = Run(settings.staging)
-    model = Model(settings.model, device)
+    model = Model(settings.model, "cpu")
     found = _facts(settings, model, device)
     if overwrite:
         shutil.rmtree(run.folder, ignore_errors=True)

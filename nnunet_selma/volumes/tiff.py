@@ -96,9 +96,7 @@ class TiffSlices(Volume):
                 continue
             if not self._interpolate:
                 if isinstance(header, str):
-                    raise SelmaError(
-                        f"{self._files[index]}: {header}; replace it, or add --on-bad-slice interpolate"
-                    )
+                    raise SelmaError(f"{self._files[index]}: {header}; replace it, or add --on-bad-slice interpolate")
                 raise SelmaError(
                     f"{self._files[index]}: is {_described(header)}, the other slices are {_described(usual)}; "
                     "replace it, or add --on-bad-slice interpolate"
