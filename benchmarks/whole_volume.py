@@ -24,43 +24,54 @@ from nnunet_selma.conversion.raw_dataset import write_nifti
 from nnunet_selma.json_files import write_json
 from nnunet_selma.volumes.base import Array
 
-_PLAN = Plan(patch=(32, 32, 32), features=(8, 16, 32), batch=2)
+_PLAN = Plan(patch=(64, 64, 64), features=(4, 8, 16), batch=2)
 _PINNED = {"OMP_NUM_THREADS": "1", "nnUNet_def_n_proc": "1", "nnUNet_n_proc_DA": "0"}
-_EDGES = {"1": 96, "8": 192, "27": 288}
+_EDGES = {1: 192, 8: 384, 27: 576}
 """How much larger a volume is than the smallest, to the edge of a cube."""
 _EMPTY = 0.6
 """Share of a volume with empty space that is empty."""
+_MEMORY = "2.5"
+"""GB that predict-volume is given."""
 
 
 def comparisons(quick: bool = False) -> list[Comparison]:
-    """Time and memory with volume size, empty space, and components; `quick` takes volumes of 48³."""
-    found = []
-    for times, edge in _EDGES.items():
-        for what, unit in (("seconds", "s"), ("memory", "MB")):
-            found.append(_prediction(f"volume_{what}_{times}", what, unit, 48 if quick else edge, quick, empty=False))
-    found.append(_prediction("volume_empty", "seconds", "s", 48 if quick else 192, quick, empty=True))
+    """Time and memory with volume size, empty space, and components; `quick` takes volumes of 96³."""
+    found = [
+        _prediction("volume_dense", "seconds", 192, quick, step="0.5", target=0.0),
+        _prediction("volume_empty", "seconds", 192, quick, step="0.5", target=1.5, empty=True),
+    ]
+    for times, edge in _EDGES.items():  # whole steps, because tiles are not what is asked here
+        found.append(
+            _prediction(f"volume_seconds_{times}", "seconds", edge, quick, step="1", target=0.0, repetitions=1)
+        )
+        found.append(_prediction(f"volume_memory_{times}", "memory", edge, quick, step="1", target=1.0, repetitions=1))
+    edge = 64 if quick else 384
     for other, label in ((start_cc3d, "cc3d on the array in memory"), (start_dask, "dask_image.ndmeasure.label")):
-        edge = 64 if quick else 384
         found.append(
             Comparison(
                 name=f"objects_{other.__name__.removeprefix('start_')}", what=f"labelling {edge}³ voxels of spots, file to count",
                 ours=Side(label="components by blocks of 128³", start=start_blocks, arguments={"edge": edge}, environment=_PINNED),
-                other=Side(label=label, start=other, arguments={"edge": edge}, environment=_PINNED), target=0.5,
-                repetitions=1 if quick else 5,
+                other=Side(label=label, start=other, arguments={"edge": edge}, environment=_PINNED), target=0.5 if other is start_cc3d else 1.0,
+                repetitions=1 if quick else 3,
             )
         )  # fmt: skip
     return found
 
 
-def _prediction(name: str, cost: str, unit: str, edge: int, quick: bool, *, empty: bool) -> Comparison:
+def _prediction(
+    name: str, cost: str, edge: int, quick: bool, *, step: str, target: float, empty: bool = False, repetitions: int = 3
+) -> Comparison:
+    edge = 96 if quick else edge
     space = f", {_EMPTY:.0%} of it empty" if empty else ""
+    arguments = {"edge": edge, "empty": empty, "cost": cost, "step": step}
     sides = [
-        Side(label=label, start=start, arguments={"edge": edge, "empty": empty, "cost": cost}, environment=_PINNED)
-        for label, start in (("predict-volume", start_ours), ("nnUNetv2_predict", start_stock))
+        Side(label=label, start=start, arguments=arguments, environment=_PINNED)
+        for label, start in ((f"predict-volume --max-memory {_MEMORY}", start_ours), ("nnUNetv2_predict", start_stock))
     ]
+    what = "peak memory of segmenting" if cost == "memory" else "segmenting"
     return Comparison(
-        name=name, what=f"{'peak memory of' if cost == 'memory' else 'segmenting'} a volume of {edge}³{space}", ours=sides[0], other=sides[1],
-        unit=unit, target=2.0 if empty else 0.0, repetitions=1 if quick or cost == "memory" or edge > 200 else 3,
+        name=name, what=f"{what} a volume of {edge}³{space}, steps of {step} patches", ours=sides[0], other=sides[1],
+        unit="MB" if cost == "memory" else "s", target=target, repetitions=1 if quick else repetitions,
     )  # fmt: skip
 
 
@@ -100,24 +111,23 @@ def _model(folder: Path) -> Path:
     return folder
 
 
-def start_ours(edge: int, empty: bool, cost: str) -> Measure:
-    """predict-volume, from one NIfTI, with blocks of at most 128³."""
+def start_ours(edge: int, empty: bool, cost: str, step: str) -> Measure:
+    """predict-volume, from one NIfTI, image and pyramid included."""
     root = _prepared(edge, empty)
-    # what fits, but no more than 128: of volumes this small a larger block would be the whole
     command = [
         "-m", "nnunet_selma.cli", "predict-volume", str(root / "in" / "brain_0000.nii.gz"), "-o", str(root / "ours.ome.zarr"), "-m", str(root / "model"),
-        "--overwrite", "--block", "128",
+        "--overwrite", "--max-memory", _MEMORY, "-step_size", step,
     ]  # fmt: skip
     return _measured(command, cost)
 
 
-def start_stock(edge: int, empty: bool, cost: str) -> Measure:
+def start_stock(edge: int, empty: bool, cost: str, step: str) -> Measure:
     """nnUNetv2_predict, everything in one process."""
     root = _prepared(edge, empty)
     code = "from nnunetv2.inference.predict_from_raw_data import predict_entry_point_modelfolder as run; run()"
     command = [
         "-c", code, "-i", str(root / "in"), "-o", str(root / "out"), "-m", str(root / "model"), "-f", "0", "--disable_tta", "-device", "cpu",
-        "-npp", "0", "-nps", "0",
+        "-npp", "0", "-nps", "0", "-step_size", step,
     ]  # fmt: skip
     return _measured(command, cost)
 

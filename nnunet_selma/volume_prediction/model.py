@@ -2,8 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
 from io import StringIO
@@ -21,6 +21,7 @@ from nnunet_selma.volume_prediction.tiling import common, within
 from nnunet_selma.volumes.base import Array, ShapeZYX
 
 _MOST_BATCH = 16
+_TRAINERS = "nnUNet_extTrainer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,18 @@ class ModelSettings:
         return digest.hexdigest()[:16]
 
 
+@contextmanager
+def _trainers_found() -> Iterator[None]:
+    """Let nnU-Net find this package's trainers, which a checkpoint may name; a worker of a cluster has nobody else to tell it."""
+    before = os.environ.get(_TRAINERS)
+    os.environ[_TRAINERS] = before or str(TRAINER_FOLDER)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_TRAINERS]
+
+
 class Model:
     """The network, the weights of its folds, and what the plans say about images.
 
@@ -86,15 +99,16 @@ class Model:
     def _load(self, settings: ModelSettings) -> Any:
         from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-        # a checkpoint may name a trainer of this package; a worker of a cluster has nobody else to tell nnU-Net where it is
-        os.environ.setdefault("nnUNet_extTrainer", str(TRAINER_FOLDER))
         with redirect_stdout(StringIO()):  # it says that a CPU is no GPU
             predictor = nnUNetPredictor(
                 tile_step_size=settings.step_size, use_mirroring=settings.mirroring, device=self.device, allow_tqdm=False,
                 perform_everything_on_device=self.device.type == "cuda",
             )  # fmt: skip
         try:
-            predictor.initialize_from_trained_model_folder(str(settings.folder), settings.folds, settings.checkpoint)
+            with _trainers_found():
+                predictor.initialize_from_trained_model_folder(
+                    str(settings.folder), settings.folds, settings.checkpoint
+                )
         except (KeyError, AttributeError, RuntimeError, AssertionError, TypeError) as error:
             raise SelmaError(
                 f"{settings.folder}: this nnU-Net cannot build the model ({type(error).__name__}: {error}); train it with this version, or "
