@@ -15,7 +15,7 @@ from nnunet_selma.volumes.base import ShapeZYX
 from nnunet_selma.volumes.ome_zarr_writing import OmeZarrVersion
 
 GB = 10**9
-_BASE_BYTES = 1.0 * GB
+BASE_BYTES = 1.0 * GB
 """Python with PyTorch and nnU-Net."""
 _ACTIVATIONS = 8
 """Feature maps of full resolution that live at once while a tile is computed; the widest stages are those of the decoder."""
@@ -157,7 +157,7 @@ class MemoryPlan:
         way_back = resampled * (8 * (logits + prod(block)) + 2 * self.heads * prod(block))
         results = prod(block) * (3 + self.probabilities * self.heads * 3)
         network = prod(self.tile) * (self.features * 4 * _ACTIVATIONS + self.heads * 12)
-        return _BASE_BYTES + images + sums + way_back + results + network
+        return BASE_BYTES + images + sums + way_back + results + network
 
     def block(self, shape: ShapeZYX, chunk: int, max_memory: float) -> ShapeZYX:
         """The largest block of whole chunks within the memory, no longer than the volume along any axis.

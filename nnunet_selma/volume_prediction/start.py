@@ -13,7 +13,7 @@ from nnunet_selma.json_files import write_json
 from nnunet_selma.volume_prediction.geometry import geometry, spacing_in_plans, trained_in_voxels
 from nnunet_selma.volume_prediction.model import Model
 from nnunet_selma.volume_prediction.run import RUN, Run, content, demand_same
-from nnunet_selma.volume_prediction.settings import GB, MemoryPlan, VolumePrediction, chunk_edge, cut
+from nnunet_selma.volume_prediction.settings import BASE_BYTES, GB, MemoryPlan, VolumePrediction, chunk_edge, cut
 from nnunet_selma.volume_prediction.tissue import CELL, cells_of_mask
 from nnunet_selma.volume_prediction.work import open_channels, stored_dtype
 from nnunet_selma.volumes import open_volume, stem
@@ -21,8 +21,8 @@ from nnunet_selma.volumes.ome_zarr_writing import ImageLayout, create_image, cre
 
 _SLAB = 64
 """Slices that are read together, where the memory allows."""
-_SLAB_SHARE = 8
-"""Of the memory that a slab's voxels may take; its sums and copies take as much again, several times."""
+_SLAB_COPIES = 6
+"""Of a slab while it is read: as it comes, as it is kept, where it is 0, and parts of it in float64."""
 _RAW_SHARD = 1024
 _LEAST_BLOCK = 16
 _COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
@@ -92,9 +92,9 @@ def _facts(settings: VolumePrediction, model: Model, device: str) -> dict[str, A
         plan.demand_fits(block, settings.max_memory)
     plane_wise = any(volume.plane_wise for volume in volumes)
     copied = not settings.beside_input and (plane_wise or settings.raw)
-    row = shape[2] * dtype.itemsize * len(volumes) * _SLAB_SHARE
-    slab, rows = _SLAB, shape[1]
-    while slab > 1 and slab * rows * row > settings.max_memory * GB:
+    row = shape[2] * dtype.itemsize * len(volumes) * _SLAB_COPIES
+    slab, rows, room = _SLAB, shape[1], max(settings.max_memory * GB - BASE_BYTES, BASE_BYTES / 4)
+    while slab > 1 and slab * rows * row > room:
         if copied or plane_wise or rows <= CELL[1]:
             slab //= 2
         else:  # of a volume in chunks parts of a plane can be read
