@@ -122,14 +122,22 @@ def start_ours(edge: int, empty: bool, cost: str, step: str) -> Measure:
 
 
 def start_stock(edge: int, empty: bool, cost: str, step: str) -> Measure:
-    """nnUNetv2_predict, everything in one process."""
+    """What nnUNetv2_predict does with -npp 0 -nps 0: everything in one process."""
     root = _prepared(edge, empty)
-    code = "from nnunetv2.inference.predict_from_raw_data import predict_entry_point_modelfolder as run; run()"
-    command = [
-        "-c", code, "-i", str(root / "in"), "-o", str(root / "out"), "-m", str(root / "model"), "-f", "0", "--disable_tta", "-device", "cpu",
-        "-npp", "0", "-nps", "0", "-step_size", step,
-    ]  # fmt: skip
-    return _measured(command, cost)
+    return _measured(["-c", _STOCK, str(root / "in"), str(root / "out"), str(root / "model"), step], cost)
+
+
+_STOCK = """
+import os, sys, torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+source, target, model, step = sys.argv[1:]
+os.makedirs(target, exist_ok=True)
+predictor = nnUNetPredictor(
+    tile_step_size=float(step), use_mirroring=False, device=torch.device("cpu"), perform_everything_on_device=False
+)
+predictor.initialize_from_trained_model_folder(model, ("0",), "checkpoint_final.pth")
+predictor.predict_from_files_sequential(source, target)
+"""
 
 
 def _prepared(edge: int, empty: bool) -> Path:
