@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunet_selma.cli.arguments import path, workers_argument
-from nnunet_selma.cli.shell import folders, progress
+from nnunet_selma.cli.shell import available_device, folders, progress
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.ext_trainers import FOLDER as TRAINER_FOLDER
 from nnunet_selma.json_files import read_json
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 
 def _train_router(chosen: argparse.Namespace) -> int:
@@ -28,7 +28,9 @@ def _train_router(chosen: argparse.Namespace) -> int:
         raise SelmaError(f"{chosen.output}: give a file in a folder that exists, as in -o router.pt")
     name = where.dataset(chosen.dataset_id)
     left_out = _validation_cases(where.preprocessed / name / "splits_final.json", chosen.fold)
-    router, learnt = train_router(where.raw / name, settings, _device(chosen.device), progress, left_out=left_out)
+    router, learnt = train_router(
+        where.raw / name, settings, available_device(chosen.device), progress, left_out=left_out
+    )
     router.save(chosen.output)
     for name, one in learnt.items():
         said = f"{name}: {one.cases} cases, {one.recognised:.0%} of their patches recognised"
@@ -59,7 +61,7 @@ def _predict_routed(chosen: argparse.Namespace) -> int:
         device=chosen.device, workers=chosen.workers, remove_below=chosen.remove_below,
     )  # fmt: skip
     models = _models(chosen.models)
-    router = open_router(chosen.router, _device(chosen.device))
+    router = open_router(chosen.router, available_device(chosen.device))
     # a checkpoint may name a trainer of this package, which nnU-Net finds by this variable
     environment = {"nnUNet_extTrainer": os.environ.get("nnUNet_extTrainer") or str(TRAINER_FOLDER)}
     records = predict_routed(
@@ -98,15 +100,6 @@ def _models(texts: list[str]) -> dict[str, Path]:
             raise SelmaError(f"--model {text}: {name} has a model already, {models[name]}; name each class once")
         models[name] = path(folder).resolve()
     return models
-
-
-def _device(name: str) -> "torch.device":
-    """The device of that name; raises `SelmaError` where this PyTorch has none."""
-    import torch
-
-    if name != "cpu" and not {"cuda": torch.cuda, "mps": torch.backends.mps}[name].is_available():
-        raise SelmaError(f"--device {name}: PyTorch finds no such device here; take --device cpu")
-    return torch.device(name)
 
 
 def _device_argument(parser: argparse.ArgumentParser) -> None:

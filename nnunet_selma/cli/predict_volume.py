@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_selma.cli.arguments import path, scheduler_argument, voxel_size
-from nnunet_selma.cli.shell import folders, meter, progress
+from nnunet_selma.cli.shell import available_device, folders, meter, progress
 from nnunet_selma.errors import SelmaError
 
 
@@ -52,12 +52,7 @@ def _trained(chosen: argparse.Namespace) -> Path:
 
 def _device(name: str) -> str:
     """The device; of several processes started by torchrun each takes its own GPU."""
-    if name == "cpu":
-        return name
-    import torch
-
-    if not {"cuda": torch.cuda, "mps": torch.backends.mps}[name].is_available():
-        raise SelmaError(f"--device {name}: PyTorch finds no such device here; take --device cpu")
+    available_device(name)
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name
 
 

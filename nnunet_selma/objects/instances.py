@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.metrics.blocks import Block, Read
 from nnunet_selma.metrics.components import Connectivity, label
-from nnunet_selma.objects.reading import is_label_image
 from nnunet_selma.progress import Progress
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes.base import ShapeZYX
+from nnunet_selma.volumes.segmented import is_label_image
 
 _MOST_CHUNK = 64  # voxels
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isqrt, prod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from nnunet_selma.metrics.blocks import Read
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes import Volume, open_volume
 from nnunet_selma.volumes.base import Array, ShapeZYX
-from nnunet_selma.volumes.ome_zarr import is_zarr
+from nnunet_selma.volumes.ome_zarr import OmeZarrVolume
 from nnunet_selma.volumes.segmented import class_names, has_image, label_image
 
 SLAB_BYTES = 2**28
@@ -53,7 +52,7 @@ class Sources:
     def edge(self) -> ShapeZYX:
         """Of the blocks they are read in, voxels."""
         volumes = [self.labels] if self.raw is None else [self.labels, self.raw]
-        return block_edge(volumes, _chunk_zyx(self.labels.path))
+        return block_edge(volumes, self.labels.chunk_zyx if isinstance(self.labels, OmeZarrVolume) else None)
 
     @property
     def read_labels(self) -> Read:
@@ -134,31 +133,6 @@ def _power_of_two(number: int) -> int:
 def _slices_kept(volume: Volume) -> int:
     plane = volume.shape[1] * volume.shape[2] * volume.dtype.itemsize
     return max(_LEAST_SLICES + 1, SLAB_BYTES // max(1, plane))
-
-
-def _chunk_zyx(path: Path) -> ShapeZYX | None:
-    """What an OME-Zarr that opens as a volume is read in, voxels; None for other volumes."""
-    if not (path.is_dir() and is_zarr(path)):
-        return None
-    node, attributes = _node(path)
-    if attributes:
-        node = node[attributes["multiscales"][0]["datasets"][0]["path"]]
-    z, y, x = (int(length) for length in node.chunks[-3:])
-    return z, y, x
-
-
-def is_label_image(path: Path) -> bool:
-    """Whether a folder is an OME-Zarr image that says it holds labels."""
-    return path.is_dir() and is_zarr(path) and "image-label" in _node(path)[1]
-
-
-def _node(path: Path) -> tuple[Any, dict[str, Any]]:
-    """A zarr group and its OME-Zarr metadata, or an array, which has none."""
-    import zarr
-
-    node = zarr.open(str(path), mode="r")
-    attributes = {} if hasattr(node, "shape") else dict(node.attrs)
-    return node, attributes.get("ome", attributes)
 
 
 def slices_kept(volume: Volume) -> Read:

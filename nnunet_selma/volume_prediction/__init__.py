@@ -8,26 +8,21 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from nnunet_selma.cluster import connected, finished
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.parallel import Work
 from nnunet_selma.progress import Meter, Progress, silent, silent_meter
+from nnunet_selma.volume_prediction.blocks import BlockTask, Prepared, predict_block, prepared
 from nnunet_selma.volume_prediction.finishing import finish, write_slices
 from nnunet_selma.volume_prediction.place import complete, demand_place, resolved
 from nnunet_selma.volume_prediction.run import Run
 from nnunet_selma.volume_prediction.settings import VolumePrediction
+from nnunet_selma.volume_prediction.slabs import SlabTask, read_slab
 from nnunet_selma.volume_prediction.start import begun
-from nnunet_selma.volume_prediction.work import (
-    BlockTask,
-    Prepared,
-    SlabTask,
-    box_voxels,
-    predict_block,
-    prepared,
-    read_slab,
-)
+from nnunet_selma.volume_prediction.tiling import lengths
 
 __all__ = ["Execution", "VolumePrediction", "predict_volume"]
 
@@ -102,10 +97,10 @@ def _read(run: Run, execution: Execution, client: Any, meter: Meter) -> None:
     own_first += [index for index in reversed(to_do) if index % shares != share]
     boxes = {i: (run.slabs[i], slice(0, run.shape[1]), slice(0, run.shape[2])) for i in to_do}
     done = 0
-    with meter(sum(map(box_voxels, boxes.values())), "reading", "voxel") as step:
+    with meter(sum(prod(lengths(box)) for box in boxes.values()), "reading", "voxel") as step:
         for index in _each(read_slab, [SlabTask(run.folder, run.id, i) for i in own_first], client):
             done += 1
-            step(box_voxels(boxes[index]), f"{done}/{len(to_do)} slabs")
+            step(prod(lengths(boxes[index])), f"{done}/{len(to_do)} slabs")
 
 
 def _each(work: Work[Any, None], tasks: Sequence[Any], client: Any) -> Iterator[int]:
@@ -128,7 +123,7 @@ def _predict(run: Run, execution: Execution, client: Any, meter: Meter) -> None:
     share, shares = execution.shard
     to_do = [index for index in run.blocks_to_do() if index % shares == share]
     done = 0
-    with meter(sum(box_voxels(run.blocks[i]) for i in to_do), "predicting", "voxel") as step:
+    with meter(sum(prod(lengths(run.blocks[i])) for i in to_do), "predicting", "voxel") as step:
         tasks = [BlockTask(run.folder, run.id, i, execution.device) for i in to_do]
         here = client is None
         for index in (
@@ -137,7 +132,7 @@ def _predict(run: Run, execution: Execution, client: Any, meter: Meter) -> None:
             else _each(predict_block, tasks, client)
         ):
             done += 1
-            step(box_voxels(run.blocks[index]), f"{done}/{len(to_do)} blocks")
+            step(prod(lengths(run.blocks[index])), f"{done}/{len(to_do)} blocks")
 
 
 def _overlapped(own: Prepared, to_do: Sequence[int]) -> Generator[int, None, None]:

@@ -7,6 +7,7 @@ else, keeps normalised voxels from being equal bit by bit.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import reduce
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.metrics.blocks import Box
+from nnunet_selma.volume_prediction.tiling import lengths
 from nnunet_selma.volumes.base import Array, ShapeZYX
 
 _EPSILON = 1e-8  # nnU-Net's
@@ -92,7 +94,7 @@ class Intensities:
     def limits(self, box: Box, axis: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Lowest and highest value of each channel and plane across an axis, within the box of all voxels that are not 0."""
         planes = box[axis]
-        inside = int(np.prod([bounds.stop - bounds.start for a, bounds in enumerate(box) if a != axis]))
+        inside = prod(lengths(box)) // lengths(box)[axis]
         outside = int(np.prod(self.shape)) // self.shape[axis] - inside
         low, high = self.low[axis][:, planes].astype(float), self.high[axis][:, planes].astype(float)
         has_zero = self.zeros[axis][:, planes] > outside
@@ -166,7 +168,7 @@ def normalisation(settings: dict[str, Any], properties: dict[str, Any], found: I
     """
     box = found.box
     assert box is not None
-    voxels = int(np.prod([bounds.stop - bounds.start for bounds in box]))
+    voxels = prod(lengths(box))
     holes = int(found.empty[0].sum()) > int(np.prod(found.shape)) - voxels
     lows, highs = found.limits(box, 0)
     rows: list[tuple[float, float, tuple[float, float] | None]] = []

@@ -17,7 +17,7 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.ext_trainers import FOLDER as TRAINER_FOLDER
 from nnunet_selma.json_files import read_json
 from nnunet_selma.metrics.blocks import Box
-from nnunet_selma.volume_prediction.tiling import common, within
+from nnunet_selma.volume_prediction.tiling import common, lengths, within
 from nnunet_selma.volumes.base import Array, ShapeZYX
 
 _MOST_BATCH = 16
@@ -180,26 +180,23 @@ class Model:
         Raises:
             SelmaError: infinite numbers; the network overflows.
         """
-        mean: torch.Tensor | None = None
-        for weights in self._predictor.list_of_parameters:
-            if len(self._predictor.list_of_parameters) > 1 or not self._loaded:
-                network = getattr(self._predictor.network, "_orig_mod", self._predictor.network)
-                network.load_state_dict(weights)
-                self._loaded = True
+        folds = self._predictor.list_of_parameters
+        if len(folds) == 1:  # its weights are in the network since it was built
+            return self._logits_of_fold(image, around, tiles, box, batch)
+        network = getattr(self._predictor.network, "_orig_mod", self._predictor.network)
+        total: torch.Tensor | None = None
+        for weights in folds:
+            network.load_state_dict(weights)
             one = self._logits_of_fold(image, around, tiles, box, batch)
-            mean = one if mean is None else mean.add_(one)
-        assert mean is not None
-        return (
-            mean.div_(len(self._predictor.list_of_parameters)) if len(self._predictor.list_of_parameters) > 1 else mean
-        )
-
-    _loaded = False
+            total = one if total is None else total.add_(one)
+        assert total is not None
+        return total.div_(len(folds))
 
     def _logits_of_fold(
         self, image: torch.Tensor, around: Box, tiles: Sequence[Box], box: Box, batch: int
     ) -> torch.Tensor:
         """Logits of one fold, on the CPU; where a GPU is full its sums go to the CPU and tiles one by one, as nnU-Net does."""
-        where = self.device if self._fits([bounds.stop - bounds.start for bounds in box]) else torch.device("cpu")
+        where = self.device if self._fits(lengths(box)) else torch.device("cpu")
         for place, at_once in ((where, batch), (torch.device("cpu"), 1)):
             try:
                 return self._summed(image, around, tiles, box, at_once, place).cpu()
@@ -212,7 +209,7 @@ class Model:
     def _summed(
         self, image: torch.Tensor, around: Box, tiles: Sequence[Box], box: Box, batch: int, where: torch.device
     ) -> torch.Tensor:
-        shape = [bounds.stop - bounds.start for bounds in box]
+        shape = lengths(box)
         total = torch.zeros((self.heads, *shape), dtype=torch.half, device=where)
         count = torch.zeros(shape, dtype=torch.half, device=where)
         weight = self._weight.to(where)

@@ -14,6 +14,7 @@ from scipy.ndimage import map_coordinates, spline_filter
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.metrics.blocks import Box
+from nnunet_selma.volume_prediction.tiling import lengths
 from nnunet_selma.volumes.base import Array, ShapeZYX
 
 _HALO = 24
@@ -93,8 +94,7 @@ class Resampling:
         if not self.changes:
             return voxels
         source = self.needed(box)
-        shape = [bounds.stop - bounds.start for bounds in box]
-        result = np.empty((len(voxels), *shape), voxels.dtype)
+        result = np.empty((len(voxels), *lengths(box)), voxels.dtype)
         for channel, one in enumerate(voxels):
             low_high = limits.of(channel) if limits and self.order > 1 else None
             if self.across is None:

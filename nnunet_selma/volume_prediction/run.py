@@ -5,7 +5,7 @@
         slabs/          of each slab that was read: its intensities and the brightness of its cells
         blocks/         of each block that is whole: what was done
         output/         what becomes OUT.ome.zarr
-    image/          the image in chunks, where the output is to have none
+        image/          the image in chunks, where the output is to have none
         probabilities/  what becomes OUT_probabilities.ome.zarr
 
 A slab or block is done when its file is there. Files are written under a temporary name and renamed, after the voxels they speak of.
@@ -16,7 +16,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -25,7 +24,7 @@ import numpy as np
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.json_files import read_json, write_json
-from nnunet_selma.metrics.blocks import Box
+from nnunet_selma.metrics.blocks import Box, blocks
 from nnunet_selma.volume_prediction.intensities import Intensities, joined
 from nnunet_selma.volume_prediction.settings import VolumePrediction
 from nnunet_selma.volume_prediction.tissue import Tissue
@@ -104,12 +103,11 @@ class Run:
     @cached_property
     def blocks(self) -> list[Box]:
         """Boxes that are predicted and written by themselves, in raster order."""
-        edges = self.facts["block"]
-        starts = [range(0, length, edge) for length, edge in zip(self.shape, edges, strict=True)]
+        z, y, x = self.facts["block"]
         found = []
-        for start in product(*starts):
-            z, y, x = (slice(a, min(a + e, n)) for a, e, n in zip(start, edges, self.shape, strict=True))
-            found.append((z, y, x))
+        for block in blocks(self.shape, (z, y, x)):
+            own_z, own_y, own_x = (slice(a, b) for a, b in zip(block.start, block.stop, strict=True))
+            found.append((own_z, own_y, own_x))
         return found
 
     def slabs_to_do(self) -> list[int]:

@@ -14,8 +14,8 @@ from nnunet_selma.volume_prediction.geometry import geometry, spacing_in_plans, 
 from nnunet_selma.volume_prediction.model import Model
 from nnunet_selma.volume_prediction.run import RUN, Run, content, demand_same
 from nnunet_selma.volume_prediction.settings import BASE_BYTES, GB, MemoryPlan, VolumePrediction, chunk_edge, cut
+from nnunet_selma.volume_prediction.slabs import open_channels, stored_dtype
 from nnunet_selma.volume_prediction.tissue import CELL, cells_of_mask
-from nnunet_selma.volume_prediction.work import open_channels, stored_dtype
 from nnunet_selma.volumes import open_volume, stem
 from nnunet_selma.volumes.ome_zarr_writing import ImageLayout, create_image, create_labels
 

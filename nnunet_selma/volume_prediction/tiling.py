@@ -51,6 +51,12 @@ class Tiling:
             yield z, y, x
 
 
+def lengths(box: Box) -> ShapeZYX:
+    """How many voxels a box is long along each axis."""
+    z, y, x = (bounds.stop - bounds.start for bounds in box)
+    return z, y, x
+
+
 def hull(boxes: list[Box]) -> Box:
     """The smallest box around all boxes."""
     z, y, x = (slice(min(b[axis].start for b in boxes), max(b[axis].stop for b in boxes)) for axis in range(3))

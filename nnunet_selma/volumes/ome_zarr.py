@@ -8,6 +8,8 @@ import numpy as np
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.volumes.base import Array, Volume
 
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError)
+"""What zarr and missing entries of metadata raise."""
 _METADATA = ("zarr.json", ".zattrs", ".zgroup", ".zarray")
 _UM = {"angstrom": 1e-4, "nanometer": 1e-3, "micrometer": 1.0, "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6}
 
@@ -15,6 +17,20 @@ _UM = {"angstrom": 1e-4, "nanometer": 1e-3, "micrometer": 1.0, "millimeter": 1e3
 def is_zarr(path: Path) -> bool:
     """True for a folder that holds zarr metadata of version 2 or 3."""
     return any((path / name).is_file() for name in _METADATA)
+
+
+def zarr_node(path: Path) -> Any:
+    """The zarr group or array at a path, to read; raises `SelmaError` where zarr is not installed or the metadata are damaged."""
+    try:
+        import zarr
+    except ImportError as error:
+        raise SelmaError(
+            f"{path}: reading OME-Zarr needs zarr; install it with: pip install 'nnunet-selma[zarr]'"
+        ) from error
+    try:
+        return zarr.open(str(path), mode="r")
+    except _DAMAGE as error:
+        raise SelmaError(f"{path}: the OME-Zarr's metadata cannot be read ({error}); copy it again") from error
 
 
 class OmeZarrVolume(Volume):
@@ -26,17 +42,12 @@ class OmeZarrVolume(Volume):
 
     def __init__(self, path: Path, *, channel: int | None = None, level: int = 0) -> None:
         self.path = path
+        node = zarr_node(path)
         try:
-            import zarr
-        except ImportError as error:
-            raise SelmaError(
-                f"{path}: reading OME-Zarr needs zarr; install it with: pip install 'nnunet-selma[zarr]'"
-            ) from error
-        try:
-            array, axes, scale = self._level(zarr.open(str(path), mode="r"), level)
+            array, axes, scale = self._level(node, level)
         except SelmaError:
             raise
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except _DAMAGE as error:
             raise SelmaError(f"{path}: the OME-Zarr's metadata cannot be read ({error}); copy it again") from error
         leading: list[int] = []
         for name, length in zip(axes[:-3], array.shape[:-3], strict=True):
@@ -58,6 +69,12 @@ class OmeZarrVolume(Volume):
         self.dtype = np.dtype(array.dtype)
         self.spacing_um_zyx = scale
         self.plane_wise = False
+
+    @property
+    def chunk_zyx(self) -> tuple[int, int, int]:
+        """What is read whole, voxels."""
+        z, y, x = (int(length) for length in self._array.chunks[-3:])
+        return z, y, x
 
     def _level(self, node: Any, level: int) -> tuple[Any, list[str], tuple[float, float, float] | None]:
         """Array, axis names and spacing (µm, zyx) of a resolution level."""

@@ -11,7 +11,7 @@ from typing import Any
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.volumes import Volume, open_volume
 from nnunet_selma.volumes.base import ShapeZYX
-from nnunet_selma.volumes.ome_zarr import is_zarr
+from nnunet_selma.volumes.ome_zarr import is_zarr, zarr_node
 
 Levels = tuple[Volume, ...]
 """One volume at several resolutions, the finest first."""
@@ -103,6 +103,11 @@ def has_image(path: Path) -> bool:
     return bool(_multiscale(path))
 
 
+def is_label_image(path: Path) -> bool:
+    """Whether a folder is an OME-Zarr image that says it holds labels."""
+    return "image-label" in _attributes(path)
+
+
 def class_names(path: Path) -> dict[int, str]:
     """Value of each class of a label image to its name, as far as its properties give one."""
     names = {}
@@ -137,26 +142,12 @@ def _attributes(path: Path) -> dict[str, Any]:
     """OME-Zarr's metadata of a group, of version 0.4 and 0.5; empty for everything else."""
     if not (path.is_dir() and is_zarr(path)):
         return {}
-    node = _node(path)
+    node = zarr_node(path)
     if hasattr(node, "shape"):
         return {}
     attributes = dict(node.attrs)
     content: dict[str, Any] = attributes.get("ome", attributes)
     return content
-
-
-def _node(path: Path) -> Any:
-    """The zarr group or array at a path."""
-    try:
-        import zarr
-    except ImportError as error:
-        raise SelmaError(
-            f"{path}: reading OME-Zarr needs zarr; install it with: pip install 'nnunet-selma[zarr]'"
-        ) from error
-    try:
-        return zarr.open(str(path), mode="r")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SelmaError(f"{path}: the OME-Zarr's metadata cannot be read ({error}); copy it again") from error
 
 
 def _multiscale(path: Path) -> dict[str, Any]:
@@ -177,4 +168,4 @@ def _channels(path: Path) -> int:
     if not found:
         return 1
     axes = [axis["name"] if isinstance(axis, dict) else axis for axis in found.get("axes", "tczyx")]
-    return int(_node(path / found["datasets"][0]["path"]).shape[axes.index("c")]) if "c" in axes else 1
+    return int(zarr_node(path / found["datasets"][0]["path"]).shape[axes.index("c")]) if "c" in axes else 1

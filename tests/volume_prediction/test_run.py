@@ -15,7 +15,7 @@ import tifffile
 from nnunet_selma import cli
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.json_files import read_json
-from nnunet_selma.volume_prediction import Execution, VolumePrediction, finishing, predict_volume, work
+from nnunet_selma.volume_prediction import Execution, VolumePrediction, finishing, predict_volume
 from nnunet_selma.volumes import open_volume
 from nnunet_selma.volumes.ome_zarr_writing import write_box
 from tests.plans import plans
@@ -169,7 +169,7 @@ def test_a_full_disk_is_said_and_what_was_done_is_kept(brain, tmp_path, monkeypa
             raise OSError(errno.ENOSPC, "No space left on device", str(output))
         write_box(*arguments)
 
-    monkeypatch.setattr(work, "write_box", full)
+    monkeypatch.setattr("nnunet_selma.volume_prediction.blocks.write_box", full)
     assert cli.main(command(brain, output)) == 2
     assert "make room and run the command again" in capsys.readouterr().err
     assert not output.exists()
