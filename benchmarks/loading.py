@@ -3,7 +3,7 @@
 import math
 import os
 import shutil
-import sys
+import subprocess
 import time
 from dataclasses import dataclass, replace
 from functools import cache
@@ -14,6 +14,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
+from benchmarks.commands import peak_megabytes, seconds
 from benchmarks.pairs import Comparison, Measure, Side
 from benchmarks.workspace import DATASET, Plan, fresh_workspace, use
 from nnunet_selma import cli
@@ -22,6 +23,7 @@ from nnunet_selma.volumes import open_volume
 
 STORE, STOCK = "nnUNetPlans_from510_store", "nnUNetPlans_from510"
 _PINNED = {"OMP_NUM_THREADS": "1", "nnUNet_n_proc_DA": "0"}
+_CONVERT = ("-m", "nnunet_selma.cli", "convert", "unannotated", "--workers", "2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,19 +246,14 @@ def comparisons(quick: bool = False) -> list[Comparison]:
 
 def rate(way: str, stack: Stack) -> Measure:
     """Seconds to convert a stack with two processes, or to read its files with `cat` and decode them."""
-    import subprocess
-
     root, source = _prepared(stack)
     files = sorted((source / "brain").iterdir())
 
     def convert() -> float:
         use(root)
         _forget(root)
-        command = [sys.executable, "-m", "nnunet_selma.cli", "convert", "unannotated", str(source), *stack.arguments]
         more = ["--to", "preprocessed", "--plans-from", "510"] if way == "store" else []
-        start = time.perf_counter()
-        subprocess.run([*command, *more, "--workers", "2"], check=True, capture_output=True)
-        return time.perf_counter() - start
+        return seconds([*_CONVERT, str(source), *stack.arguments, *more])
 
     def read() -> float:
         start = time.perf_counter()
@@ -271,25 +268,12 @@ def rate(way: str, stack: Stack) -> Measure:
 
 def peak_memory(stack: Stack) -> Measure:
     """Megabytes of the largest process of a conversion to raw with two workers."""
-    import subprocess
-
     root, source = _prepared(stack)
 
     def measure() -> float:
         use(root)
         _forget(root)
-        command = ["convert", "unannotated", str(source), *stack.arguments, "--workers", "2"]
-        program = (
-            "import resource, sys; from nnunet_selma import cli\n"
-            "if __name__ == '__main__':\n"
-            "    assert cli.main(sys.argv[1:]) == 0\n"
-            "    own = int(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])\n"
-            "    print('PEAK', max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))"
-        )
-        script = root / "measured.py"
-        script.write_text(program)
-        done = subprocess.run([sys.executable, str(script), *command], check=True, capture_output=True, text=True)
-        return int(done.stdout.split("PEAK")[1]) / 1024
+        return peak_megabytes([*_CONVERT, str(source), *stack.arguments])
 
     return measure
 

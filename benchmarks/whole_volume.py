@@ -4,13 +4,11 @@ A side runs one command in a process of its own and returns its seconds, or the 
 """
 
 import atexit
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from benchmarks.commands import peak_megabytes, seconds
 from benchmarks.pairs import Comparison, Measure, Side
 from benchmarks.workspace import DATASET, Plan
 from nnunet_selma.conversion.raw_dataset import write_nifti
@@ -156,19 +155,8 @@ def _scratch() -> Path:
 
 
 def _measured(command: Sequence[str], cost: str) -> Measure:
-    """Run a command of Python; seconds, or the peak memory in MB of the process."""
-
-    def measure() -> float:
-        started = time.monotonic()
-        running = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        assert running.stderr is not None
-        said = running.stderr.read()
-        _, status, used = os.wait4(running.pid, 0)
-        if status:
-            raise RuntimeError(said.decode()[-2000:])
-        return used.ru_maxrss / 1000 if cost == "memory" else time.monotonic() - started
-
-    return measure
+    """Run a command of Python; what it cost."""
+    return partial(peak_megabytes if cost == "memory" else seconds, command)
 
 
 def _spots(edge: int) -> Path:

@@ -28,11 +28,10 @@ def finish(run: Run, seconds: float, *, progress: Progress[Any] = silent) -> dic
             return None
         settings = run.settings
         record = _record(run, seconds)
-        if run.labels.is_dir():  # or they have their name already
-            remove_partial_writes(run.folder)
-            for image in (run.output if settings.raw and run.facts["copied"] else None, run.labels, run.probabilities):
-                if image is not None and image.is_dir():
-                    fill_pyramid(image, progress)
+        remove_partial_writes(run.folder)
+        for image in (run.output if settings.raw and run.facts["copied"] else None, run.labels, run.probabilities):
+            if image is not None and image.is_dir():  # or it has its name already
+                fill_pyramid(image, progress)
         write_json(settings.record, record)
         for part, place in settings.products.items():
             if (run.folder / part).is_dir():

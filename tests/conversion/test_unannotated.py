@@ -189,16 +189,18 @@ from nnunet_selma.tiles import TileSettings
 
 source, root, to, limit = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 tiles.SLAB_BYTES = 2**23
-used = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) * 1024
+def size(name):
+    return int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1]) * 1024
+used = size("VmSize")
 if limit:
     resource.setrlimit(resource.RLIMIT_AS, (used + limit, used + limit))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = size("VmHWM")
 convert_unannotated(
     source, UnannotatedSettings(structure="astrocyte", spacing="voxel", tiles=TileSettings(tile=64, per_volume=6, min_foreground=0)),
     Folders(raw=root / "raw", preprocessed=root / "preprocessed", results=root / "results"),
     store=StoreSettings(plans_from=510) if to == "preprocessed" else None,
 )
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(size("VmHWM") - before)
 """
 _PLANE = (1536, 1024)
 _ALLOWED = 160 * 2**20
@@ -233,5 +235,5 @@ def test_memory_does_not_grow_with_the_stack(tmp_path, rng, to):
             capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-2000:]
-        used[depth] = int(done.stdout.split()[-1]) / 1024
+        used[depth] = int(done.stdout.split()[-1]) / 10**6
     assert used[512] < used[64] + 20  # MB

@@ -64,8 +64,8 @@ def texture(rng, shape, *, channels=1, dark_border=0):
     return image
 
 
-def stock(settings: ModelSettings, image, spacing_zyx) -> np.ndarray:
-    """nnU-Net's own segmentation of an image (c, z, y, x)."""
+def stock(settings: ModelSettings, image, spacing_zyx, *, probabilities=False):
+    """nnU-Net's own segmentation of an image (c, z, y, x); with `probabilities` those too, (head, z, y, x)."""
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     predictor = nnUNetPredictor(
@@ -73,7 +73,6 @@ def stock(settings: ModelSettings, image, spacing_zyx) -> np.ndarray:
         perform_everything_on_device=False,
     )  # fmt: skip
     predictor.initialize_from_trained_model_folder(str(settings.folder), settings.folds, settings.checkpoint)
-    answer = predictor.predict_single_npy_array(
-        image.astype(np.float32), {"spacing": list(spacing_zyx)}, None, None, save_or_return_probabilities=False
+    return predictor.predict_single_npy_array(
+        image.astype(np.float32), {"spacing": list(spacing_zyx)}, None, None, save_or_return_probabilities=probabilities
     )
-    return np.asarray(answer)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from nnunet_selma.json_files import read_json
 from nnunet_selma.volume_prediction import Execution, VolumePrediction, predict_volume
 from nnunet_selma.volumes import open_volume
 from tests.conftest import write_image
@@ -97,3 +98,20 @@ def test_blocks_give_what_nnunet_gives(case, tmp_path, rng):
     assert record["result"]["blocks"] > 1 or max(shape) <= 32
     assert len(np.unique(whole)) > 1
     assert np.mean(ours != whole) <= SHARE
+
+
+def test_probabilities_are_the_mean_of_the_folds_as_nnunet_has_it(tmp_path, rng):
+    labels = {"background": 0, "fibre": 2, "cell": 1}
+    settings = write_model(tmp_path / "model", plans(), folds=2, labels=labels)
+    image = texture(rng, (20, 33, 36))
+    _, whole = stock(settings, image, (1.0, 1.0, 1.0), probabilities=True)
+    prediction = VolumePrediction(
+        inputs=(write_image(tmp_path / "brain.nii.gz", image[0]),), output=tmp_path / "brain.ome.zarr", model=settings, tissue_only=False,
+        block=32, probabilities=True,
+    )  # fmt: skip
+    predict_volume(prediction, Execution())
+    metadata = read_json(tmp_path / "brain_probabilities.ome.zarr" / "zarr.json")["attributes"]["ome"]
+    assert [channel["label"] for channel in metadata["omero"]["channels"]] == ["cell", "fibre"]
+    for channel in range(2):
+        ours = open_volume(tmp_path / "brain_probabilities.ome.zarr", channel=channel).read()
+        np.testing.assert_allclose(ours / 255, whole[channel + 1], atol=0.6 / 255)

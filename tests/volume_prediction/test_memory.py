@@ -21,10 +21,12 @@ from nnunet_selma import cli
 from nnunet_selma.volume_prediction import predict_volume
 from pathlib import Path
 import re
-before = int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+def size(name):
+    return int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+before = size("VmSize")
 resource.setrlimit(resource.RLIMIT_AS, (before + int(sys.argv[1]),) * 2)
 code = cli.main(sys.argv[2:])
-print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print("peak", size("VmHWM"))
 sys.exit(code)
 """
 

@@ -99,6 +99,12 @@ def test_a_mask_says_where_to_predict(brain, tmp_path):
     labels = segmentation(masked)
     assert np.array_equal(labels[:25, :, :48], segmentation(brain)[:25, :, :48])
     assert not labels[32:].any()  # the mask's half ends within a cell of 8 slices
+    mask[3:] = 0  # ends at slice 15: tiles of 16 slices reach beyond, in the same block
+    tifffile.imwrite(tmp_path / "less.tif", mask)
+    less = replace(brain, output=tmp_path / "less.ome.zarr", mask=tmp_path / "less.tif")
+    predict_volume(less, Execution())
+    assert segmentation(less)[:16].any()
+    assert not segmentation(less)[16:].any()
 
 
 def test_a_killed_run_goes_on(brain, tmp_path):
