@@ -1,13 +1,15 @@
 """Whole volumes: against `nnUNetv2_predict`, and components across blocks against those of a whole array.
 
-A side runs one command in a process of its own and returns its seconds, or the most memory it had at a time.
+A side runs one command in a process of its own and returns its seconds, the most memory it had at a time, or its tiles.
 """
 
 import atexit
+import math
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -20,30 +22,75 @@ from benchmarks.commands import peak_megabytes, seconds
 from benchmarks.pairs import Comparison, Measure, Side
 from benchmarks.workspace import DATASET, Plan
 from nnunet_selma.conversion.raw_dataset import write_nifti
-from nnunet_selma.json_files import write_json
+from nnunet_selma.json_files import read_json, write_json
 from nnunet_selma.volumes.base import Array
 
-_PLAN = Plan(patch=(64, 64, 64), features=(4, 8, 16), batch=2)
 _PINNED = {"OMP_NUM_THREADS": "1", "nnUNet_def_n_proc": "1", "nnUNet_n_proc_DA": "0"}
-_EDGES = {1: 192, 8: 384, 27: 576}
-"""How much larger a volume is than the smallest, to the edge of a cube."""
+_BLOBS = 192
+"""Edge of the cube that volumes repeat."""
 _EMPTY = 0.6
 """Share of a volume with empty space that is empty."""
 _MEMORY = "2.5"
 """GB that predict-volume is given."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A cube to segment, and what of it is measured."""
+
+    edge: int
+    cost: str = "seconds"
+    """seconds, memory (MB) or tiles."""
+    empty: bool = False
+    light: bool = False
+    """A network of next to no layers in whole steps, where the volume matters and not its tiles."""
+
+    @property
+    def plan(self) -> Plan:
+        """The network's size."""
+        return Plan(patch=(64, 64, 64), features=(2, 4) if self.light else (4, 8, 16), batch=2)
+
+    @property
+    def step(self) -> str:
+        """From tile to tile, in patches."""
+        return "1" if self.light else "0.5"
+
+    @property
+    def words(self) -> str:
+        """What is measured."""
+        what = {"seconds": "segmenting", "memory": "peak memory of segmenting", "tiles": "tiles computed for"}[
+            self.cost
+        ]
+        space = f", {_EMPTY:.0%} of it empty" if self.empty else ""
+        return f"{what} a volume of {self.edge}³{space}, steps of {self.step} patches of {self.plan.patch[0]}³"
+
+
 def comparisons(quick: bool = False) -> list[Comparison]:
-    """Time and memory with volume size, empty space, and components; `quick` takes volumes of 96³."""
+    """Time, memory and tiles with volume size and empty space, and components; `quick` takes volumes of 96³."""
     found = [
-        _prediction("volume_dense", "seconds", 192, quick, step="0.5", target=0.0),
-        _prediction("volume_empty", "seconds", 192, quick, step="0.5", target=1.5, empty=True),
+        _prediction("volume_dense", Task(edge=192), quick),
+        _prediction("volume_empty", Task(edge=256, empty=True), quick, target=1.5),
+        _prediction("volume_tiles_dense", Task(edge=256, cost="tiles"), quick, repetitions=1),
+        _prediction("volume_tiles_empty", Task(edge=256, cost="tiles", empty=True), quick, target=2.0, repetitions=1),
+        _prediction(
+            "volume_memory_empty",
+            Task(edge=576, cost="memory", empty=True, light=True),
+            quick,
+            target=1.0,
+            repetitions=1,
+        ),
     ]
-    for times, edge in _EDGES.items():  # whole steps, because tiles are not what is asked here
-        found.append(
-            _prediction(f"volume_seconds_{times}", "seconds", edge, quick, step="1", target=0.0, repetitions=1)
-        )
-        found.append(_prediction(f"volume_memory_{times}", "memory", edge, quick, step="1", target=1.0, repetitions=1))
+    for times, edge in {1: 192, 8: 384, 27: 576, 125: 960}.items():
+        for cost, target in (("seconds", 0.0), ("memory", 1.0)):
+            found.append(
+                _prediction(
+                    f"volume_{cost}_{times}",
+                    Task(edge=edge, cost=cost, light=True),
+                    quick,
+                    target=target,
+                    repetitions=1,
+                )
+            )
     edge = 64 if quick else 384
     for other, label in ((start_cc3d, "cc3d on the array in memory"), (start_dask, "dask_image.ndmeasure.label")):
         found.append(
@@ -57,41 +104,39 @@ def comparisons(quick: bool = False) -> list[Comparison]:
     return found
 
 
-def _prediction(
-    name: str, cost: str, edge: int, quick: bool, *, step: str, target: float, empty: bool = False, repetitions: int = 3
-) -> Comparison:
-    edge = 96 if quick else edge
-    space = f", {_EMPTY:.0%} of it empty" if empty else ""
-    arguments = {"edge": edge, "empty": empty, "cost": cost, "step": step}
-    sides = [
-        Side(label=label, start=start, arguments=arguments, environment=_PINNED)
+def _prediction(name: str, task: Task, quick: bool, *, target: float = 0.0, repetitions: int = 3) -> Comparison:
+    task = replace(task, edge=96) if quick else task
+    ours, other = (
+        Side(label=label, start=start, arguments={"task": task}, environment=_PINNED)
         for label, start in ((f"predict-volume --max-memory {_MEMORY}", start_ours), ("nnUNetv2_predict", start_stock))
-    ]
-    what = "peak memory of segmenting" if cost == "memory" else "segmenting"
+    )
     return Comparison(
-        name=name, what=f"{what} a volume of {edge}³{space}, steps of {step} patches", ours=sides[0], other=sides[1],
-        unit="MB" if cost == "memory" else "s", target=target, repetitions=1 if quick else repetitions,
+        name=name, what=task.words, ours=ours, other=other, unit={"seconds": "s", "memory": "MB", "tiles": "tiles"}[task.cost],
+        target=target, repetitions=1 if quick else repetitions,
     )  # fmt: skip
 
 
 def volume(edge: int, *, empty: bool) -> Array:
     """Blobs, uint16, (z, y, x); dark along x beyond what is tissue."""
     rng = np.random.default_rng(0)
-    blobs = gaussian_filter(rng.random((edge,) * 3, np.float32), 2.0)
-    image = 300 + 3000 * (blobs - blobs.min()) / np.ptp(blobs)
+    own = min(edge, _BLOBS)
+    blobs = gaussian_filter(rng.random((own,) * 3, np.float32), 2.0, mode="wrap")
+    block = (300 + 3000 * (blobs - blobs.min()) / np.ptp(blobs)).astype(np.uint16)
+    times = -(-edge // own)
+    image = np.tile(block, (times,) * 3)[:edge, :edge, :edge]
     if empty:
         first = round(edge * (1 - _EMPTY))
-        image[:, :, first:] = rng.integers(2, 12, (edge, edge, edge - first))
-    return np.asarray(image, np.uint16)
+        image[:, :, first:] = rng.integers(2, 12, (edge, edge - first), np.uint16)
+    return image
 
 
-def _model(folder: Path) -> Path:
+def _model(folder: Path, plan: Plan) -> Path:
     """A model of random weights."""
     import torch
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    content = _PLAN.content()
+    content = plan.content()
     manager = PlansManager(content)
     torch.manual_seed(0)
     network = nnUNetTrainer.build_network_architecture(
@@ -110,20 +155,30 @@ def _model(folder: Path) -> Path:
     return folder
 
 
-def start_ours(edge: int, empty: bool, cost: str, step: str) -> Measure:
+def start_ours(task: Task) -> Measure:
     """predict-volume, from one NIfTI, image and pyramid included."""
-    root = _prepared(edge, empty)
+    root = _prepared(task)
     command = [
         "-m", "nnunet_selma.cli", "predict-volume", str(root / "in" / "brain_0000.nii.gz"), "-o", str(root / "ours.ome.zarr"), "-m", str(root / "model"),
-        "--overwrite", "--max-memory", _MEMORY, "-step_size", step,
+        "--overwrite", "--max-memory", _MEMORY, "-step_size", task.step,
     ]  # fmt: skip
-    return _measured(command, cost)
+
+    def tiles() -> float:
+        seconds(command)
+        return float(read_json(root / "ours_segmentation.json")["result"]["tiles"])
+
+    return tiles if task.cost == "tiles" else _measured(command, task.cost)
 
 
-def start_stock(edge: int, empty: bool, cost: str, step: str) -> Measure:
+def start_stock(task: Task) -> Measure:
     """What nnUNetv2_predict does with -npp 0 -nps 0: everything in one process."""
-    root = _prepared(edge, empty)
-    return _measured(["-c", _STOCK, str(root / "in"), str(root / "out"), str(root / "model"), step], cost)
+    if task.cost == "tiles":
+        from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
+
+        steps = compute_steps_for_sliding_window((task.edge,) * 3, task.plan.patch, float(task.step))
+        return lambda: float(math.prod(map(len, steps)))
+    root = _prepared(task)
+    return _measured(["-c", _STOCK, str(root / "in"), str(root / "out"), str(root / "model"), task.step], task.cost)
 
 
 _STOCK = """
@@ -139,11 +194,11 @@ predictor.predict_from_files_sequential(source, target)
 """
 
 
-def _prepared(edge: int, empty: bool) -> Path:
+def _prepared(task: Task) -> Path:
     root = _scratch()
     (root / "in").mkdir()
-    write_nifti(root / "in" / "brain_0000.nii.gz", volume(edge, empty=empty), (1.0, 1.0, 1.0))
-    _model(root / "model")
+    write_nifti(root / "in" / "brain_0000.nii.gz", volume(task.edge, empty=task.empty), (1.0, 1.0, 1.0))
+    _model(root / "model", task.plan)
     return root
 
 

@@ -59,7 +59,7 @@ def add_to(parts: Any) -> None:
     parser.add_argument("--max-voxels", type=int, metavar="N", help="of the largest object")
     parser.add_argument(
         "--trees", action="store_true",
-        help="length and branch points of the skeleton; needs memory for the box of the largest component",
+        help="length and branch points of the skeleton",
     )  # fmt: skip
     parser.add_argument(
         "--instances", type=path, metavar="OUT.ome.zarr",

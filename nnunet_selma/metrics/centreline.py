@@ -2,12 +2,13 @@
 
 Thinning looks at 3×3×3 voxels, and no two 26-connected components share such a neighbourhood. So each component is thinned in its own box:
 the result is that of the whole array, in the time that its components take, and it needs no more memory than the box of the largest one.
+A component whose box is too large for that can be thinned in pieces with a halo: far from where it was cut, it is thinned as in the whole.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from math import nan
+from math import inf, nan
 
 import numpy as np
 from scipy.ndimage import find_objects
@@ -40,40 +41,82 @@ def _thinned(own: Mask, *, volume: bool) -> Mask:
     return thin
 
 
-def skeletons_by_blocks(read: Read, shape: ShapeZYX, edge: ShapeZYX) -> Iterator[tuple[Box, Mask]]:
-    """The skeleton of each component of the mask `> 0` of a volume, in the component's box.
+@dataclass(frozen=True)
+class Piece:
+    """The skeleton of a component, or a piece of it."""
 
-    A component that lies in one block is thinned there; one that goes on into another block is thinned after all blocks.
+    box: Box
+    """Where in the volume."""
+    thin: Mask
+    """The skeleton in that box."""
+    own: Box = (slice(None), slice(None), slice(None))
+    """What the piece speaks for, as a part of its box; the rest is another piece's."""
+    whole: bool = True
+    """Whether it is a component, and not cut out of one."""
+
+
+def skeletons_by_blocks(
+    read: Read, shape: ShapeZYX, edge: ShapeZYX, *, most: float = inf, halo: int = 64
+) -> Iterator[Piece]:
+    """The skeleton of each component of the mask `> 0` of a volume.
+
+    A component that lies in one block is thinned there; one that goes on into another block is thinned after all blocks, in its box or,
+    where that is too large, in pieces.
 
     Args:
         read: gives the voxels of a box.
         shape: of the volume, voxels (z, y, x).
         edge: of a block, voxels (z, y, x).
+        most: voxels of the largest box in which a component is thinned whole.
+        halo: voxels around a piece that are thinned with it. The skeleton within the piece is that of the whole where the structure is
+            thin against the halo; as wide as the volume, it is so everywhere.
     """
     volume = shape[0] > 1
-    crossing = ComponentTable()
+    table, crosses = ComponentTable(), list[Mask]([np.zeros(0, np.bool_)])
     for block in blocks(shape, edge):
-        labels, _ = label(read(*block.box) > 0)
-        for number, box in enumerate(find_objects(labels), 1):
-            if not _crosses(box, block):
-                own = labels[box] == number
-                z, y, x = (slice(b.start + s, b.stop + s) for b, s in zip(box, block.start, strict=True))
-                yield (z, y, x), _thinned(own, volume=volume)
-                labels[box][own] = 0
-        crossing.add(block, *label(labels > 0))
-    components, _ = crossing.finish()
-    for number, first in enumerate(components.first):
+        labels, n = label(read(*block.box) > 0)
+        boxes = find_objects(labels)
+        crosses.append(np.array([_crosses(box, block) for box in boxes], np.bool_))
+        for number in np.flatnonzero(~crosses[-1]):
+            box = boxes[number]
+            z, y, x = (slice(b.start + s, b.stop + s) for b, s in zip(box, block.start, strict=True))
+            yield Piece((z, y, x), _thinned(labels[box] == number + 1, volume=volume))
+        table.add(block, labels, n)
+    components, which = table.finish()
+    late = np.unique(which[np.concatenate(crosses)])
+    large = late[np.prod(components.high[late] - components.low[late], axis=1) > most]
+    for number in np.setdiff1d(late, large):
         box = components.box(number)
         labels, _ = label(read(*box) > 0)
-        yield box, _thinned(labels == labels[tuple(first - components.low[number])], volume=volume)
+        first = components.first[number] - components.low[number]
+        yield Piece(box, _thinned(labels == labels[tuple(first)], volume=volume))
+    if len(large):
+        yield from _pieces(read, shape, edge, halo, np.isin(which, large))
+
+
+def _pieces(read: Read, shape: ShapeZYX, edge: ShapeZYX, halo: int, wanted: Mask) -> Iterator[Piece]:
+    """The skeleton in each block of the components that are wanted; for each one of each block, in their order, whether it is."""
+    for block in blocks(shape, edge):
+        labels, n = label(read(*block.box) > 0)
+        wanted_here, wanted = np.concatenate([[False], wanted[:n]]), wanted[n:]
+        seeds = wanted_here[labels[block.own]]
+        if not seeds.any():
+            continue
+        z, y, x = (
+            slice(max(a - halo, 0), min(b + halo, n)) for a, b, n in zip(block.start, block.stop, shape, strict=True)
+        )
+        own = tuple(slice(a - s.start, b - s.start) for a, b, s in zip(block.start, block.stop, (z, y, x), strict=True))
+        around, _ = label(read(z, y, x) > 0)
+        touching = np.isin(around, np.unique(around[own][seeds]))
+        yield Piece((z, y, x), skeleton(label(touching)[0]), own, whole=False)  # type: ignore[arg-type]
 
 
 def skeleton_overlap_by_blocks(read: Read, read_other: Read, shape: ShapeZYX, edge: ShapeZYX) -> tuple[int, int]:
     """Voxels of a volume's skeleton, and how many of them lie in another volume's mask; arguments as of `skeletons_by_blocks`."""
     voxels = inside = 0
-    for box, thin in skeletons_by_blocks(read, shape, edge):
-        voxels += int(np.count_nonzero(thin))
-        inside += int(np.count_nonzero(thin & (read_other(*box) > 0)))
+    for piece in skeletons_by_blocks(read, shape, edge):
+        voxels += int(np.count_nonzero(piece.thin))
+        inside += int(np.count_nonzero(piece.thin & (read_other(*piece.box) > 0)))
     return voxels, inside
 
 
@@ -130,23 +173,23 @@ class Centrelines:
         )
 
 
-def centreline_length(thin: Mask, spacing_zyx: tuple[float, float, float]) -> float:
+def centreline_length(thin: Mask, spacing_zyx: tuple[float, float, float], own: Box | None = None) -> float:
     """Length of a skeleton (z, y, x) in the unit of the spacing: the sum of its steps between neighbouring voxels.
 
     A diagonal step is left out where the skeleton also goes round by a voxel between, so that corners and junctions do not count twice.
-    A single voxel has length 0. Lengths of components add up (`skeletons_by_blocks`).
+    A single voxel has length 0. Lengths of pieces add up (`skeletons_by_blocks`); a step counts where its first voxel is in `own`.
     """
-    length = 0.0
+    length, inside = 0.0, _within(thin, own)[thin]
     for step, goes in _steps(np.pad(thin, 1)):
-        length += int(np.count_nonzero(goes)) * float(np.linalg.norm(np.multiply(step, spacing_zyx)))
+        length += int(np.count_nonzero(goes & inside)) * float(np.linalg.norm(np.multiply(step, spacing_zyx)))
     return length
 
 
-def branch_points(thin: Mask) -> int:
+def branch_points(thin: Mask, own: Box | None = None) -> int:
     """How often a skeleton (z, y, x) forks: groups of touching voxels, each with steps to three or more of its neighbours.
 
     Steps are those of `centreline_length`: a corner of a path is no branch point, though three of its voxels touch each other. Forks
-    whose voxels touch are one. Numbers of components add up (`skeletons_by_blocks`).
+    whose voxels touch are one. Numbers of pieces add up (`skeletons_by_blocks`); a fork counts where its first voxel is in `own`.
     """
     padded = np.pad(thin, 1)
     at = np.flatnonzero(padded)
@@ -157,7 +200,16 @@ def branch_points(thin: Mask) -> int:
         steps[np.searchsorted(at, ahead)] += 1
     forks = np.zeros_like(padded)
     forks.ravel()[at[steps >= 3]] = True
-    return label(forks)[1]
+    labels = label(forks)[0].ravel()[at]
+    numbers, first = np.unique(labels, return_index=True)
+    return int(np.count_nonzero(_within(thin, own)[thin][first[numbers > 0]]))
+
+
+def _within(thin: Mask, own: Box | None) -> Mask:
+    """Which voxels of an array lie in a part of it."""
+    within = np.zeros(thin.shape, np.bool_)
+    within[own or ...] = True
+    return within
 
 
 def _steps(padded: Mask) -> Iterator[tuple[tuple[int, int, int], Mask]]:

@@ -2,8 +2,7 @@
 
 Passes over the blocks: (1) components are found and measured, and the table is written, (2) topology, (3) skeletons, where trees are asked
 for, (4) numbers of instances, where they are asked for. Memory: a block and what is computed of it (0.7 GB where it holds little, 1.5 GB
-where it is full), slabs of slices (`reading`) and the objects (`table`). It does not grow with the volume otherwise, but for skeletons of
-components that span it.
+where it is full), slabs of slices (`reading`) and the objects (`table`). It does not grow with the volume otherwise.
 """
 
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from nnunet_selma.metrics.components import Connectivity
 from nnunet_selma.objects.atlas import Atlas, open_atlas, read_region_names, region_table, regions_of
 from nnunet_selma.objects.instances import InstanceImage, demand_free, write_instances
 from nnunet_selma.objects.reading import Sources, open_sources
-from nnunet_selma.objects.summary import counts, topology, trees
+from nnunet_selma.objects.summary import HALO, counts, topology, trees
 from nnunet_selma.objects.table import MeasuredComponents, Objects
 from nnunet_selma.objects.writing import Columns, demand_writable, write_table
 from nnunet_selma.progress import Progress, silent
@@ -126,7 +125,7 @@ def measure_objects(settings: ObjectSettings, progress: Progress[Any] = silent) 
             path=settings.instances, shape=shape, edge=edge, spacing_um_zyx=spacing, connectivity=settings.connectivity
         )
         write_instances(target, sources.read_labels, parts, ids, progress)
-    notes = [*_notes(settings, spacing, left_out), *(regions.notes(shape, columns) if regions else ())]
+    notes = [*_notes(settings, spacing, left_out, skeletons), *(regions.notes(shape, columns) if regions else ())]
     summary: dict[str, Any] = without_nan({
         **_description(settings, sources, spacing), **counts(objects, left_out, shape, spacing, sources.classes),
         "betti": betti._asdict(), "trees": skeletons, "notes": notes,
@@ -228,7 +227,9 @@ def _description(settings: ObjectSettings, sources: Sources, spacing: SpacingUm 
     }  # fmt: skip
 
 
-def _notes(settings: ObjectSettings, spacing: SpacingUm | None, left_out: int) -> list[str]:
+def _notes(
+    settings: ObjectSettings, spacing: SpacingUm | None, left_out: int, skeletons: dict[str, Any] | None
+) -> list[str]:
     notes = []
     if spacing is None:
         notes.append(
@@ -236,4 +237,9 @@ def _notes(settings: ObjectSettings, spacing: SpacingUm | None, left_out: int) -
         )
     if left_out or settings.connectivity == 6:
         notes.append("β0, β1 and β2 are those of the 26-connected foreground, objects of all sizes included")
+    if skeletons and skeletons["pieces"]:
+        notes.append(
+            f"a component too large to be thinned at once was thinned in pieces ({skeletons['pieces']}), each with {HALO} voxels around it; "
+            "where it is not thin against that, its skeleton may not be that of the whole"
+        )
     return notes

@@ -18,6 +18,8 @@ from nnunet_selma.volumes.base import Array, ShapeZYX
 _MOST_LABELS = 256
 """Of a segmentation whose classes are listed; numbers of instances are not classes."""
 _UM3_OF_MM3 = 1e9
+MOST_THINNED, HALO = 2**27, 64
+"""Voxels of the largest box that a component is thinned in whole (about 1.5 GB); of larger ones, voxels around each piece."""
 
 
 def topology(read: Read, shape: ShapeZYX, edge: ShapeZYX, progress: Progress[Any]) -> Betti:
@@ -32,18 +34,20 @@ def trees(
 ) -> dict[str, Any]:
     """Length in µm (None where the voxel size is not known), voxels and branch points of the skeleton of everything above 0.
 
-    A component is thinned in its own box: one that spans the volume, as a network of vessels, needs memory for all of it.
+    A component is thinned in its own box; one that spans much of the volume, as a network of vessels, in pieces.
     """
-    length, voxels, branches = 0.0, 0, 0
+    length, voxels, branches, pieces = 0.0, 0, 0, 0
     with _shown(read, progress, sum(1 for _ in blocks(shape, edge)), "skeletons") as shown:
-        for _, thin in skeletons_by_blocks(shown, shape, edge):
-            length += centreline_length(thin, spacing_um_zyx or (1.0, 1.0, 1.0))
-            voxels += int(np.count_nonzero(thin))
-            branches += branch_points(thin)
+        for piece in skeletons_by_blocks(shown, shape, edge, most=MOST_THINNED, halo=HALO):
+            length += centreline_length(piece.thin, spacing_um_zyx or (1.0, 1.0, 1.0), piece.own)
+            voxels += int(np.count_nonzero(piece.thin[piece.own]))
+            branches += branch_points(piece.thin, piece.own)
+            pieces += not piece.whole
     return {
         "skeleton_length_um": length if spacing_um_zyx else None,
         "skeleton_voxels": voxels,
         "branch_points": branches,
+        "pieces": pieces,
     }
 
 

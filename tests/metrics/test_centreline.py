@@ -20,6 +20,7 @@ from nnunet_selma.metrics.centreline import (
 )
 from nnunet_selma.metrics.components import label
 from nnunet_selma.metrics.pair import Pair
+from nnunet_selma.phantom import draw
 from tests.metrics.masks import edges, masks, similar_masks
 
 
@@ -172,7 +173,7 @@ def test_lengths_of_components_found_in_blocks_add_up(rng):
     mask = tubes(rng)
     whole = centreline_length(skeletonize(mask), SPACING)
     parts = [
-        centreline_length(thin, SPACING) for _, thin in skeletons_by_blocks(reader(mask), mask.shape, (16, 48, 13))
+        centreline_length(piece.thin, SPACING) for piece in skeletons_by_blocks(reader(mask), mask.shape, (16, 48, 13))
     ]
     assert whole == pytest.approx(sum(parts)) != 0
 
@@ -254,10 +255,40 @@ def test_branch_points_of_thick_trees_are_those_of_their_skeletons():
     assert branch_points(skeleton(label(tree)[0])) == 3
     for edge in ((60, 40, 40), (16, 16, 16)):
         parts = skeletons_by_blocks(reader(tree), tree.shape, edge)
-        assert sum(branch_points(thin) for _, thin in parts) == 3
+        assert sum(branch_points(piece.thin) for piece in parts) == 3
 
 
 @given(pair=similar_masks(), edge=edges)
 def test_branch_points_of_components_add_up(pair, edge):
     parts = skeletons_by_blocks(reader(pair[0]), pair[0].shape, edge)
-    assert sum(branch_points(thin) for _, thin in parts) == branch_points(skeletonize(pair[0]))
+    assert sum(branch_points(piece.thin) for piece in parts) == branch_points(skeletonize(pair[0]))
+
+
+def measured(pieces):
+    """Voxels, length and forks that pieces add up to."""
+    return np.sum(
+        [
+            (piece.thin[piece.own].sum(), centreline_length(piece.thin, SPACING, piece.own), branch_points(piece.thin, piece.own))
+            for piece in pieces
+        ] or [(0, 0, 0)],
+        axis=0,
+    )  # fmt: skip
+
+
+@given(pair=similar_masks(), edge=edges)
+def test_pieces_with_a_halo_of_the_whole_are_exact(pair, edge):
+    mask = pair[0]
+    pieces = list(skeletons_by_blocks(reader(mask), mask.shape, edge, most=0, halo=max(mask.shape)))
+    assert sum(piece.whole for piece in pieces) <= label(mask)[1]
+    thin = skeletonize(mask)
+    np.testing.assert_allclose(measured(pieces), (thin.sum(), centreline_length(thin, SPACING), branch_points(thin)))
+
+
+@pytest.mark.parametrize(("halo", "error"), [(12, 0.0), (4, 0.03)])
+def test_pieces_of_a_vessel_tree_are_exact_where_the_halo_is_wider_than_the_vessels(halo, error):
+    """Vessels up to 16 voxels thick, in 27 pieces."""
+    tree = draw("blood_vessel", (96, 96, 96), np.random.default_rng(0)).label
+    whole = measured(skeletons_by_blocks(reader(tree), tree.shape, tree.shape))
+    pieces = list(skeletons_by_blocks(reader(tree), tree.shape, (32, 32, 32), most=10**4, halo=halo))
+    assert sum(not piece.whole for piece in pieces) == 27
+    np.testing.assert_allclose(measured(pieces), whole, rtol=error)

@@ -14,6 +14,7 @@ from nnunet_selma.metrics.centreline import branch_points, centreline_length, sk
 from nnunet_selma.metrics.components import label
 from nnunet_selma.metrics.topology import betti_numbers
 from nnunet_selma.objects import ObjectSettings, measure_objects, reading
+from nnunet_selma.objects import summary as objects_summary
 from nnunet_selma.volumes import open_volume
 from tests.conftest import write_image
 from tests.objects.volumes import SPACING, blobs, measured, write_ome_zarr, write_slices
@@ -85,7 +86,7 @@ def test_a_folder_of_slices(tmp_path, rng, capsys):
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_an_ome_zarr_with_its_image_and_instances_in_it(tmp_path, rng):
+def test_an_ome_zarr_with_its_image_and_instances_in_it(tmp_path, rng, monkeypatch):
     values = blobs(rng)
     raw = rng.integers(0, 65535, values.shape, dtype=np.uint16)
     brain = write_ome_zarr(tmp_path / "brain.ome.zarr", raw, cells=values)
@@ -108,6 +109,13 @@ def test_an_ome_zarr_with_its_image_and_instances_in_it(tmp_path, rng):
     assert trees["skeleton_length_um"] == pytest.approx(centreline_length(thin, SPACING))
     assert trees["skeleton_voxels"] == thin.sum()
     assert trees["branch_points"] == branch_points(thin)
+    assert trees["pieces"] == 0
+    monkeypatch.setattr(objects_summary, "MOST_THINNED", 0)
+    assert run(brain, "-o", tmp_path / "pieces.csv", "--trees") == 0
+    summary = json.loads((tmp_path / "pieces.json").read_text())
+    assert summary["trees"].pop("pieces") > 8
+    assert summary["trees"] == {name: trees[name] for name in summary["trees"]}
+    assert any("thinned in pieces" in note for note in summary["notes"])
 
     inside = brain / "labels" / "numbers"
     assert run(brain, "--label", "cells", "-o", tmp_path / "again.csv", "--instances", inside, "--raw", "none") == 0
