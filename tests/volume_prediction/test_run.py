@@ -132,6 +132,31 @@ def test_shares_make_the_whole_in_any_order(brain, tmp_path, capsys):
     assert_same(brain, output)
 
 
+def test_shares_that_run_at_the_same_time_make_the_whole(brain, tmp_path):
+    output = tmp_path / "shared.ome.zarr"
+    running = [process(command(brain, output, "--shard", share)) for share in ("0/2", "1/2")]
+    for one in running:
+        _, errors = one.communicate(timeout=300)
+        assert one.returncode == 0, errors.decode()
+    assert_same(brain, output)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_torchrun_shares_it_among_its_processes(brain, tmp_path):
+    output = tmp_path / "torchrun.ome.zarr"
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "nnunet_selma.cli",
+            *command(brain, output),
+        ],
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("blocks of 32×32×32") == 2
+    assert done.stdout.count("in 8 of 16 blocks") == 1  # one of them completes it
+    assert_same(brain, output)
+
+
 def test_a_cluster_that_loses_a_worker_makes_the_whole(brain, tmp_path):
     distributed = pytest.importorskip("distributed")
     output = tmp_path / "cluster.ome.zarr"
