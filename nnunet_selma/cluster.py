@@ -14,8 +14,8 @@ Result = TypeVar("Result")
 
 
 @contextmanager
-def connected(scheduler: str) -> Iterator[Any]:
-    """A client of the scheduler at an address (`tcp://host:8786`), or of `local:N` worker processes of one thread each.
+def connected(scheduler: str, threads: int = 1) -> Iterator[Any]:
+    """A client of the scheduler at an address (`tcp://host:8786`), or of `local:N` worker processes that do so many tasks at once.
 
     Raises:
         SelmaError: Dask is not installed, the address is none, or nobody answers there.
@@ -29,11 +29,11 @@ def connected(scheduler: str) -> Iterator[Any]:
         if not rest.isdecimal() or int(rest) < 1:
             raise SelmaError(f"--scheduler {scheduler}: write local:N with a number of worker processes, as in local:2")
         count = int(rest)
-        threads = str(max(1, (os.cpu_count() or 1) // count))
-        environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
+        cores = str(max(1, (os.cpu_count() or 1) // count))
+        environment = {"OMP_NUM_THREADS": cores, "MKL_NUM_THREADS": cores, "OPENBLAS_NUM_THREADS": cores}
         with (
             distributed.LocalCluster(
-                n_workers=count, threads_per_worker=1, dashboard_address=None, memory_limit=0, silence_logs=40,
+                n_workers=count, threads_per_worker=threads, dashboard_address=None, memory_limit=0, silence_logs=40,
                 env={**environment, **_forwarded()},
             ) as own,
             distributed.Client(own) as client,

@@ -15,9 +15,13 @@ class Folders:
     results: Path
 
     def dataset(self, dataset_id: int) -> str:
-        """The folder name of a dataset; raises `SelmaError` if there is none, or more than one."""
-        roots = [root for root in (self.raw, self.preprocessed) if root.is_dir()]
-        names = {path.name for root in roots for path in root.glob(f"Dataset{dataset_id:03d}_*")}
+        """The folder name of a dataset, of which there may be nothing but models; raises `SelmaError` if there is none, or more than one."""
+
+        def among(*roots: Path) -> set[str]:
+            there = [root for root in roots if root.is_dir()]
+            return {path.name for root in there for path in root.glob(f"Dataset{dataset_id:03d}_*")}
+
+        names = among(self.raw, self.preprocessed) or among(self.results)
         if len(names) != 1:
             found = (
                 f"there are several: {', '.join(sorted(names))}"

@@ -18,7 +18,7 @@ def _predict_volume(chosen: argparse.Namespace) -> int:
     settings = VolumePrediction(
         inputs=tuple(chosen.inputs), channels=None if chosen.channel is None else tuple(chosen.channel), output=chosen.output,
         model=ModelSettings(
-            folder=folder, folds=tuple(chosen.folds), checkpoint=chosen.checkpoint, mirroring=chosen.tta, step_size=chosen.step_size
+            folder=folder, folds=tuple(chosen.folds or _trained_folds(folder, chosen.checkpoint)), checkpoint=chosen.checkpoint, mirroring=chosen.tta, step_size=chosen.step_size
         ),
         spacing_um_zyx=chosen.spacing, level=chosen.level, on_bad_slice=chosen.on_bad_slice, tissue_only=not chosen.everything,
         mask=chosen.mask, probabilities=chosen.probabilities, raw=not chosen.no_raw, name=chosen.name, version=chosen.version,
@@ -28,6 +28,7 @@ def _predict_volume(chosen: argparse.Namespace) -> int:
         device=chosen.device if chosen.scheduler else _device(chosen.device), scheduler=chosen.scheduler, shard=_shard(chosen.shard), also_tiff=chosen.also == "tiff",
         overwrite=chosen.overwrite,
     )  # fmt: skip
+    print(f"model: {folder}, fold {', '.join(settings.model.folds)}", flush=True)
     record = predict_volume(
         settings, execution, progress=progress, meter=meter, say=lambda line: print(line, flush=True)
     )
@@ -48,6 +49,12 @@ def _trained(chosen: argparse.Namespace) -> Path:
     where = folders()
     name = where.dataset(chosen.dataset_id)
     return where.results / name / f"{chosen.trainer}__{chosen.plans}__{chosen.configuration}"
+
+
+def _trained_folds(folder: Path, checkpoint: str) -> list[str]:
+    """Those of nnU-Net's five folds that have a checkpoint; `all` where none of them has."""
+    trained = [fold for fold in "01234" if (folder / f"fold_{fold}" / checkpoint).is_file()]
+    return trained or ["all" if (folder / "fold_all" / checkpoint).is_file() else "0"]
 
 
 def _device(name: str) -> str:
@@ -86,7 +93,11 @@ def add_to(parts: Any) -> None:
     parser.add_argument("-p", dest="plans", default="nnUNetPlans", help="with -d (default: %(default)s)")
     parser.add_argument("-c", dest="configuration", default="3d_fullres", help="with -d (default: %(default)s)")
     parser.add_argument(
-        "-f", "--fold", dest="folds", nargs="+", default=["0"], help="folds, averaged, or all (default: 0)"
+        "-f",
+        "--fold",
+        dest="folds",
+        nargs="+",
+        help="folds, averaged, or all (default: those of 0 to 4 that are trained)",
     )
     parser.add_argument("--checkpoint", default="checkpoint_final.pth", help="(default: %(default)s)")
     parser.add_argument(

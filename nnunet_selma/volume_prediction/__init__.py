@@ -18,7 +18,7 @@ from nnunet_selma.progress import Meter, Progress, silent, silent_meter
 from nnunet_selma.volume_prediction.blocks import BlockTask, Prepared, predict_block, prepared
 from nnunet_selma.volume_prediction.finishing import finish, write_slices
 from nnunet_selma.volume_prediction.place import complete, demand_place, resolved
-from nnunet_selma.volume_prediction.run import Run
+from nnunet_selma.volume_prediction.run import Run, sweep
 from nnunet_selma.volume_prediction.settings import VolumePrediction
 from nnunet_selma.volume_prediction.slabs import SlabTask, read_slab
 from nnunet_selma.volume_prediction.start import begun
@@ -55,6 +55,7 @@ def predict_volume(
         SelmaError: a file cannot be read, the model does not fit, the output exists, or an interrupted run had other settings.
     """
     settings = resolved(settings)
+    sweep(settings.staging)
     if execution.overwrite and execution.shard[1] > 1:
         raise SelmaError(
             "--overwrite: shares would remove what others have done; remove the output first, or overwrite without shares"
@@ -71,13 +72,13 @@ def predict_volume(
     say(f"{'×'.join(map(str, run.shape))} voxels, blocks of {'×'.join(map(str, run.facts['block']))}: {run.folder}")
     if run.facts["in voxels"]:
         say("the model was trained in units of voxels: the volume is taken as it is, whatever its voxel size")
-    with connected(execution.scheduler) if execution.scheduler else nullcontext() as client:
+    with connected(execution.scheduler, threads=2) if execution.scheduler else nullcontext() as client:
         _read(run, execution, client, meter)
         for name in run.repaired:
             say(f"interpolated: {name}")
         say(f"tissue: {run.tissue.share:.0%} of the volume, the rest is not predicted")
         _predict(run, execution, client, meter)
-    left = len(run.blocks_to_do()) if run.folder.is_dir() else 0
+    left = _left(run)
     if left:
         say(f"this share is done; {left} blocks of others are not. The last one completes {settings.output}")
         return None
@@ -87,6 +88,14 @@ def predict_volume(
     elif execution.also_tiff:
         write_slices(settings, progress)
     return record
+
+
+def _left(run: Run) -> int:
+    """Blocks that are not whole yet."""
+    try:
+        return len(run.blocks_to_do())
+    except FileNotFoundError:  # another share has completed it
+        return 0
 
 
 def _read(run: Run, execution: Execution, client: Any, meter: Meter) -> None:
@@ -154,15 +163,17 @@ def _overlapped(own: Prepared, to_do: Sequence[int]) -> Generator[int, None, Non
                 yield index
                 continue
             begun = time.monotonic()
-            answer = own.answer(index, work, image)
+            logits = own.logits(work, image)
+            seconds = time.monotonic() - begun
             del image
             if written is not None:
                 yield written.result()
-            written = writer.submit(_stored, own, index, work, answer, time.monotonic() - begun)
+            written = writer.submit(_stored, own, index, work, logits, seconds)
+            del logits
         if written is not None:
             yield written.result()
 
 
-def _stored(own: Prepared, index: int, work: Any, answer: Any, seconds: float) -> int:
-    own.store(index, work, answer, seconds)
+def _stored(own: Prepared, index: int, work: Any, logits: Any, seconds: float) -> int:
+    own.store(index, work, logits, seconds)
     return index

@@ -92,10 +92,13 @@ class Prepared:
         padded[(slice(None), *within(work.image, work.around))] = resampled
         return torch.from_numpy(padded)
 
-    def answer(self, index: int, work: BoxWork, image: torch.Tensor) -> tuple[Array, Array | None]:
+    def logits(self, work: BoxWork, image: torch.Tensor) -> Array:
+        """What the folds of the network say of a block on their own grid, (head, z, y, x) with network axes."""
+        return self.model.logits(image, work.around, work.tiles, work.logits, self.model.batch).numpy()
+
+    def answer(self, index: int, work: BoxWork, logits: Array) -> tuple[Array, Array | None]:
         """Labels of a block (z, y, x), and its probabilities (class, z, y, x) if they are wanted."""
         assert self.geometry is not None
-        logits = self.model.logits(image, work.around, work.tiles, work.logits, self.model.batch).numpy()
         resampled = self.geometry.backward.apply(logits, work.result)
         box = self.run.blocks[index]
         inner = common(box, self.geometry.crop)
@@ -109,9 +112,10 @@ class Prepared:
         whole[(slice(None), *inside)] = probable
         return labels, whole
 
-    def store(self, index: int, work: BoxWork, answer: tuple[Array, Array | None], seconds: float) -> None:
-        """Write a block and say that it is whole."""
-        labels, probable = answer
+    def store(self, index: int, work: BoxWork, logits: Array, seconds: float) -> None:
+        """Turn logits into labels, write them, and say that the block is whole; `seconds` were spent on its tiles."""
+        labels, probable = self.answer(index, work, logits)
+        self.run.demand_current()
         start = tuple(bounds.start for bounds in self.run.blocks[index])
         write_box(self.run.labels, start, labels)  # type: ignore[arg-type]
         if probable is not None:
@@ -129,11 +133,13 @@ class Prepared:
 def prepared(folder: Path, run_id: str, device: str) -> Prepared:
     """The run of a folder, opened once in a process; another run in the same folder has another id."""
     level_array.cache_clear()
-    return Prepared(Run(folder), device)
+    run = Run(folder)
+    run.demand_current(run_id)
+    return Prepared(run, device)
 
 
-_one_block_at_a_time = Lock()
-"""Workers of a cluster may have several threads; the model is one, and so is the memory."""
+_READING, _PREDICTING, _WRITING = Lock(), Lock(), Lock()
+"""A worker of a cluster may have several threads. The model is one, and so is the memory: one block is read, one predicted, one written."""
 
 
 @dataclass(frozen=True)
@@ -148,12 +154,18 @@ class BlockTask:
 
 def predict_block(task: BlockTask) -> Generator[int, None, None]:
     """Predict one block and write it."""
-    with _one_block_at_a_time:
+    with _READING:
         own = prepared(task.folder, task.run_id, task.device)
-        begun = time.monotonic()
         work = own.work(task.index)
-        if work is None:
-            own.note_empty(task.index)
-        else:
-            own.store(task.index, work, own.answer(task.index, work, own.image(work)), time.monotonic() - begun)
+        image = None if work is None else own.image(work)
+    if work is None or image is None:
+        own.note_empty(task.index)
+    else:
+        with _PREDICTING:
+            begun = time.monotonic()
+            logits = own.logits(work, image)
+            seconds = time.monotonic() - begun
+        del image
+        with _WRITING:
+            own.store(task.index, work, logits, seconds)
     yield 1

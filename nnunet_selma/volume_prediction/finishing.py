@@ -1,5 +1,6 @@
 """How a run ends: coarser levels, TIFF slices, a record, and the name. Every step can be done again after a kill."""
 
+import os
 import platform
 import shutil
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import tifffile
 
 from nnunet_selma.json_files import write_json
 from nnunet_selma.progress import Progress, silent
-from nnunet_selma.volume_prediction.run import Run
+from nnunet_selma.volume_prediction.run import Run, remove
 from nnunet_selma.volume_prediction.settings import VolumePrediction
 from nnunet_selma.volumes import open_volume
 from nnunet_selma.volumes.ome_zarr_writing import create_labels, fill_pyramid, remove_partial_writes
@@ -37,15 +38,11 @@ def finish(run: Run, seconds: float, *, progress: Progress[Any] = silent) -> dic
             if (run.folder / part).is_dir():
                 place.parent.mkdir(exist_ok=True)
                 _move(run.folder / part, place)
-            elif run.overwrite and part in _EXTRA:
+            elif run.overwrite and (part == "tiff" or (part == "probabilities" and not settings.probabilities)):
                 shutil.rmtree(place, ignore_errors=True)  # of the run that was replaced
         list_labels(settings)
-        shutil.rmtree(run.folder, ignore_errors=True)
+        remove(run.folder)
         return record
-
-
-_EXTRA = ("probabilities", "tiff")
-"""Products that a run may have or not."""
 
 
 @contextmanager
@@ -67,7 +64,11 @@ def _alone(folder: Path) -> Iterator[bool]:
         except BlockingIOError:
             yield False
             return
-        yield (folder / "lock").exists()  # another process may have completed it just before
+        try:
+            same = os.path.samestat(os.fstat(file.fileno()), (folder / "lock").stat())
+        except FileNotFoundError:
+            same = False  # another process has completed it just before
+        yield same
 
 
 def list_labels(settings: VolumePrediction) -> None:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from io import StringIO
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -22,6 +24,14 @@ from nnunet_selma.volumes.base import Array, ShapeZYX
 
 _MOST_BATCH = 16
 _TRAINERS = "nnUNet_extTrainer"
+_IN_PLANS = (
+    "configurations", "transpose_forward", "transpose_backward", "original_median_spacing_after_transp",
+    "foreground_intensity_properties_per_channel",
+)  # fmt: skip
+_IN_CONFIGURATION = (
+    "patch_size", "spacing", "normalization_schemes", "use_mask_for_norm", "architecture",
+    *(f"resampling_fn_{what}{more}" for what in ("data", "probabilities") for more in ("", "_kwargs")),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +91,11 @@ class Model:
         settings.demand_complete()
         self.settings, self.device = settings, torch.device(device)
         plans = read_json(settings.folder / "plans.json")
-        if "configurations" not in plans or "transpose_forward" not in plans:
+        lacking = [name for name in _IN_PLANS if name not in plans]
+        if lacking:
             raise SelmaError(
-                f"{settings.folder / 'plans.json'}: are no plans of nnU-Net v2; models of version 1 have to be trained again"
+                f"{settings.folder / 'plans.json'}: are no plans of nnU-Net v2, without {', '.join(lacking)}; models of version 1 have to be trained "
+                "again"
             )
         self.plans = plans
         self._predictor = self._load(settings)
@@ -93,6 +105,12 @@ class Model:
                 f"{settings.folder}: is the second stage of a cascade, which needs the segmentation of the first; take 3d_fullres"
             )
         self.configuration: dict[str, Any] = manager.configuration
+        lacking = [name for name in _IN_CONFIGURATION if name not in self.configuration]
+        if lacking:
+            raise SelmaError(
+                f"{settings.folder / 'plans.json'}: are plans of another version of nnU-Net, without {', '.join(lacking)}; train the model with this "
+                "version, or predict with the one that trained it"
+            )
         self.intensity_properties: dict[str, Any] = plans["foreground_intensity_properties_per_channel"]
         self.transpose: tuple[int, int, int] = tuple(plans["transpose_forward"])
 
@@ -109,12 +127,20 @@ class Model:
                 predictor.initialize_from_trained_model_folder(
                     str(settings.folder), settings.folds, settings.checkpoint
                 )
-        except (KeyError, AttributeError, RuntimeError, AssertionError, TypeError) as error:
+        except (EOFError, UnpicklingError, OSError, BadZipFile) as error:
+            raise SelmaError(
+                f"{settings.folder}: {settings.checkpoint} of fold {', '.join(settings.folds)} cannot be read ({type(error).__name__}: {error}); "
+                "it is no checkpoint, or was cut short: copy it again"
+            ) from error
+        except (KeyError, AttributeError, RuntimeError, AssertionError, TypeError, ValueError, ImportError) as error:
             raise SelmaError(
                 f"{settings.folder}: this nnU-Net cannot build the model ({type(error).__name__}: {error}); train it with this version, or "
                 "predict with the one that trained it"
             ) from error
-        predictor.network = predictor.network.to(self.device).eval()
+        try:
+            predictor.network = predictor.network.to(self.device).eval()
+        except (RuntimeError, AssertionError) as error:  # the latter from a PyTorch without CUDA
+            raise SelmaError(f"--device {self.device}: cannot take the model here ({error}); choose another") from error
         return predictor
 
     @property
@@ -137,6 +163,11 @@ class Model:
     def heads(self) -> int:
         """Output channels of the network."""
         return int(self._predictor.label_manager.num_segmentation_heads)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of one fold."""
+        return sum(one.numel() * one.element_size() for one in self._predictor.network.state_dict().values())
 
     @property
     def label_dtype(self) -> np.dtype[Any]:
@@ -178,7 +209,7 @@ class Model:
             batch: tiles that go through the network together.
 
         Raises:
-            SelmaError: infinite numbers; the network overflows.
+            SelmaError: numbers that are infinite or none; the network overflows, or its weights are none.
         """
         folds = self._predictor.list_of_parameters
         if len(folds) == 1:  # its weights are in the network since it was built
@@ -225,9 +256,9 @@ class Model:
                     count[there] += weight[of_tile]
         count[count == 0] = 1
         total /= count
-        if any(bool(torch.isinf(plane).any()) for plane in total.unbind(1)):
+        if not all(bool(torch.isfinite(plane).all()) for plane in total.unbind(1)):
             raise SelmaError(
-                f"{self.settings.folder}: the network gives infinite numbers here; a training that diverged does so"
+                f"{self.settings.folder}: the network gives numbers that are infinite or none; a training that diverged does so"
             )
         return total
 
@@ -252,10 +283,14 @@ class Model:
             return 1
         torch.cuda.reset_peak_memory_stats(self.device)
         before = torch.cuda.memory_allocated(self.device)
-        with torch.inference_mode(), torch.autocast("cuda"):
-            self._predictor._internal_maybe_mirror_and_predict(
-                torch.zeros((1, len(self.channels), *self.patch), device=self.device)
-            )
+        try:
+            with torch.inference_mode(), torch.autocast("cuda"):
+                self._predictor._internal_maybe_mirror_and_predict(
+                    torch.zeros((1, len(self.channels), *self.patch), device=self.device)
+                )
+        except torch.cuda.OutOfMemoryError:  # said where a tile is predicted
+            torch.cuda.empty_cache()
+            return 1
         one = max(1, torch.cuda.max_memory_allocated(self.device) - before)
         free, _ = torch.cuda.mem_get_info(self.device)
         return int(min(_MOST_BATCH, max(1, free / 2 // one)))

@@ -42,7 +42,11 @@ def complete(settings: VolumePrediction) -> dict[str, Any] | None:
         return None
     known = read_json(settings.record)
     settings.model.demand_complete()
-    same = known.get("settings") == settings.as_json() and known["facts"]["model"] == settings.model.fingerprint()
+    asked = {
+        **settings.as_json(),
+        "max_memory": known.get("settings", {}).get("max_memory"),
+    }  # has no part in the result
+    same = known.get("settings") == asked and known["facts"]["model"] == settings.model.fingerprint()
     return known if same else None
 
 

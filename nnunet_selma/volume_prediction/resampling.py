@@ -100,28 +100,26 @@ class Resampling:
             if self.across is None:
                 result[channel] = self._spline(one, source, box, (0, 1, 2), low_high)
             else:
-                result[channel] = self._planes_apart(one, source, box, low_high)
+                self._planes_apart(one, source, box, low_high, result[channel])
         return result
 
     def _planes_apart(
-        self, voxels: Array, source: Box, box: Box, limits: "tuple[Array, Array] | None"
-    ) -> NDArray[np.float64]:
+        self, voxels: Array, source: Box, box: Box, limits: "tuple[Array, Array] | None", result: Array
+    ) -> None:
+        """Fill a box of the grid after, plane by plane of the grid before."""
         across = self.across
         assert across is not None
         axes = tuple(axis for axis in range(3) if axis != across)
-        if not self._planes_change:
-            resampled = voxels.astype(np.float64)
-        else:
-            first = source[across].start
-            planes = [
-                self._spline(
-                    voxels.take(index, across), tuple(source[axis] for axis in axes), tuple(box[axis] for axis in axes), axes,
+        first = source[across].start
+        shown, planes = self._planes(box[across]) - first, np.moveaxis(result, across, 0)
+        for index in np.unique(shown):
+            plane = voxels.take(index, across)
+            if self._planes_change:
+                plane = self._spline(
+                    plane, tuple(source[axis] for axis in axes), tuple(box[axis] for axis in axes), axes,
                     None if limits is None else (limits[0][first + index], limits[1][first + index]),
-                )
-                for index in range(voxels.shape[across])
-            ]  # fmt: skip
-            resampled = np.stack(planes, across)
-        return np.asarray(resampled.take(self._planes(box[across]) - source[across].start, across))
+                )  # fmt: skip
+            planes[shown == index] = plane
 
     def _spline(
         self, voxels: Array, source: Sequence[slice], box: Sequence[slice], axes: Sequence[int], limits: Any

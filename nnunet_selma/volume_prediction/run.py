@@ -8,11 +8,14 @@
         image/          the image in chunks, where the output is to have none
         probabilities/  what becomes OUT_probabilities.ome.zarr
 
-A slab or block is done when its file is there. Files are written under a temporary name and renamed, after the voxels they speak of.
+A slab or block is done when its file is there. Files are written under a temporary name and renamed, after the voxels they speak of. A
+folder that is not needed any more gets another name before it is removed, so that none is ever there in part.
 """
 
 import json
 import os
+import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +34,7 @@ from nnunet_selma.volume_prediction.tissue import Tissue
 from nnunet_selma.volumes.base import Array, ShapeZYX
 
 RUN = "run.json"
+_DAY = 24 * 3600.0
 _FORMAT = 1
 _IDENTITY = ("format", "settings", "facts")
 
@@ -54,6 +58,17 @@ class Run:
     def id(self) -> str:
         """Tells this run from an earlier one in the same folder."""
         return str(self._content["id"])
+
+    def demand_current(self, run_id: str | None = None) -> None:
+        """Raise `SelmaError` where the folder is no longer that of this run: nothing may be written into that of another."""
+        try:
+            current = read_json(self.folder / RUN)["id"] == (run_id or self.id)
+        except OSError:
+            current = False
+        if not current:
+            raise SelmaError(
+                f"{self.folder}: another process has completed or replaced this run meanwhile; run the command again to see what is left"
+            )
 
     @property
     def overwrite(self) -> bool:
@@ -124,6 +139,7 @@ class Run:
 
     def note_slab(self, index: int, intensities: Intensities, means: Array, repaired: Sequence[str]) -> None:
         """Say that a slab was read."""
+        self.demand_current()
         path = self.folder / "slabs" / f"{index:06d}.npz"
         partial = path.with_name(f"{path.name}.{uuid4().hex[:8]}.partial")  # another share may read the same slab
         with partial.open("wb") as file:
@@ -132,6 +148,7 @@ class Run:
 
     def note_block(self, index: int, record: dict[str, Any]) -> None:
         """Say that a block is whole."""
+        self.demand_current()
         write_json(self.folder / "blocks" / f"{index:06d}.json", record)
 
     def block_records(self) -> list[dict[str, Any]]:
@@ -166,10 +183,32 @@ class Run:
         return found
 
 
+def remove(folder: Path) -> None:
+    """Remove the folder of a run, or of what was to become one."""
+    gone = folder.with_name(f"{folder.name}.{uuid4().hex[:8]}.done")
+    try:
+        folder.rename(gone)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a process that was killed left beside the folder of a run while it removed it, or before it had its name."""
+    for left in folder.parent.glob(f"{folder.name}.*"):
+        if left.name.endswith(".done") or time.time() - left.stat().st_mtime > _DAY:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def difference(run: Run, settings: VolumePrediction, facts: dict[str, Any]) -> str | None:
+    """What makes the result of a run that was interrupted another one; None where nothing does."""
+    found = read_json(run.folder / RUN)
+    return _difference({key: found.get(key) for key in _IDENTITY}, content(settings, facts, overwrite=False))
+
+
 def demand_same(run: Run, settings: VolumePrediction, facts: dict[str, Any]) -> None:
     """Raise `SelmaError` where a run that was interrupted would have had another result."""
-    found = read_json(run.folder / RUN)
-    different = _difference({key: found.get(key) for key in _IDENTITY}, content(settings, facts, overwrite=False))
+    different = difference(run, settings, facts)
     if different:
         raise SelmaError(
             f"{run.folder}: holds an interrupted run with another {different}; repeat the command as it was to go on with it, or add "

@@ -126,6 +126,8 @@ class MemoryPlan:
     features: int
     """Of the network's first stage."""
     folds: int = 1
+    weights: int = 0
+    """Bytes of one fold's."""
     probabilities: bool = False
     scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """Network voxels along an axis for one of the volume."""
@@ -140,11 +142,11 @@ class MemoryPlan:
             tile[axis] = edge
         return MemoryPlan(
             channels=len(model.channels), voxel_bytes=voxel_bytes, heads=model.heads, tile=(tile[0], tile[1], tile[2]), features=max(features[0], 16),
-            folds=len(model.settings.folds), probabilities=probabilities, scale=scale,
+            folds=len(model.settings.folds), weights=model.weight_bytes, probabilities=probabilities, scale=scale,
         )  # fmt: skip
 
     def bytes(self, block: ShapeZYX) -> float:
-        """Peak memory of predicting blocks of so many voxels, with the next block's image and the last one's labels beside it."""
+        """Peak memory of predicting blocks of so many voxels, with the next block's image and the last one's logits and labels beside it."""
         resampled = self.scale != (1.0, 1.0, 1.0)
         logits = prod(edge * s + 2 for edge, s in zip(block, self.scale, strict=True))
         image = prod(edge * s + 2 * t for edge, s, t in zip(block, self.scale, self.tile, strict=True))
@@ -153,11 +155,14 @@ class MemoryPlan:
         images = 2 * self.channels * (source * (self.voxel_bytes + 4) + image * 4)
         # a spline takes a channel in float64: its voxels, padded, filtered, and the result
         images += resampled * 8 * (3 * source + image)
-        sums = logits * 2 * (self.heads * (1 + (self.folds > 1)) + 1)
+        # of this block and the last one
+        sums = logits * 2 * (self.heads * (2 + (self.folds > 1)) + 1)
         way_back = resampled * (8 * (logits + prod(block)) + 2 * self.heads * prod(block))
         results = prod(block) * (3 + self.probabilities * self.heads * 3)
         network = prod(self.tile) * (self.features * 4 * _ACTIVATIONS + self.heads * 12)
-        return BASE_BYTES + images + sums + way_back + results + network
+        # of each fold, in the network, and of a checkpoint that is loaded
+        weights = self.weights * (self.folds + 2)
+        return BASE_BYTES + images + sums + way_back + results + network + weights
 
     def block(self, shape: ShapeZYX, chunk: int, max_memory: float) -> ShapeZYX:
         """The largest block of whole chunks within the memory, no longer than the volume along any axis.

@@ -8,6 +8,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -88,14 +89,25 @@ class SlabTask:
 
 
 @lru_cache(maxsize=1)
-def _source(folder: Path, _run_id: str) -> tuple[Run, list[Volume], float]:
+def _source(folder: Path, run_id: str) -> tuple[Run, list[Volume], float]:
     run = Run(folder)
+    run.demand_current(run_id)
     volumes = open_channels(run.settings, int(run.facts["channels"]))
     return run, volumes, max(intensity_unit(volume) for volume in volumes)
 
 
+_READING = Lock()
+"""A worker of a cluster may have several threads; the memory is for one slab."""
+
+
 def read_slab(task: SlabTask) -> Generator[int, None, None]:
     """Read one slab; note its intensities, and copy it where the input is a stack of slices."""
+    with _READING:
+        _read(task)
+    yield 1
+
+
+def _read(task: SlabTask) -> None:
     run, volumes, unit = _source(task.folder, task.run_id)
     planes = run.slabs[task.index]
     height = run.shape[1]
@@ -113,8 +125,8 @@ def read_slab(task: SlabTask) -> Generator[int, None, None]:
             ) from error
         means.append(cell_means(slab, planes.start, run.shape[0], unit))
         if run.raw is not None:
+            run.demand_current()
             write_box(run.raw, (planes.start, 0, 0), slab if len(volumes) > 1 else slab[0])  # whole planes
     brightness: NDArray[np.float32] = np.concatenate(means, axis=1)
     repaired = [name for volume in volumes for name in volume.repaired]
     run.note_slab(task.index, joined(parts, axis=1), brightness, repaired)
-    yield 1

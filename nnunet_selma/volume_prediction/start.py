@@ -1,7 +1,7 @@
 """How a run begins: what follows from the settings and the files, and the empty images that are filled."""
 
-import shutil
 from importlib.metadata import version
+from math import prod
 from typing import Any
 from uuid import uuid4
 
@@ -12,7 +12,7 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.json_files import write_json
 from nnunet_selma.volume_prediction.geometry import geometry, spacing_in_plans, trained_in_voxels
 from nnunet_selma.volume_prediction.model import Model
-from nnunet_selma.volume_prediction.run import RUN, Run, content, demand_same
+from nnunet_selma.volume_prediction.run import RUN, Run, content, demand_same, difference, remove
 from nnunet_selma.volume_prediction.settings import BASE_BYTES, GB, MemoryPlan, VolumePrediction, chunk_edge, cut
 from nnunet_selma.volume_prediction.slabs import open_channels, stored_dtype
 from nnunet_selma.volume_prediction.tissue import CELL, cells_of_mask
@@ -37,7 +37,7 @@ def begun(settings: VolumePrediction, device: str, *, overwrite: bool) -> Run:
     Args:
         settings: what is asked for.
         device: where blocks are predicted; the model is only looked at here.
-        overwrite: begin anew whatever is there.
+        overwrite: begin anew whatever is there, but for a run that did so itself and was interrupted.
 
     Raises:
         SelmaError: the model is incomplete, the volume does not fit it, or an interrupted run had other settings.
@@ -45,12 +45,12 @@ def begun(settings: VolumePrediction, device: str, *, overwrite: bool) -> Run:
     run = Run(settings.staging)
     model = Model(settings.model, "cpu")
     found = _facts(settings, model, device)
-    if overwrite:
-        shutil.rmtree(run.folder, ignore_errors=True)
-        settings.record.unlink(missing_ok=True)  # or what it speaks of would be taken for the new result
-    if run.folder.exists():
+    if run.folder.exists() and not (overwrite and _other(run, settings, found)):
         demand_same(run, settings, found)
         return run
+    if overwrite:
+        remove(run.folder)
+        settings.record.unlink(missing_ok=True)  # or what it speaks of would be taken for the new result
     new = Run(run.folder.with_name(f"{run.folder.name}.{uuid4().hex[:8]}"))
     try:
         for part in ("slabs", "blocks"):
@@ -64,8 +64,13 @@ def begun(settings: VolumePrediction, device: str, *, overwrite: bool) -> Run:
                 raise
             demand_same(run, settings, found)  # another process was faster
     finally:
-        shutil.rmtree(new.folder, ignore_errors=True)
+        remove(new.folder)
     return Run(run.folder)
+
+
+def _other(run: Run, settings: VolumePrediction, facts: dict[str, Any]) -> bool:
+    """Whether an interrupted run is to be overwritten, and not itself the one that overwrites and goes on."""
+    return not run.overwrite or difference(run, settings, facts) is not None
 
 
 def _facts(settings: VolumePrediction, model: Model, device: str) -> dict[str, Any]:
@@ -99,6 +104,16 @@ def _facts(settings: VolumePrediction, model: Model, device: str) -> dict[str, A
             slab //= 2
         else:  # of a volume in chunks parts of a plane can be read
             rows = -(-rows // 2 // CELL[1]) * CELL[1]
+    whole = [volume for volume in volumes if volume.read_whole]
+    if whole and (taken := sum(prod(shape) * volume.dtype.itemsize for volume in whole)) > room / 2:
+        raise SelmaError(
+            f"{whole[0].path}: files of this kind cannot be read in part, and with --max-memory {settings.max_memory:g} it is too large to be read "
+            f"whole ({taken / GB:.1f} GB); save it as OME-Zarr, TIFF slices or NIfTI, or give more memory"
+        )
+    if slab * rows * row > max(room, settings.max_memory * GB):
+        raise SelmaError(
+            f"--max-memory {settings.max_memory:g}: reading one slice of all channels takes about {(slab * rows * row + BASE_BYTES) / GB:.1f} GB; give at least that"
+        )
     return {
         "shape": list(shape), "dtype": str(dtype), "channels": len(volumes), "spacing_um_zyx": None if spacing is None else list(spacing),
         "model": settings.model.fingerprint(), "block": list(block), "chunk": chunk, "in voxels": trained_in_voxels(model.plans), "slab": slab, "rows": rows, "copied": copied,

@@ -33,6 +33,9 @@ class Volume(ABC):
     slices_apart: bool = False
     """Whether a slice read alone costs no more than one of many (a file each); otherwise each read starts from the front."""
 
+    read_whole: bool = False
+    """Whether reading any part of it takes memory for all of it."""
+
     @property
     def repaired(self) -> tuple[str, ...]:
         """Slices that were missing or unreadable and stand interpolated; always empty unless that was asked for."""

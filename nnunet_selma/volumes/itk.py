@@ -1,5 +1,6 @@
 """NRRD and MHA through SimpleITK."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.volumes.base import Array, Volume, spacing_from_header, three_axes
 
 _ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
+_HEADER_BYTES = 4096
 
 
 def is_itk_file(path: Path) -> bool:
@@ -16,10 +18,17 @@ def is_itk_file(path: Path) -> bool:
     return path.name.lower().endswith(_ENDINGS)
 
 
+def _is_compressed(path: Path) -> bool:
+    """Whether an MHA or MHD says so in its header."""
+    with path.open("rb") as file:
+        header = file.read(_HEADER_BYTES)
+    return re.search(rb"^CompressedData\s*=\s*True", header, re.MULTILINE | re.IGNORECASE) is not None
+
+
 class ItkVolume(Volume):
     """One grey-value image of three axes; further axes of length 1 are dropped.
 
-    ITK reads only the box that is asked for from an uncompressed MHA; other files are read whole.
+    ITK reads only the box that is asked for from an uncompressed MHA; other files it reads whole, and they stay in memory (`read_whole`).
 
     Raises:
         SelmaError: not an image, colour, or not three axes.
@@ -49,6 +58,8 @@ class ItkVolume(Volume):
         self.dtype = np.dtype(sitk.GetArrayViewFromImage(sitk.Image([1, 1, 1], reader.GetPixelID())).dtype)
         spacing = reader.GetSpacing()
         self.spacing_um_zyx = spacing_from_header(tuple(spacing[axis] for axis in reversed(self._axes_xyz)))
+        self.read_whole = path.suffix.lower() in (".nrrd", ".nhdr") or _is_compressed(path)
+        self._whole: Array | None = None
 
     def _reader(self) -> sitk.ImageFileReader:
         reader = sitk.ImageFileReader()
@@ -58,6 +69,13 @@ class ItkVolume(Volume):
     def _read(self, z: slice, y: slice, x: slice) -> Array:
         if 0 in (z.stop - z.start, y.stop - y.start, x.stop - x.start):
             return np.empty((z.stop - z.start, y.stop - y.start, x.stop - x.start), self.dtype)
+        if self.read_whole:
+            if self._whole is None:
+                self._whole = self._box(*(slice(0, length) for length in self.shape))
+            return self._whole[z, y, x].copy()
+        return self._box(z, y, x)
+
+    def _box(self, z: slice, y: slice, x: slice) -> Array:
         reader = self._reader()
         index, size = [0] * len(self._size), [0] * len(self._size)  # size 0 drops an axis
         for axis, bounds in zip(self._axes_xyz or (), (x, y, z), strict=True):

@@ -23,7 +23,8 @@ def is_nifti(path: Path) -> bool:
 class NiftiVolume(Volume):
     """One grey-value image of three axes; further axes of length 1 are dropped, wherever they stand.
 
-    Only the box that is asked for is kept; a compressed file is decompressed up to the end of the box.
+    Only the box that is asked for is kept. A compressed file stays open, so that boxes in order are decompressed once; a box before the last
+    one is decompressed from the front.
 
     Raises:
         SelmaError: no NIfTI, colour, or more than three axes longer than one voxel.
@@ -31,8 +32,9 @@ class NiftiVolume(Volume):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.plane_wise = path.name.lower().endswith(".gz")
         try:
-            image = nibabel.load(path)
+            image = nibabel.load(path, keep_file_open=self.plane_wise)
             shape, dtype = tuple(image.shape), np.dtype(image.dataobj.dtype)
         except _DAMAGE as error:
             raise SelmaError(
@@ -57,7 +59,6 @@ class NiftiVolume(Volume):
             tuple(float(zooms[axis]) * _MM.get(unit, 1.0) for axis in reversed(self._axes_xyz))
         )
         self._proxy = image.dataobj
-        self.plane_wise = path.name.lower().endswith(".gz")
 
     def _read(self, z: slice, y: slice, x: slice) -> Array:
         box: list[slice | int] = [0] * len(self._proxy.shape)
