@@ -40,6 +40,7 @@ def finish(run: Run, seconds: float, *, progress: Progress[Any] = silent) -> dic
                 _move(run.folder / part, place)
             elif run.overwrite and (part == "tiff" or (part == "probabilities" and not settings.probabilities)):
                 shutil.rmtree(place, ignore_errors=True)  # of the run that was replaced
+            shutil.rmtree(_old(place), ignore_errors=True)
         list_labels(settings)
         remove(run.folder)
         return record
@@ -110,10 +111,12 @@ def write_slices(settings: VolumePrediction, progress: Progress[Any] = silent) -
 
 
 def _move(source: Path, target: Path) -> None:
-    """Give a folder its name; what has it already, to be overwritten, goes last."""
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+    """Give a folder its name; what has it already, to be overwritten, gets another."""
+    shutil.rmtree(_old(target), ignore_errors=True)
     if target.exists():
-        target.rename(old)
+        target.rename(_old(target))
     source.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+
+
+def _old(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")

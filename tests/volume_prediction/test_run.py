@@ -10,12 +10,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import tifffile
+import torch
 
 from nnunet_selma import cli
+from nnunet_selma import volume_prediction as prediction
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.json_files import read_json
+from nnunet_selma.json_files import read_json, write_json
 from nnunet_selma.volume_prediction import Execution, VolumePrediction, finishing, predict_volume
+from nnunet_selma.volume_prediction.blocks import prepared
+from nnunet_selma.volume_prediction.place import resolved
+from nnunet_selma.volume_prediction.slabs import SlabTask, read_slab
+from nnunet_selma.volume_prediction.start import begun
 from nnunet_selma.volumes import open_volume
 from nnunet_selma.volumes.ome_zarr_writing import write_box
 from tests.plans import plans
@@ -218,11 +225,84 @@ def test_numbers_that_are_none_are_named_by_their_slices(brain, tmp_path, capsys
     assert not (tmp_path / "out.ome.zarr").exists()
 
 
-def test_plans_of_another_version_are_refused(brain, tmp_path, capsys):
+def without(*names):
+    """Plans, or their configuration, that lack something."""
+
+    def spoil(folder):
+        plans = read_json(folder / "plans.json")
+        for name in names:
+            plans.pop(name, None)
+            plans["configurations"]["3d_fullres"].pop(name, None)
+        write_json(folder / "plans.json", plans)
+
+    return spoil
+
+
+def of_a_network_elsewhere(folder):
+    plans = read_json(folder / "plans.json")
+    plans["configurations"]["3d_fullres"]["architecture"]["network_class_name"] = "of_another_version.Network"
+    write_json(folder / "plans.json", plans)
+
+
+def cut_short(share):
+    def spoil(folder):
+        checkpoint = folder / "fold_0" / "checkpoint_final.pth"
+        checkpoint.write_bytes(checkpoint.read_bytes()[: int(checkpoint.stat().st_size * share)])
+
+    return spoil
+
+
+def of_numbers_that_are_none(folder):
+    path = folder / "fold_0" / "checkpoint_final.pth"
+    checkpoint = torch.load(path, weights_only=False)
+    for weights in checkpoint["network_weights"].values():
+        weights.fill_(torch.nan)
+    torch.save(checkpoint, path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda folder: write_json(folder / "plans.json", {"plans_per_stage": {}}), "no plans of nnU-Net v2"),
+        (without("foreground_intensity_properties_per_channel"), "foreground_intensity_properties_per_channel"),
+        (without("resampling_fn_data", "normalization_schemes"), "without normalization_schemes, resampling_fn_data"),
+        (of_a_network_elsewhere, "this nnU-Net cannot build the model"),
+        (cut_short(0), "copy it again"),
+        (cut_short(0.5), "checkpoint"),
+        (lambda folder: (folder / "fold_0" / "checkpoint_final.pth").write_text("weights"), "copy it again"),
+        (lambda folder: (folder / "fold_0" / "checkpoint_final.pth").unlink(), "is missing"),
+        (of_numbers_that_are_none, "infinite or none"),
+    ],
+)
+def test_a_model_that_is_none_is_refused(brain, tmp_path, capsys, spoil, said):
     model = write_model(tmp_path / "model")
-    (model.folder / "plans.json").write_text('{"plans_per_stage": {}}')
+    spoil(model.folder)
     assert cli.main(command(replace(brain, model=model), tmp_path / "out.ome.zarr")) == 2
-    assert "no plans of nnU-Net v2" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert said in error
+    assert str(model.folder) in error
+
+
+def test_files_that_are_read_whole_must_fit_into_the_memory(brain, tmp_path, capsys):
+    voxels = np.zeros((900, 512, 512), np.uint16)
+    sitk.WriteImage(sitk.GetImageFromArray(voxels), str(tmp_path / "brain.nrrd"), useCompression=True)
+    arguments = [
+        "predict-volume",
+        str(tmp_path / "brain.nrrd"),
+        "-o",
+        str(tmp_path / "out.ome.zarr"),
+        "-m",
+        str(brain.model.folder),
+    ]
+    assert cli.main([*arguments, "--max-memory", "1.4"]) == 2
+    assert "save it as OME-Zarr, TIFF slices or NIfTI" in capsys.readouterr().err
+
+
+def test_folds_are_those_that_are_trained(brain, tmp_path, capsys):
+    model = write_model(tmp_path / "model", folds=2)
+    assert cli.main(command(replace(brain, model=model), tmp_path / "both.ome.zarr")) == 0
+    assert "fold 0, 1" in capsys.readouterr().out
+    assert read_json(tmp_path / "both_segmentation.json")["settings"]["model"]["folds"] == ["0", "1"]
 
 
 def test_a_slice_that_cannot_be_read_is_named_and_what_was_done_is_kept(brain, tmp_path, capsys):
@@ -285,10 +365,13 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(brain, tmp_path,
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_a_kill_at_any_moment_of_the_end_leaves_what_the_next_call_completes(brain, tmp_path, monkeypatch):
-    """Every rename and every JSON of the end fails once, in turn."""
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_kill_at_any_moment_of_the_end_leaves_what_the_next_call_completes(brain, tmp_path, monkeypatch, overwrite):
+    """Every rename, every JSON and every removal of the end fails once, in turn, the last with a part of the folder gone."""
     output = tmp_path / "brain.ome.zarr"
-    own = replace(brain, output=output)
+    own = replace(brain, output=output, probabilities=overwrite)
+    if overwrite:
+        predict_volume(own, Execution())
 
     class Killed(Exception):
         pass
@@ -299,6 +382,8 @@ def test_a_kill_at_any_moment_of_the_end_leaves_what_the_next_call_completes(bra
         def limited(function, calls=calls):
             def run(*arguments, **options):
                 if next(calls, None) is None:
+                    if function.__name__ == "rmtree" and arguments[0].is_dir():
+                        next(one for one in arguments[0].rglob("*") if one.is_file()).unlink()
                     raise Killed
                 return function(*arguments, **options)
 
@@ -311,14 +396,74 @@ def test_a_kill_at_any_moment_of_the_end_leaves_what_the_next_call_completes(bra
             patch.setattr(finishing, "list_labels", limited(finishing.list_labels))
             patch.setattr(finishing.shutil, "rmtree", limited(finishing.shutil.rmtree))
             try:
-                predict_volume(own, Execution())
+                predict_volume(own, Execution(overwrite=overwrite and moment < 2))
             except Killed:
                 continue
             break
     assert moment > 4
     assert_same(brain, output)
     assert read_json(own.record)["settings"] == own.as_json()
+    assert (tmp_path / "brain_probabilities.ome.zarr").exists() == overwrite
     assert not list(tmp_path.glob(".*"))
+
+
+def half_done(settings):
+    """A run with one block that is predicted and not written yet."""
+    run = begun(settings, "cpu", overwrite=False)
+    for index in range(len(run.slabs)):
+        list(read_slab(SlabTask(run.folder, run.id, index)))
+    own = prepared(run.folder, run.id, "cpu")
+    work = own.work(0)
+    return own, work, own.logits(work, own.image(work))
+
+
+def test_a_process_that_outlives_its_run_writes_nothing_into_the_next_one(brain, tmp_path):
+    settings = resolved(replace(brain, output=tmp_path / "brain.ome.zarr"))
+    own, work, logits = half_done(settings)
+    other = replace(settings, model=write_model(tmp_path / "other", seed=9))
+    new = begun(other, "cpu", overwrite=True)
+    with pytest.raises(SelmaError, match="another process has completed or replaced this run"):
+        own.store(0, work, logits, 0.0)
+    with pytest.raises(SelmaError, match="another process has completed or replaced this run"):
+        list(read_slab(SlabTask(new.folder, own.run.id, 0)))
+    assert len(new.blocks_to_do()) == len(new.blocks)
+    assert not open_volume(new.labels).read().any()
+
+
+def test_a_process_that_comes_too_late_leaves_the_complete_result_alone(brain, tmp_path):
+    settings = resolved(replace(brain, output=tmp_path / "brain.ome.zarr"))
+    own, work, logits = half_done(settings)
+    predict_volume(settings, Execution())
+    with pytest.raises(SelmaError, match="another process has completed or replaced this run"):
+        own.store(0, work, logits, 0.0)
+    assert not settings.staging.exists()
+    assert_same(brain, settings.output)
+
+
+def test_overwriting_goes_on_where_it_was_interrupted(brain, tmp_path, monkeypatch):
+    settings = replace(brain, output=tmp_path / "brain.ome.zarr")
+    with monkeypatch.context() as patch:
+        patch.setattr(prediction, "finish", lambda *_, **__: 1 / 0)
+        for overwrite in (False, True):
+            with pytest.raises(ZeroDivisionError):
+                predict_volume(settings, Execution(overwrite=overwrite))
+    known = read_json(settings.staging / "run.json")["id"]
+    stamp = max(one.stat().st_mtime_ns for one in settings.staging.glob("blocks/*"))
+    again = begun(resolved(settings), "cpu", overwrite=True)
+    assert again.id == known
+    assert max(one.stat().st_mtime_ns for one in settings.staging.glob("blocks/*")) == stamp
+    predict_volume(settings, Execution(overwrite=True))
+    assert_same(brain, settings.output)
+
+
+def test_what_a_kill_left_of_a_folder_is_swept(brain, tmp_path):
+    settings = replace(brain, output=tmp_path / "brain.ome.zarr")
+    left = [settings.staging.with_name(f"{settings.staging.name}.{name}") for name in ("abc.done", "old", "young")]
+    for folder in left:
+        folder.mkdir()
+    os.utime(left[1], (0, 0))
+    predict_volume(settings, Execution())
+    assert [folder.exists() for folder in left] == [False, False, True]  # the last may be another process's
 
 
 def test_a_channel_of_a_file_with_several(brain, tmp_path):
