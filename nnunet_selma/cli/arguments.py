@@ -1,6 +1,7 @@
 """What several commands take as arguments, and how it is read."""
 
 import argparse
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def voxel_size(text: str, other: str = "") -> SpacingUm:
         z, y, x = (float(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: give {other}three numbers Z,Y,X in µm") from None
-    if min(z, y, x) <= 0:
+    if not all(0 < edge < inf for edge in (z, y, x)):
         raise argparse.ArgumentTypeError(f"{text!r}: a voxel size is above 0")
     return (z, y, x)
 

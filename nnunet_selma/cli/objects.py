@@ -59,7 +59,7 @@ def add_to(parts: Any) -> None:
     parser.add_argument("--max-voxels", type=int, metavar="N", help="of the largest object")
     parser.add_argument(
         "--trees", action="store_true",
-        help="length and branch points of the skeleton",
+        help="length and branch points of the skeleton; of networks that span a brain it wants labels in chunks (OME-Zarr), slices are read many times",
     )  # fmt: skip
     parser.add_argument(
         "--instances", type=path, metavar="OUT.ome.zarr",
@@ -73,7 +73,8 @@ def add_to(parts: Any) -> None:
     )  # fmt: skip
     regions.add_argument(
         "--transform", type=path, metavar="FILE",
-        help="from the sample (fixed image) to the atlas (moving image), as ITK and ANTs write it",
+        help="from the sample (fixed image) to the atlas (moving image), as ITK and ANTs write it; NIfTI, NRRD and MHA lie where "
+        "their headers say, other labels begin at 0",
     )  # fmt: skip
     regions.add_argument(
         "--atlas-spacing", type=voxel_size, metavar="Z,Y,X", help="voxel size of the atlas in µm, instead of the file's"

@@ -77,6 +77,8 @@ def _overview(chosen: argparse.Namespace) -> int:
 
     if chosen.output.suffix.lower() != ".png" or chosen.output.is_dir() or not chosen.output.parent.is_dir():
         raise SelmaError(f"{chosen.output}: give a PNG file in a folder that exists, as in -o overview.png")
+    if not os.access(chosen.output.parent, os.W_OK):
+        raise SelmaError(f"{chosen.output.parent}: cannot be written to; choose another folder")
     found = segmentation_at(chosen.labels, label=chosen.label, raw=chosen.raw)
     shown = overview(
         found, spacing_um_zyx=chosen.spacing, table=chosen.objects, channel=chosen.channel, progress=progress

@@ -107,7 +107,9 @@ def _pieces(read: Read, shape: ShapeZYX, edge: ShapeZYX, halo: int, wanted: Mask
         )
         own = tuple(slice(a - s.start, b - s.start) for a, b, s in zip(block.start, block.stop, (z, y, x), strict=True))
         around, _ = label(read(z, y, x) > 0)
-        touching = np.isin(around, np.unique(around[own][seeds]))
+        touches = np.zeros(int(around.max()) + 1, np.bool_)
+        touches[around[own][seeds]] = True
+        touching = touches[around]
         yield Piece((z, y, x), skeleton(label(touching)[0]), own, whole=False)  # type: ignore[arg-type]
 
 

@@ -120,7 +120,8 @@ class JoinedComponents:
 
     def __init__(self) -> None:
         self._provisional = 0
-        self._faces: dict[tuple[int, tuple[int, ...]], Array] = {}
+        self._faces: dict[tuple[int, tuple[int, ...]], tuple[Array, int]] = {}
+        """Last layer of a block along an axis, for the block behind it, and what to add to its labels."""
         self._pairs: list[NDArray[np.int64]] = []
 
     def add(self, block: Block, labels: Array, n: int) -> int:
@@ -128,15 +129,16 @@ class JoinedComponents:
         offset = self._provisional
         self._provisional += n
         for axis in range(3):
-            before = self._faces.pop((axis, block.index), None)
-            if before is not None:
-                own = _numbers(labels.take(0, axis), offset)
+            if (axis, block.index) in self._faces:
+                before, offset_before = self._faces.pop((axis, block.index))
+                own = labels.take(0, axis)
                 seen = own > 0
-                pairs = np.stack([before[seen], own[seen]], axis=1)
-                self._pairs.append(np.unique(pairs, axis=0))
+                pairs = np.stack([before[seen] + np.int64(offset_before), own[seen] + np.int64(offset)], axis=1)
+                changes = np.diff(pairs, axis=0, prepend=-1).any(axis=1)  # few, and so less to sort
+                self._pairs.append(np.unique(pairs[changes], axis=0))
             if block.end[axis] > block.stop[axis]:
                 behind = tuple(i + (a == axis) for a, i in enumerate(block.index))
-                self._faces[axis, behind] = _numbers(labels.take(-1, axis), offset)
+                self._faces[axis, behind] = labels.take(-1, axis), offset
         return offset
 
     def join(self) -> tuple[NDArray[np.int64], int]:
@@ -147,9 +149,3 @@ class JoinedComponents:
             return np.zeros(0, np.int64), 0
         n, final = connected_components(graph, directed=False)
         return final.astype(np.int64), int(n)
-
-
-def _numbers(plane: Array, offset: int) -> NDArray[np.int64]:
-    numbers = plane.astype(np.int64)
-    numbers[plane > 0] += offset
-    return numbers

@@ -3,7 +3,7 @@
 The foreground is 26-connected, the background 6-connected, and the volume is padded by one empty voxel, as in the evaluator of SELMA3D 2024:
 β0 counts components of the foreground, β2 those of the background but for the outer one, and β1 = β0 + β2 - χ. The Euler characteristic χ
 is a sum over windows of 2×2×2 voxels, and so a sum over blocks; components are joined across blocks (`components.py`).
-Memory: about five bytes a voxel of a block.
+Memory: about five bytes a voxel of a block, and of one slice.
 """
 
 from typing import NamedTuple

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from nnunet_selma import __version__
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.json_files import without_nan, write_json
+from nnunet_selma.json_files import read_json, without_nan, write_json
 from nnunet_selma.metrics.blocks import Block, blocks
 from nnunet_selma.metrics.components import Connectivity
 from nnunet_selma.objects.atlas import Atlas, open_atlas, read_region_names, region_table, regions_of
@@ -104,10 +104,15 @@ def measure_objects(settings: ObjectSettings, progress: Progress[Any] = silent) 
     sources = open_sources(
         settings.labels, name=settings.label, raw=settings.raw, without_raw=settings.without_raw, channel=settings.channel
     )  # fmt: skip
-    if settings.instances is not None:
-        demand_free(settings.instances, sources.paths, overwrite=settings.overwrite)
+    instances = settings.instances and settings.instances.resolve()
+    if instances is not None:
+        demand_free(instances, sources.paths, sources.labels.shape, overwrite=settings.overwrite)
     spacing = settings.spacing_um_zyx or sources.spacing_um_zyx
-    regions = _Regions.of(settings, spacing)
+    regions = _Regions.of(settings, sources.labels.path, spacing)
+    if settings.summary.is_file() and "betti" not in read_json(settings.summary):
+        raise SelmaError(
+            f"{settings.summary}: would be replaced by the summary of the table, and is none; give -o another name"
+        )
     shape, edge = sources.labels.shape, sources.edge
     parts = list(blocks(shape, edge))
     found, which = _find(sources, parts, settings.connectivity, progress)
@@ -116,13 +121,14 @@ def measure_objects(settings: ObjectSettings, progress: Progress[Any] = silent) 
     columns = table_of(objects, shape, spacing)
     if regions is not None:
         columns["region"] = regions.write(objects)
+    settings.summary.unlink(missing_ok=True)  # of another table
     write_table(settings.output, columns)
     betti = topology(sources.read_labels, shape, edge, progress)
     skeletons = trees(sources.read_labels, shape, edge, spacing, progress) if settings.trees else None
-    if settings.instances is not None:
+    if instances is not None:
         ids = np.where(kept, np.cumsum(kept), 0)[which]
         target = InstanceImage(
-            path=settings.instances, shape=shape, edge=edge, spacing_um_zyx=spacing, connectivity=settings.connectivity
+            path=instances, shape=shape, edge=edge, spacing_um_zyx=spacing, connectivity=settings.connectivity
         )
         write_instances(target, sources.read_labels, parts, ids, progress)
     notes = [*_notes(settings, spacing, left_out, skeletons), *(regions.notes(shape, columns) if regions else ())]
@@ -176,8 +182,8 @@ class _Regions:
     table: Path
 
     @staticmethod
-    def of(settings: ObjectSettings, spacing: SpacingUm | None) -> "_Regions | None":
-        """As the settings want it; None without an atlas."""
+    def of(settings: ObjectSettings, labels: Path, spacing: SpacingUm | None) -> "_Regions | None":
+        """As the settings want it, for labels that lie at a path; None without an atlas."""
         if settings.atlas is None:
             return None
         if spacing is None:
@@ -185,7 +191,9 @@ class _Regions:
                 f"{settings.labels}: does not say how large its voxels are, and an atlas is in µm; give the voxel size with --spacing Z,Y,X"
             )
         demand_writable(settings.region_table)
-        atlas = open_atlas(settings.atlas, transform=settings.transform, spacing_um_zyx=settings.atlas_spacing_um_zyx)
+        atlas = open_atlas(
+            settings.atlas, sample=labels, sample_um_zyx=spacing, transform=settings.transform, spacing_um_zyx=settings.atlas_spacing_um_zyx
+        )  # fmt: skip
         names = read_region_names(settings.region_names) if settings.region_names else {}
         return _Regions(atlas=atlas, names=names, sample_um_zyx=spacing, table=settings.region_table)
 
@@ -236,7 +244,8 @@ def _notes(
             "the voxel size is not known, and columns in µm are empty; give it with --spacing Z,Y,X, or use the columns in voxels"
         )
     if left_out or settings.connectivity == 6:
-        notes.append("β0, β1 and β2 are those of the 26-connected foreground, objects of all sizes included")
+        what = "β0, β1, β2 and the skeleton" if settings.trees else "β0, β1 and β2"
+        notes.append(f"{what} are those of the 26-connected foreground, objects of all sizes included")
     if skeletons and skeletons["pieces"]:
         notes.append(
             f"a component too large to be thinned at once was thinned in pieces ({skeletons['pieces']}), each with {HALO} voxels around it; "

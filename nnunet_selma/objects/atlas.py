@@ -4,9 +4,10 @@ An object lies where its centroid lies. There are two ways to find the voxel of 
 
 - without a transform, the atlas is an array over the same field of view: both begin at the same corner and have the same axes, and only
   their voxel sizes differ. What the atlas's header says of origin and direction is not used, because programs differ in what they write.
-- with a transform, as ITK and ANTs write it for the sample as fixed and the atlas as moving image: a point of the sample is
-  (x, y, z) from the centre of its first voxel along the axes of its array, in the unit of the atlas's header; the transform takes it to a
-  physical point of the atlas, and the atlas's origin and direction to a voxel. An identity transform uses the header and nothing else.
+- with a transform, as ITK and ANTs write it for the sample as fixed and the atlas as moving image: it takes a physical point of the sample to
+  one of the atlas, and the atlas's origin and direction take that to a voxel. Where the labels are a file that ITK reads (NIfTI, NRRD, MHA),
+  their header says where the first voxel lies and where its axes point, as it did to the program that registered them. Else a point is
+  (x, y, z) from the centre of the first voxel along the axes of the array, in the unit of the atlas's header.
 
 The unit of a header is the millimetre where its voxels are below 1, and else the µm. Volumes of regions are counted in voxels of the atlas:
 where the transform scales, densities are per mm³ of the atlas, not of the sample. The atlas is read in pieces of at most 1 GB.
@@ -46,15 +47,17 @@ class Placing:
     """From a point of the sample to an index of the atlas, by way of a transform; all of it (x, y, z)."""
 
     transform: sitk.Transform
-    unit_um: float
-    """Of the atlas's header."""
+    sample_origin: NDArray[np.float64]
+    sample_step: NDArray[np.float64]
+    """From voxels of the sample to a physical distance, (3, 3)."""
     origin: NDArray[np.float64]
+    """Of the atlas."""
     to_index: NDArray[np.float64]
-    """From a physical distance to voxels, (3, 3)."""
+    """From a physical distance to voxels of the atlas, (3, 3)."""
 
-    def indices(self, points_um_zyx: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Continuous indices (z, y, x) in the atlas, (n, 3)."""
-        points = points_um_zyx[:, ::-1] / self.unit_um
+    def indices(self, centroid_zyx: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Continuous indices (z, y, x) in the atlas of those in the sample, (n, 3)."""
+        points = centroid_zyx[:, ::-1] @ self.sample_step.T + self.sample_origin
         mapped = np.array([self.transform.TransformPoint(point) for point in points.tolist()]).reshape(-1, 3)
         indices: NDArray[np.float64] = ((mapped - self.origin) @ self.to_index.T)[:, ::-1]
         return indices
@@ -85,17 +88,26 @@ class Atlas:
         if self.placing is None:
             index = (centroid + 0.5) * sample_um_zyx / self.spacing_um_zyx - 0.5
         else:
-            index = self.placing.indices(centroid * sample_um_zyx)
+            index = self.placing.indices(centroid)
         beyond = np.array(self.volume.shape)  # far away is as good as just outside, and fits an integer
         voxels: NDArray[np.int64] = np.clip(np.floor(index + 0.5), -1, beyond).astype(np.int64)
         return voxels
 
 
-def open_atlas(path: Path, *, transform: Path | None = None, spacing_um_zyx: SpacingUm | None = None) -> Atlas:
+def open_atlas(
+    path: Path,
+    *,
+    sample: Path,
+    sample_um_zyx: SpacingUm,
+    transform: Path | None = None,
+    spacing_um_zyx: SpacingUm | None = None,
+) -> Atlas:
     """Open an atlas; reads no voxels.
 
     Args:
         path: NIfTI, NRRD or MHA; without a transform any volume.
+        sample: the labels that it is registered to.
+        sample_um_zyx: their voxel size.
         transform: a file that ITK reads.
         spacing_um_zyx: its voxel size, where the header does not say it, or says something else.
 
@@ -123,12 +135,32 @@ def open_atlas(path: Path, *, transform: Path | None = None, spacing_um_zyx: Spa
             f"({_shown(header.GetSpacing()[::-1])}), "
             "so that the transform's unit is not known; correct the header"
         )
-    direction = np.array(header.GetDirection()).reshape(3, 3)
+    unit_um = float(ratios.mean())
+    sample_origin, sample_step = _placed(sample, sample_um_zyx, unit_um)
     placing = Placing(
-        transform=_read_transform(transform), unit_um=float(ratios.mean()), origin=np.array(header.GetOrigin()),
-        to_index=np.linalg.inv(direction * header.GetSpacing()),
+        transform=_read_transform(transform), sample_origin=sample_origin, sample_step=sample_step, origin=np.array(header.GetOrigin()),
+        to_index=np.linalg.inv(_direction(header) * header.GetSpacing()).astype(np.float64),
     )  # fmt: skip
     return Atlas(volume=volume, spacing_um_zyx=spacing, placing=placing)
+
+
+def _placed(sample: Path, sample_um_zyx: SpacingUm, unit_um: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Where the first voxel of the sample lies, (3,), and what a step along its axes is, (3, 3); (x, y, z) in the unit of its header."""
+    header, spacing = _header(sample), np.array(sample_um_zyx[::-1])
+    if header is None:
+        return np.zeros(3), np.diag(spacing / unit_um)
+    if len(header.GetSpacing()) != 3:
+        raise SelmaError(
+            f"{sample}: a transform needs labels with three axes; save them as three-dimensional NIfTI, NRRD or MHA, or as OME-Zarr"
+        )
+    if _in_um(header.GetSpacing()) is not None:
+        unit_um = _unit_um(header.GetSpacing())
+    return np.array(header.GetOrigin()), _direction(header) * (spacing / unit_um)
+
+
+def _direction(header: Any) -> NDArray[np.float64]:
+    """Of each axis (x, y, z) of an image, a column."""
+    return np.array(header.GetDirection(), np.float64).reshape(3, 3)
 
 
 def _header(path: Path) -> Any:
@@ -149,9 +181,14 @@ def _in_um(spacing_xyz: Sequence[float]) -> SpacingUm | None:
     x, y, z = (float(s) for s in spacing_xyz[:3])
     if (x, y, z) == (1.0, 1.0, 1.0) or min(x, y, z) <= 0:
         return None
-    unit = 1000.0 if max(x, y, z) < _MM_BELOW else 1.0
+    unit = _unit_um((x, y, z))
     # headers store float32; the digits beyond it are noise
     return round(z * unit, 5), round(y * unit, 5), round(x * unit, 5)
+
+
+def _unit_um(spacing: Sequence[float]) -> float:
+    """Of a header's numbers."""
+    return 1000.0 if max(spacing) < _MM_BELOW else 1.0
 
 
 def _shown(numbers: Sequence[float]) -> str:

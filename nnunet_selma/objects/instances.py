@@ -21,7 +21,7 @@ from nnunet_selma.metrics.components import Connectivity, label
 from nnunet_selma.progress import Progress
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes.base import ShapeZYX
-from nnunet_selma.volumes.segmented import is_label_image
+from nnunet_selma.volumes.segmented import has_image, is_label_image, levels
 
 _MOST_CHUNK = 64  # voxels
 
@@ -48,8 +48,11 @@ class InstanceImage:
         return self.path.parent.parent if self.path.parent.name == "labels" else None
 
 
-def demand_free(path: Path, sources: Sequence[Path], *, overwrite: bool) -> None:
-    """Raise `SelmaError` if an image cannot be written there: something lies there that is not to be replaced, or a library is missing."""
+def demand_free(path: Path, sources: Sequence[Path], shape: ShapeZYX, *, overwrite: bool) -> None:
+    """Raise `SelmaError` if an image cannot be written there.
+
+    Something lies there that is not to be replaced, the image it would belong to has other voxels, or a library is missing.
+    """
     from nnunet_selma.volumes.ome_zarr_writing import image_version
     from nnunet_selma.volumes.pyramids import zarr_library
 
@@ -64,6 +67,13 @@ def demand_free(path: Path, sources: Sequence[Path], *, overwrite: bool) -> None
         raise SelmaError(f"{path}: is no label image, and is not replaced; remove it, or choose another name")
     if path.parent.name == "labels" and image_version(path.parent.parent) is None:
         raise SelmaError(f"{path.parent.parent}: is no OME-Zarr, in whose labels {path.name} could be written")
+    if path.parent.name == "labels" and has_image(path.parent.parent):
+        resolutions = [volume.shape for volume in levels(path.parent.parent, 0)]
+        if shape not in resolutions:
+            raise SelmaError(
+                f"{path.parent.parent}: has {' × '.join(map(str, resolutions[0]))} voxels (z, y, x) and the labels {' × '.join(map(str, shape))}; "
+                "write the instances elsewhere"
+            )
     if path.parent.name != "labels" and not path.parent.is_dir():
         raise SelmaError(f"{path.parent}: there is no such folder; make it first")
 
@@ -91,8 +101,9 @@ def write_instances(
 
     dtype = np.dtype(np.uint32 if ids.max(initial=0) < 2**32 else np.uint64)
     version = (image_version(target.image) if target.image else None) or "0.5"
+    shard, chunk = _stored_in(target.edge, target.shape)
     layout = ImageLayout(
-        shape=target.shape, dtype=dtype, spacing_um_zyx=target.spacing_um_zyx, shard_zyx=target.edge, chunk_zyx=_chunk(target.edge),
+        shape=target.shape, dtype=dtype, spacing_um_zyx=target.spacing_um_zyx, shard_zyx=shard, chunk_zyx=chunk,
         reduction="nearest", name=target.path.name.removesuffix(".zarr").removesuffix(".ome"), label_colours={}, version=version,
     )  # fmt: skip
     shutil.rmtree(target.staging, ignore_errors=True)
@@ -116,13 +127,27 @@ def write_instances(
 def _put(staging: Path, path: Path) -> None:
     """Give a folder its name; another one of that name goes when the new one is there."""
     before = path.parent / f".{path.name}.before"
+    shutil.rmtree(before, ignore_errors=True)  # of a process that was killed here
     if path.exists():
         os.replace(path, before)
     os.replace(staging, path)
     shutil.rmtree(before, ignore_errors=True)
 
 
-def _chunk(edge: ShapeZYX) -> ShapeZYX:
-    """What a reader reads whole: the largest that fills a block without rest, up to 64 voxels along an axis."""
-    z, y, x = (next(n for n in range(min(length, _MOST_CHUNK), 0, -1) if length % n == 0) for length in edge)
-    return z, y, x
+def _stored_in(edge: ShapeZYX, shape: ShapeZYX) -> tuple[ShapeZYX, ShapeZYX]:
+    """Shards and chunks, voxels (z, y, x), for blocks that are written by themselves.
+
+    A chunk is what a reader reads whole: the largest that fills a block without rest, up to 64 voxels along an axis. Where the block is as long as
+    the volume, the rest does not matter.
+    """
+    shard, chunk = [], []
+    for length, whole in zip(edge, shape, strict=True):
+        if length >= whole:
+            parts = -(-length // _MOST_CHUNK)
+            one = -(-length // parts)
+        else:
+            parts = next(n for n in range(1, length + 1) if length % n == 0 and length // n <= _MOST_CHUNK)
+            one = length // parts
+        shard.append(one * parts)
+        chunk.append(one)
+    return (shard[0], shard[1], shard[2]), (chunk[0], chunk[1], chunk[2])

@@ -17,8 +17,7 @@ from nnunet_selma.metrics.blocks import Read
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes import Volume, open_volume
 from nnunet_selma.volumes.base import Array, ShapeZYX
-from nnunet_selma.volumes.ome_zarr import OmeZarrVolume
-from nnunet_selma.volumes.segmented import class_names, has_image, label_image
+from nnunet_selma.volumes.segmented import class_names, has_image, label_image, levels
 
 SLAB_BYTES = 2**28
 """Slices of one volume that are kept in memory together."""
@@ -52,7 +51,7 @@ class Sources:
     def edge(self) -> ShapeZYX:
         """Of the blocks they are read in, voxels."""
         volumes = [self.labels] if self.raw is None else [self.labels, self.raw]
-        return block_edge(volumes, self.labels.chunk_zyx if isinstance(self.labels, OmeZarrVolume) else None)
+        return block_edge(volumes)
 
     @property
     def read_labels(self) -> Read:
@@ -81,12 +80,13 @@ def open_sources(
         SelmaError: nothing there, no such label image, or labels and image differ in shape.
     """
     inside = label_image(labels, name)
-    place = inside or labels
+    place = (inside or labels).resolve()
     around = place.parent.parent
     if raw is None and place.parent.name == "labels" and has_image(around):
         raw = around
     volume = open_volume(place)
-    image = None if raw is None or without_raw else open_volume(raw, channel=channel)
+    resolutions = () if raw is None or without_raw else levels(raw, channel)
+    image = next((one for one in resolutions if one.shape == volume.shape), resolutions[0] if resolutions else None)
     if image is not None and image.shape != volume.shape:
         raise SelmaError(
             f"{image.path}: has {_text(image.shape)} voxels (z, y, x), the labels {volume.path} have {_text(volume.shape)}; "
@@ -100,11 +100,11 @@ def _text(shape: ShapeZYX) -> str:
     return " × ".join(map(str, shape))
 
 
-def block_edge(volumes: Sequence[Volume], chunk_zyx: ShapeZYX | None = None) -> ShapeZYX:
+def block_edge(volumes: Sequence[Volume]) -> ShapeZYX:
     """Edges of blocks, voxels (z, y, x), in which all these volumes of one shape are read at little cost.
 
     At most `BLOCK_VOXELS` a block. If one of the volumes is made of slices, a block is as deep as its slab, in a power of two, and at
-    least eight slices; else it is grown from the chunk by doubling its shortest edge.
+    least eight slices; else it is grown from the chunk of the first by doubling its shortest edge.
     """
     shape = volumes[0].shape
     slices = [volume for volume in volumes if volume.plane_wise]
@@ -113,7 +113,7 @@ def block_edge(volumes: Sequence[Volume], chunk_zyx: ShapeZYX | None = None) -> 
         z = _power_of_two(min(depth, _MOST_SLICES, 2 * shape[0]))
         side = _power_of_two(isqrt(BLOCK_VOXELS // z))
         return z, side, side
-    edge = list(chunk_zyx or _CHUNK)
+    edge = list(volumes[0].chunk_zyx or _CHUNK)
     while prod(edge) > BLOCK_VOXELS:
         longest = edge.index(max(edge))
         edge[longest] = -(-edge[longest] // 2)

@@ -2,7 +2,7 @@
 
 Each block is labelled by itself, and what it holds of each component is summed up; where blocks share voxels, components are joined
 (`metrics/components.py`). Sums are of integers, so that the order of blocks does not show; those of intensities are float64, and exact for
-integers up to 2^53. Memory: a block, 8 bytes a voxel of one slice, and while the last block is joined about 450 bytes for each
+integers up to 2^53. Memory: a block, 4 bytes a voxel of one slice, and while the last block is joined about 450 bytes for each
 object in each block; the table itself has 100 bytes an object.
 """
 

@@ -25,6 +25,8 @@ def demand_writable(path: Path) -> None:
         raise SelmaError(f"{path}: is a folder; give the name of a file")
     if not path.parent.is_dir():
         raise SelmaError(f"{path.parent}: there is no such folder; make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise SelmaError(f"{path.parent}: cannot be written to; choose another folder")
     if path.suffix == ".parquet":
         _parquet(path)
 

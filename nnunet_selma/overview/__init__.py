@@ -1,7 +1,7 @@
 """What a picture of a whole segmentation shows: projections along three axes, where objects are, and how large.
 
 One pass over the segmentation at its finest resolution, so that no single voxel is lost, and one over the image, at a coarser one where it
-has one. Memory: a block and the pictures, as `projections` says, and what `objects.table` needs to measure objects across blocks (8 bytes a
+has one. Memory: a block and the pictures, as `projections` says, and what `objects.table` needs to measure objects across blocks (4 bytes a
 voxel of one slice, about 600 bytes an object); with a table of objects, only the latter's 32 bytes.
 """
 

@@ -33,6 +33,9 @@ class Volume(ABC):
     slices_apart: bool = False
     """Whether a slice read alone costs no more than one of many (a file each); otherwise each read starts from the front."""
 
+    chunk_zyx: ShapeZYX | None = None
+    """What is read whole, voxels; None where that are slices, or a memory map."""
+
     read_whole: bool = False
     """Whether reading any part of it takes memory for all of it."""
 

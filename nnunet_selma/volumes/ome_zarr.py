@@ -69,12 +69,8 @@ class OmeZarrVolume(Volume):
         self.dtype = np.dtype(array.dtype)
         self.spacing_um_zyx = scale
         self.plane_wise = False
-
-    @property
-    def chunk_zyx(self) -> tuple[int, int, int]:
-        """What is read whole, voxels."""
-        z, y, x = (int(length) for length in self._array.chunks[-3:])
-        return z, y, x
+        z, y, x = (int(length) for length in array.chunks[-3:])
+        self.chunk_zyx = (z, y, x)
 
     def _level(self, node: Any, level: int) -> tuple[Any, list[str], tuple[float, float, float] | None]:
         """Array, axis names and spacing (µm, zyx) of a resolution level."""

@@ -12,6 +12,7 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.volumes import Volume, open_volume
 from nnunet_selma.volumes.base import ShapeZYX
 from nnunet_selma.volumes.ome_zarr import is_zarr, zarr_node
+from nnunet_selma.volumes.tiff import is_tiff, tiff_channels
 
 Levels = tuple[Volume, ...]
 """One volume at several resolutions, the finest first."""
@@ -163,7 +164,9 @@ def _label_names(path: Path) -> list[str]:
 
 
 def _channels(path: Path) -> int:
-    """Channels of an OME-Zarr image; 1 for everything else."""
+    """Channels of an OME-Zarr image or a TIFF of many pages; 1 for everything else."""
+    if is_tiff(path):
+        return tiff_channels(path)
     found = _multiscale(path)
     if not found:
         return 1

@@ -174,6 +174,16 @@ def _described(header: tuple[tuple[int, int], str]) -> str:
     return f"{height} × {width} (y, x) of {np.dtype(dtype).name}"
 
 
+def tiff_channels(path: Path) -> int:
+    """Channels of a TIFF file of many pages; 1 where it does not say, or is none."""
+    try:
+        with tifffile.TiffFile(path) as tif:
+            series = tif.series[0]
+            return dict(zip(series.axes, series.shape, strict=True)).get("C", 1)
+    except _DAMAGE:  # said where it is opened
+        return 1
+
+
 class TiffPages(Volume):
     """One TIFF file of many pages, also OME-TIFF and ImageJ; a page is read at a time, uncompressed files by memory map.
 

@@ -143,6 +143,40 @@ def test_an_affine_transform(unit, atlas_name, name, direction, sample, tmp_path
     assert summary["notes"] == []
 
 
+@pytest.mark.parametrize("unit", [1.0, 1e-3], ids=["µm", "mm"])
+@pytest.mark.parametrize("ending", ["nii.gz", "nrrd"])
+def test_the_header_of_the_labels_says_where_they_lie(unit, ending, tmp_path, rng):
+    """As `sitk.Resample` has it: labels whose axes point elsewhere, from another corner, in another unit than the atlas."""
+    values = (rng.random((12, 14, 16)) < 0.02).astype(np.uint8)
+    direction = np.diag([-1.0, -1.0, 1.0])[[1, 0, 2]]
+    labels = itk(
+        tmp_path / f"labels.{ending}",
+        values,
+        (20 * unit, 30 * unit, 40 * unit),
+        (410 * unit, 470 * unit, 25 * unit),
+        direction,
+    )
+    regions = itk(tmp_path / "atlas.nrrd", rng.integers(1, 9, (20, 20, 20), dtype=np.uint16), (30.0, 30.0, 30.0))
+    transform = sitk.AffineTransform(3)  # from the header's unit to the atlas's
+    transform.SetMatrix((np.eye(3) / unit).ravel().tolist())
+    transform.SetTranslation((7.0, 3.0, -2.0))
+    sitk.WriteTransform(transform, str(tmp_path / "t.tfm"))
+    resampled = sitk.Resample(
+        sitk.ReadImage(str(regions)), sitk.ReadImage(str(labels)), transform, sitk.sitkNearestNeighbor, 0
+    )
+    measure_objects(
+        ObjectSettings(
+            labels=labels, output=tmp_path / "cells.csv", atlas=regions, transform=tmp_path / "t.tfm", max_voxels=1
+        )
+    )
+    with (tmp_path / "cells.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) > 20
+    expected = sitk.GetArrayFromImage(resampled)
+    at = [tuple(round(float(row[f"centroid_{axis}"])) for axis in "zyx") for row in rows]
+    assert [int(row["region"]) for row in rows] == [expected[one] for one in at]
+
+
 def test_a_composite_with_a_displacement_field(sample, tmp_path):
     """The field moves everything by 80 µm along x, so that what was left is right."""
     field = sitk.GetImageFromArray(np.broadcast_to([80.0, 0.0, 0.0], (5, 5, 5, 3)).copy(), isVector=True)
@@ -168,7 +202,7 @@ def test_an_atlas_that_lies_elsewhere_is_noted(sample, tmp_path):
 
 def test_pieces_give_what_the_whole_gives(rng, tmp_path, monkeypatch):
     values = rng.integers(0, 5, (9, 8, 7), dtype=np.uint16)
-    one = open_atlas(itk(tmp_path / "atlas.mha", values, (10.0,) * 3))
+    one = open_atlas(itk(tmp_path / "atlas.mha", values, (10.0,) * 3), sample=tmp_path, sample_um_zyx=(5.0, 5.0, 5.0))
     objects = measured((rng.random((18, 16, 14)) < 0.03).astype(np.uint8), (18, 16, 14))[0]
     whole = regions_of(one, objects, (5.0, 5.0, 5.0))
     monkeypatch.setattr(atlas, "_PIECE_BYTES", 300)

@@ -35,8 +35,8 @@ class Stack(Volume):
 class Large(Volume):
     """A shape and nothing else."""
 
-    def __init__(self, shape, dtype=np.uint8, plane_wise=True):
-        self.shape, self.dtype, self.plane_wise = shape, np.dtype(dtype), plane_wise
+    def __init__(self, shape, dtype=np.uint8, plane_wise=True, chunk_zyx=None):
+        self.shape, self.dtype, self.plane_wise, self.chunk_zyx = shape, np.dtype(dtype), plane_wise, chunk_zyx
 
     def _read(self, z, y, x):
         raise AssertionError("only its shape is asked for")
@@ -94,14 +94,15 @@ def test_blocks_of_slices(shape, dtype, edge):
     ],
 )
 def test_blocks_of_chunks(chunk, edge):
-    found = block_edge([Large((3000, 9000, 9000), plane_wise=False)], chunk)
+    found = block_edge([Large((3000, 9000, 9000), plane_wise=False, chunk_zyx=chunk)])
     assert found == edge
     assert prod(found) <= BLOCK_VOXELS
 
 
 def test_an_image_of_slices_decides_for_labels_in_chunks():
-    labels, raw = Large((2000, 2000, 2500), plane_wise=False), Large((2000, 2000, 2500), np.uint16)
-    assert block_edge([labels, raw], (64, 64, 64)) == block_edge([raw])
+    labels = Large((2000, 2000, 2500), plane_wise=False, chunk_zyx=(64, 64, 64))
+    raw = Large((2000, 2000, 2500), np.uint16)
+    assert block_edge([labels, raw]) == block_edge([raw])
 
 
 def test_chunks_of_an_ome_zarr_are_found(tmp_path, rng):

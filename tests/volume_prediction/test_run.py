@@ -274,6 +274,7 @@ def of_numbers_that_are_none(folder):
         (of_numbers_that_are_none, "infinite or none"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Network class:UserWarning")
 def test_a_model_that_is_none_is_refused(brain, tmp_path, capsys, spoil, said):
     model = write_model(tmp_path / "model")
     spoil(model.folder)
