@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tifffile
 from matplotlib.image import imread
 
 from nnunet_selma import viewing
@@ -107,6 +108,28 @@ def test_overview_draws_any_volume(pair, tmp_path):
     out = tmp_path / "c.png"
     assert run("overview", labels, "--raw", image, "--spacing", "6,1.6,1.6", "-o", out) == 0
     assert imread(out).shape[1] > 2200  # two panels
+
+
+def test_a_tiff_of_several_channels_shows_each(tmp_path, rng):
+    voxels = rng.integers(0, 999, (SHAPE[0], 2, *SHAPE[1:]), dtype=np.uint16)
+    image = tmp_path / "image.tif"
+    tifffile.imwrite(image, voxels, imagej=True, metadata={"axes": "ZCYX"})
+    labels = write_image(tmp_path / "labels.nii.gz", (rng.random(SHAPE) < 0.02).astype(np.uint8))
+    found = segmentation_at(labels, raw=image)
+    for channel, (volume,) in enumerate(found.channels):
+        np.testing.assert_array_equal(volume.read(), voxels[:, channel])
+    assert len(found.channels) == 2
+    assert run("overview", labels, "--raw", image, "--channel", "1", "-o", tmp_path / "a.png") == 0
+
+
+def test_instances_are_coloured_by_napari(tmp_path, rng):
+    """Classes have colours of ours; numbers of objects are told apart by napari's."""
+    for dtype, ours in ((np.uint8, True), (np.uint32, False)):
+        path = write_image(tmp_path / f"{np.dtype(dtype)}.nii.gz", rng.integers(0, 99, SHAPE).astype(dtype))
+        _, (_, options, _) = layers(
+            image_at(write_image(tmp_path / "image.nii.gz", np.ones(SHAPE, np.uint16)), labels=path)
+        )
+        assert ("colormap" in options) == ours
 
 
 def label_missing(brain, folder):

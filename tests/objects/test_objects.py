@@ -8,14 +8,16 @@ import cc3d
 import numpy as np
 import pytest
 
+from nnunet_selma import objects
 from nnunet_selma.cli import objects as command
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.metrics.centreline import branch_points, centreline_length, skeleton
 from nnunet_selma.metrics.components import label
 from nnunet_selma.metrics.topology import betti_numbers
-from nnunet_selma.objects import ObjectSettings, measure_objects, reading
+from nnunet_selma.objects import ObjectSettings, instances, measure_objects, reading
 from nnunet_selma.objects import summary as objects_summary
 from nnunet_selma.volumes import open_volume
+from nnunet_selma.volumes.ome_zarr_writing import fill_pyramid
 from tests.conftest import write_image
 from tests.objects.volumes import SPACING, blobs, measured, write_ome_zarr, write_slices
 
@@ -233,3 +235,67 @@ def test_a_run_that_fails_leaves_no_instances(tmp_path, rng, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         run(labels, "-o", tmp_path / "a.csv", "--instances", tmp_path / "numbers.ome.zarr")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "labels.nii.gz"]
+
+
+def test_labels_of_a_coarser_level_find_their_image(tmp_path, rng):
+    """As `predict-volume --level 1` into its input makes them."""
+    raw = rng.integers(0, 65535, (16, 40, 300), dtype=np.uint16)
+    brain = write_ome_zarr(tmp_path / "brain.ome.zarr", raw)
+    fill_pyramid(brain)
+    coarse = open_volume(brain, level=1)
+    values = blobs(rng, coarse.shape)
+    write_ome_zarr(brain, cells=values)
+    assert run(brain, "-o", tmp_path / "cells.csv") == 0
+    found = measured(values, values.shape, coarse.read())[0]
+    assert [row["max_intensity"] for row in rows(tmp_path / "cells.csv")] == found.max_intensity.tolist()
+
+
+def test_instances_belong_to_an_image_of_the_same_voxels(tmp_path, rng):
+    brain = write_ome_zarr(tmp_path / "brain.ome.zarr", rng.integers(0, 9, (32, 32, 32), dtype=np.uint16))
+    folder = write_slices(tmp_path / "labels", blobs(rng, (20, 30, 30)))
+    with pytest.raises(SelmaError, match=r"has 32 × 32 × 32 voxels \(z, y, x\) and the labels 20 × 30 × 30"):
+        run(folder, "-o", tmp_path / "cells.csv", "--instances", brain / "labels" / "cells")
+
+
+def test_what_a_killed_process_left_is_no_obstacle(tmp_path, rng):
+    folder = write_slices(tmp_path / "labels", blobs(rng))
+    for _ in range(2):
+        (tmp_path / ".numbers.ome.zarr.before" / "part").mkdir(parents=True)
+        options = ["--instances", tmp_path / "numbers.ome.zarr", "--overwrite"]
+        assert run(folder, "-o", tmp_path / "cells.csv", *options) == 0
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    "edge", [(67, 67, 67), (97, 101, 103), (13, 128, 257), (256, 256, 256), (1, 4096, 4096), (4, 7, 101)]
+)
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_instances_are_stored_in_chunks_that_fill_shards(edge, blocks):
+    shape = tuple(blocks * length for length in edge)
+    shard, chunk = instances._stored_in(edge, shape)
+    assert all(0 <= s - e < 8 and s % c == 0 and c <= 64 for s, e, c in zip(shard, edge, chunk, strict=True))
+    if blocks == 1:
+        assert all(c >= min(e, 32) for c, e in zip(chunk, edge, strict=True))
+    else:
+        assert shard == edge  # blocks are written by themselves
+
+
+def test_a_summary_is_of_its_table(tmp_path, rng, monkeypatch):
+    folder = write_slices(tmp_path / "labels", blobs(rng))
+    assert run(folder, "-o", tmp_path / "cells.csv") == 0
+    monkeypatch.setattr(objects, "topology", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(folder, "-o", tmp_path / "cells.csv", "--min-voxels", "2")
+    assert not (tmp_path / "cells.json").exists()
+    (tmp_path / "dataset.json").write_text('{"labels": {}}')
+    with pytest.raises(SelmaError, match=r"dataset.json: would be replaced"):
+        run(folder, "-o", tmp_path / "dataset.csv")
+    assert (tmp_path / "dataset.json").read_text() == '{"labels": {}}'
+
+
+@pytest.mark.parametrize("size", ["nan,1,1", "inf,1,1", "0,1,1"])
+def test_a_voxel_size_is_a_number(tmp_path, rng, size, capsys):
+    folder = write_slices(tmp_path / "labels", blobs(rng))
+    with pytest.raises(SystemExit):
+        run(folder, "-o", tmp_path / "cells.csv", "--spacing", size)
+    assert "a voxel size is above 0" in capsys.readouterr().err
