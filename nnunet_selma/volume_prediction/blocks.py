@@ -15,7 +15,7 @@ from nnunet_selma.volume_prediction.intensities import Normalisation, normalisat
 from nnunet_selma.volume_prediction.model import Model
 from nnunet_selma.volume_prediction.resampling import Limits
 from nnunet_selma.volume_prediction.run import Run
-from nnunet_selma.volume_prediction.slabs import open_channels
+from nnunet_selma.volume_prediction.slabs import forget_source, open_channels
 from nnunet_selma.volume_prediction.tiling import common, lengths, within
 from nnunet_selma.volumes import open_volume
 from nnunet_selma.volumes.base import Array, Volume
@@ -133,6 +133,7 @@ class Prepared:
 def prepared(folder: Path, run_id: str, device: str) -> Prepared:
     """The run of a folder, opened once in a process; another run in the same folder has another id."""
     level_array.cache_clear()
+    forget_source()
     run = Run(folder)
     run.demand_current(run_id)
     return Prepared(run, device)

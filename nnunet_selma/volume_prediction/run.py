@@ -195,9 +195,19 @@ def remove(folder: Path) -> None:
 
 def sweep(folder: Path) -> None:
     """Remove what a process that was killed left beside the folder of a run while it removed it, or before it had its name."""
-    for left in folder.parent.glob(f"{folder.name}.*"):
-        if left.name.endswith(".done") or time.time() - left.stat().st_mtime > _DAY:
+    if not folder.parent.is_dir():
+        return
+    for left in folder.parent.iterdir():
+        if left.name.startswith(f"{folder.name}.") and (left.name.endswith(".done") or _age(left) > _DAY):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def _age(path: Path) -> float:
+    """Seconds since it was changed; 0 where another process has removed it."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def difference(run: Run, settings: VolumePrediction, facts: dict[str, Any]) -> str | None:

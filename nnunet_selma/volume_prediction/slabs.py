@@ -96,6 +96,11 @@ def _source(folder: Path, run_id: str) -> tuple[Run, list[Volume], float]:
     return run, volumes, max(intensity_unit(volume) for volume in volumes)
 
 
+def forget_source() -> None:
+    """Let go of the input once it has been read: some files stay in memory whole."""
+    _source.cache_clear()
+
+
 _READING = Lock()
 """A worker of a cluster may have several threads; the memory is for one slab."""
 

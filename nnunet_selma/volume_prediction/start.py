@@ -70,6 +70,8 @@ def begun(settings: VolumePrediction, device: str, *, overwrite: bool) -> Run:
 
 def _other(run: Run, settings: VolumePrediction, facts: dict[str, Any]) -> bool:
     """Whether an interrupted run is to be overwritten, and not itself the one that overwrites and goes on."""
+    if not (run.folder / RUN).is_file():  # no run at all
+        return True
     return not run.overwrite or difference(run, settings, facts) is not None
 
 
