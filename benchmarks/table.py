@@ -45,13 +45,17 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         wanted = f"{one['target']:.2g}{reached}" if one["target"] else ""
         cost_ours, cost_other = (statistics.median(one[f"costs_{side}"]) for side in ("ours", "other"))
         lines.append(
-            f"| {one['what']} | {one['ours']}: {cost_ours:.3g} {one['unit']} | {one['other']}: {cost_other:.3g} {one['unit']} "
+            f"| {one['what']} | {one['ours']}: {_shown(cost_ours)} {one['unit']} | {one['other']}: {_shown(cost_other)} {one['unit']} "
             f"| {one['median_ratio']:.2f} ({low:.2f} to {high:.2f}, {len(one['ratios'])} pairs) | {wanted} |"
         )
     places = sorted(
         {f"{one['machine']['machine']}; {one['machine']['versions']}; {one['machine']['date']}" for one in results}
     )
     return "\n".join([*lines, "", *(f"Measured on: {place}." for place in places)])
+
+
+def _shown(cost: float) -> str:
+    return f"{cost:.3g}" if cost < 1000 else f"{cost:.0f}"
 
 
 def refresh(page: Path, results_folder: Path, order: Sequence[str]) -> None:
