@@ -34,7 +34,7 @@ WITH, WITHOUT = "with pretraining", "without pretraining"
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSize:
-    """How much is drawn and trained; the defaults fit ten minutes on two cores."""
+    """How much is drawn and trained; the defaults take about twelve minutes on two cores."""
 
     patches: int = 3
     """Annotated patches of each structure."""
