@@ -31,7 +31,15 @@ def test_memory_for_not_even_one_block_is_an_error_that_says_how_much_is_needed(
 
 
 @pytest.mark.parametrize(
-    "change", [{"channels": 2}, {"heads": 5}, {"folds": 5}, {"probabilities": True}, {"scale": (1.0, 2.0, 2.0)}]
+    "change",
+    [
+        {"channels": 2},
+        {"heads": 5},
+        {"folds": 5},
+        {"weights": 10**8},
+        {"probabilities": True},
+        {"scale": (1.0, 2.0, 2.0)},
+    ],
 )
 def test_what_costs_more_gets_smaller_blocks(change):
     dearer = replace(PLAN, **change)

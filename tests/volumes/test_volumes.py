@@ -4,6 +4,7 @@ import gzip
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -283,3 +284,33 @@ def test_a_channel_of_an_ome_zarr_can_be_chosen(voxels, tmp_path):
     with pytest.raises(SelmaError, match="--channel"):
         open_volume(path)
     np.testing.assert_array_equal(open_volume(path, channel=1).read(), voxels // 2)
+
+
+def test_a_compressed_nifti_is_decompressed_once_for_boxes_in_order(tmp_path, rng, monkeypatch):
+    voxels = rng.integers(0, 999, (12, 20, 30), dtype=np.uint16)
+    path = write_image(tmp_path / "a.nii.gz", voxels)
+    volume = open_volume(path)
+    opened, original = [], gzip.GzipFile.__init__
+
+    def counted(self, *arguments, **options):
+        opened.append(arguments)
+        original(self, *arguments, **options)
+
+    monkeypatch.setattr(gzip.GzipFile, "__init__", counted)
+    for z in (0, 4, 8, 2):  # the last lies before
+        np.testing.assert_array_equal(volume.read(slice(z, z + 4)), voxels[z : z + 4])
+    assert len(opened) == 1
+
+
+def test_what_itk_cannot_read_in_part_is_read_once(tmp_path, rng, monkeypatch):
+    voxels = rng.integers(0, 999, (12, 20, 30), dtype=np.uint16)
+    image = sitk.GetImageFromArray(voxels)
+    for name, compressed, whole in (("a.nrrd", False, True), ("a.mha", True, True), ("b.mha", False, False)):
+        sitk.WriteImage(image, str(tmp_path / name), useCompression=compressed)
+        volume = open_volume(tmp_path / name)
+        assert volume.read_whole == whole
+        np.testing.assert_array_equal(volume.read(slice(2, 5), slice(3, 9)), voxels[2:5, 3:9])
+        if whole:
+            with monkeypatch.context() as patch:
+                patch.setattr(type(volume), "_reader", lambda _: 1 / 0)
+                np.testing.assert_array_equal(volume.read(slice(7, 12)), voxels[7:12])
