@@ -15,7 +15,7 @@ test: lint
 quick: lint
 	$(BIN)/pytest -m "not slow"
 
-# side by side, an hour and a half on two cores; refreshes docs/performance.md
+# side by side, about an hour and a half on two cores; refreshes docs/performance.md
 bench: $(VENV)/.test-installed
 	$(BIN)/python -m benchmarks
 

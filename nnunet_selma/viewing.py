@@ -80,9 +80,8 @@ def layers(segmented: Segmented, spacing_um_zyx: SpacingUm | None = None) -> lis
         found.append((_arrays(levels), options, "image"))
     if segmented.labels:
         options = {"name": "segmentation", "opacity": 0.6, **_place(segmented.labels, extent)}
-        if (
-            segmented.classes or segmented.labels[0].dtype.itemsize == 1
-        ):  # others are numbers of instances, which napari colours apart
+        # others are numbers of instances, which napari colours apart
+        if segmented.classes or segmented.labels[0].dtype.itemsize == 1:
             options["colormap"] = {None: CLASS_COLOURS[0], 0: "transparent", **dict(enumerate(CLASS_COLOURS, 1))}
         if segmented.classes:
             options["features"] = {"index": [0, *segmented.classes], "class": ["", *segmented.classes.values()]}

@@ -3,16 +3,13 @@
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nnunet_selma.cli.arguments import path, workers_argument
 from nnunet_selma.cli.shell import available_device, folders, progress
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.ext_trainers import FOLDER as TRAINER_FOLDER
 from nnunet_selma.json_files import read_json
-
-if TYPE_CHECKING:
-    pass
 
 
 def _train_router(chosen: argparse.Namespace) -> int:
