@@ -50,6 +50,18 @@ def bare(network: nn.Module) -> nn.Module:
     return network
 
 
+def fill_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give SGD the momentum buffers that it lacks, filled with zeros, from which its first step is the same as without them.
+
+    PyTorch's fused SGD allocates missing buffers and leaves them unfilled when the half-precision gradients of that step overflow.
+    """
+    if isinstance(optimizer, torch.optim.SGD):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if optimizer.state[parameter].get("momentum_buffer") is None:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
 class SelmaTrainer(nnUNetTrainer):
     """nnU-Net's trainer with the run length and the seed of a section of the settings."""
 
@@ -107,6 +119,7 @@ class SelmaTrainer(nnUNetTrainer):
             self.print_to_log_file(f"{exchanged} layers exchanged for faster ones (cpu.fast_layers)")
         if not on_cpu and self.settings.gpu.channels_last and len(self.configuration_manager.patch_size) == 3:
             self.network.to(memory_format=torch.channels_last_3d)
+        fill_momentum(self.optimizer)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """nnU-Net's SGD, or AdamW as for its transformers, over all parameters that are trained, with its polynomial decay.
@@ -160,6 +173,7 @@ class SelmaTrainer(nnUNetTrainer):
         if "fused" in self.optimizer.defaults:
             for group in self.optimizer.param_groups:
                 group["fused"] = self.optimizer.defaults["fused"]
+        fill_momentum(self.optimizer)
 
     @property
     def _trials_file(self) -> Path:
