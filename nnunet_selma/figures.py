@@ -71,6 +71,32 @@ def loss_curves(history: Mapping[str, Sequence[float]], path: Path) -> None:
     _save(figure, path)
 
 
+def learning_picture(path: Path, stages: Mapping[str, Mapping[str, float]], errors: Mapping[str, float]) -> None:
+    """How far the weights of each stage have turned from their random start, and the error of the reconstruction without each map.
+
+    Args:
+        path: PNG to write.
+        stages: stage to "turned_degrees" and "size", as in ssl_summary.json.
+        errors: "nothing" and each map to the error without it; empty where it was not measured.
+    """
+    figure = _figure(7.6 if errors else 4.2, 0.7 + 0.26 * max(len(stages), len(errors), 4))
+    axes = figure.subplots(1, 2 if errors else 1, squeeze=False)[0]
+    names = list(stages)
+    axes[0].barh(names, [stages[name]["turned_degrees"] for name in names], color=_METHOD_COLOURS[0])
+    axes[0].set(title="turned from the random start (degrees)", xlim=(0, 90))
+    axes[0].set_xticks([0, 30, 60, 90])
+    if errors:
+        without = [name for name in errors if name != "nothing"]
+        axes[1].barh(without, [errors[name] for name in without], color=_METHOD_COLOURS[1])
+        axes[1].axvline(errors["nothing"], color="#333333", linestyle="--", linewidth=1)
+        axes[1].set_title("error without it (dashed: with all)")
+    for axis in axes:
+        axis.invert_yaxis()
+        axis.tick_params(labelsize=8)
+        axis.title.set_fontsize(9)
+    _save(figure, path)
+
+
 def reconstruction_sheet(path: Path, patches: Array, visible: Array, output: Array, mask: Array) -> None:
     """Input, masked input, output, output pasted into what is visible, and error, one row a sample.
 

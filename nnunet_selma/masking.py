@@ -69,6 +69,14 @@ def draw_block_masks(
     return torch.stack(masks).unsqueeze(1)
 
 
+def repeated(mask: Tensor, factors: Sequence[int]) -> Tensor:
+    """A mask of a coarse grid, (…, *grid), with so many voxels along each axis for one of the grid."""
+    first = mask.ndim - len(factors)
+    for axis, factor in enumerate(factors):
+        mask = mask.repeat_interleave(factor, dim=first + axis)
+    return mask
+
+
 def _voxels(mask: Tensor, block: Sequence[int], offset: Sequence[int], patch: Sequence[int]) -> Tensor:
     """A mask of blocks, bool (*grid), as one of voxels, bool (*patch)."""
     for axis, (length, edge, start) in enumerate(zip(patch, block, offset, strict=True)):

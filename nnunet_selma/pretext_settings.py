@@ -29,6 +29,7 @@ def _demand_above(section: str, settings: object, names: tuple[str, ...], least:
 
 
 FILLS = ("zeros", "noise", "mean")
+COUNTED = ("masked", "all")
 TARGETS = ("intensity", "residual", "gradient")
 STRUCTURES = ("bright", "blobs", "tubes", "both")
 CENTRINGS = ("centre", "sinkhorn")
@@ -40,10 +41,22 @@ class InpaintingSettings:
 
     mask_ratio: float = 0.6
     """Share of the patch that is masked."""
+    first_ratio: float | None = None
+    """Share that is masked in the first step; it rises to mask_ratio over the first half of the run. None masks mask_ratio throughout."""
     block_edges: tuple[int, ...] = (4, 8, 16)
     """Edges of a masked block along the finest axes, voxels; one is drawn for each sample."""
     block_shape: tuple[int, ...] | None = None
     """Shape of every block along the axes of the patch, voxels; None draws from block_edges instead."""
+    aligned: bool = False
+    """Blocks consist of whole voxels of the network's coarsest map, so that the deepest features see all of a block or nothing of it."""
+    skips: bool = True
+    """The decoder reads the skip connections. False sets them to zero, so that everything must pass through the coarsest map."""
+    sparse: bool = False
+    """Masked voxels stay empty in every layer of the encoder, and the decoder reads learned tokens there (SparK); implies aligned."""
+    deep_supervision: bool = False
+    """Every step of the decoder answers, at its own resolution, weighted as nnU-Net weights its outputs."""
+    counted: str = "masked"
+    """Voxels whose error counts: "masked" or "all"."""
     fill: str = "zeros"
     """What stands in masked voxels: "zeros", "noise" (mean and deviation of the visible voxels) or "mean" (of the visible voxels)."""
     target: str = "intensity"
@@ -54,6 +67,9 @@ class InpaintingSettings:
     def __post_init__(self) -> None:
         """Refuse values that mask nothing or everything."""
         _demand_share("inpainting.mask_ratio", self.mask_ratio)
+        if self.first_ratio is not None:
+            _demand_share("inpainting.first_ratio", self.first_ratio)
+        demand_choice("inpainting.counted", self.counted, COUNTED)
         if not self.block_edges or min(self.block_edges) < 1:
             raise SelmaError(
                 f"inpainting.block_edges is {self.block_edges}; give one or more edges of at least 1 voxel"

@@ -231,7 +231,7 @@ RECIPES: dict[str, Recipe] = {
                 patch_edge=128,
                 settings={
                     "pretraining": {"epochs": 500, "iterations_per_epoch": 250}, "distillation": {"prototypes": 65536, "hidden": 2048, "bottleneck": 256},
-                    "finetuning": {"epochs": 120, "iterations_per_epoch": 250, "warmup_epochs": 12},
+                    "finetuning": {"epochs": 120, "iterations_per_epoch": 250, "warmup_steps": 3000},
                 },
             ),
             tiny=Size(patch_edge=32, batch_size=2, features=(96,), settings=_TINY),

@@ -19,6 +19,7 @@ from nnunet_selma.pretext_settings import (
 )
 
 OPTIMIZERS = ("sgd", "adamw")
+CARRIED = ("all", "all_but_last_step", "encoder")
 
 
 def _steps(run: Any) -> int:
@@ -91,8 +92,16 @@ class FinetuningSettings:
     """Highest learning rate; None is nnU-Net's own for that optimiser (0.01, or 0.0003 as for its transformers)."""
     weight_decay: float | None = None
     """None is nnU-Net's own for that optimiser (0.00003, or 0.05)."""
-    warmup_epochs: int = 5
-    """Epochs over which the learning rate rises to its full value (at most a tenth of all epochs)."""
+    warmup_steps: int = 1250
+    """Steps over which the learning rate rises to its full value (at most a tenth of all steps)."""
+    carry: str = "all"
+    """What is carried over from pretraining: "all", "all_but_last_step" (the decoder's finest step starts random) or "encoder"."""
+    encoder_rate: float = 1.0
+    """Learning rate of an encoder that was carried over, as a factor on that of random weights."""
+    decoder_rate: float = 1.0
+    """Learning rate of what was carried over of the decoder, as a factor on that of random weights."""
+    calibrate: bool = True
+    """Fit the decision threshold on validation cases (with fold "all" on training cases) and write it into the final checkpoint."""
     loss: str = "dice_ce"
     """nnU-Net's "dice_ce", or "dice", "dice_focal", "dice_focal_boundary", "dice_ce_cldice" (for vessels)."""
     frozen_epochs: int | None = None
@@ -118,8 +127,12 @@ class FinetuningSettings:
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
         _demand_run("finetuning", self)
-        if self.warmup_epochs < 0:
-            raise SelmaError(f"finetuning.warmup_epochs is {self.warmup_epochs}; give 0 or more")
+        if self.warmup_steps < 0:
+            raise SelmaError(f"finetuning.warmup_steps is {self.warmup_steps}; give 0 or more")
+        demand_choice("finetuning.carry", self.carry, CARRIED)
+        for name in ("encoder_rate", "decoder_rate"):
+            if not 0 < getattr(self, name) <= 1:
+                raise SelmaError(f"finetuning.{name} is {getattr(self, name)}; give a factor above 0 and at most 1")
         losses = ("dice_ce", "dice", "dice_focal", "dice_focal_boundary", "dice_ce_cldice")
         demand_choice("finetuning.loss", self.loss, losses)
         if self.frozen_epochs is not None and self.frozen_epochs < 0:

@@ -17,6 +17,10 @@ Networks of the same family differ from plans to plans. What is made of a differ
 - **Positional embeddings** of another grid of tokens are interpolated if both grids are known, by the patches of both trainings.
 - **Heads** answer the pretext's question, not the segmentation's, and stay random, as in nnU-Net.
 
+A choice (`finetuning.carry`) leaves out the finest step of the decoder, which a pretext bends most towards its own answer, or the whole
+decoder. Weights before a norm have only a direction: a layer whose weights are twice as large turns four times more slowly at the same
+learning rate. The report says how large the weights are that were carried over, and at which rate each part will therefore learn.
+
 Where the checkpoint has a record (`checkpoints.AdaptationRecord`), encoder and stem are found where it says they lie.
 """
 
@@ -52,6 +56,12 @@ class Carried:
     """Entries that pretraining decides; the others are random, or zeros that keep new channels from pretrained ones."""
     how: tuple[str, ...] = ()
     """What was adapted."""
+    part: str = ""
+    """Encoder, decoder, last step or heads, as `part_of` says."""
+    before: float = 0.0
+    """Sum of the squared random weights that were replaced; 0 for biases and norms."""
+    after: float = 0.0
+    """Sum of the squared weights that replaced them."""
 
 
 @dataclass(frozen=True)
@@ -63,26 +73,78 @@ class TransferReport:
     @property
     def share(self) -> float:
         """Share of the network's parameters, heads left out, that were copied or adapted."""
-        body = [tensor for tensor in self.tensors if tensor.fate != "head"]
-        total = sum(tensor.parameters for tensor in body)
-        return sum(tensor.copied for tensor in body) / total if total else 0.0
+        return self._share([tensor for tensor in self.tensors if tensor.fate != "head"])
 
-    def table(self) -> str:
-        """A table to print: for each part of the network, parameters by fate, and what was adapted."""
-        parts: dict[str, list[Carried]] = {}
+    def share_of(self, part: str) -> float:
+        """Share of the parameters of a part, as `part_of` names it, that were copied or adapted."""
+        return self._share([tensor for tensor in self.tensors if tensor.part == part])
+
+    @staticmethod
+    def _share(tensors: Sequence[Carried]) -> float:
+        total = sum(tensor.parameters for tensor in tensors)
+        return sum(tensor.copied for tensor in tensors) / total if total else 0.0
+
+    def table(self, rates: Mapping[str, float] | None = None) -> str:
+        """A table to print: for each stage, parameters by fate, size of the weights and rate of learning, and what was adapted.
+
+        Args:
+            rates: part, as `part_of` names it, to the factor on its learning rate; 1 where it is not named.
+        """
+        stages: dict[str, list[Carried]] = {}
         for tensor in self.tensors:
-            words = tensor.key.split(".")
-            parts.setdefault(".".join(words[: 3 if "stages" in words else 2]), []).append(tensor)
+            stages.setdefault(stage_of(tensor.key), []).append(tensor)
         titles = {"copied": "copied", "adapted": "adapted", "random": "left random", "head": "new head"}
-        lines = [f"{'part of the network':<28}" + "".join(f"{title:>13}" for title in titles.values())]
-        for part, tensors in parts.items():
+        lines = [
+            f"{'part of the network':<28}"
+            + "".join(f"{title:>13}" for title in titles.values())
+            + f"{'size':>8}{'learns':>8}"
+        ]
+        for stage, tensors in stages.items():
             counts: Counter[str] = Counter()
             for tensor in tensors:
                 counts[tensor.fate] += tensor.copied
                 counts["head" if tensor.fate == "head" else "random"] += tensor.parameters - tensor.copied
             how = "; ".join(dict.fromkeys(how for tensor in tensors for how in tensor.how))
-            lines.append(f"{part:<28}" + "".join(f"{counts[fate]:>13,}" for fate in titles) + f"  {how}".rstrip())
-        return "\n".join([*lines, f"{self.share:.1%} of the parameters below the heads come from pretraining"])
+            before, after = sum(tensor.before for tensor in tensors), sum(tensor.after for tensor in tensors)
+            size = math.sqrt(after / before) if before and after else 1.0
+            rate = (rates or {}).get(tensors[0].part, 1.0) / size**2
+            lines.append(
+                f"{stage:<28}" + "".join(f"{counts[fate]:>13,}" for fate in titles) + f"{size:>8.2f}{rate:>8.2f}  {how}".rstrip()
+            )  # fmt: skip
+        return "\n".join(
+            [
+                *lines,
+                f"{self.share:.1%} of the parameters below the heads come from pretraining.",
+                "size: the weights' root mean square ÷ that of the random ones they replaced; learns: the factor on the learning rate ÷ size²,",
+                "the rate at which directions change, where 1 is that of random weights.",
+            ]
+        )
+
+
+def stage_of(key: str) -> str:
+    """Name of the stage, or of the smallest named part, in which a parameter of a network lies, as in "encoder.stages.0"."""
+    words = key.split(".")
+    return ".".join(words[: 3 if "stages" in words or "transpconvs" in words or "steps" in words else 2])
+
+
+def part_of(key: str, network: nn.Module) -> str:
+    """The part of a network in which a parameter lies: "encoder", "decoder", "last step" (of the decoder, the finest), or "heads"."""
+    if any(head in key for head in _HEADS):
+        return "heads"
+    pretrained = getattr(network, "pretrained_part", "encoder")
+    if key.startswith((f"{pretrained}.", f"decoder.{pretrained}.")):
+        return "encoder"
+    step = _STEP.match(key)
+    last = _steps(network.state_dict()) - 1
+    return "last step" if step is not None and int(step[2]) == last else "decoder"
+
+
+CARRIED_PARTS = {
+    "all": ("encoder", "decoder", "last step"),
+    "all_but_last_step": ("encoder", "decoder"),
+    "encoder": ("encoder",),
+}
+"""What `finetuning.carry` names, as `part_of` names it."""
 
 
 def carry_over(
@@ -91,6 +153,7 @@ def carry_over(
     name: str = "the checkpoint",
     *,
     patch_size: Sequence[int] | None = None,
+    carry: str = "all",
 ) -> TransferReport:
     """Copy into a network every weight that fits, adapt what can be adapted, report the rest.
 
@@ -99,33 +162,54 @@ def carry_over(
         network: the network to fill, changed in place; heads keep their random weights.
         name: what an error calls the checkpoint.
         patch_size: of the coming training, (z, y, x); only for positional embeddings of another grid.
+        carry: "all", "all_but_last_step" of the decoder, or "encoder"; the rest stays random.
 
     Raises:
-        SelmaError: less than a fifth of the parameters fit: another architecture. The network is then unchanged.
+        SelmaError: less than a fifth of the parameters fit: another architecture; or weights that are not finite. The network is then
+            unchanged.
     """
     source = _Source(checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(dict(checkpoint)), network)
     fates: list[Carried] = []
     fitting: list[tuple[Tensor, Tensor]] = []
+    fit = 0
     for key, aliases, old in distinct(network.state_dict()):
         found = next((tensor for alias in aliases if (tensor := source.get(alias)) is not None), None)
-        fate = Carried(key, "random", old.numel())
-        if any(head in key for head in _HEADS):
-            fate = Carried(key, "head", old.numel())
-        elif found is not None and (fitted := source.fit(aliases, old, found.to(old), patch_size)) is not None:
-            value, copied, how = fitted
-            fate = Carried(key, "adapted" if how else "copied", old.numel(), copied, how)
-            fitting.append((old, value))
+        part = part_of(key, network)
+        fate = Carried(key, "head" if part == "heads" else "random", old.numel(), part=part)
+        if part != "heads" and found is not None:
+            fitted = source.fit(aliases, old, found.to(old), patch_size)
+            if fitted is not None:
+                value, copied, how = fitted
+                fit += copied
+                if part in CARRIED_PARTS[carry]:
+                    _demand_finite(value, key, name)
+                    before, after = (
+                        float(weight.float().square().sum()) if old.ndim > 1 else 0.0 for weight in (old, value)
+                    )
+                    fate = Carried(
+                        key, "adapted" if how else "copied", old.numel(), copied, how, part, before, after
+                    )  # fmt: skip
+                    fitting.append((old, value))
         fates.append(fate)
     report = TransferReport(tuple(fates))
-    if report.share < _LEAST_SHARE:
+    body = sum(tensor.parameters for tensor in fates if tensor.fate != "head")
+    if fit < _LEAST_SHARE * body:
         raise SelmaError(
-            f"{name}: only {report.share:.1%} of the network's parameters fit, it comes from another architecture or a much smaller "
+            f"{name}: only {fit / max(1, body):.1%} of the network's parameters fit, it comes from another architecture or a much smaller "
             "network; pretrain with the plans of this dataset (nnunet-selma plan-pretraining)"
         )
     with torch.no_grad():
         for old, value in fitting:
             old.copy_(value)
     return report
+
+
+def _demand_finite(weight: Tensor, key: str, name: str) -> None:
+    if not torch.isfinite(weight).all():
+        raise SelmaError(
+            f"{name}: holds numbers that are not finite ({key}), so the training that wrote it was lost; pretrain again, or choose another "
+            "checkpoint with finetuning.pretrained"
+        )
 
 
 Fitted = tuple[Tensor, int, tuple[str, ...]]

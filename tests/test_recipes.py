@@ -76,7 +76,7 @@ def test_published_settings():
     tonyxu = run["tonyxu"]
     assert tonyxu.pretraining.epochs * tonyxu.pretraining.iterations_per_epoch == 125_000
     assert tonyxu.finetuning.epochs * tonyxu.finetuning.iterations_per_epoch == 30_000
-    assert tonyxu.finetuning.warmup_epochs * tonyxu.finetuning.iterations_per_epoch == 3_000
+    assert tonyxu.finetuning.warmup_steps == 3_000
     assert (tonyxu.finetuning.optimizer, tonyxu.finetuning.learning_rate) == ("adamw", 1e-4)
     assert run["zoomlin"].finetuning.loss == "dice"
     assert own["wu"]["patch_size"] == [256, 256]

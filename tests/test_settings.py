@@ -39,7 +39,7 @@ def test_lines_are_assignments():
         ("inpainting.mask_ratio=2", "between 0 and 1"),
         ("pretraining.epochs=abc", 'cannot be "abc"; it is a whole number or null'),
         ("pretraining.seed=null", "it is a whole number"),
-        ("finetuning.warmup_epochs=-1", "0 or more"),
+        ("finetuning.warmup_steps=-1", "0 or more"),
         ("finetuning.save_every=0", "at least 1"),
         ("inpainting.block_edges=8", "a list like"),
         ("inpainting.mask_ratio=high", "it is a number"),

@@ -55,7 +55,13 @@ class ChallengeData:
 
 
 def arrange(
-    sources: Sequence[Path], unlabelled: Sequence[Path], root: Path, *, test_patches: int | None, tile: int = 96
+    sources: Sequence[Path],
+    unlabelled: Sequence[Path],
+    root: Path,
+    *,
+    test_patches: int | None,
+    tile: int = 96,
+    test_groups: Sequence[str] = (),
 ) -> ChallengeData:
     """Arrange downloads into trees of links, and write the test cases as the converters write theirs.
 
@@ -65,31 +71,33 @@ def arrange(
         root: where the trees are made, anew.
         test_patches: of each test structure, the first of each cube in turn; None takes all.
         tile: edge of a tile.
+        test_groups: names of the test cubes, as in "microglia_3941"; empty holds out every second one of the two structures.
 
     Raises:
-        SelmaError: no test cubes, a source that holds nothing, or a folder at `root` that is none of ours.
+        SelmaError: no test cubes, unknown ones, a source that holds nothing, or a folder at `root` that is none of ours.
     """
     patches = [patch for source in sources for patch in _patches(source)]
-    test_groups = held_out_groups(patches)
+    held_out = set(test_groups) or held_out_groups(patches)
+    unknown = held_out - {patch.group for patch in patches}
+    if unknown:
+        raise SelmaError(f"{', '.join(sorted(unknown))}: no such cube is annotated in {', '.join(map(str, sources))}")
     volumes = [volume for source in unlabelled for volume in find_volumes(source)]
     _make_room(root, [*sources, *unlabelled])
     data = ChallengeData.below(root, tile=tile, tiles_per_volume=1)
     seen = [
         _write_test_case(patch, data)
         for prefix in (SEEN, UNSEEN)
-        for patch in _dealt([p for p in patches if p.structure.prefix == prefix and p.group in test_groups])[
-            :test_patches
-        ]
+        for patch in _dealt([p for p in patches if p.structure.prefix == prefix and p.group in held_out])[:test_patches]
     ]
     links: dict[Path, Path] = {}
-    for number, patch in enumerate(p for p in patches if p.structure.prefix != UNSEEN and p.group not in test_groups):
+    for number, patch in enumerate(p for p in patches if p.structure.prefix != UNSEEN and p.group not in held_out):
         folder = data.annotated / str(patch.structure.annotated_folder or patch.structure.prefix)
         for channel, image in patch.images.items():
             links[folder / "raw" / f"patchvolume_{number:04d}_{channel:04d}{_ending(image)}"] = image
         links[folder / "gt" / f"patchvolume_{number:04d}{_ending(patch.label)}"] = patch.label
     for number, source in enumerate(sources):
         for image, structure, group in _raw_images(source):
-            if group not in test_groups:
+            if group not in held_out:
                 links[data.unlabelled / structure.prefix / f"{number}-{group}-{image.name}"] = image
     for number, volume in enumerate(volumes):
         for channel, path in enumerate(volume.channels):

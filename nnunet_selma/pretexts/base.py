@@ -40,6 +40,8 @@ class Pretext(nn.Module, ABC):
 
     trains_decoder = True
     """False: only what `pretrained_part` names is trained; the rest of the network stays random and is not carried over."""
+    asks_every_step = False
+    """True: every step of the decoder answers, and the heads of all of them are trained."""
     mirrors = True
     """False: patches are not mirrored, because the pretext asks how they lie."""
 

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from nnunet_selma.pretexts.base import Task, feature_shape, pooled
 from nnunet_selma.pretexts.heads import gathered, projector
-from nnunet_selma.pretexts.inpainting import MaskedInpainting
+from nnunet_selma.pretexts.inpainting import MaskedInpainting, finest
 from nnunet_selma.pretexts.simclr import nt_xent
 from nnunet_selma.pretexts.views import change_contrast, draw
 from nnunet_selma.structures import STRUCTURES
@@ -49,12 +49,12 @@ class MultiTask(MaskedInpainting):
         gamma, contrast = (draw(len(turned), r, self.generator) for r in (self.views.gamma, self.views.contrast))
         visible, target, mask = self.draw_task(change_contrast(turned, gamma, contrast))
         encoder, decoder = network.get_submodule("encoder"), network.get_submodule("decoder")
-        maps = encoder(visible)
+        maps = self.maps(encoder, visible, mask)
         features = pooled(maps[-1])
         first, second = (gathered(half) for half in self.contrast(features).chunk(2))
         turns_drawn = torch.tensor(turns).to(features.device, non_blocking=True)
         terms: dict[str, Callable[[], Tensor]] = {
-            "inpainting": lambda: self.error(decoder(maps), target, mask),
+            "inpainting": lambda: self.error(finest(decoder(maps)), target, mask),
             "rotation": lambda: functional.cross_entropy(self.rotation(features).float(), turns_drawn),
             "contrast": lambda: nt_xent(first, second, self.weights.temperature),
             "structure": lambda: known_cross_entropy(self.structure(features), structures.repeat(2)),

@@ -4,8 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from nnunet_selma.masking import block_shape, draw_block_masks
+from nnunet_selma.masking import block_shape, draw_block_masks, repeated
 from nnunet_selma.pretexts.base import Task
 from nnunet_selma.pretexts.inpainting import MaskedInpainting, masked_error, standardised
 from nnunet_selma.structure_response import structure_response
@@ -44,20 +45,33 @@ class StructureInpainting(MaskedInpainting):
         found = structure_response(patches, self.spacing, scales=self.structure.scales, kind=kind)
         return found / found.mean(tuple(range(1, found.ndim)), keepdim=True).clamp(min=1e-6)
 
+    def where_to_mask(self, patches: Tensor) -> dict[str, Any]:
+        """Blocks with structures are drawn more readily."""
+        return {
+            "response": self.on_grid(self.response(patches, self.structure.kind)),
+            "preference": self.structure.preference,
+        }
+
+    def on_grid(self, response: Tensor) -> Tensor:
+        """A response (batch, *patch) on the grid on which masks are drawn: the mean over each of its voxels."""
+        if max(self.stride) == 1:
+            return response
+        grid = [length // stride for length, stride in zip(response.shape[1:], self.stride, strict=True)]
+        return functional.interpolate(response.unsqueeze(1), grid, mode="area").squeeze(1)
+
     def draw_mask(self, patches: Tensor) -> Tensor:
         """Masks for a batch, bool (batch, 1, *patch)."""
-        drawn: dict[str, Any] = {"rng": self.rng, "generator": self.generator}
-        masks = draw_block_masks(
-            patches.shape[2:], self.draw_blocks(patches), ratio=self.settings.mask_ratio,
-            response=self.response(patches, self.structure.kind), preference=self.structure.preference, **drawn,
-        )  # fmt: skip
+        masks = super().draw_mask(patches)
         cut = self.rng.random(len(patches)) < self.structure.cut_share
         if cut.any():
             smallest = block_shape(min(self.settings.block_edges), patches.shape[2:], self.spacing)
+            smallest = [max(1, edge // stride) for edge, stride in zip(smallest, self.stride, strict=True)]
+            tubes = self.on_grid(self.response(patches, "tubes"))
             gaps = draw_block_masks(
-                patches.shape[2:], [smallest] * len(patches), ratio=self.structure.cut_ratio,
-                response=self.response(patches, "tubes"), preference=0.0, least=_ON_A_TUBE, **drawn,
+                tubes.shape[1:], [smallest] * len(patches), ratio=self.structure.cut_ratio, rng=self.rng, generator=self.generator,
+                response=tubes, preference=0.0, least=_ON_A_TUBE,
             )  # fmt: skip
+            gaps = repeated(gaps, self.stride)
             masks = torch.stack([gap if one else mask for gap, mask, one in zip(gaps, masks, cut, strict=True)])
         return masks
 
@@ -65,4 +79,5 @@ class StructureInpainting(MaskedInpainting):
         """The error of the masked voxels, weighted by how much the true patch looks like a structure there."""
         found = self.response(target, self.structure.kind).clamp(max=_MOST_WEIGHT)
         weight = (1 + self.structure.weight * found).unsqueeze(1)
-        return masked_error(prediction, target, mask, kind=self.settings.target, spacing=self.spacing, weight=weight)
+        counted = self.counted(mask)
+        return masked_error(prediction, target, counted, kind=self.settings.target, spacing=self.spacing, weight=weight)

@@ -9,32 +9,64 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from torch import nn
 
+from nnunet_selma.calibration import Calibration, fit, samples_of, shift_heads
 from nnunet_selma.checkpoints import read_checkpoint
 from nnunet_selma.errors import SelmaError
+from nnunet_selma.json_files import write_json
 from nnunet_selma.losses import build_loss
 from nnunet_selma.pretexts.base import pretrained_part
 from nnunet_selma.pretrained import find_pretrained, network_identity
 from nnunet_selma.trainers.base import SelmaTrainer, bare, plain_errors
-from nnunet_selma.transfer import carry_over
+from nnunet_selma.transfer import carry_over, part_of
+
+CALIBRATION = "calibration.json"
+_MOSTLY = 0.5
+"""Share of a part from which on it counts as carried over, and learns at the rate that the settings say."""
 
 
 class WarmupPolyLRScheduler(PolyLRScheduler):
-    """nnU-Net's polynomial decay, multiplied by a linear rise over the first epochs, and again over those from `restart` on."""
+    """nnU-Net's polynomial decay from epoch to epoch, times a linear rise over the first steps, times the rate of each parameter group.
+
+    Args:
+        optimizer: a parameter group may name a factor under "rate"; without one it is 1.
+        initial_lr: the highest learning rate.
+        max_steps: number of epochs.
+        steps_per_epoch: training steps in an epoch.
+        warmup_steps: training steps of the rise.
+        restart: epoch from which on the learning rate rises anew.
+    """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, initial_lr: float, max_steps: int, warmup_steps: int, restart: int = 0
+        self,
+        optimizer: torch.optim.Optimizer,
+        initial_lr: float,
+        max_steps: int,
+        *,
+        steps_per_epoch: int = 1,
+        warmup_steps: int = 0,
+        restart: int = 0,
     ) -> None:
-        self.warmup_steps, self.restart = warmup_steps, restart
+        self.steps_per_epoch, self.warmup_steps, self.restart = steps_per_epoch, warmup_steps, restart
         super().__init__(optimizer, initial_lr, max_steps)
 
     def step(self, current_step: int | None = None) -> None:
-        """Set the learning rate of an epoch."""
+        """Set the learning rates of the first step of an epoch."""
         epoch = self.ctr if current_step in (None, -1) else current_step
         super().step(current_step)
-        since = epoch - self.restart if epoch >= self.restart else epoch
-        factor = min(1.0, (since + 1) / (self.warmup_steps + 1))
+        self.decayed: float = self.optimizer.param_groups[0]["lr"]
+        begin = self.restart if epoch >= self.restart else 0
+        self.next_step = (epoch - begin) * self.steps_per_epoch
+        self._set_rates()
+
+    def before_step(self) -> None:
+        """Set the learning rates of the coming training step."""
+        self._set_rates()
+        self.next_step += 1
+
+    def _set_rates(self) -> None:
+        rise = min(1.0, (self.next_step + 1) / (self.warmup_steps + 1))
         for group in self.optimizer.param_groups:
-            group["lr"] *= factor
+            group["lr"] = self.decayed * rise * group.get("rate", 1.0)
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
 
@@ -63,9 +95,26 @@ class SelmaFinetuneTrainer(SelmaTrainer):
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """nnU-Net's optimiser with a warm-up."""
         optimizer, _ = super().configure_optimizers()
-        warmup = min(self.settings.finetuning.warmup_epochs, self.num_epochs // 10)
-        steps = max(1, self.num_epochs)
-        return optimizer, WarmupPolyLRScheduler(optimizer, self.initial_lr, steps, warmup, self.frozen_epochs())
+        length = self.num_iterations_per_epoch
+        warmup = min(self.settings.finetuning.warmup_steps, self.num_epochs * length // 10)
+        return optimizer, WarmupPolyLRScheduler(
+            optimizer, self.initial_lr, max(1, self.num_epochs), steps_per_epoch=length, warmup_steps=warmup, restart=self.frozen_epochs()
+        )  # fmt: skip
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """A group for each part of the network, so that what was carried over may learn more slowly than the rest."""
+        network = bare(self.network)
+        groups: dict[str, list[nn.Parameter]] = {}
+        for name, parameter in network.named_parameters():
+            if parameter.requires_grad:
+                groups.setdefault(part_of(name, network), []).append(parameter)
+        return [{"params": parameters, "part": part, "rate": 1.0} for part, parameters in groups.items()]
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """As nnU-Net, at the learning rates of this step."""
+        self.lr_scheduler.before_step()
+        result: dict[str, Any] = super().train_step(batch)
+        return result
 
     def frozen_epochs(self) -> int:
         """Epochs in which the pretrained part is left alone; after them the learning rate rises anew."""
@@ -129,10 +178,59 @@ class SelmaFinetuneTrainer(SelmaTrainer):
         if path is None:
             self.print_to_log_file("Training starts from random weights (finetuning.pretrained is none).")
             return
+        settings = self.settings.finetuning
         report = carry_over(
-            read_checkpoint(path), bare(self.network), str(path), patch_size=self.configuration_manager.patch_size
-        )
-        self.print_to_log_file(f"Pretrained weights from {path}\n{report.table()}")
+            read_checkpoint(path), bare(self.network), str(path), patch_size=self.configuration_manager.patch_size, carry=settings.carry
+        )  # fmt: skip
+        rates = {
+            part: rate
+            for part, rate in {
+                "encoder": settings.encoder_rate, "decoder": settings.decoder_rate, "last step": settings.decoder_rate,
+            }.items()
+            if report.share_of(part) > _MOSTLY
+        }  # fmt: skip
+        for group in self.optimizer.param_groups:
+            group["rate"] = rates.get(group["part"], 1.0)
+        self.print_to_log_file(f"Pretrained weights from {path}\n{report.table(rates)}")
+
+    def on_train_end(self) -> None:
+        """Fit the decision threshold, then write the final checkpoint as nnU-Net does."""
+        if self.settings.finetuning.calibrate:
+            self.calibrate()
+        super().on_train_end()
+
+    def calibrate(self) -> None:
+        """Fit the decision threshold on validation cases and fold it into the bias of the segmentation head (`nnunet_selma.calibration`).
+
+        The result is logged and written as calibration.json beside the checkpoints. Where nothing can be fitted, the log says why, and the
+        training ends as it would have without.
+        """
+        self.print_to_log_file("Fitting the decision threshold (finetuning.calibrate)")
+        fitted = [self._fitted_threshold() if self.local_rank == 0 else None]
+        if self.is_ddp:
+            torch.distributed.broadcast_object_list(fitted)
+        calibration = fitted[0]
+        if calibration is None:
+            return
+        shift_heads(self.network, calibration.offsets)
+        self.print_to_log_file(calibration.sentence())
+        if self.local_rank == 0 and not self.disable_checkpointing:
+            write_json(Path(self.output_folder) / CALIBRATION, calibration.as_json())
+
+    def _fitted_threshold(self) -> Calibration | None:
+        """The fitted offsets; None, and a warning in the log, where the network or the cases allow none."""
+        labels = self.label_manager
+        try:
+            shift_heads(self.network, [0.0] * labels.num_segmentation_heads)
+            samples = samples_of(self)
+            return (
+                fit(samples, labels.foreground_regions, labels.regions_class_order)
+                if labels.has_regions
+                else fit(samples)
+            )
+        except SelmaError as error:
+            self.print_to_log_file(f"WARNING: the decision threshold stays as it is: {error}.")
+            return None
 
     def checkpoint_changes(self) -> dict[str, Any]:
         """The network is nnU-Net's own, so a bare nnU-Net may predict with it."""

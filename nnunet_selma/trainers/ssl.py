@@ -28,12 +28,15 @@ from nnunet_selma.planning import TILE_STORE
 from nnunet_selma.pretexts.base import Pretext, Task, pretrained_part
 from nnunet_selma.pretexts.collapse import alarms, effective_rank, feature_deviation
 from nnunet_selma.pretexts.inpainting import MaskedInpainting
+from nnunet_selma.pretexts.learning import as_json, errors_without, movements, starting_weights, unlearnt
 from nnunet_selma.pretrained import SUMMARY, network_identity
 from nnunet_selma.structures import PREFIXES, of_case
 from nnunet_selma.tile_store import TileStore
 from nnunet_selma.trainers.base import SelmaTrainer, bare, plain_errors, without_ddp
 
 _VALIDATION_SEED = 20240
+_MEASURED_BATCHES = 4
+"""Batches on which it is measured what the reconstruction loses without a part of the network."""
 _FEWEST_FOR_RANK = 8
 """Samples of a validation: so few have no more directions than they are."""
 _LOSSES = ("train_losses", "val_losses", "lrs")
@@ -68,6 +71,10 @@ def pretext_named(name: str) -> type[Pretext]:
 
 def freeze_untrained(network: nn.Module, pretext: Pretext) -> None:
     """Freeze what a pretext does not train: nothing decays it, and no process waits for its gradients."""
+    heads = getattr(getattr(network, "decoder", None), "seg_layers", None)
+    if heads is not None and not pretext.asks_every_step:
+        for head in list(heads)[:-1]:
+            head.requires_grad_(False)
     if not pretext.trains_decoder:
         trained = {id(p) for p in network.get_submodule(pretrained_part(network)).parameters()}
         for parameter in network.parameters():
@@ -109,6 +116,7 @@ class SelmaSSLTrainer(SelmaTrainer):
                     "GPUs, which pretraining needs; change batch_size in the plans, or -num_gpus"
                 )
         super().initialize()
+        self.start = starting_weights(bare(self.network))
         if self.configuration_manager.configuration.get(TILE_STORE):
             self.dataset_class = TileStore
         if self.device.type == "cpu" and self.settings.cpu.fast_layers:
@@ -137,11 +145,6 @@ class SelmaSSLTrainer(SelmaTrainer):
         network: nn.Module = nnUNetTrainer.build_network_architecture(
             plans_manager, configuration_manager, num_input_channels, num_input_channels, False
         )
-        heads = getattr(getattr(network, "decoder", None), "seg_layers", None)
-        if heads is not None:
-            # only the finest output is used; DistributedDataParallel would wait for gradients of the others
-            for head in list(heads)[:-1]:
-                head.requires_grad_(False)
         return network
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
@@ -315,20 +318,31 @@ class SelmaSSLTrainer(SelmaTrainer):
             return
         self.network.eval()
         folder = Path(self.output_folder)
+        errors: dict[str, float] = {}
         self.pretext.reseed(_VALIDATION_SEED)
         self.pretext.eval()
         if isinstance(self.pretext, MaskedInpainting):
-            patches = self._validation_batch().to(self.device)
-            visible, target, mask = self.pretext.draw_task(patches)
+            batches = [batch.to(self.device) for batch in self._validation_batches()]
+            visible, target, mask = self.pretext.draw_task(batches[0])
             with self.autocast():
-                output = bare(self.network)(visible).float()
+                output = self.pretext.answer(bare(self.network), visible, mask).float()
             shown = (tensor.cpu().numpy() for tensor in (target, self.pretext.as_answer(visible), output, mask))
             figures.reconstruction_sheet(folder / "reconstruction.png", *shown)
-        write_json(folder / SUMMARY, self.summary())
+            with self.autocast():
+                errors = errors_without(self.pretext, bare(self.network), batches, _VALIDATION_SEED)
+        moved = movements(self.start, bare(self.network))
+        learnt = as_json(moved, errors)
+        figures.learning_picture(folder / "learning.png", learnt["stages"], errors)
+        sentences = unlearnt(moved, errors)
+        for sentence in sentences:
+            self.print_to_log_file(f"WARNING: {sentence}.")
+        write_json(
+            folder / SUMMARY, self.summary() | {"learnt": learnt, "warnings": [*alarms(self.history()), *sentences]}
+        )
         self.print_to_log_file(f"Wrote {SUMMARY} to {folder}")
 
-    def _validation_batch(self) -> Tensor:
-        """One batch of validation patches, read in this process."""
+    def _validation_batches(self) -> list[Tensor]:
+        """Some batches of validation patches, read in this process."""
         np.random.seed(_VALIDATION_SEED)  # noqa: NPY002 - batchgenerators draws from numpy's global generator
         _, cases = self.get_tr_and_val_datasets()
         patch = self.configuration_manager.patch_size
@@ -336,8 +350,7 @@ class SelmaSSLTrainer(SelmaTrainer):
             cases, self.batch_size, patch, patch, self.label_manager, oversample_foreground_percent=0.0,
             transforms=self.get_validation_transforms(None),
         )  # fmt: skip
-        batch: Tensor = next(loader)["data"]
-        return batch
+        return [next(loader)["data"] for _ in range(_MEASURED_BATCHES)]
 
     def summary(self) -> dict[str, Any]:
         """What fine-tuning, and a reader, must know about this run."""

@@ -50,15 +50,10 @@ class SelmaFinetuneTrainer_Unfreezing(SelmaFinetuneTrainer):
                     f"finetuning.frozen_epochs is {self.frozen_epochs()} of {self.num_epochs} epochs, so that nothing is ever unfrozen; "
                     "give fewer, or take SelmaFinetuneTrainer_FrozenEncoder"
                 )
+        self.pretrained()  # refuses a network without such a part
         optimizer, scheduler = super().configure_optimizers()
         optimizer.register_step_pre_hook(lambda *_: self._forget_gradients())
         return optimizer, scheduler
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """What is frozen at first in a group of its own: PyTorch's fused SGD begins the momentum of a whole group at once."""
-        part = list(self.pretrained().parameters())
-        own = {id(parameter) for parameter in part}
-        return [{"params": [p for p in self.network.parameters() if id(p) not in own]}, {"params": part}]
 
     def _forget_gradients(self) -> None:
         if self.current_epoch < self.frozen_epochs():

@@ -1,11 +1,13 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.pretexts.inpainting import MaskedInpainting, local_mean, masked_error, standardised
 from nnunet_selma.pretexts.views import gaussian_blur
 from nnunet_selma.settings import InpaintingSettings
+from nnunet_selma.trainers.ssl import freeze_untrained
 from tests.plans import ARCHITECTURES, network, plans
 from tests.pretexts.tasks import task, unknown
 
@@ -23,7 +25,9 @@ def test_it_trains_the_network_of_every_plan(name):
     content = plans(name)
     patch, spacing, *_ = ARCHITECTURES[name]
     net = network(content)
-    loss = loss_of(pretext(spacing), net, torch.randn(1, 1, *patch))
+    one = pretext(spacing)
+    freeze_untrained(net, one)
+    loss = loss_of(one, net, torch.randn(1, 1, *patch))
     loss.backward()
     assert torch.isfinite(loss)
     trained = {n for n, p in net.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
@@ -160,3 +164,78 @@ def test_the_seed_decides_the_masks():
 def test_settings_that_mask_nothing_or_all_are_refused(settings, match):
     with pytest.raises(SelmaError, match=match):
         InpaintingSettings(**settings)
+
+
+# --- ways to ask
+
+
+def test_without_skips_everything_passes_through_the_coarsest_map():
+    net = network(plans())
+    one = MaskedInpainting(task(net, inpainting={"skips": False}))
+    patches = torch.randn(1, 1, 16, 16, 16)
+    mask = one.draw_mask(patches)
+    maps = one.maps(net.encoder, patches, mask)
+    assert [bool(features.any()) for features in maps] == [False, False, True]
+    loss_of(one, net, patches).backward()
+    assert all(parameter.grad.abs().sum() > 0 for name, parameter in net.encoder.named_parameters() if "weight" in name)
+    # the maps, not the network, are changed
+    assert torch.equal(net(patches), net.decoder(net.encoder(patches)))
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (4.0, 1.0, 1.0)])
+@pytest.mark.parametrize("edge", [4, 8, 16])
+def test_aligned_blocks_are_whole_voxels_of_the_coarsest_map(spacing, edge):
+    net = network(plans())
+    one = MaskedInpainting(
+        task(net, spacing=spacing, inpainting={"aligned": True, "block_edges": [edge], "mask_ratio": 0.5})
+    )
+    assert one.stride == [4, 4, 4]
+    masks = one.draw_mask(torch.randn(8, 1, 16, 16, 16))
+    coarse = functional.avg_pool3d(masks.float(), 4)
+    assert ((coarse == 0) | (coarse == 1)).all()
+    assert masks.float().mean(dim=(1, 2, 3, 4)).sub(0.5).abs().max() <= 0.25
+
+
+def test_the_masked_share_rises_over_the_first_half_of_the_run():
+    one = pretext(first_ratio=0.2, mask_ratio=0.6)
+    shares = []
+    for step in (0, 25, 50, 100):
+        one.steps_done = step
+        shares.append(one.ratio)
+    assert shares == pytest.approx([0.2, 0.4, 0.6, 0.6])
+    one.steps_done = 0
+    one.eval()
+    assert one.ratio == 0.6
+
+
+def test_visible_voxels_count_when_they_are_asked_for():
+    target, prediction = torch.zeros(1, 1, 4, 4, 4), torch.ones(1, 1, 4, 4, 4)
+    mask = torch.zeros(1, 1, 4, 4, 4, dtype=torch.bool)
+    mask[..., 0] = True
+    prediction[..., 0] = 3.0
+    assert pretext().error(prediction, target, mask) == 9.0
+    assert pretext(counted="all").error(prediction, target, mask) == 3.0
+
+
+def test_every_step_of_the_decoder_is_asked_and_taught():
+    net = network(plans())
+    one = MaskedInpainting(task(net, inpainting={"deep_supervision": True}))
+    freeze_untrained(net, one)
+    loss_of(one, net, torch.randn(1, 1, 16, 16, 16)).backward()
+    assert all(head.weight.grad.abs().sum() > 0 for head in net.decoder.seg_layers)
+    assert net.decoder.deep_supervision is False
+    plain = MaskedInpainting(task(net))
+    freeze_untrained(net, plain)
+    assert [head.weight.requires_grad for head in net.decoder.seg_layers] == [False, True]
+
+
+@pytest.mark.parametrize("settings", [{"sparse": True}, {"skips": False}])
+def test_networks_without_encoder_and_decoder_are_refused_with_a_sentence(settings):
+    with pytest.raises(SelmaError, match="need a network of an encoder and a decoder, which Identity is not"):
+        pretext(**settings)
+
+
+def test_settings_that_make_no_sense_are_refused():
+    for settings, sentence in (({"counted": "some"}, "counted"), ({"first_ratio": 1.5}, "first_ratio is 1.5")):
+        with pytest.raises(SelmaError, match=sentence):
+            InpaintingSettings(**settings)

@@ -10,11 +10,13 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunet_selma.calibration import Sample
 from nnunet_selma.cpu.layers import FastConv3d
+from nnunet_selma.json_files import read_json
 from nnunet_selma.lora import LowRank, merged_state
 from nnunet_selma.losses import TERMS, SumOfTerms
 from nnunet_selma.trainers.base import bare
-from nnunet_selma.trainers.finetune import SelmaFinetuneTrainer, WarmupPolyLRScheduler
+from nnunet_selma.trainers.finetune import SelmaFinetuneTrainer
 from nnunet_selma.trainers.strategies import (
     SelmaFinetuneTrainer_FrozenEncoder,
     SelmaFinetuneTrainer_LoRA,
@@ -204,7 +206,8 @@ def test_unfreezing_moves_nothing_of_the_encoder_before_the_switch_and_all_after
     before = parameters(one)
     train(one, [0, 1])
     assert moved(one, before) == set(before) - in_encoder(before) - without_use(one)
-    assert not any(parameter in one.optimizer.state for parameter in one.network.encoder.parameters())
+    states = [one.optimizer.state.get(parameter, {}) for parameter in one.network.encoder.parameters()]
+    assert not any(value.any() for state in states for value in state.values() if isinstance(value, torch.Tensor))
     before = parameters(one)
     train(one, [2], steps=1)
     assert moved(one, before) == set(before) - without_use(one)
@@ -277,19 +280,19 @@ def test_adapted_layers_are_fast_and_share_the_trials_that_are_kept(folders):
 
 
 def test_the_learning_rate_rises_again_when_all_is_trained(folders):
-    one = started(SelmaFinetuneTrainer_Unfreezing, folders, epochs=40, frozen_epochs=10, warmup_epochs=3)
+    one = started(
+        SelmaFinetuneTrainer_Unfreezing, folders, epochs=40, frozen_epochs=10, iterations_per_epoch=2, warmup_steps=6
+    )
     rates = []
     for epoch in range(40):
         one.lr_scheduler.step(epoch)
-        rates.append(one.optimizer.param_groups[0]["lr"])
-    for epoch, rate in enumerate(rates):
-        since = epoch if epoch < 10 else epoch - 10
-        assert rate == pytest.approx(0.01 * (1 - epoch / 40) ** 0.9 * min(1, (since + 1) / 4))
-    assert rates[10] < rates[9] / 3
-    once = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], 0.01)
-    scheduler = WarmupPolyLRScheduler(once, 0.01, 40, 3)
-    scheduler.step(10)
-    assert once.param_groups[0]["lr"] == pytest.approx(0.01 * 0.75**0.9)
+        for _ in range(2):
+            one.lr_scheduler.before_step()
+            rates.append(one.optimizer.param_groups[0]["lr"])
+    for step, rate in enumerate(rates):
+        since = step if step < 20 else step - 20
+        assert rate == pytest.approx(0.01 * (1 - step // 2 / 40) ** 0.9 * min(1, (since + 1) / 7))
+    assert rates[20] < rates[19] / 3
 
 
 # --- pretrained weights, checkpoints, going on
@@ -468,3 +471,78 @@ def test_settings_that_make_no_sense_end_with_a_sentence(name, folders, capsys):
     with pytest.raises(SystemExit):
         trainer(SelmaFinetuneTrainer, folders, finetuning={name: -1})
     assert f"finetuning.{name} is -1; give" in capsys.readouterr().err
+
+
+# --- what was carried over learns at a rate of its own, and the threshold is fitted
+
+
+@pytest.mark.parametrize("carry", ["all", "all_but_last_step", "encoder"])
+def test_what_was_carried_over_learns_more_slowly(carry, folders, pretrained, monkeypatch):
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", lambda _: None)
+    path, _ = pretrained
+    rates = {"encoder_rate": 0.1, "decoder_rate": 0.5, "warmup_steps": 0}
+    one = started(SelmaFinetuneTrainer, folders, pretrained=path, carry=carry, **rates)
+    one.on_train_start()
+    one.on_train_epoch_start()
+    one.train_step(batch())
+    rates = {group["part"]: group["lr"] / one.initial_lr for group in one.optimizer.param_groups}
+    assert rates == pytest.approx(
+        {
+            "encoder": 0.1,
+            "decoder": 1.0 if carry == "encoder" else 0.5,
+            "last step": 0.5 if carry == "all" else 1.0,
+            "heads": 1.0,
+        }
+    )
+    again = started(SelmaFinetuneTrainer, folders, pretrained="none", encoder_rate=0.1)
+    again.load_checkpoint(saved(one))
+    assert [group["rate"] for group in again.optimizer.param_groups] == [
+        group["rate"] for group in one.optimizer.param_groups
+    ]
+
+
+def test_random_weights_learn_at_the_full_rate(folders, monkeypatch):
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", lambda _: None)
+    one = started(SelmaFinetuneTrainer, folders, encoder_rate=0.1, decoder_rate=0.1, warmup_steps=0)
+    one.on_train_start()
+    one.on_train_epoch_start()
+    assert {group["lr"] for group in one.optimizer.param_groups} == {one.initial_lr}
+
+
+def fitted_on(monkeypatch, samples):
+    monkeypatch.setattr("nnunet_selma.trainers.finetune.samples_of", lambda _: samples)
+    monkeypatch.setattr(nnUNetTrainer, "on_train_end", lambda self: None)
+
+
+def test_the_fitted_threshold_lies_in_the_bias_of_the_finest_head(folders, monkeypatch):
+    logits = torch.tensor([[0.0] * 6, [-3.0, -1.0, 1.0, 2.0, 3.0, 4.0]])
+    fitted_on(monkeypatch, [Sample("case", logits, torch.tensor([0, 0, 0, 0, 1, 1]))])
+    one = started(SelmaFinetuneTrainer, folders)
+    before = parameters(one)
+    one.on_train_end()
+    assert moved(one, before) == {"decoder.seg_layers.1.bias"}
+    shift = one.network.decoder.seg_layers[1].bias - before["decoder.seg_layers.1.bias"]
+    assert shift[0] == 0
+    assert -3 < shift.detach()[1] <= -2
+    written = read_json(Path(one.output_folder) / "calibration.json")
+    assert (written["dice_before"], written["dice_after"]) == (pytest.approx(2 / 3), 1.0)
+    assert "Dice 0.667 before, 1.000 after" in Path(one.log_file).read_text()
+
+
+@pytest.mark.parametrize("settings", [{"calibrate": False}, {}])
+def test_nothing_is_shifted_where_it_is_turned_off_or_there_are_no_cases(settings, folders, monkeypatch):
+    fitted_on(monkeypatch, [])
+    one = started(SelmaFinetuneTrainer, folders, **settings)
+    before = parameters(one)
+    one.on_train_end()
+    assert moved(one, before) == set()
+    said = "the decision threshold stays as it is: there is no case" in Path(one.log_file).read_text()
+    assert said == (settings == {})
+
+
+def test_a_network_whose_threshold_cannot_be_moved_ends_its_training_all_the_same(folders, monkeypatch):
+    fitted_on(monkeypatch, [])
+    one = started(SelmaFinetuneTrainer, folders)
+    one.network.decoder.seg_layers[-1].bias = None
+    one.on_train_end()
+    assert "WARNING: the decision threshold stays as it is: the finest head" in Path(one.log_file).read_text()

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nnunet_selma import trainers
 from nnunet_selma.cpu.layers import FastConv3d
 from nnunet_selma.pretexts.base import Pretext
-from nnunet_selma.trainers.base import bare
+from nnunet_selma.trainers.base import bare, fill_momentum
 from nnunet_selma.trainers.finetune import SelmaFinetuneTrainer, WarmupPolyLRScheduler
 from nnunet_selma.trainers.ssl import SelmaSSLTrainer, Step, freeze_untrained, pretext_named
 from tests.plans import network, plans
@@ -32,17 +32,68 @@ def trainer(kind, folders, **settings):
     return one
 
 
-@pytest.mark.parametrize("warmup", [0, 4])
-def test_the_learning_rate_rises_and_then_follows_nnunets(warmup):
+@pytest.mark.parametrize("warmup", [0, 7])
+def test_the_learning_rate_rises_by_step_and_then_follows_nnunets(warmup):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], 0.01)
-    scheduler = WarmupPolyLRScheduler(optimizer, 0.01, 100, warmup)
-    rates = []
-    for epoch in range(100):
-        scheduler.step(epoch)
-        rates.append(optimizer.param_groups[0]["lr"])
-    for epoch, rate in enumerate(rates):
+    scheduler = WarmupPolyLRScheduler(optimizer, 0.01, 100, steps_per_epoch=3, warmup_steps=warmup)
+    for step in range(300):
+        epoch = step // 3
+        if step % 3 == 0:
+            scheduler.step(epoch)
+        scheduler.before_step()
         poly = 0.01 * (1 - epoch / 100) ** 0.9
-        assert rate == pytest.approx(poly * min(1, (epoch + 1) / (warmup + 1)))
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(poly * min(1, (step + 1) / (warmup + 1)))
+
+
+def test_each_group_learns_at_its_rate():
+    slow, usual = ({"params": [torch.nn.Parameter(torch.ones(1))], **more} for more in ({"rate": 0.1}, {}))
+    optimizer = torch.optim.SGD([slow, usual], 0.01)
+    scheduler = WarmupPolyLRScheduler(optimizer, 0.01, 10)
+    scheduler.step(5)
+    scheduler.before_step()
+    rates = [group["lr"] for group in optimizer.param_groups]
+    assert rates == pytest.approx([0.001 * 0.5**0.9, 0.01 * 0.5**0.9])
+
+
+@pytest.mark.parametrize("kind", [SelmaSSLTrainer, SelmaFinetuneTrainer])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_first_step_that_overflows_in_half_precision_loses_nothing(kind, optimizer, folders):
+    section = "pretraining" if kind is SelmaSSLTrainer else "finetuning"
+    one = trainer(kind, folders, **{section: {"optimizer": optimizer}})
+    one.initialize()
+    one.grad_scaler = torch.amp.GradScaler("cpu", init_scale=float("inf"))
+    before = {name: value.clone() for name, value in one.network.named_parameters()}
+    # memory that was used before, as activations leave it
+    del [torch.full_like(value, float("nan")) for value in one.network.parameters()][:]
+    one.on_train_epoch_start()
+    shape = one.configuration_manager.patch_size
+    grids = [shape, [edge // 2 for edge in shape]]
+    batch = {
+        "data": torch.randn(2, 1, *shape),
+        "target": [torch.randint(0, 2, (2, 1, *grid)).float() for grid in grids],
+    }
+    one.train_step(batch)
+    assert all(torch.equal(value, before[name]) for name, value in one.network.named_parameters())
+    one.grad_scaler._scale.fill_(1.0)
+    for _ in range(3):
+        one.train_step(batch)
+    assert all(torch.isfinite(value).all() for value in one.network.parameters())
+    assert any(not torch.equal(value, before[name]) for name, value in one.network.named_parameters())
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_momentum_of_zeros_changes_no_step(fused):
+    weights = []
+    for fill in (True, False):
+        weight = torch.nn.Parameter(torch.linspace(-1, 1, 100))
+        optimizer = torch.optim.SGD([weight], 0.01, momentum=0.99, nesterov=True, weight_decay=3e-5, fused=fused)
+        if fill:
+            fill_momentum(optimizer)
+        for step in range(3):
+            weight.grad = torch.randn(100, generator=torch.Generator().manual_seed(step))
+            optimizer.step()
+        weights.append(weight.detach())
+    assert torch.equal(*weights)
 
 
 @pytest.mark.parametrize(("kind", "section"), [(SelmaSSLTrainer, "pretraining"), (SelmaFinetuneTrainer, "finetuning")])
@@ -249,10 +300,12 @@ def test_no_pretraining_step_waits_for_the_device(name, folders):
 def test_the_fused_optimiser_is_nnunets(kind, folders):
     one = trainer(kind, folders)
     one.initialize()
-    (group,) = one.optimizer.param_groups
-    assert group["fused"]
-    assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.99, True, 3e-5)
-    assert {id(p) for p in group["params"]} == {id(p) for p in one.network.parameters() if p.requires_grad}
+    groups = one.optimizer.param_groups
+    for group in groups:
+        assert group["fused"]
+        assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.99, True, 3e-5)
+    known = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(known) == sorted(id(p) for p in one.network.parameters() if p.requires_grad)
     assert one.lr_scheduler.optimizer is one.optimizer
 
 
