@@ -1,0 +1,1 @@
+"""Does pretraining pay? A study with screening, confirmation, curves and label efficiency."""

@@ -1,0 +1,81 @@
+"""`python -m benchmarks.pretraining STAGE --data DELIVR SELMA3D_CROPS --unlabelled MORE`: run a stage of the study, or go on with it.
+
+Stages: screening, confirmation, labels (1, 2, 5 and 10 annotated patches), tables (docs/results.md and its figures, from the results).
+"""
+
+import argparse
+import multiprocessing
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+from benchmarks.pretraining.arms import ARMS, Arm, arm_named
+
+_ROOT = Path(__file__).resolve().parents[2]
+RESULTS = _ROOT / "benchmarks" / "results" / "pretraining"
+CONFIRMED = ("random", "old default", "new default", "structure-aware")
+"""Arms that are confirmed; the label-efficiency curve has the first and the third of them."""
+LABELS = (1, 2, 5, 10)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a stage."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=("screening", "confirmation", "labels", "tables"))
+    parser.add_argument("--data", type=Path, nargs="+", default=[], help="downloads with annotated patches")
+    parser.add_argument("--unlabelled", type=Path, nargs="+", default=[], help="further volumes to pretrain on")
+    parser.add_argument("-o", dest="output", type=Path, default=Path("study"), help="workspace (default: %(default)s)")
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="folder of the result files (default: %(default)s)"
+    )
+    parser.add_argument("--arms", nargs="+", help="names of arms (default: those of the stage)")
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: 0 for screening, 0 1 2 else")
+    parser.add_argument("--processes", type=int, default=2, help="trainings at the same time, with one thread each")
+    chosen = parser.parse_args(arguments)
+    if chosen.stage == "tables":
+        from benchmarks.pretraining.tables import write_page
+
+        write_page(chosen.results, _ROOT / "docs" / "results.md")
+        return
+    usual = (
+        list(ARMS)
+        if chosen.stage == "screening"
+        else list(CONFIRMED[:1] + CONFIRMED[2:3] if chosen.stage == "labels" else CONFIRMED)
+    )
+    arms = [arm_named(name) for name in chosen.arms or usual]
+    run(chosen, arms, chosen.seeds or ([0] if chosen.stage == "screening" else [0, 1, 2]))
+
+
+def run(chosen: argparse.Namespace, arms: Sequence[Arm], seeds: Sequence[int]) -> None:
+    """Pretrain what the arms share, then fine-tune, in several processes; what was done is passed by."""
+    from benchmarks.pretraining.running import CONFIRMATION, SCREENING, Study
+
+    stage = SCREENING if chosen.stage == "screening" else CONFIRMATION
+    study = Study(
+        sources=tuple(path.resolve() for path in chosen.data), unlabelled=tuple(path.resolve() for path in chosen.unlabelled),
+        output=chosen.output.resolve(), results=chosen.results.resolve(),
+    )  # fmt: skip
+    study.prepare(stage)
+    labels: Sequence[int | None] = LABELS if chosen.stage == "labels" else (None,)
+    runs = [(arm, seed, count) for count in labels for seed in seeds for arm in arms]
+    waiting = [entry for entry in runs if not study.result(stage, *entry).is_file()]
+    pretrainings = {arm.pretraining_name(seed): (arm, seed) for arm, seed, _ in waiting if arm.pretext is not None}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(chosen.processes, mp_context=context) as pool:
+        _finish("pretrainings", [pool.submit(study.pretrain, stage, arm, seed) for arm, seed in pretrainings.values()])
+        _finish("fine-tunings", [pool.submit(study.finetune, stage, *entry) for entry in waiting])
+
+
+def _finish(title: str, work: Sequence[Future[Path] | Future[None]]) -> None:
+    started = time.monotonic()
+    for number, done in enumerate(as_completed(work), start=1):
+        done.result()
+        minutes = (time.monotonic() - started) / 60
+        print(
+            f"{number}/{len(work)} {title}, {minutes:.1f} min, about {minutes / number * (len(work) - number):.0f} min left", flush=True
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

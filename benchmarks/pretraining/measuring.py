@@ -1,0 +1,160 @@
+"""How well a network segments the test cubes, with and without a fitted decision threshold.
+
+Each octant is predicted in tiles of the patch size that lie side by side, over the largest box in its middle that they fill exactly: 96³
+of 100³ voxels with tiles of 32³.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from sklearn.metrics import average_precision_score
+from torch import Tensor
+
+from nnunet_selma.calibration import Sample, fit
+from nnunet_selma.metrics.pair import Pair
+from nnunet_selma.trainers.base import bare
+from nnunet_selma.volumes import open_volume
+from nnunet_selma.volumes.base import Array
+
+_CALIBRATION_CASES = 5
+_TILES_AT_ONCE = 9
+
+
+@dataclass(frozen=True)
+class Case:
+    """A preprocessed image and its truth."""
+
+    name: str
+    image: Array
+    """(channel, z, y, x), normalised as the plans say."""
+    truth: Array
+    """(z, y, x), 0 and 1."""
+
+    @property
+    def structure(self) -> str:
+        """The prefix of the name, as in cfos_neuron."""
+        return "_".join(word for word in self.name.split("_") if not word.isdigit())
+
+    @property
+    def cube(self) -> str:
+        """The name without the number of the octant."""
+        return self.name.rpartition("_")[0]
+
+
+def test_cases(images: Path, references: Path, trainer: Any, octants: Sequence[int]) -> list[Case]:
+    """The test cases of some octants, preprocessed with the trainer's plans by nnU-Net; those without any foreground are left out."""
+    preprocessor = trainer.configuration_manager.preprocessor_class(verbose=False)
+    cases = []
+    for path in sorted(references.glob("*.nii.gz")):
+        if int(path.name.removesuffix(".nii.gz").rpartition("_")[2]) not in octants:
+            continue
+        truth = open_volume(path).read() > 0
+        name = path.name.removesuffix(".nii.gz")
+        image, _, _ = preprocessor.run_case(
+            [str(images / f"{name}_0000.nii.gz")], None, trainer.plans_manager, trainer.configuration_manager, trainer.dataset_json
+        )  # fmt: skip
+        if image.shape[1:] != truth.shape:
+            raise ValueError(f"{name}: preprocessing changed the shape from {truth.shape} to {image.shape[1:]}")
+        if truth.any():
+            cases.append(Case(name, np.asarray(image), truth))
+    return cases
+
+
+def training_cases(trainer: Any) -> list[Case]:
+    """Some of the cases that the trainer trains on, without augmentation; evenly spread over the names."""
+    keys = sorted(trainer.do_split()[0])
+    chosen = [
+        keys[number] for number in np.unique(np.linspace(0, len(keys) - 1, _CALIBRATION_CASES).round().astype(int))
+    ]
+    dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, chosen)
+    cases = []
+    for key in chosen:
+        image, labels, _, _ = dataset.load_case(key)
+        cases.append(Case(key, np.asarray(image), np.asarray(labels)[0] > 0))
+    return cases
+
+
+@torch.inference_mode()
+def logit_difference(trainer: Any, image: Array) -> Tensor:
+    """Logit of foreground minus that of background, (z, y, x), of an image (channel, z, y, x) in tiles of the patch size side by side.
+
+    Tiles go through the network in batches: alone, each would take PyTorch four times as long on a CPU.
+    """
+    patch = trainer.configuration_manager.patch_size
+    middle = torch.from_numpy(np.ascontiguousarray(image[(slice(None), *_middle(image.shape[1:], patch))]))
+    grid = [edge // size for edge, size in zip(middle.shape[1:], patch, strict=True)]
+    tiles = rearrange(middle, "c (i z) (j y) (k x) -> (i j k) c z y x", z=patch[0], y=patch[1], x=patch[2])
+    network = bare(trainer.network)
+    logits = torch.cat(
+        [network(batch.to(trainer.device)).float().cpu() for batch in torch.split(tiles, _TILES_AT_ONCE)]
+    )
+    difference: Tensor = rearrange(
+        logits[:, 1] - logits[:, 0], "(i j k) z y x -> (i z) (j y) (k x)", i=grid[0], j=grid[1]
+    )
+    return difference
+
+
+def _middle(shape: Sequence[int], patch: Sequence[int]) -> tuple[slice, ...]:
+    """The largest box in the middle of a volume whose edges are multiples of a patch's."""
+    lengths = [edge // size * size or edge for edge, size in zip(shape, patch, strict=True)]
+    starts = [(edge - length) // 2 for edge, length in zip(shape, lengths, strict=True)]
+    return tuple(slice(start, start + length) for start, length in zip(starts, lengths, strict=True))
+
+
+def measure(trainer: Any, tested: Sequence[Case], fitted: Sequence[Case], *, topology: bool) -> dict[str, Any]:
+    """One point of a curve: the offset that training cases ask for, and the numbers of each test case.
+
+    Args:
+        trainer: whose network is measured; it is left in training mode.
+        tested: test cases.
+        fitted: training cases on which the threshold is fitted.
+        topology: whether clDice and Betti errors are computed too.
+    """
+    patch = trainer.configuration_manager.patch_size
+    trainer.network.eval()
+    trainer.set_deep_supervision_enabled(False)
+    samples = []
+    for case in fitted:
+        difference = logit_difference(trainer, case.image).flatten()
+        labels = torch.from_numpy(case.truth[_middle(case.truth.shape, patch)].astype(np.int64)).flatten()
+        samples.append(Sample(case.name, torch.stack([torch.zeros_like(difference), difference]), labels))
+    offset = fit(samples).offsets[1]
+    cases = {}
+    for case in tested:
+        truth = case.truth[_middle(case.truth.shape, patch)]
+        if truth.any():
+            scores = _numbers(logit_difference(trainer, case.image).numpy(), truth, offset, topology=topology)
+            cases[case.name] = {"structure": case.structure, "cube": case.cube, **scores}
+    trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
+    trainer.network.train()
+    return {"offset": offset, "cases": cases}
+
+
+def _numbers(difference: Array, truth: Array, offset: float, *, topology: bool) -> Mapping[str, float | None]:
+    marked, calibrated = difference > 0, difference + offset > 0
+    scores: dict[str, float | None] = dict.fromkeys(("cldice", "betti_0", "betti_1"))
+    if topology:
+        pair = Pair(calibrated, truth)
+        found, true = pair.betti
+        cldice = pair.centrelines.cldice_2026
+        scores = {
+            "cldice": None if np.isnan(cldice) else cldice,
+            "betti_0": float(abs(found[0] - true[0])),
+            "betti_1": float(abs(found[1] - true[1])),
+        }
+    return {
+        "average_precision": float(average_precision_score(truth.ravel(), difference.ravel())),
+        "dice": _dice(marked, truth),
+        "dice_calibrated": _dice(calibrated, truth),
+        "predicted_over_true": float(marked.sum() / truth.sum()),
+        **scores,
+    }
+
+
+def _dice(mask: Array, truth: Array) -> float:
+    return float(2 * np.count_nonzero(mask & truth) / (np.count_nonzero(mask) + np.count_nonzero(truth)))
