@@ -117,6 +117,16 @@ _TINY = {"pretraining": run_length(8, 32, every=4), "finetuning": run_length(8, 
 _TINY_UNET = Size(patch_edge=32, batch_size=2, features=(16, 32, 64), settings=_TINY)
 _VIEWS = {"pretraining": {"optimizer": "adamw", "learning_rate": 3e-4}}
 """Pretexts that compare views collapse with nnU-Net's SGD and its momentum of 0.99."""
+_FINETUNED = {"carry": "all", "encoder_rate": 1.0, "decoder_rate": 1.0, "calibrate": False}
+_INPAINTED = {
+    "mask_ratio": 0.6,
+    "skips": True,
+    "sparse": False,
+    "aligned": False,
+    "deep_supervision": False,
+    "counted": "masked",
+}
+"""Settings of the teams that are written out, so that they stay theirs when the defaults of this package change."""
 _NOT_SAID = "not stated"
 _SLICES = Difference(
     what="volumes",
@@ -150,7 +160,7 @@ RECIPES: dict[str, Recipe] = {
     for recipe in (
         Recipe(
             name="zoomlin", title="Zoomlin, first: BYOL and a frozen encoder", network="plan", pretext="SelmaSSLTrainer_BYOL",
-            finetuning="SelmaFinetuneTrainer_FrozenEncoder", settings={"finetuning": {"loss": "dice"}, **_VIEWS},
+            finetuning="SelmaFinetuneTrainer_FrozenEncoder", settings={"finetuning": {**_FINETUNED, "loss": "dice"}, **_VIEWS},
             paper=Size(), tiny=_TINY_UNET,
             differences=(
                 Difference(what="network", paper="3D U-Net", here="the U-Net that nnU-Net configures"),
@@ -167,7 +177,7 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             name="bioAI", title="BioAI, second: four pretexts and Swin UNETR", network="swin_unetr", pretext="SelmaSSLTrainer_MultiTask",
-            settings={"finetuning": {"loss": "dice_focal_boundary"}},
+            settings={"finetuning": {**_FINETUNED, "loss": "dice_focal_boundary"}, "inpainting": _INPAINTED},
             paper=Size(
                 patch_edge=96,
                 settings={"pretraining": {"epochs": 400, "iterations_per_epoch": 250}, "finetuning": {"epochs": 500}},
@@ -200,7 +210,7 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             name="xundj", title="XunDJ: masked volume inpainting and Swin UNETR", network="swin_unetr", pretext="SelmaSSLTrainer",
-            settings={"finetuning": {"loss": "dice"}, "inpainting": {"fill": "zeros"}},
+            settings={"finetuning": {**_FINETUNED, "loss": "dice"}, "inpainting": {**_INPAINTED, "fill": "zeros"}},
             paper=Size(
                 patch_edge=64, batch_size=4,
                 settings={"pretraining": {"epochs": 100}, "finetuning": {"epochs": 2000}},
@@ -226,7 +236,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             name="tonyxu", title="Tonyxu: DINOv2 with iBOT in 3D, a frozen transformer and an adapter", network="vit_adapter",
             pretext="SelmaSSLTrainer_SelfDistillation", finetuning="SelmaFinetuneTrainer_FrozenEncoder",
-            settings={"finetuning": {"loss": "dice_ce", "optimizer": "adamw", "learning_rate": 1e-4}, "distillation": {"centring": "sinkhorn"}},
+            settings={"finetuning": {**_FINETUNED, "loss": "dice_ce", "optimizer": "adamw", "learning_rate": 1e-4}, "distillation": {"centring": "sinkhorn"}},
             paper=Size(
                 patch_edge=128,
                 settings={
@@ -252,7 +262,7 @@ RECIPES: dict[str, Recipe] = {
                 ),
                 Difference(
                     what="fine-tuning", paper="ViT frozen; Dice and cross entropy, AdamW, 30,000 iterations, learning rate warmed up to 1e-4 over 3,000",
-                    here="120 epochs of 250 steps, warm-up of 12 to about 0.9e-4", why="nnU-Net's decay begins with the first epoch",
+                    here="120 epochs of 250 steps, warm-up over 3,000 steps to about 0.9e-4", why="nnU-Net's decay begins with the first epoch",
                 ),
                 Difference(
                     what="augmentation and folds", paper="affine, contrast, Gaussian noise, flips; three folds stratified by structure",
@@ -265,7 +275,7 @@ RECIPES: dict[str, Recipe] = {
             name="wu", title="Wu: SimCLR on slices and an attention U-Net", network="attention_unet", configuration="2d", pretext="SelmaSSLTrainer_SimCLR",
             settings={
                 **_VIEWS,
-                "finetuning": {"loss": "dice_focal"},
+                "finetuning": {**_FINETUNED, "loss": "dice_focal"},
                 "views": {"crop": [1.0, 1.0], "noise": 0.0, "blur": [0.0, 2.0], "contrast": [0.5, 1.6]},
             },
             paper=Size(patch_edge=256), tiny=Size(patch_edge=64, batch_size=16, features=(16,), settings=_TINY),

@@ -103,7 +103,8 @@ def write_report(
     scores = comparison.scores()
     table = by_structure(scores)
     figures.loss_curves(summary["history"], folder / "pretraining.png")
-    (folder / "reconstruction.png").write_bytes((pretraining / "reconstruction.png").read_bytes())
+    for picture in ("reconstruction.png", "learning.png"):
+        (folder / picture).write_bytes((pretraining / picture).read_bytes())
     figures.training_curves({name: _logged(path) for name, path in finetunings.items()}, folder / "finetuning.png")
     comparison.draw(folder / "segmentation.png", _one_of_each(list(scores)))
     page = folder / "report.html"
@@ -142,6 +143,7 @@ def findings(summary: Mapping[str, Any], table: Mapping[str, tuple[int, Mapping[
     sentences = [
         f"The pretraining's validation loss {fell}: {first:.3f} after the first epoch, {last:.3f} after the last ({summary['epochs']} epochs).",
         f"Its error on masked voxels is {error:.3f}, {below} that of filling in the mean of what is visible nearby ({trivial:.3f}).",
+        *(f"{warning[0].upper()}{warning[1:]}." for warning in summary["warnings"]),
     ]
     if better:
         sentences.append(
@@ -203,6 +205,8 @@ the method is.</p>
 {whole}
 <h2>Fine-tuning</h2><img src="finetuning.png" alt="loss and Dice over epochs, with and without pretraining">
 <h2>Pretraining by masked inpainting</h2><img src="pretraining.png" alt="pretraining loss over epochs">
+<p>What it has taught: how far the weights of each stage have turned from their random start, and the error of the reconstruction when a
+map of the encoder is replaced by zeros.</p><img src="learning.png" alt="angle of each stage, error without each map">
 <p>The reconstruction sheet, middle slices of validation patches:</p><img src="reconstruction.png" alt="input, masked, output, error">
 <h2>Commands</h2><table class="log">{lines}</table>
 </html>

@@ -42,3 +42,12 @@ def test_curves(tmp_path):
     figures.training_curves({"with": {**history, "mean_fg_dice": [0.1, 0.5]}}, tmp_path / "b.png")
     assert imread(tmp_path / "a.png").std() > 0.05
     assert imread(tmp_path / "b.png").std() > 0.05
+
+
+def test_the_learning_picture_has_a_second_panel_where_errors_were_measured(tmp_path):
+    stages = {f"encoder.stages.{number}": {"turned_degrees": 10.0 * number, "size": 1.0} for number in range(4)}
+    figures.learning_picture(tmp_path / "stages.png", stages, {})
+    figures.learning_picture(tmp_path / "both.png", stages, {"nothing": 0.3, "skip 0": 0.9, "bottleneck": 0.31})
+    widths = [imread(tmp_path / f"{name}.png").shape[1] for name in ("stages", "both")]
+    assert widths[1] > 1.5 * widths[0]
+    assert imread(tmp_path / "both.png").std() > 0.05

@@ -103,3 +103,15 @@ def test_names_and_tables(capsys):
     assert "why:" in shown
     assert as_table(RECIPES["wu"], "tiny") != as_table(RECIPES["wu"], "paper")
     assert cli.main(["recipe", "show", "nobody"]) == 2
+
+
+def test_the_teams_fine_tune_as_they_did_whatever_the_defaults_are():
+    for recipe in RECIPES.values():
+        if recipe.name != "ours":
+            finetuning = read_settings(recipe.plans(both(), "mine", "tiny")).finetuning
+            assert (finetuning.carry, finetuning.encoder_rate, finetuning.decoder_rate) == ("all", 1.0, 1.0)
+            assert not finetuning.calibrate
+    for name in ("xundj", "bioAI"):
+        inpainting = read_settings(RECIPES[name].plans(both(), "mine", "tiny")).inpainting
+        assert (inpainting.mask_ratio, inpainting.skips, inpainting.sparse) == (0.6, True, False)
+        assert (inpainting.aligned, inpainting.deep_supervision, inpainting.counted) == (False, False, "masked")

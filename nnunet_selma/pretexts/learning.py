@@ -18,8 +18,8 @@ from nnunet_selma.checkpoints import distinct
 from nnunet_selma.pretexts.inpainting import MaskedInpainting, masked_error
 from nnunet_selma.transfer import stage_of
 
-LEAST_TURN = 5.0
-"""Degrees by which the weights of the deepest stage must have turned to count as moved."""
+LEAST_TURN = 0.25
+"""Angle by which the weights of the deepest stage have turned ÷ that of the finest stage, from which on the deepest counts as moved."""
 LEAST_LOSS = 1.05
 """Error without the coarsest map ÷ error with it, from which on the reconstruction needs that map."""
 
@@ -116,7 +116,7 @@ def unlearnt(moved: Sequence[Movement], errors: Mapping[str, float]) -> list[str
     """Sentences about a deepest stage that was not taught; none where it was."""
     said = []
     encoder = [movement for movement in moved if movement.stage.startswith("encoder.stages.")]
-    if encoder and encoder[-1].turned < LEAST_TURN:
+    if encoder and encoder[-1].turned < LEAST_TURN * encoder[0].turned:
         said.append(
             f"the deepest stage has hardly moved from its random start ({encoder[-1].stage} by {encoder[-1].turned:.1f} degrees, "
             f"{encoder[0].stage} by {encoder[0].turned:.1f}). Train longer, or let the pretext need it (inpainting.skips=false)"
