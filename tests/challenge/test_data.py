@@ -50,6 +50,17 @@ def test_test_cubes_are_in_no_training_set(sources, tmp_path):
     assert [one for one in below["unlabelled"] if one.endswith("brain.nii.gz")]
 
 
+def test_test_cubes_can_be_named(sources, tmp_path):
+    data = arrange(*sources, tmp_path / "out", test_patches=None, test_groups=["cfos_neuron_1230", "microglia_1874"])
+    tested = {path.name.rpartition("_")[0] for path in data.references.iterdir()}
+    assert tested == {"cfos_neuron_1230", "microglia_1874"}
+    trained = list(read_json(tmp_path / "out" / "origins.json").values())
+    assert not [path for path in trained if "_1230_" in path or "_1874_" in path]
+    assert [path for path in trained if "_3941_" in path]
+    with pytest.raises(SelmaError, match="microglia_1: no such cube is annotated"):
+        arrange(*sources, tmp_path / "out", test_patches=None, test_groups=["microglia_1"])
+
+
 def test_tissue_of_a_test_cube_under_another_name_is_refused(sources, tmp_path):
     tested = sources[0][0] / "cFos" / "raw" / "patchvolume_1147_0.nii.gz"
     (sources[1][0] / "copy.nii.gz").write_bytes(tested.read_bytes())

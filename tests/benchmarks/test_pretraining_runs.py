@@ -1,0 +1,69 @@
+"""Arms, and the runs of the pretraining study on real volumes, as small as possible."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from benchmarks.pretraining.arms import ARMS, BASE, arm_named, merged
+from benchmarks.pretraining.measuring import Case, _middle
+from nnunet_selma.json_files import read_json
+from nnunet_selma.settings import read_settings
+from nnunet_selma.trainers import TRAINERS
+
+
+def test_every_arm_names_trainers_and_settings_that_exist():
+    for name, arm in ARMS.items():
+        assert arm_named(name) is arm
+        assert {arm.finetuning, *([arm.pretext] if arm.pretext else [])} <= set(TRAINERS)
+        read_settings({"selma": arm.settings})
+    with pytest.raises(KeyError, match="no arm is called 'nobody'"):
+        arm_named("nobody")
+
+
+def test_arms_that_differ_in_fine_tuning_alone_share_a_pretraining():
+    shared, other = ARMS["old default"], ARMS["encoder"]
+    assert shared.pretraining_name(0) == other.pretraining_name(0) != shared.pretraining_name(1)
+    assert ARMS["no skips"].pretraining_name(0) != shared.pretraining_name(0)
+
+
+def test_later_settings_win_and_none_is_lost():
+    changed = merged(BASE, {"inpainting": {"skips": False}}, {"finetuning": {"carry": "encoder"}})
+    assert changed["inpainting"] == {**BASE["inpainting"], "skips": False}
+    assert changed["finetuning"]["carry"] == "encoder"
+    assert BASE["inpainting"]["skips"] is True
+
+
+def test_names_and_the_box_that_is_measured():
+    case = Case("cfos_neuron_1147_3", np.zeros((1, 2, 2, 2)), np.zeros((2, 2, 2)))
+    assert (case.structure, case.cube) == ("cfos_neuron", "cfos_neuron_1147")
+    assert _middle((100, 96, 40), (32, 32, 32)) == (slice(2, 98), slice(0, 96), slice(4, 36))
+
+
+@pytest.mark.slow
+def test_an_arm_is_pretrained_fine_tuned_and_measured_once(real_data, tmp_path, monkeypatch):
+    from benchmarks.pretraining.running import SCREENING, STEPS_PER_EPOCH, Study
+
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_extTrainer"):
+        monkeypatch.setenv(name, "")  # set by the study, and restored behind the test
+    stage = replace(SCREENING, octants=(0,), pretraining_steps=4, points=(STEPS_PER_EPOCH,))
+    study = Study(
+        sources=(real_data / "delivr", real_data / "selma3d_crops"), unlabelled=(real_data / "wu_unlabelled",), output=tmp_path / "study",
+        results=tmp_path / "results",
+    )  # fmt: skip
+    study.prepare(stage)
+    for name in ("random", "no skips"):
+        study.finetune(stage, ARMS[name], 0, labels=1)
+    written = sorted((tmp_path / "results" / "labels").iterdir())
+    assert [path.name for path in written] == ["no-skips_1_0.json", "random_1_0.json"]
+    with_pretraining, without = map(read_json, written)
+    assert (without["pretraining"], with_pretraining["pretraining"]["steps"]) == (None, 4)
+    for result in (with_pretraining, without):
+        (point,) = result["points"]
+        assert {case["cube"] for case in point["cases"].values()} == set(SCREENING.test_cubes)
+        for case in point["cases"].values():
+            assert 0 < case["average_precision"] < 1
+            assert 0 <= case["dice"] <= 1
+    before = [path.stat().st_mtime_ns for path in written]
+    study.finetune(stage, ARMS["random"], 0, labels=1)
+    assert [path.stat().st_mtime_ns for path in written] == before
