@@ -39,7 +39,7 @@ CENTRINGS = ("centre", "sinkhorn")
 class InpaintingSettings:
     """Masked volume inpainting (XunDJ of SELMA3D 2024)."""
 
-    mask_ratio: float = 0.6
+    mask_ratio: float = 0.3
     """Share of the patch that is masked."""
     first_ratio: float | None = None
     """Share that is masked in the first step; it rises to mask_ratio over the first half of the run. None masks mask_ratio throughout."""
@@ -55,14 +55,15 @@ class InpaintingSettings:
     """Masked voxels stay empty in every layer of the encoder, and the decoder reads learned tokens there (SparK); implies aligned."""
     deep_supervision: bool = False
     """Every step of the decoder answers, at its own resolution, weighted as nnU-Net weights its outputs."""
-    counted: str = "masked"
+    counted: str = "all"
     """Voxels whose error counts: "masked" or "all"."""
     fill: str = "zeros"
     """What stands in masked voxels: "zeros", "noise" (mean and deviation of the visible voxels) or "mean" (of the visible voxels)."""
     target: str = "intensity"
     """Where errors are measured: "intensity", "residual" (what smoothing takes away) or "gradient" (differences of neighbours)."""
-    standardise: bool = True
-    """Bring each patch to mean 0 and standard deviation 1 of its visible voxels, so that dim patches count as bright ones."""
+    standardise: bool = False
+    """Bring each patch to mean 0 and standard deviation 1 of its visible voxels, so that dim patches count as bright ones. Without it the
+    network must tell how bright a patch is within its case, which instance norm takes out of what it sees."""
 
     def __post_init__(self) -> None:
         """Refuse values that mask nothing or everything."""

@@ -115,11 +115,12 @@ def run_length(epochs: int, iterations: int, *, validation: int = 4, every: int 
 _TINY = {"pretraining": run_length(8, 32, every=4), "finetuning": run_length(8, 32, every=4)}
 """256 steps each: minutes on two cores, and nowhere near what a method can do."""
 _TINY_UNET = Size(patch_edge=32, batch_size=2, features=(16, 32, 64), settings=_TINY)
-_VIEWS = {"pretraining": {"optimizer": "adamw", "learning_rate": 3e-4}}
-"""Pretexts that compare views collapse with nnU-Net's SGD and its momentum of 0.99."""
+_ADAMW_PRETRAINING = {"pretraining": {"optimizer": "adamw", "learning_rate": 3e-4}}
+"""As nnU-Net trains its own transformers; pretexts that compare views collapse with its SGD and a momentum of 0.99."""
 _FINETUNED = {"carry": "all", "encoder_rate": 1.0, "decoder_rate": 1.0, "calibrate": False}
 _INPAINTED = {
     "mask_ratio": 0.6,
+    "standardise": True,
     "skips": True,
     "sparse": False,
     "aligned": False,
@@ -160,7 +161,7 @@ RECIPES: dict[str, Recipe] = {
     for recipe in (
         Recipe(
             name="zoomlin", title="Zoomlin, first: BYOL and a frozen encoder", network="plan", pretext="SelmaSSLTrainer_BYOL",
-            finetuning="SelmaFinetuneTrainer_FrozenEncoder", settings={"finetuning": {**_FINETUNED, "loss": "dice"}, **_VIEWS},
+            finetuning="SelmaFinetuneTrainer_FrozenEncoder", settings={"finetuning": {**_FINETUNED, "loss": "dice"}, **_ADAMW_PRETRAINING},
             paper=Size(), tiny=_TINY_UNET,
             differences=(
                 Difference(what="network", paper="3D U-Net", here="the U-Net that nnU-Net configures"),
@@ -177,7 +178,7 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             name="bioAI", title="BioAI, second: four pretexts and Swin UNETR", network="swin_unetr", pretext="SelmaSSLTrainer_MultiTask",
-            settings={"finetuning": {**_FINETUNED, "loss": "dice_focal_boundary"}, "inpainting": _INPAINTED},
+            settings={"finetuning": {**_FINETUNED, "loss": "dice_focal_boundary"}, "inpainting": _INPAINTED, **_ADAMW_PRETRAINING},
             paper=Size(
                 patch_edge=96,
                 settings={"pretraining": {"epochs": 400, "iterations_per_epoch": 250}, "finetuning": {"epochs": 500}},
@@ -210,7 +211,7 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             name="xundj", title="XunDJ: masked volume inpainting and Swin UNETR", network="swin_unetr", pretext="SelmaSSLTrainer",
-            settings={"finetuning": {**_FINETUNED, "loss": "dice"}, "inpainting": {**_INPAINTED, "fill": "zeros"}},
+            settings={"finetuning": {**_FINETUNED, "loss": "dice"}, "inpainting": {**_INPAINTED, "fill": "zeros"}, **_ADAMW_PRETRAINING},
             paper=Size(
                 patch_edge=64, batch_size=4,
                 settings={"pretraining": {"epochs": 100}, "finetuning": {"epochs": 2000}},
@@ -236,7 +237,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             name="tonyxu", title="Tonyxu: DINOv2 with iBOT in 3D, a frozen transformer and an adapter", network="vit_adapter",
             pretext="SelmaSSLTrainer_SelfDistillation", finetuning="SelmaFinetuneTrainer_FrozenEncoder",
-            settings={"finetuning": {**_FINETUNED, "loss": "dice_ce", "optimizer": "adamw", "learning_rate": 1e-4}, "distillation": {"centring": "sinkhorn"}},
+            settings={"finetuning": {**_FINETUNED, "loss": "dice_ce", "optimizer": "adamw", "learning_rate": 1e-4}, "distillation": {"centring": "sinkhorn"}, **_ADAMW_PRETRAINING},
             paper=Size(
                 patch_edge=128,
                 settings={
@@ -274,7 +275,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             name="wu", title="Wu: SimCLR on slices and an attention U-Net", network="attention_unet", configuration="2d", pretext="SelmaSSLTrainer_SimCLR",
             settings={
-                **_VIEWS,
+                **_ADAMW_PRETRAINING,
                 "finetuning": {**_FINETUNED, "loss": "dice_focal"},
                 "views": {"crop": [1.0, 1.0], "noise": 0.0, "blur": [0.0, 2.0], "contrast": [0.5, 1.6]},
             },
@@ -293,14 +294,18 @@ RECIPES: dict[str, Recipe] = {
             ),
         ),
         Recipe(
-            name="ours", title="ours: structure-aware inpainting on nnU-Net's own network", network="plan", pretext="SelmaSSLTrainer_StructureAware",
+            name="ours", title="ours: inpainting in the unit of the volume, on nnU-Net's own network", network="plan", pretext="SelmaSSLTrainer",
             paper=Size(), tiny=_TINY_UNET,
             differences=(
                 Difference(
-                    what="pretext", paper="section 6 asks for learning that is specific and shape aware",
-                    here="masks and errors that look for blobs and tubes in the raw image (docs/results.md says what was compared)",
+                    what="pretext", paper="section 6 asks for learning that is specific to light-sheet structures",
+                    here="the defaults of SelmaSSLTrainer: 30 % masked, every voxel counts, and how bright a patch is within its volume must be told",
+                    why="instance norm takes brightness out, and bright is what is stained (docs/results.md says what was compared)",
                 ),
-                Difference(what="fine-tuning", paper="", here="nnU-Net's own: whole network, Dice and cross entropy, with a warm-up"),
+                Difference(
+                    what="fine-tuning", paper="",
+                    here="the defaults of SelmaFinetuneTrainer: what was pretrained learns at a tenth of the rate, then the decision threshold is fitted",
+                ),
             ),
         ),
     )

@@ -55,12 +55,12 @@ class PretrainingSettings:
     """A pretext of your own in place of the trainer's: module and class, as in my_pretexts.Denoising; the module is found by Python."""
     save_every: int = 10
     """Epochs between two checkpoints to continue from."""
-    optimizer: str = "sgd"
-    """nnU-Net's "sgd" (Nesterov momentum 0.99), or "adamw", which transformers need."""
+    optimizer: str = "adamw"
+    """"adamw", or nnU-Net's "sgd" (Nesterov momentum 0.99), which takes several times as many steps to learn to inpaint."""
     learning_rate: float | None = None
-    """Highest learning rate; None is nnU-Net's own for that optimiser (0.01, or 0.0003 as for its transformers)."""
+    """Highest learning rate; None is 0.001 with "adamw" and 0.01 with "sgd"."""
     weight_decay: float | None = None
-    """None is nnU-Net's own for that optimiser (0.00003, or 0.05)."""
+    """None is nnU-Net's own for that optimiser (0.05, or 0.00003)."""
     seed: int = 0
     """Seed of masks and, with nnUNet_n_proc_DA=0, of the patches drawn: a run that was interrupted then goes on exactly."""
 
@@ -96,9 +96,9 @@ class FinetuningSettings:
     """Steps over which the learning rate rises to its full value (at most a tenth of all steps)."""
     carry: str = "all"
     """What is carried over from pretraining: "all", "all_but_last_step" (the decoder's finest step starts random) or "encoder"."""
-    encoder_rate: float = 1.0
+    encoder_rate: float = 0.1
     """Learning rate of an encoder that was carried over, as a factor on that of random weights."""
-    decoder_rate: float = 1.0
+    decoder_rate: float = 0.1
     """Learning rate of what was carried over of the decoder, as a factor on that of random weights."""
     calibrate: bool = True
     """Fit the decision threshold on validation cases (with fold "all" on training cases) and write it into the final checkpoint."""

@@ -27,7 +27,7 @@ def test_what_is_set_is_read_back_and_the_plans_are_not_changed():
 def test_lines_are_assignments():
     lines = as_lines(Settings())
     assert read_settings(with_settings({}, parse_assignments(lines))) == Settings()
-    assert "inpainting.mask_ratio=0.6" in lines
+    assert "inpainting.mask_ratio=0.3" in lines
 
 
 @pytest.mark.parametrize(

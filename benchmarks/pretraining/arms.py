@@ -68,8 +68,18 @@ def inpainting(**settings: Any) -> dict[str, dict[str, Any]]:
     return {"inpainting": settings}
 
 
+def slower(factor: float) -> dict[str, dict[str, Any]]:
+    """Changes of the fine-tuning: what was pretrained learns at this share of the rate."""
+    return finetuned(encoder_rate=factor, decoder_rate=factor)
+
+
 ENCODER = finetuned(carry="encoder")
 STRUCTURE = "SelmaSSLTrainer_StructureAware"
+ADAMW = {"pretraining": {"optimizer": "adamw", "learning_rate": 1e-3}}
+IN_VOLUME_UNIT = inpainting(standardise=False, counted="all", mask_ratio=0.3)
+ASINH = merged(IN_VOLUME_UNIT, {"structure": {"preference": 0.0, "weight": 0.0}})
+"""Of `STRUCTURE`, whose answer is an inverse hyperbolic sine, without its masks and weights."""
+VOLUME = merged(IN_VOLUME_UNIT, ADAMW)
 
 ARMS = {
     arm.name: arm
@@ -99,6 +109,27 @@ ARMS = {
         Arm(name="structure-aware", pretext=STRUCTURE),
         Arm(name="structure-aware, encoder", pretext=STRUCTURE, changes=ENCODER),
         Arm(name="structure-aware, no skips", pretext=STRUCTURE, changes=merged(ENCODER, inpainting(skips=False))),
+        # the answer in the unit of the volume: how bright a patch is, and not only what is brighter than its surroundings
+        Arm(name="asinh, SGD", pretext=STRUCTURE, changes=ASINH),
+        Arm(name="asinh, SGD, encoder", pretext=STRUCTURE, changes=merged(ASINH, ENCODER)),
+        Arm(name="asinh, SGD, no skips", pretext=STRUCTURE, changes=merged(ASINH, ENCODER, inpainting(skips=False))),
+        Arm(name="asinh", pretext=STRUCTURE, changes=merged(ASINH, ADAMW)),
+        Arm(name="asinh, encoder", pretext=STRUCTURE, changes=merged(ASINH, ADAMW, ENCODER)),
+        Arm(name="volume unit", changes=VOLUME),
+        Arm(name="volume unit, encoder", changes=merged(VOLUME, ENCODER)),
+        Arm(name="volume unit, no skips", changes=merged(VOLUME, ENCODER, inpainting(skips=False))),
+        Arm(name="volume unit, rate 0.03", changes=merged(VOLUME, finetuned(learning_rate=3e-2))),
+        # and kept
+        Arm(name="volume unit, a third as fast", changes=merged(VOLUME, slower(0.3))),
+        Arm(name="volume unit, a tenth as fast", changes=merged(VOLUME, slower(0.1))),
+        Arm(name="volume unit, a thirtieth as fast", changes=merged(VOLUME, slower(0.03))),
+        Arm(
+            name="volume unit, rate 0.03, a tenth as fast",
+            changes=merged(VOLUME, slower(0.1), finetuned(learning_rate=3e-2)),
+        ),
+        # confirmed
+        Arm(name="new default", changes=merged(VOLUME, slower(0.1))),
+        Arm(name="XunDJ, as slow", changes=slower(0.1)),
     )
 }
 

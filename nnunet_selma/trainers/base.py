@@ -22,8 +22,11 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.settings import FinetuningSettings, PretrainingSettings, read_settings
 
 _LOADING = "nnUNet_n_proc_DA"
-# nnUNetTrainer's, and those of nnU-Net's trainers for transformers (Primus)
-_LEARNING_RATES = {"sgd": 1e-2, "adamw": 3e-4}
+# nnUNetTrainer's, and those of nnU-Net's trainers for transformers (Primus); docs/results.md has pretraining's with AdamW
+_LEARNING_RATES = {
+    "pretraining": {"sgd": 1e-2, "adamw": 1e-3},
+    "finetuning": {"sgd": 1e-2, "adamw": 3e-4},
+}
 _WEIGHT_DECAYS = {"sgd": 3e-5, "adamw": 5e-2}
 
 
@@ -127,7 +130,7 @@ class SelmaTrainer(nnUNetTrainer):
         All parameters are updated in one kernel, which also spares mixed precision a wait a step.
         """
         run: PretrainingSettings | FinetuningSettings = getattr(self.settings, self.section)
-        self.initial_lr = run.learning_rate or _LEARNING_RATES[run.optimizer]
+        self.initial_lr = run.learning_rate or _LEARNING_RATES[self.section][run.optimizer]
         self.weight_decay = _WEIGHT_DECAYS[run.optimizer] if run.weight_decay is None else run.weight_decay
         fused = self.device.type in ("cpu", "cuda")
         optimizer: torch.optim.Optimizer

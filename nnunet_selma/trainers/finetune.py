@@ -182,16 +182,15 @@ class SelmaFinetuneTrainer(SelmaTrainer):
         report = carry_over(
             read_checkpoint(path), bare(self.network), str(path), patch_size=self.configuration_manager.patch_size, carry=settings.carry
         )  # fmt: skip
-        rates = {
-            part: rate
-            for part, rate in {
-                "encoder": settings.encoder_rate, "decoder": settings.decoder_rate, "last step": settings.decoder_rate,
-            }.items()
-            if report.share_of(part) > _MOSTLY
-        }  # fmt: skip
+        rates = {part: rate for part, rate in self.carried_rates().items() if report.share_of(part) > _MOSTLY}
         for group in self.optimizer.param_groups:
             group["rate"] = rates.get(group["part"], 1.0)
         self.print_to_log_file(f"Pretrained weights from {path}\n{report.table(rates)}")
+
+    def carried_rates(self) -> dict[str, float]:
+        """Part of the network, as `part_of` names it, to the factor on its learning rate if it was carried over."""
+        settings = self.settings.finetuning
+        return {"encoder": settings.encoder_rate, "decoder": settings.decoder_rate, "last step": settings.decoder_rate}
 
     def on_train_end(self) -> None:
         """Fit the decision threshold, then write the final checkpoint as nnU-Net does."""

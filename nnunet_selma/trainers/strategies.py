@@ -92,6 +92,10 @@ class SelmaFinetuneTrainer_LoRA(SelmaFinetuneTrainer):
         self.print_to_log_file(f"{adapted} layers adapted at rank {settings.lora_rank}: {trained:,} parameters trained")
         return super().configure_optimizers()
 
+    def carried_rates(self) -> dict[str, float]:
+        """As in fine-tuning, but the factors, which are not carried over, learn at the full rate."""
+        return {**super().carried_rates(), "encoder": 1.0}
+
     def checkpoint_changes(self) -> dict[str, Any]:
         """Plain weights, which a bare nnU-Net predicts with, and what they are made of."""
         network = bare(self.network)

@@ -92,7 +92,7 @@ def test_the_local_mean_is_that_of_visible_voxels_nearby():
 @pytest.mark.parametrize("fill", ["zeros", "noise", "mean"])
 def test_what_the_network_sees_in_masked_voxels_is_a_setting(fill):
     patches = torch.randn(2, 1, 16, 16, 16)
-    visible, target, mask = pretext(fill=fill).draw_task(patches)
+    visible, target, mask = pretext(fill=fill, standardise=True).draw_task(patches)
     hidden = visible[mask.expand_as(visible)]
     assert torch.equal(visible[~mask.expand_as(visible)], target[~mask.expand_as(visible)])
     assert (hidden.abs().max() < 1e-5) == (fill != "noise")  # standardised patches have the mean 0
@@ -139,7 +139,7 @@ def test_standardised_patches_have_the_visible_mean_and_deviation():
 
 def test_brightness_and_contrast_of_a_patch_do_not_matter_when_standardised():
     patches, net = torch.randn(2, 1, 16, 16, 16), network(plans())
-    first, second = (loss_of(pretext(), net, one).item() for one in (patches, patches * 40 - 3))
+    first, second = (loss_of(pretext(standardise=True), net, one).item() for one in (patches, patches * 40 - 3))
     assert first == pytest.approx(second, rel=1e-4)
     first, second = (loss_of(pretext(standardise=False), net, one).item() for one in (patches, patches * 40 - 3))
     assert second > 100 * first
@@ -213,8 +213,8 @@ def test_visible_voxels_count_when_they_are_asked_for():
     mask = torch.zeros(1, 1, 4, 4, 4, dtype=torch.bool)
     mask[..., 0] = True
     prediction[..., 0] = 3.0
-    assert pretext().error(prediction, target, mask) == 9.0
-    assert pretext(counted="all").error(prediction, target, mask) == 3.0
+    assert pretext(counted="masked").error(prediction, target, mask) == 9.0
+    assert pretext().error(prediction, target, mask) == 3.0
 
 
 def test_every_step_of_the_decoder_is_asked_and_taught():

@@ -546,3 +546,11 @@ def test_a_network_whose_threshold_cannot_be_moved_ends_its_training_all_the_sam
     one.network.decoder.seg_layers[-1].bias = None
     one.on_train_end()
     assert "WARNING: the decision threshold stays as it is: the finest head" in Path(one.log_file).read_text()
+
+
+def test_low_rank_factors_learn_at_the_full_rate(folders, pretrained, monkeypatch):
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", lambda _: None)
+    one = started(SelmaFinetuneTrainer_LoRA, folders, pretrained=pretrained[0])
+    one.on_train_start()
+    rates = {group["part"]: group["rate"] for group in one.optimizer.param_groups}
+    assert rates == {"encoder": 1.0, "decoder": 0.1, "last step": 0.1, "heads": 1.0}
