@@ -1,6 +1,7 @@
 """`python -m benchmarks.pretraining STAGE --data DELIVR SELMA3D_CROPS --unlabelled MORE`: run a stage of the study, or go on with it.
 
-Stages: screening, confirmation, labels (1, 2, 5 and 10 annotated patches), tables (docs/results.md and its figures, from the results).
+Stages: screening, confirmation, labels (1, 2, 5 and 10 annotated patches), answers (what confirmed pretrainings answer without any label),
+tables (docs/results.md and its figures, from the results).
 """
 
 import argparse
@@ -10,11 +11,11 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 
-from benchmarks.pretraining.arms import ARMS, Arm, arm_named
+from benchmarks.pretraining.arms import ARMS, BASELINE, Arm, arm_named
 
 _ROOT = Path(__file__).resolve().parents[2]
 RESULTS = _ROOT / "benchmarks" / "results" / "pretraining"
-CONFIRMED = ("random, rate 0.03", "new default", "old default", "XunDJ, as slow")
+CONFIRMED = (BASELINE, "new default", "old default", "XunDJ, as slow")
 """Arms that are confirmed; the first two of them are fine-tuned on few labels too."""
 LABELS = (1, 2, 5, 10)
 
@@ -22,7 +23,7 @@ LABELS = (1, 2, 5, 10)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("screening", "confirmation", "labels", "tables"))
+    parser.add_argument("stage", choices=("screening", "confirmation", "labels", "answers", "tables"))
     parser.add_argument("--data", type=Path, nargs="+", default=[], help="downloads with annotated patches")
     parser.add_argument("--unlabelled", type=Path, nargs="+", default=[], help="further volumes to pretrain on")
     parser.add_argument("-o", dest="output", type=Path, default=Path("study"), help="workspace (default: %(default)s)")
@@ -35,13 +36,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, default=2, help="trainings at the same time, with one thread each")
     chosen = parser.parse_args(arguments)
     if chosen.stage == "tables":
-        from benchmarks.pretraining.tables import write_page
-
-        write_page(chosen.results, _ROOT / "docs" / "results.md")
+        publish(chosen.results)
         return
-    usual = {"screening": tuple(ARMS), "confirmation": CONFIRMED, "labels": CONFIRMED[:2]}[chosen.stage]
+    usual = {"screening": tuple(ARMS), "labels": CONFIRMED[:2], "answers": CONFIRMED[1:3]}.get(chosen.stage, CONFIRMED)
     arms = [arm_named(name) for name in chosen.arms or usual]
     run(chosen, arms, chosen.seeds or ([0] if chosen.stage == "screening" else [0, 1, 2]))
+
+
+def publish(results: Path) -> None:
+    """Write the tables into docs/results.md, and draw its two figures, from the result files."""
+    from benchmarks.pretraining.intervals import read_runs
+    from benchmarks.pretraining.pictures import label_efficiency, learning_curves
+    from benchmarks.pretraining.tables import write_page
+
+    docs = _ROOT / "docs"
+    write_page(results, docs / "results.md")
+    learning_curves(read_runs(results / "confirmation"), docs / "curves.png", CONFIRMED)
+    label_efficiency(read_runs(results / "labels"), docs / "few-labels.png", CONFIRMED[:2])
 
 
 def run(chosen: argparse.Namespace, arms: Sequence[Arm], seeds: Sequence[int]) -> None:
@@ -54,6 +65,11 @@ def run(chosen: argparse.Namespace, arms: Sequence[Arm], seeds: Sequence[int]) -
         output=chosen.output.resolve(), results=chosen.results.resolve(),
     )  # fmt: skip
     study.prepare(stage)
+    if chosen.stage == "answers":
+        from benchmarks.pretraining.answers import write_answers
+
+        print(write_answers(study, stage, arms, seeds))
+        return
     labels: Sequence[int | None] = chosen.labels if chosen.stage == "labels" else (None,)
     runs = [(arm, seed, count) for count in labels for seed in seeds for arm in arms]
     waiting = [entry for entry in runs if not study.result(stage, *entry).is_file()]

@@ -133,6 +133,9 @@ ARMS = {
     )
 }
 
+BASELINE = "random, rate 0.03"
+"""Random weights at the learning rate that did best in screening: what the others are compared with."""
+
 
 def arm_named(name: str) -> Arm:
     """The arm of that name; raises `KeyError` that lists the known ones."""

@@ -4,7 +4,7 @@ Each octant is predicted in tiles of the patch size that lie side by side, over 
 of 100³ voxels with tiles of 32³.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,27 +81,33 @@ def training_cases(trainer: Any) -> list[Case]:
 
 @torch.inference_mode()
 def logit_difference(trainer: Any, image: Array) -> Tensor:
-    """Logit of foreground minus that of background, (z, y, x), of an image (channel, z, y, x) in tiles of the patch size side by side.
-
-    Tiles go through the network in batches: alone, each would take PyTorch four times as long on a CPU.
-    """
-    patch = trainer.configuration_manager.patch_size
-    middle = torch.from_numpy(np.ascontiguousarray(image[(slice(None), *_middle(image.shape[1:], patch))]))
-    grid = [edge // size for edge, size in zip(middle.shape[1:], patch, strict=True)]
-    tiles = rearrange(middle, "c (i z) (j y) (k x) -> (i j k) c z y x", z=patch[0], y=patch[1], x=patch[2])
+    """Logit of foreground minus that of background, (z, y, x), of an image (channel, z, y, x) in tiles of the patch size."""
     network = bare(trainer.network)
-    logits = torch.cat(
-        [network(batch.to(trainer.device)).float().cpu() for batch in torch.split(tiles, _TILES_AT_ONCE)]
-    )
-    difference: Tensor = rearrange(
-        logits[:, 1] - logits[:, 0], "(i j k) z y x -> (i z) (j y) (k x)", i=grid[0], j=grid[1]
-    )
-    return difference
+
+    def difference(tiles: Tensor) -> Tensor:
+        logits: Tensor = network(tiles.to(trainer.device)).float().cpu()
+        return logits[:, 1] - logits[:, 0]
+
+    return in_tiles(difference, image, trainer.configuration_manager.patch_size)
 
 
-def _middle(shape: Sequence[int], patch: Sequence[int]) -> tuple[slice, ...]:
+def in_tiles(predict: Callable[[Tensor], Tensor], image: Array, patch: Sequence[int]) -> Tensor:
+    """What `predict` makes of tiles (tile, channel, *patch) side by side, put together, (z, y, x).
+
+    Tiles are predicted in batches: alone, each would take PyTorch four times as long on a CPU.
+    """
+    box = torch.from_numpy(np.ascontiguousarray(image[(slice(None), *middle(image.shape[1:], patch))]))
+    grid = [edge // size for edge, size in zip(box.shape[1:], patch, strict=True)]
+    tiles = rearrange(box, "c (i z) (j y) (k x) -> (i j k) c z y x", z=patch[0], y=patch[1], x=patch[2])
+    predicted = torch.cat([predict(batch) for batch in torch.split(tiles, _TILES_AT_ONCE)])
+    whole: Tensor = rearrange(predicted, "(i j k) z y x -> (i z) (j y) (k x)", i=grid[0], j=grid[1])
+    return whole
+
+
+def middle(shape: Sequence[int], patch: int | Sequence[int]) -> tuple[slice, ...]:
     """The largest box in the middle of a volume whose edges are multiples of a patch's."""
-    lengths = [edge // size * size or edge for edge, size in zip(shape, patch, strict=True)]
+    sizes = [patch] * len(shape) if isinstance(patch, int) else patch
+    lengths = [edge // size * size or edge for edge, size in zip(shape, sizes, strict=True)]
     starts = [(edge - length) // 2 for edge, length in zip(shape, lengths, strict=True)]
     return tuple(slice(start, start + length) for start, length in zip(starts, lengths, strict=True))
 
@@ -121,12 +127,12 @@ def measure(trainer: Any, tested: Sequence[Case], fitted: Sequence[Case], *, top
     samples = []
     for case in fitted:
         difference = logit_difference(trainer, case.image).flatten()
-        labels = torch.from_numpy(case.truth[_middle(case.truth.shape, patch)].astype(np.int64)).flatten()
+        labels = torch.from_numpy(case.truth[middle(case.truth.shape, patch)].astype(np.int64)).flatten()
         samples.append(Sample(case.name, torch.stack([torch.zeros_like(difference), difference]), labels))
     offset = fit(samples).offsets[1]
     cases = {}
     for case in tested:
-        truth = case.truth[_middle(case.truth.shape, patch)]
+        truth = case.truth[middle(case.truth.shape, patch)]
         if truth.any():
             scores = _numbers(logit_difference(trainer, case.image).numpy(), truth, offset, topology=topology)
             cases[case.name] = {"structure": case.structure, "cube": case.cube, **scores}

@@ -6,6 +6,7 @@ from math import isnan
 from pathlib import Path
 from typing import TypeVar
 
+from benchmarks.pretraining.arms import BASELINE
 from benchmarks.pretraining.intervals import (
     Interval,
     Run,
@@ -20,8 +21,8 @@ from benchmarks.pretraining.intervals import (
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.json_files import write_text
 
-BASELINE = "random"
-"""Name of the arm that is fine-tuned without pretraining."""
+PRIMARY_STEPS = 512
+"""Steps of fine-tuning after which arms are compared, as was fixed before the study."""
 STRUCTURES = {"cfos_neuron": "c-Fos", "microglia": "microglia"}
 """Structures as result files and as readers name them."""
 _NO_VALUE = "–"
@@ -162,18 +163,6 @@ def numbers_of_patches(runs: Sequence[Run]) -> list[int | None]:
     return sorted({run.labels for run in runs}, key=lambda labels: (labels is None, labels or 0))
 
 
-def label_runs(results_folder: Path) -> list[Run]:
-    """The runs of the stage "labels", and for arms that have no run with all patches there, those of "confirmation".
-
-    The confirmation trains with all annotated patches, so that no run need be repeated for the labels.
-    """
-    runs = read_runs(results_folder / "labels")
-    arms = {run.arm for run in runs}
-    complete = {run.arm for run in runs if run.labels is None}
-    confirmed = read_runs(results_folder / "confirmation")
-    return [*runs, *(run for run in confirmed if run.labels is None and run.arm in arms - complete)]
-
-
 def write_page(results_folder: Path, page: Path, baseline: str = BASELINE) -> None:
     """Put the tables between the markers of the page, and leave tables without runs, and all other text, as they are.
 
@@ -186,12 +175,12 @@ def write_page(results_folder: Path, page: Path, baseline: str = BASELINE) -> No
         SelmaError: the page lacks the markers of a table that has runs.
     """
     screening, confirmation = (read_runs(results_folder / stage) for stage in ("screening", "confirmation"))
-    labels = label_runs(results_folder)
+    labels = read_runs(results_folder / "labels")
     text = page.read_text(encoding="utf-8")
     if screening:
         text = _replaced(text, "screening", screening_table(screening))
     if confirmation:
-        table = confirmation_table(confirmation, baseline, last_common_step(confirmation))
+        table = confirmation_table(confirmation, baseline, PRIMARY_STEPS)
         text = _replaced(text, "confirmation", table)
         text = _replaced(text, "curves", curve_table(confirmation, baseline))
     if labels:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.pretraining.arms import ARMS, BASE, arm_named, merged
-from benchmarks.pretraining.measuring import Case, _middle
+from benchmarks.pretraining.measuring import Case, in_tiles, middle
 from nnunet_selma.json_files import read_json
 from nnunet_selma.settings import read_settings
 from nnunet_selma.trainers import TRAINERS
@@ -37,7 +37,13 @@ def test_later_settings_win_and_none_is_lost():
 def test_names_and_the_box_that_is_measured():
     case = Case("cfos_neuron_1147_3", np.zeros((1, 2, 2, 2)), np.zeros((2, 2, 2)))
     assert (case.structure, case.cube) == ("cfos_neuron", "cfos_neuron_1147")
-    assert _middle((100, 96, 40), (32, 32, 32)) == (slice(2, 98), slice(0, 96), slice(4, 36))
+    assert middle((100, 96, 40), (32, 32, 32)) == (slice(2, 98), slice(0, 96), slice(4, 36))
+
+
+def test_tiles_are_put_together_where_they_were():
+    image = np.random.default_rng(0).random((1, 10, 12, 9)).astype(np.float32)
+    whole = in_tiles(lambda tiles: tiles[:, 0], image, (2, 4, 3))
+    assert np.array_equal(whole.numpy(), image[(0, *middle((10, 12, 9), (2, 4, 3)))])
 
 
 @pytest.mark.slow

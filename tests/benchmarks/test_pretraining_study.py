@@ -188,8 +188,8 @@ def test_curve_and_labels_have_a_column_for_each_step_and_number_of_patches(tmp_
     write_study(tmp_path)
     curve = tables.curve_table(intervals.read_runs(tmp_path / "confirmation"), BASELINE)
     assert "| arm | measure | 32 | 256 | 1024 |" in curve
-    labels = tables.labels_table(tables.label_runs(tmp_path), BASELINE, 1024)
-    assert "| arm | measure | 1 patch | 2 patches | 5 patches | 10 patches | all patches |" in labels
+    labels = tables.labels_table(intervals.read_runs(tmp_path / "labels"), BASELINE, 1024)
+    assert "| arm | measure | 1 patch | 2 patches | 5 patches | 10 patches |" in labels
     for table in (curve, labels):
         assert table.count(f"\n| {ARM} |") == table.count("\n| loser |") == 4
         assert "–" not in table
@@ -238,7 +238,7 @@ def test_a_page_without_runs_stays_as_it_is(tmp_path):
 def test_figures_are_small_pngs_that_show_something(draw, tmp_path):
     write_study(tmp_path)
     labels = draw is pictures.label_efficiency
-    runs = tables.label_runs(tmp_path) if labels else intervals.read_runs(tmp_path / "confirmation")
+    runs = intervals.read_runs(tmp_path / "labels") if labels else intervals.read_runs(tmp_path / "confirmation")
     draw(runs, tmp_path / "figure.png", [BASELINE, ARM, "loser", "an arm without runs"])
     content = (tmp_path / "figure.png").read_bytes()
     assert content.startswith(b"\x89PNG")
