@@ -330,18 +330,20 @@ def samples_of(trainer: nnUNetTrainer, most_cases: int = 16) -> list[Sample]:
     The network predicts as in `nnUNetTrainer.perform_actual_validation`; its training mode and deep supervision are restored. One case at a
     time is in memory. Of more than `most_cases` an even spread over the sorted names is taken.
 
-    A cascaded stage gives an empty list: its input holds what the stage before predicted, which is better in training than on new
-    images, and a threshold fitted on it would not carry over.
+    A cascaded stage is refused: its input holds what the stage before predicted, which is better in training than on new images, and a
+    threshold fitted on it would not carry over. Several processes share the cases.
 
     Args:
-        trainer: initialised, on any device; with several processes, call it in one of them.
+        trainer: initialised, on any device.
         most_cases: at least 1.
 
     Raises:
-        SelmaError: the network has no decoder as nnU-Net's.
+        SelmaError: a cascaded stage, or a network without a decoder as nnU-Net's.
     """
     if trainer.is_cascaded:
-        return []
+        raise SelmaError(
+            "this is the second stage of a cascade, whose input is better in training than it will be on new images"
+        )
     network = without_ddp(trainer.network)
     decoder: Any = getattr(bare(network), "decoder", None)
     if not hasattr(decoder, "deep_supervision"):
@@ -356,6 +358,8 @@ def samples_of(trainer: nnUNetTrainer, most_cases: int = 16) -> list[Sample]:
     )  # fmt: skip
     _, validated = trainer.do_split()
     names = _spread(sorted(validated), most_cases)
+    if trainer.is_ddp:  # one process alone would keep the others waiting until they give up
+        names = names[torch.distributed.get_rank() :: torch.distributed.get_world_size()]
     dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, list(names))
     generator = torch.Generator().manual_seed(0)
     samples = []

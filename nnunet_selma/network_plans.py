@@ -14,7 +14,10 @@ from nnunet_selma.networks import MONAI_MISSING
 from nnunet_selma.planning import Plans, fitting_patch
 from nnunet_selma.settings import with_settings
 
-_ADAMW = {"pretraining": {"optimizer": "adamw"}, "finetuning": {"optimizer": "adamw"}}
+_ADAMW: dict[str, dict[str, Any]] = {
+    "pretraining": {"optimizer": "adamw", "learning_rate": 3e-4},
+    "finetuning": {"optimizer": "adamw"},
+}
 # nnU-Net weighs the outputs of its decoder and leaves the coarsest out; with two stages none is left and the loss is NaN
 _LEAST_HALVINGS = 2
 

@@ -95,7 +95,7 @@ class FinetuningSettings:
     warmup_steps: int = 1250
     """Steps over which the learning rate rises to its full value (at most a tenth of all steps)."""
     carry: str = "all"
-    """What is carried over from pretraining: "all", "all_but_last_step" (the decoder's finest step starts random) or "encoder"."""
+    """Parts that are carried over from pretraining: "all", "all_but_last_step" (the decoder's finest step starts random) or "encoder"."""
     encoder_rate: float = 0.1
     """Learning rate of an encoder that was carried over, as a factor on that of random weights."""
     decoder_rate: float = 0.1

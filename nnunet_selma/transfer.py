@@ -27,7 +27,7 @@ Where the checkpoint has a record (`checkpoints.AdaptationRecord`), encoder and 
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,7 +57,7 @@ class Carried:
     how: tuple[str, ...] = ()
     """What was adapted."""
     part: str = ""
-    """Encoder, decoder, last step or heads, as `part_of` says."""
+    """Encoder, decoder, last step or heads, as `parts_of` says."""
     before: float = 0.0
     """Sum of the squared random weights that were replaced; 0 for biases and norms."""
     after: float = 0.0
@@ -76,7 +76,7 @@ class TransferReport:
         return self._share([tensor for tensor in self.tensors if tensor.fate != "head"])
 
     def share_of(self, part: str) -> float:
-        """Share of the parameters of a part, as `part_of` names it, that were copied or adapted."""
+        """Share of the parameters of a part, as `parts_of` names it, that were copied or adapted."""
         return self._share([tensor for tensor in self.tensors if tensor.part == part])
 
     @staticmethod
@@ -84,11 +84,12 @@ class TransferReport:
         total = sum(tensor.parameters for tensor in tensors)
         return sum(tensor.copied for tensor in tensors) / total if total else 0.0
 
-    def table(self, rates: Mapping[str, float] | None = None) -> str:
+    def table(self, rates: Mapping[str, float] | None = None, *, adaptive: bool = False) -> str:
         """A table to print: for each stage, parameters by fate, size of the weights and rate of learning, and what was adapted.
 
         Args:
-            rates: part, as `part_of` names it, to the factor on its learning rate; 1 where it is not named.
+            rates: part, as `parts_of` names it, to the factor on its learning rate; 1 where it is not named.
+            adaptive: the optimiser's steps do not shrink where weights, and so their gradients, are of another size (AdamW).
         """
         stages: dict[str, list[Carried]] = {}
         for tensor in self.tensors:
@@ -107,7 +108,7 @@ class TransferReport:
             how = "; ".join(dict.fromkeys(how for tensor in tensors for how in tensor.how))
             before, after = sum(tensor.before for tensor in tensors), sum(tensor.after for tensor in tensors)
             size = math.sqrt(after / before) if before and after else 1.0
-            rate = (rates or {}).get(tensors[0].part, 1.0) / size**2
+            rate = (rates or {}).get(tensors[0].part, 1.0) / (size if adaptive else size**2)
             lines.append(
                 f"{stage:<28}" + "".join(f"{counts[fate]:>13,}" for fate in titles) + f"{size:>8.2f}{rate:>8.2f}  {how}".rstrip()
             )  # fmt: skip
@@ -115,7 +116,8 @@ class TransferReport:
             [
                 *lines,
                 f"{self.share:.1%} of the parameters below the heads come from pretraining.",
-                "size: the weights' root mean square ÷ that of the random ones they replaced; learns: the factor on the learning rate ÷ size²,",
+                "size: the weights' root mean square ÷ that of the random ones they replaced; learns: the factor on the learning rate ÷ size"
+                f"{'' if adaptive else '²'},",
                 "the rate at which directions change, where 1 is that of random weights.",
             ]
         )
@@ -127,16 +129,20 @@ def stage_of(key: str) -> str:
     return ".".join(words[: 3 if "stages" in words or "transpconvs" in words or "steps" in words else 2])
 
 
-def part_of(key: str, network: nn.Module) -> str:
-    """The part of a network in which a parameter lies: "encoder", "decoder", "last step" (of the decoder, the finest), or "heads"."""
-    if any(head in key for head in _HEADS):
-        return "heads"
-    pretrained = getattr(network, "pretrained_part", "encoder")
-    if key.startswith((f"{pretrained}.", f"decoder.{pretrained}.")):
-        return "encoder"
-    step = _STEP.match(key)
-    last = _steps(network.state_dict()) - 1
-    return "last step" if step is not None and int(step[2]) == last else "decoder"
+def parts_of(network: nn.Module) -> Callable[[str], str]:
+    """A function from the name of a parameter to its part: "encoder", "decoder", "last step" (the decoder's finest), or "heads"."""
+    encoder = getattr(network, "pretrained_part", "encoder").partition(".")[0]
+    last = _steps(dict(network.named_parameters())) - 1
+
+    def part(key: str) -> str:
+        if any(head in key for head in _HEADS):
+            return "heads"
+        if key.startswith((f"{encoder}.", f"decoder.{encoder}.")):
+            return "encoder"
+        step = _STEP.match(key)
+        return "last step" if step is not None and int(step[2]) == last else "decoder"
+
+    return part
 
 
 CARRIED_PARTS = {
@@ -144,7 +150,7 @@ CARRIED_PARTS = {
     "all_but_last_step": ("encoder", "decoder"),
     "encoder": ("encoder",),
 }
-"""What `finetuning.carry` names, as `part_of` names it."""
+"""Choice of `finetuning.carry` to the parts that are carried over."""
 
 
 def carry_over(
@@ -172,9 +178,10 @@ def carry_over(
     fates: list[Carried] = []
     fitting: list[tuple[Tensor, Tensor]] = []
     fit = 0
+    part_of = parts_of(network)
     for key, aliases, old in distinct(network.state_dict()):
         found = next((tensor for alias in aliases if (tensor := source.get(alias)) is not None), None)
-        part = part_of(key, network)
+        part = part_of(key)
         fate = Carried(key, "head" if part == "heads" else "random", old.numel(), part=part)
         if part != "heads" and found is not None:
             fitted = source.fit(aliases, old, found.to(old), patch_size)
@@ -182,7 +189,7 @@ def carry_over(
                 value, copied, how = fitted
                 fit += copied
                 if part in CARRIED_PARTS[carry]:
-                    _demand_finite(value, key, name)
+                    demand_finite({key: value}, name)
                     before, after = (
                         float(weight.float().square().sum()) if old.ndim > 1 else 0.0 for weight in (old, value)
                     )
@@ -204,12 +211,19 @@ def carry_over(
     return report
 
 
-def _demand_finite(weight: Tensor, key: str, name: str) -> None:
-    if not torch.isfinite(weight).all():
-        raise SelmaError(
-            f"{name}: holds numbers that are not finite ({key}), so the training that wrote it was lost; pretrain again, or choose another "
-            "checkpoint with finetuning.pretrained"
-        )
+def demand_finite(weights: Mapping[str, Tensor], name: str) -> None:
+    """Raise `SelmaError` where weights are NaN or infinite.
+
+    Args:
+        weights: name to tensor.
+        name: what the error calls the checkpoint.
+    """
+    for key, weight in weights.items():
+        if not torch.isfinite(weight).all():
+            raise SelmaError(
+                f"{name}: holds numbers that are not finite ({key}), so the training that wrote it was lost; pretrain again, or choose another "
+                "checkpoint with finetuning.pretrained"
+            )
 
 
 Fitted = tuple[Tensor, int, tuple[str, ...]]

@@ -314,6 +314,21 @@ def test_a_failed_prediction_leaves_the_network_as_it_was(ready, monkeypatch):
     assert ready.network.decoder.deep_supervision
 
 
-def test_a_cascaded_stage_has_no_samples(ready):
+def test_a_cascaded_stage_is_refused_with_a_sentence(ready):
     ready.is_cascaded = True
-    assert samples_of(ready) == []
+    with pytest.raises(SelmaError, match="second stage of a cascade"):
+        samples_of(ready)
+
+
+def test_several_processes_share_the_cases(ready, monkeypatch):
+    whole = [sample.name for sample in samples_of(ready)]
+    ready.is_ddp = True
+    # nnU-Net's looks for the wrapper of DistributedDataParallel
+    ready.set_deep_supervision_enabled = lambda enabled: setattr(ready.network.decoder, "deep_supervision", enabled)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    shares = []
+    for rank in (0, 1):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        shares.append([sample.name for sample in samples_of(ready)])
+    assert sorted(shares[0] + shares[1]) == sorted(whole)
+    assert not set(shares[0]) & set(shares[1])

@@ -15,7 +15,7 @@ from nnunet_selma.transfer import (
     carry_over,
     common_block,
     mean_filter,
-    part_of,
+    parts_of,
     regridded,
     stage_of,
     with_kernel,
@@ -507,17 +507,21 @@ def test_only_the_chosen_parts_are_carried_over(family, carry, parts):
 
 def test_parts_are_found_by_name():
     net = unet()
-    assert {part_of(name, net) for name, _ in net.named_parameters()} == {"encoder", "decoder", "last step", "heads"}
-    last = {name for name, _ in net.named_parameters() if part_of(name, net) == "last step"}
+    names = list(net.state_dict())
+    parts = dict(zip(names, map(parts_of(net), names), strict=True))
+    assert set(parts.values()) == {"encoder", "decoder", "last step", "heads"}
+    last = {name for name, part in parts.items() if part == "last step"}
     assert {stage_of(name) for name in last} == {"decoder.stages.1", "decoder.transpconvs.1"}
     # the decoder of nnU-Net lists its encoder again
-    assert part_of("decoder.encoder.stages.0.0.convs.0.conv.weight", net) == "encoder"
+    assert parts["decoder.encoder.stages.0.0.convs.0.conv.weight"] == "encoder"
+    net.pretrained_part = "encoder.stages.0"  # what is frozen may be less than what is carried over
+    assert dict(zip(names, map(parts_of(net), names), strict=True)) == parts
 
 
 def test_an_architecture_that_fits_is_taken_though_only_a_little_of_it_is_carried_over():
-    source, target = unet(seed=1, features=(4, 6, 8)), unet(seed=2, features=(4, 6, 8))
-    target.pretrained_part = "encoder.stages.0"  # far less than a fifth of the network
-    assert 0 < carry_over(source.state_dict(), target, carry="encoder").share < 0.2
+    source, target = unet(seed=1), unet(seed=2)
+    target.pretrained_part = "backbone"  # so that nothing counts as encoder
+    assert carry_over(source.state_dict(), target, carry="encoder").share == 0
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -540,3 +544,6 @@ def test_the_table_says_how_large_weights_are_and_how_fast_they_learn():
         lines["encoder.stages.0"] == lines["encoder.stages.2"] == ["2.00", "0.12"]
     )  # half the rate, a quarter by size
     assert lines["decoder.stages.0"] == ["1.00", "1.00"]
+    adaptive = carry_over(source.state_dict(), unet(seed=1), carry="encoder").table({"encoder": 0.5}, adaptive=True)
+    (line,) = [line for line in adaptive.splitlines() if line.startswith("encoder.stages.0")]
+    assert line.split()[5:7] == ["2.00", "0.25"]

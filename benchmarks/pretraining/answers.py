@@ -60,14 +60,14 @@ def _answered(study: Study, stage: Stage, arm: Arm, seed: int, cases: Sequence[C
 
 def by_cube(cases: Sequence[Case], scores: Sequence[Any]) -> dict[str, float]:
     """Average precision of scores (z, y, x) against the truth in the middle of each case, mean over the octants of a cube."""
-    found: dict[str, list[float]] = {}
+    by_name: dict[str, list[float]] = {}
     for case, score in zip(cases, scores, strict=True):
         truth = case.truth[middle(case.truth.shape, 32)]
         if truth.any():
-            found.setdefault(case.cube, []).append(
+            by_name.setdefault(case.cube, []).append(
                 float(average_precision_score(truth.ravel(), np.asarray(score).ravel()))
             )
-    return {cube: float(np.mean(values)) for cube, values in found.items()}
+    return {cube: float(np.mean(values)) for cube, values in by_name.items()}
 
 
 def write_answers(study: Study, stage: Stage, arms: Sequence[Arm], seeds: Sequence[int]) -> Path:

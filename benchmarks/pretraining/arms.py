@@ -78,7 +78,7 @@ STRUCTURE = "SelmaSSLTrainer_StructureAware"
 ADAMW = {"pretraining": {"optimizer": "adamw", "learning_rate": 1e-3}}
 IN_VOLUME_UNIT = inpainting(standardise=False, counted="all", mask_ratio=0.3)
 ASINH = merged(IN_VOLUME_UNIT, {"structure": {"preference": 0.0, "weight": 0.0}})
-"""Of `STRUCTURE`, whose answer is an inverse hyperbolic sine, without its masks and weights."""
+"""Changes of `STRUCTURE`, whose answer is an inverse hyperbolic sine: without its masks and weights."""
 VOLUME = merged(IN_VOLUME_UNIT, ADAMW)
 
 ARMS = {

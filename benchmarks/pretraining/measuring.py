@@ -92,7 +92,7 @@ def logit_difference(trainer: Any, image: Array) -> Tensor:
 
 
 def in_tiles(predict: Callable[[Tensor], Tensor], image: Array, patch: Sequence[int]) -> Tensor:
-    """What `predict` makes of tiles (tile, channel, *patch) side by side, put together, (z, y, x).
+    """Predictions of tiles (tile, channel, *patch) that lie side by side, put together, (z, y, x).
 
     Tiles are predicted in batches: alone, each would take PyTorch four times as long on a CPU.
     """
@@ -146,12 +146,12 @@ def _numbers(difference: Array, truth: Array, offset: float, *, topology: bool) 
     scores: dict[str, float | None] = dict.fromkeys(("cldice", "betti_0", "betti_1"))
     if topology:
         pair = Pair(calibrated, truth)
-        found, true = pair.betti
+        predicted, true = pair.betti
         cldice = pair.centrelines.cldice_2026
         scores = {
             "cldice": None if np.isnan(cldice) else cldice,
-            "betti_0": float(abs(found[0] - true[0])),
-            "betti_1": float(abs(found[1] - true[1])),
+            "betti_0": float(abs(predicted[0] - true[0])),
+            "betti_1": float(abs(predicted[1] - true[1])),
         }
     return {
         "average_precision": float(average_precision_score(truth.ravel(), difference.ravel())),

@@ -1,4 +1,4 @@
-"""Masked volume inpainting: blocks are masked, the network fills them in, masked voxels count."""
+"""Masked volume inpainting: blocks are masked, the network fills them in."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,8 +24,11 @@ class MaskedInpainting(Pretext):
     """Masked volume inpainting as team XunDJ did it in SELMA3D 2024 (paper, section 4.2.3): regions are set to zero.
 
     Settings change what the network must do: skip connections can be closed, so that everything passes through the coarsest map; masked
-    voxels can stay empty in every layer (`sparse`); every step of the decoder can be asked; the error of visible voxels can count too.
+    voxels can stay empty in every layer (`sparse`); every step of the decoder can be asked; the error of visible voxels counts or not.
     """
+
+    can_ask_every_step = True
+    """False for subclasses whose error is defined at full resolution alone."""
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
@@ -42,6 +45,8 @@ class MaskedInpainting(Pretext):
                 f"inpainting.deep_supervision needs a decoder that answers at every step, and {type(task.network).__name__} has none; "
                 "set it to false"
             )
+        if self.settings.deep_supervision and not self.can_ask_every_step:
+            raise SelmaError(f"inpainting.deep_supervision is not for {type(self).__name__}; set it to false")
         self.asks_every_step = self.settings.deep_supervision
         self.stride = [1] * len(task.patch)
         if self.settings.sparse or self.settings.aligned:
@@ -128,11 +133,12 @@ class MaskedInpainting(Pretext):
         else:
             maps = list(encoder(visible))
         if not self.settings.skips:
-            maps = [torch.zeros_like(features) for features in maps[:-1]] + maps[-1:]
+            # not new zeros: with several processes every parameter needs a gradient, if only of zeros
+            maps = [features * 0 for features in maps[:-1]] + maps[-1:]
         return maps
 
     def error(self, prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-        """What is minimised: the error of the voxels that count, where the settings measure it."""
+        """The error of the voxels that count, where the settings measure it; this is minimised."""
         return masked_error(prediction, target, self.counted(mask), kind=self.settings.target, spacing=self.spacing)
 
     def counted(self, mask: Tensor) -> Tensor:
@@ -211,7 +217,7 @@ def at_resolution(target: Tensor, mask: Tensor, grid: Sequence[int]) -> tuple[Te
 def standardised(patches: Tensor, visible: Tensor) -> Tensor:
     """Each patch and channel with the visible voxels' mean 0 and standard deviation 1 (He et al. 2022, normalised pixels).
 
-    Without it, a patch counts by its contrast within the whole volume, and dim structures are not learnt at all.
+    Without it, a patch counts by its contrast within its case.
 
     Args:
         patches: (batch, channel, *patch).

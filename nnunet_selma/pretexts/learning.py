@@ -75,7 +75,8 @@ def errors_without(
 
     Returns:
         "nothing" to the error of the whole network, "bottleneck" to that without the coarsest map, and, where the pretext uses skip
-        connections, "skip 0" (the finest), "skip 1", … to those without each. Empty for a network without an encoder that gives maps.
+        connections, "skip 0" (the finest), "skip 1", … to those without each. Empty for a network without an encoder that gives several
+        maps. A sparse pretext puts its tokens into masked places all the same.
     """
     encoder = getattr(network, "encoder", None)
     if encoder is None or not hasattr(network, "decoder"):
@@ -89,7 +90,10 @@ def errors_without(
             errors.append(float(masked_error(pretext.answer(network, visible, mask), target, mask)))
         return sum(errors) / len(errors)
 
-    count = len(encoder(batches[0]))
+    maps = encoder(batches[0])
+    if isinstance(maps, Tensor):
+        return {}
+    count = len(maps)
     skips = range(count - 1) if pretext.settings.skips else range(0)
     errors = {"nothing": error()}
     for name, number in [*((f"skip {number}", number) for number in skips), ("bottleneck", count - 1)]:
@@ -130,7 +134,7 @@ def unlearnt(moved: Sequence[Movement], errors: Mapping[str, float]) -> list[str
 
 
 def as_json(moved: Sequence[Movement], errors: Mapping[str, float]) -> dict[str, Any]:
-    """What ssl_summary.json says of both measurements."""
+    """Both measurements as ssl_summary.json holds them."""
     return {
         "stages": {entry.stage: {"turned_degrees": entry.turned, "size": entry.size} for entry in moved},
         "errors_without": dict(errors),

@@ -20,6 +20,7 @@ class MultiTask(MaskedInpainting):
     Two views of each patch, turned by multiples of 90°, changed in contrast and masked, go through the network once.
     """
 
+    can_ask_every_step = False
     mirrors = False  # a mirrored patch does not say how it was turned
 
     def __init__(self, task: Task) -> None:
@@ -37,6 +38,7 @@ class MultiTask(MaskedInpainting):
         ):  # a head without a loss would be waited for by the other processes
             getattr(self, name).requires_grad_(getattr(self.weights, name) > 0)
         self.trains_decoder = self.weights.inpainting > 0
+        self.tokens.requires_grad_(self.trains_decoder)
 
     def draw_turns(self, count: int) -> list[int]:
         """Quarter turns of each patch; half turns alone where no two axes are alike."""

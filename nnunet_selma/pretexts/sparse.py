@@ -25,7 +25,7 @@ def demand_sparse_encoder(encoder: nn.Module) -> None:
     others = [
         layer
         for layer in layers
-        if isinstance(layer, _NormBase | nn.LayerNorm) and not isinstance(layer, _InstanceNorm)
+        if isinstance(layer, _NormBase | nn.LayerNorm | nn.GroupNorm) and not isinstance(layer, _InstanceNorm)
     ]
     if others or not any(isinstance(layer, _ConvNd) for layer in layers):
         raise SelmaError(

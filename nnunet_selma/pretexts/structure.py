@@ -25,6 +25,8 @@ class StructureInpainting(MaskedInpainting):
     and there on tubes instead (`structure.cut_share`, off by default), so that a branch is cut and has to be bridged.
     """
 
+    can_ask_every_step = False
+
     def __init__(self, task: Task) -> None:
         super().__init__(task)
         self.structure = task.settings.structure
@@ -76,7 +78,7 @@ class StructureInpainting(MaskedInpainting):
         return masks
 
     def error(self, prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-        """The error of the masked voxels, weighted by how much the true patch looks like a structure there."""
+        """The error of the voxels that count, weighted by how much the true patch looks like a structure there."""
         found = self.response(target, self.structure.kind).clamp(max=_MOST_WEIGHT)
         weight = (1 + self.structure.weight * found).unsqueeze(1)
         counted = self.counted(mask)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -172,11 +172,27 @@ class SelmaTrainer(nnUNetTrainer):
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
         """As nnU-Net; an optimiser that was saved unfused, or on another device, goes on as this one was made."""
-        super().load_checkpoint(filename_or_checkpoint)
+        try:
+            super().load_checkpoint(filename_or_checkpoint)
+        except (ValueError, KeyError) as error:  # another number of parameter groups, or another kind of optimiser
+            self._refuse_optimiser(error)
+        lacking = {
+            name for group in self.optimizer.param_groups for name in self.optimizer.defaults if name not in group
+        }
+        if lacking - {"fused"}:
+            self._refuse_optimiser(None)
         if "fused" in self.optimizer.defaults:
             for group in self.optimizer.param_groups:
                 group["fused"] = self.optimizer.defaults["fused"]
         fill_momentum(self.optimizer)
+
+    def _refuse_optimiser(self, error: Exception | None) -> NoReturn:
+        """End with the sentence that a checkpoint's optimiser is another one than the settings ask for."""
+        with plain_errors():
+            raise SelmaError(
+                f"{self.output_folder}: this training was begun with another optimiser than {self.section}.optimizer and this version of "
+                "nnunet_selma make; go on with the settings and the version it was begun with, or train anew in another folder"
+            ) from error
 
     @property
     def _trials_file(self) -> Path:

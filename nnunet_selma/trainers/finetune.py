@@ -1,5 +1,6 @@
 """`SelmaFinetuneTrainer`: nnU-Net's segmentation training that starts from pretrained weights; `strategies` has its variants."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from torch import nn
 
-from nnunet_selma.calibration import Calibration, fit, samples_of, shift_heads
+from nnunet_selma.calibration import Sample, fit, samples_of, shift_heads
 from nnunet_selma.checkpoints import read_checkpoint
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.json_files import write_json
@@ -17,7 +18,7 @@ from nnunet_selma.losses import build_loss
 from nnunet_selma.pretexts.base import pretrained_part
 from nnunet_selma.pretrained import find_pretrained, network_identity
 from nnunet_selma.trainers.base import SelmaTrainer, bare, plain_errors
-from nnunet_selma.transfer import carry_over, part_of
+from nnunet_selma.transfer import carry_over, demand_finite, parts_of
 
 CALIBRATION = "calibration.json"
 _MOSTLY = 0.5
@@ -80,7 +81,9 @@ class SelmaFinetuneTrainer(SelmaTrainer):
 
     section = "finetuning"
     goes_on: bool = False
-    """Whether a checkpoint of this training was loaded."""
+    """True once a checkpoint of this training was loaded."""
+    has_trained: bool = False
+    """True once an epoch was trained in this process."""
 
     def initialize(self) -> None:
         """As nnU-Net; remembers the random weights, to see whether somebody replaced them."""
@@ -104,14 +107,17 @@ class SelmaFinetuneTrainer(SelmaTrainer):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """A group for each part of the network, so that what was carried over may learn more slowly than the rest."""
         network = bare(self.network)
-        groups: dict[str, list[nn.Parameter]] = {}
+        part_of = parts_of(network)
+        # nnU-Net logs the learning rate of the first group: that of the heads, which is never slowed down
+        groups: dict[str, list[nn.Parameter]] = {"heads": []}
         for name, parameter in network.named_parameters():
             if parameter.requires_grad:
-                groups.setdefault(part_of(name, network), []).append(parameter)
-        return [{"params": parameters, "part": part, "rate": 1.0} for part, parameters in groups.items()]
+                groups.setdefault(part_of(name), []).append(parameter)
+        return [{"params": parameters, "part": part, "rate": 1.0} for part, parameters in groups.items() if parameters]
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """As nnU-Net, at the learning rates of this step."""
+        self.has_trained = True
         self.lr_scheduler.before_step()
         result: dict[str, Any] = super().train_step(batch)
         return result
@@ -157,12 +163,17 @@ class SelmaFinetuneTrainer(SelmaTrainer):
         """Carry the pretrained weights over before anything else, unless the network has its weights already."""
         if not self.was_initialized:
             self.initialize()
-        if not self.goes_on and torch.equal(self._first_weights(), self._start):
+        if self.goes_on:
+            self.print_to_log_file("The network goes on with its own weights (--c); nothing is carried over.")
+        elif torch.equal(self._first_weights(), self._start):
             with plain_errors():
                 self.carry_over()
         else:
+            with plain_errors():
+                demand_finite(bare(self.network).state_dict(), "-pretrained_weights")
+            self.slow_down(self.carried_rates())
             self.print_to_log_file(
-                "The network has its weights already (--c or -pretrained_weights); nothing is carried over."
+                "The network has weights of nnU-Net's -pretrained_weights already; nothing is carried over, and finetuning.carry is not asked."
             )
         super().on_train_start()
 
@@ -183,18 +194,23 @@ class SelmaFinetuneTrainer(SelmaTrainer):
             read_checkpoint(path), bare(self.network), str(path), patch_size=self.configuration_manager.patch_size, carry=settings.carry
         )  # fmt: skip
         rates = {part: rate for part, rate in self.carried_rates().items() if report.share_of(part) > _MOSTLY}
+        self.slow_down(rates)
+        table = report.table(rates, adaptive=settings.optimizer == "adamw")
+        self.print_to_log_file(f"Pretrained weights from {path}\n{table}")
+
+    def slow_down(self, rates: Mapping[str, float]) -> None:
+        """Let parts of the network, as `parts_of` names them, learn at these shares of the learning rate, and all others at all of it."""
         for group in self.optimizer.param_groups:
             group["rate"] = rates.get(group["part"], 1.0)
-        self.print_to_log_file(f"Pretrained weights from {path}\n{report.table(rates)}")
 
     def carried_rates(self) -> dict[str, float]:
-        """Part of the network, as `part_of` names it, to the factor on its learning rate if it was carried over."""
+        """Part of the network, as `parts_of` names it, to the factor on its learning rate if it was carried over."""
         settings = self.settings.finetuning
         return {"encoder": settings.encoder_rate, "decoder": settings.decoder_rate, "last step": settings.decoder_rate}
 
     def on_train_end(self) -> None:
-        """Fit the decision threshold, then write the final checkpoint as nnU-Net does."""
-        if self.settings.finetuning.calibrate:
+        """Fit the decision threshold, then write the final checkpoint as nnU-Net does; a run that was finished already is not fitted again."""
+        if self.settings.finetuning.calibrate and self.has_trained:
             self.calibrate()
         super().on_train_end()
 
@@ -205,31 +221,42 @@ class SelmaFinetuneTrainer(SelmaTrainer):
         training ends as it would have without.
         """
         self.print_to_log_file("Fitting the decision threshold (finetuning.calibrate)")
-        fitted = [self._fitted_threshold() if self.local_rank == 0 else None]
-        if self.is_ddp:
-            torch.distributed.broadcast_object_list(fitted)
-        calibration = fitted[0]
-        if calibration is None:
+        labels = self.label_manager
+        try:
+            samples = self._calibration_samples()
+            if labels.has_regions:
+                calibration = fit(samples, labels.foreground_regions, labels.regions_class_order)
+            else:
+                calibration = fit(samples)
+        except SelmaError as error:
+            self.print_to_log_file(f"WARNING: the decision threshold stays as it is: {error}.")
             return
         shift_heads(self.network, calibration.offsets)
         self.print_to_log_file(calibration.sentence())
         if self.local_rank == 0 and not self.disable_checkpointing:
             write_json(Path(self.output_folder) / CALIBRATION, calibration.as_json())
 
-    def _fitted_threshold(self) -> Calibration | None:
-        """The fitted offsets; None, and a warning in the log, where the network or the cases allow none."""
-        labels = self.label_manager
+    def _calibration_samples(self) -> list[Sample]:
+        """Logits and labels of all cases, the same in every process; each predicts its share of them.
+
+        Raises:
+            SelmaError: in every process, if one of them could not predict its share.
+        """
+        failure: str | None = None
+        samples: list[Sample] = []
         try:
-            shift_heads(self.network, [0.0] * labels.num_segmentation_heads)
+            shift_heads(self.network, [0.0] * self.label_manager.num_segmentation_heads)
             samples = samples_of(self)
-            return (
-                fit(samples, labels.foreground_regions, labels.regions_class_order)
-                if labels.has_regions
-                else fit(samples)
-            )
-        except SelmaError as error:
-            self.print_to_log_file(f"WARNING: the decision threshold stays as it is: {error}.")
-            return None
+        except (SelmaError, RuntimeError, OSError, MemoryError) as error:
+            failure = str(error) or type(error).__name__
+        shares: list[Any] = [(samples, failure)]
+        if self.is_ddp:
+            shares = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(shares, (samples, failure))
+        failures = [failure for _, failure in shares if failure]
+        if failures:
+            raise SelmaError(failures[0])
+        return [sample for share, _ in shares for sample in share]
 
     def checkpoint_changes(self) -> dict[str, Any]:
         """The network is nnU-Net's own, so a bare nnU-Net may predict with it."""

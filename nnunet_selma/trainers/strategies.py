@@ -93,7 +93,7 @@ class SelmaFinetuneTrainer_LoRA(SelmaFinetuneTrainer):
         return super().configure_optimizers()
 
     def carried_rates(self) -> dict[str, float]:
-        """As in fine-tuning, but the factors, which are not carried over, learn at the full rate."""
+        """As in fine-tuning, but the factors, which are not carried over, learn at the full rate, and the encoder's biases and norms with them."""
         return {**super().carried_rates(), "encoder": 1.0}
 
     def checkpoint_changes(self) -> dict[str, Any]:

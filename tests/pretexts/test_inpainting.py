@@ -5,6 +5,8 @@ from torch.nn import functional
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.pretexts.inpainting import MaskedInpainting, local_mean, masked_error, standardised
+from nnunet_selma.pretexts.multitask import MultiTask
+from nnunet_selma.pretexts.structure import StructureInpainting
 from nnunet_selma.pretexts.views import gaussian_blur
 from nnunet_selma.settings import InpaintingSettings
 from nnunet_selma.trainers.ssl import freeze_untrained
@@ -239,3 +241,18 @@ def test_settings_that_make_no_sense_are_refused():
     for settings, sentence in (({"counted": "some"}, "counted"), ({"first_ratio": 1.5}, "first_ratio is 1.5")):
         with pytest.raises(SelmaError, match=sentence):
             InpaintingSettings(**settings)
+
+
+@pytest.mark.parametrize("kind", [StructureInpainting, MultiTask])
+def test_pretexts_whose_error_has_one_resolution_refuse_deep_supervision(kind):
+    with pytest.raises(SelmaError, match=f"deep_supervision is not for {kind.__name__}"):
+        kind(task(inpainting={"deep_supervision": True}))
+
+
+def test_closed_skips_leave_no_parameter_without_a_gradient():
+    net = network(plans())
+    one = MaskedInpainting(task(net, inpainting={"skips": False, "sparse": True}))
+    freeze_untrained(net, one)
+    loss_of(one, net, torch.randn(1, 1, 16, 16, 16)).backward()
+    trained = [*net.named_parameters(), *one.named_parameters()]
+    assert [name for name, parameter in trained if parameter.requires_grad and parameter.grad is None] == []

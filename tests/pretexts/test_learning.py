@@ -62,3 +62,8 @@ def test_a_deepest_stage_that_has_not_moved_is_told():
     assert "the deepest stage has hardly moved" in sentence
     assert "encoder.stages.1 by 1.0 degrees" in sentence
     assert unlearnt([stages[0]], {"nothing": 1.0, "bottleneck": 2.0}) == []
+
+
+def test_an_encoder_that_gives_one_map_is_not_measured():
+    net = torch.nn.ModuleDict({"encoder": torch.nn.Identity(), "decoder": torch.nn.Identity()})
+    assert errors_without(MaskedInpainting(task(net)).eval(), net, [torch.randn(2, 1, 16, 16, 16)]) == {}

@@ -518,6 +518,7 @@ def test_the_fitted_threshold_lies_in_the_bias_of_the_finest_head(folders, monke
     logits = torch.tensor([[0.0] * 6, [-3.0, -1.0, 1.0, 2.0, 3.0, 4.0]])
     fitted_on(monkeypatch, [Sample("case", logits, torch.tensor([0, 0, 0, 0, 1, 1]))])
     one = started(SelmaFinetuneTrainer, folders)
+    one.has_trained = True
     before = parameters(one)
     one.on_train_end()
     assert moved(one, before) == {"decoder.seg_layers.1.bias"}
@@ -533,6 +534,7 @@ def test_the_fitted_threshold_lies_in_the_bias_of_the_finest_head(folders, monke
 def test_nothing_is_shifted_where_it_is_turned_off_or_there_are_no_cases(settings, folders, monkeypatch):
     fitted_on(monkeypatch, [])
     one = started(SelmaFinetuneTrainer, folders, **settings)
+    one.has_trained = True
     before = parameters(one)
     one.on_train_end()
     assert moved(one, before) == set()
@@ -540,12 +542,52 @@ def test_nothing_is_shifted_where_it_is_turned_off_or_there_are_no_cases(setting
     assert said == (settings == {})
 
 
-def test_a_network_whose_threshold_cannot_be_moved_ends_its_training_all_the_same(folders, monkeypatch):
+@pytest.mark.parametrize("fault", ["no bias", "infinite logits"])
+def test_a_threshold_that_cannot_be_fitted_ends_no_training(fault, folders, monkeypatch):
     fitted_on(monkeypatch, [])
     one = started(SelmaFinetuneTrainer, folders)
-    one.network.decoder.seg_layers[-1].bias = None
+    one.has_trained = True
+    if fault == "no bias":
+        one.network.decoder.seg_layers[-1].bias = None
+    else:
+
+        def fails(_):
+            raise RuntimeError("Encountered inf in predicted array")
+
+        monkeypatch.setattr("nnunet_selma.trainers.finetune.samples_of", fails)
     one.on_train_end()
-    assert "WARNING: the decision threshold stays as it is: the finest head" in Path(one.log_file).read_text()
+    reason = {"no bias": "the finest head", "infinite logits": "Encountered inf in predicted array"}[fault]
+    assert f"WARNING: the decision threshold stays as it is: {reason}" in Path(one.log_file).read_text()
+
+
+def test_a_finished_training_is_not_fitted_again(folders, monkeypatch):
+    monkeypatch.setattr("nnunet_selma.trainers.finetune.samples_of", lambda _: 1 / 0)
+    monkeypatch.setattr(nnUNetTrainer, "on_train_end", lambda _: None)
+    started(SelmaFinetuneTrainer, folders).on_train_end()
+
+
+def test_weights_of_nnunets_own_option_learn_more_slowly_too(folders, pretrained, monkeypatch):
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", lambda _: None)
+    one = started(SelmaFinetuneTrainer, folders)
+    load_pretrained_weights(one.network, pretrained[0])
+    one.on_train_start()
+    rates = {group["part"]: group["rate"] for group in one.optimizer.param_groups}
+    assert rates == {"heads": 1.0, "encoder": 0.1, "decoder": 0.1, "last step": 0.1}
+
+
+@pytest.mark.parametrize("before", ["one group", "sgd"])
+def test_a_training_that_another_optimiser_began_is_refused_with_a_sentence(before, folders, capsys):
+    one = started(SelmaFinetuneTrainer, folders, optimizer="sgd" if before == "sgd" else "adamw")
+    path = saved(one)
+    if before == "one group":
+        content = torch.load(path, weights_only=False)
+        state = content["optimizer_state"]
+        together = [number for group in state["param_groups"] for number in group["params"]]
+        state["param_groups"] = [{**state["param_groups"][0], "params": together}]
+        torch.save(content, path)
+    with pytest.raises(SystemExit):
+        started(SelmaFinetuneTrainer, folders, optimizer="adamw").load_checkpoint(path)
+    assert "this training was begun with another optimiser" in capsys.readouterr().err
 
 
 def test_low_rank_factors_learn_at_the_full_rate(folders, pretrained, monkeypatch):
