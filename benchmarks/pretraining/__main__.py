@@ -44,15 +44,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def publish(results: Path) -> None:
-    """Write the tables into docs/results.md, and draw its two figures, from the result files."""
+    """Write the tables into docs/results.md and draw its figures, as far as there are results."""
     from benchmarks.pretraining.intervals import read_runs
     from benchmarks.pretraining.pictures import label_efficiency, learning_curves
     from benchmarks.pretraining.tables import write_page
 
     docs = _ROOT / "docs"
     write_page(results, docs / "results.md")
-    learning_curves(read_runs(results / "confirmation"), docs / "curves.png", CONFIRMED)
-    label_efficiency(read_runs(results / "labels"), docs / "few-labels.png", CONFIRMED[:2])
+    confirmed, few = (read_runs(results / stage) for stage in ("confirmation", "labels"))
+    if confirmed:
+        learning_curves(confirmed, docs / "curves.png", CONFIRMED)
+    if few:
+        label_efficiency(few, docs / "few-labels.png", CONFIRMED[:2])
 
 
 def run(chosen: argparse.Namespace, arms: Sequence[Arm], seeds: Sequence[int]) -> None:

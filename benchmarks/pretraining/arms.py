@@ -90,6 +90,7 @@ ARMS = {
         Arm(name="random, rate 0.03", pretext=None, changes=finetuned(learning_rate=3e-2)),
         # what is carried over
         Arm(name="old default"),
+        Arm(name="old default, rate 0.03", changes=finetuned(learning_rate=3e-2)),
         Arm(name="encoder", changes=ENCODER),
         Arm(name="all but last step", changes=finetuned(carry="all_but_last_step")),
         # how fast it may change
@@ -126,6 +127,10 @@ ARMS = {
         Arm(
             name="volume unit, rate 0.03, a tenth as fast",
             changes=merged(VOLUME, slower(0.1), finetuned(learning_rate=3e-2)),
+        ),
+        Arm(
+            name="volume unit, rate 0.03, a thirtieth as fast",
+            changes=merged(VOLUME, slower(0.03), finetuned(learning_rate=3e-2)),
         ),
         # confirmed
         Arm(name="new default", changes=merged(VOLUME, slower(0.1))),
