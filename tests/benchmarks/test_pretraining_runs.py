@@ -1,12 +1,15 @@
 """Arms, and the runs of the pretraining study on real volumes, as small as possible."""
 
+import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.pretraining.arms import ARMS, BASE, arm_named, merged
 from benchmarks.pretraining.measuring import Case, in_tiles, middle
+from nnunet_selma.commands import FOLDER_VARIABLES
 from nnunet_selma.json_files import read_json
 from nnunet_selma.settings import read_settings
 from nnunet_selma.trainers import TRAINERS
@@ -50,8 +53,9 @@ def test_tiles_are_put_together_where_they_were():
 def test_an_arm_is_pretrained_fine_tuned_and_measured_once(real_data, tmp_path, monkeypatch):
     from benchmarks.pretraining.running import SCREENING, STEPS_PER_EPOCH, Study
 
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_extTrainer"):
-        monkeypatch.setenv(name, "")  # set by the study, and restored behind the test
+    for name in (*FOLDER_VARIABLES, "nnUNet_extTrainer", "OMP_NUM_THREADS", "nnUNet_n_proc_DA", "nnUNet_def_n_proc"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))  # set by the study, and restored behind the test
+    threads = torch.get_num_threads()
     stage = replace(SCREENING, octants=(0,), pretraining_steps=4, points=(STEPS_PER_EPOCH,))
     study = Study(
         sources=(real_data / "delivr", real_data / "selma3d_crops"), unlabelled=(real_data / "wu_unlabelled",), output=tmp_path / "study",
@@ -72,4 +76,5 @@ def test_an_arm_is_pretrained_fine_tuned_and_measured_once(real_data, tmp_path, 
             assert 0 <= case["dice"] <= 1
     before = [path.stat().st_mtime_ns for path in written]
     study.finetune(stage, ARMS["random"], 0, labels=1)
+    torch.set_num_threads(threads)
     assert [path.stat().st_mtime_ns for path in written] == before
