@@ -53,7 +53,8 @@ def publish(results: Path) -> None:
     write_page(results, docs / "results.md")
     confirmed, few = (read_runs(results / stage) for stage in ("confirmation", "labels"))
     if confirmed:
-        learning_curves(confirmed, docs / "curves.png", CONFIRMED)
+        ran = {run.arm for run in confirmed}
+        learning_curves(confirmed, docs / "curves.png", [name for name in CONFIRMED if name in ran])
     if few:
         label_efficiency(few, docs / "few-labels.png", CONFIRMED[:2])
 
