@@ -96,7 +96,7 @@ def test_transformers_bring_their_optimiser_and_other_settings_stay():
     assert (settings.pretraining.optimizer, settings.finetuning.optimizer) == ("adamw", "adamw")
     assert settings.pretraining.epochs == 7
     flat = read_settings(network_plans(plans("2d, 256×256"), "new", network="attention_unet"))
-    assert (flat.pretraining.optimizer, flat.finetuning.optimizer) == ("sgd", "sgd")
+    assert (flat.pretraining.optimizer, flat.finetuning.optimizer) == ("adamw", "sgd")  # as without a plan's choice
 
 
 def cascade():

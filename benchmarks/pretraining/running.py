@@ -154,6 +154,8 @@ class Study:
         length = run_length(max(points) // STEPS_PER_EPOCH, STEPS_PER_EPOCH) | {"seed": seed, "pretrained": checkpoint}
         changes = merged(arm.settings, {"finetuning": length})
         trainer = self.trainer(stage, arm.finetuning, f"{result.stem}_{result.parent.name}", ANNOTATED, changes)
+        with redirect_stdout(StringIO()):
+            trainer.initialize()
         if labels is not None:
             keys = drawn_patches(
                 sorted(trainer.dataset_class.get_identifiers(trainer.preprocessed_dataset_folder)), labels, seed
