@@ -200,7 +200,7 @@ def _fit_regions(samples: Sequence[Sample], regions: Sequence[Region]) -> tuple[
 
 
 def _nearest(curve: Tensor, grid: Tensor) -> float:
-    """Of the offsets whose Dice is close to the best the one nearest to 0, and of two as near the better."""
+    """The offset nearest to 0 among those whose Dice is close to the best; of two as near, the better."""
     distance = torch.where(curve >= curve.max() - TOLERANCE, grid.abs(), torch.inf)
     return float(grid[torch.where(distance == distance.min(), curve, -1.0).argmax()])
 

@@ -336,9 +336,8 @@ class SelmaSSLTrainer(SelmaTrainer):
         sentences = unlearnt(moved, errors)
         for sentence in sentences:
             self.print_to_log_file(f"WARNING: {sentence}.")
-        write_json(
-            folder / SUMMARY, self.summary() | {"learnt": learnt, "warnings": [*alarms(self.history()), *sentences]}
-        )
+        summary = self.summary()
+        write_json(folder / SUMMARY, {**summary, "learnt": learnt, "warnings": [*summary["warnings"], *sentences]})
         self.print_to_log_file(f"Wrote {SUMMARY} to {folder}")
 
     def _validation_batches(self) -> list[Tensor]:

@@ -51,6 +51,7 @@ def test_tiles_are_put_together_where_they_were():
 
 @pytest.mark.slow
 def test_an_arm_is_pretrained_fine_tuned_and_measured_once(real_data, tmp_path, monkeypatch):
+    from benchmarks.pretraining.answers import answers
     from benchmarks.pretraining.running import SCREENING, STEPS_PER_EPOCH, Study
 
     for name in (*FOLDER_VARIABLES, "nnUNet_extTrainer", "OMP_NUM_THREADS", "nnUNet_n_proc_DA", "nnUNet_def_n_proc"):
@@ -74,6 +75,10 @@ def test_an_arm_is_pretrained_fine_tuned_and_measured_once(real_data, tmp_path, 
         for case in point["cases"].values():
             assert 0 < case["average_precision"] < 1
             assert 0 <= case["dice"] <= 1
+    ranked = answers(study, stage, [ARMS["no skips"]], [0])
+    assert list(ranked) == ["intensity of the image", "no skips"]
+    assert all(set(cubes) == set(SCREENING.test_cubes) for cubes in ranked.values())
+    assert ranked["intensity of the image"]["microglia_1874"] > 0.9  # labels of microglia follow brightness
     before = [path.stat().st_mtime_ns for path in written]
     study.finetune(stage, ARMS["random"], 0, labels=1)
     torch.set_num_threads(threads)

@@ -561,9 +561,15 @@ def test_a_threshold_that_cannot_be_fitted_ends_no_training(fault, folders, monk
 
 
 def test_a_finished_training_is_not_fitted_again(folders, monkeypatch):
-    monkeypatch.setattr("nnunet_selma.trainers.finetune.samples_of", lambda _: 1 / 0)
+    asked = []
+    monkeypatch.setattr("nnunet_selma.trainers.finetune.samples_of", lambda _: asked.append(1) or [])
     monkeypatch.setattr(nnUNetTrainer, "on_train_end", lambda _: None)
-    started(SelmaFinetuneTrainer, folders).on_train_end()
+    one = started(SelmaFinetuneTrainer, folders)
+    one.on_train_end()
+    assert asked == []
+    train(one, [0], steps=1)
+    one.on_train_end()
+    assert asked == [1]
 
 
 def test_weights_of_nnunets_own_option_learn_more_slowly_too(folders, pretrained, monkeypatch):
