@@ -8,8 +8,9 @@ import argparse
 import multiprocessing
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 from benchmarks.pretraining.arms import ARMS, BASELINE, Arm, arm_named
 
@@ -18,6 +19,8 @@ RESULTS = _ROOT / "benchmarks" / "results" / "pretraining"
 CONFIRMED = (BASELINE, "new default", "old default", "XunDJ, as slow")
 """Arms that are confirmed; the first two of them are fine-tuned on few labels too."""
 LABELS = (1, 2, 5, 10)
+Entry = tuple[Arm, int, int | None]
+"""Arm, seed, and the number of annotated patches, None for all."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -33,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--arms", nargs="+", help="names of arms (default: those of the stage)")
     parser.add_argument("--labels", type=int, nargs="+", default=LABELS, help="annotated patches, of the stage labels")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: 0 for screening, 0 1 2 else")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
     parser.add_argument("--processes", type=int, default=2, help="trainings at the same time, with one thread each")
     chosen = parser.parse_args(arguments)
     if chosen.stage == "tables":
@@ -66,7 +70,7 @@ def run(chosen: argparse.Namespace, arms: Sequence[Arm], seeds: Sequence[int]) -
     stage = SCREENING if chosen.stage == "screening" else CONFIRMATION
     study = Study(
         sources=tuple(path.resolve() for path in chosen.data), unlabelled=tuple(path.resolve() for path in chosen.unlabelled),
-        output=chosen.output.resolve(), results=chosen.results.resolve(),
+        output=chosen.output.resolve(), results=chosen.results.resolve(), device=chosen.device,
     )  # fmt: skip
     study.prepare(stage)
     if chosen.stage == "answers":
@@ -75,25 +79,40 @@ def run(chosen: argparse.Namespace, arms: Sequence[Arm], seeds: Sequence[int]) -
         print(write_answers(study, stage, arms, seeds))
         return
     labels: Sequence[int | None] = chosen.labels if chosen.stage == "labels" else (None,)
-    runs = [(arm, seed, count) for count in labels for seed in seeds for arm in arms]
+    runs: list[Entry] = [(arm, seed, count) for count in labels for seed in seeds for arm in arms]
     waiting = [entry for entry in runs if not study.result(stage, *entry).is_file()]
-    pretrainings = {arm.pretraining_name(seed): (arm, seed) for arm, seed, _ in waiting if arm.pretext is not None}
     with ProcessPoolExecutor(chosen.processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        pretraining = [pool.submit(study.pretrain, stage, arm, seed) for arm, seed in pretrainings.values()]
-        random = [pool.submit(study.finetune, stage, *entry) for entry in waiting if entry[0].pretext is None]
-        _finish("pretrainings", pretraining)
-        pretrained = [pool.submit(study.finetune, stage, *entry) for entry in waiting if entry[0].pretext is not None]
-        _finish("fine-tunings", [*random, *pretrained])
+        _fine_tune_as_pretrained(study, stage, waiting, pool)
 
 
-def _finish(title: str, work: Sequence[Future[Path] | Future[None]]) -> None:
-    started = time.monotonic()
-    for number, done in enumerate(as_completed(work), start=1):
-        done.result()
-        minutes = (time.monotonic() - started) / 60
-        print(
-            f"{number}/{len(work)} {title}, {minutes:.1f} min, about {minutes / number * (len(work) - number):.0f} min left", flush=True
-        )  # fmt: skip
+def _fine_tune_as_pretrained(study: Any, stage: Any, waiting: Sequence[Entry], pool: Executor) -> None:
+    """Pretrain what the waiting runs share, once each, and submit a run as soon as its pretraining is finished; say how far it is.
+
+    Raises:
+        SystemExit: a training failed, after all others have run.
+    """
+    runs_of: dict[str, list[Entry]] = {}
+    for arm, seed, labels in waiting:
+        runs_of.setdefault(arm.pretraining_name(seed) if arm.pretext else "", []).append((arm, seed, labels))
+    pending: dict[Future[Any], str] = {pool.submit(study.finetune, stage, *entry): "" for entry in runs_of.pop("", [])}
+    pending |= {pool.submit(study.pretrain, stage, *runs[0][:2]): name for name, runs in runs_of.items()}
+    total, finished, failures, started = len(waiting) + len(runs_of), 0, list[str](), time.monotonic()
+    while pending:
+        for done in wait(pending, return_when=FIRST_COMPLETED).done:
+            runs = runs_of.get(pending.pop(done), [])
+            finished += 1
+            if failure := done.exception():
+                failures.append(f"{type(failure).__name__}: {failure}")
+                print(failures[-1], flush=True)
+                finished += len(runs)
+            else:
+                pending |= {pool.submit(study.finetune, stage, *entry): "" for entry in runs}
+            minutes = (time.monotonic() - started) / 60
+            print(
+                f"{finished}/{total} trainings, {minutes:.1f} min, about {minutes / finished * (total - finished):.0f} min left", flush=True
+            )  # fmt: skip
+    if failures:
+        raise SystemExit(f"{len(failures)} trainings failed, the first with {failures[0]}")
 
 
 if __name__ == "__main__":

@@ -45,6 +45,8 @@ class Arm:
     """Trainer that fine-tunes."""
     changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Settings that differ from `BASE`."""
+    length: int = 1
+    """Steps of pretraining, as a multiple of the stage's."""
 
     @property
     def settings(self) -> dict[str, dict[str, Any]]:
@@ -54,7 +56,8 @@ class Arm:
     def pretraining_name(self, seed: int) -> str:
         """A name that arms share whose pretraining is the same."""
         decisive = {section: values for section, values in self.settings.items() if section != "finetuning"}
-        digest = sha256(json.dumps([self.pretext, decisive], sort_keys=True).encode()).hexdigest()[:8]
+        made_of = [self.pretext, decisive, *([self.length] if self.length != 1 else [])]
+        digest = sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:8]
         return f"{str(self.pretext).removeprefix('SelmaSSLTrainer').strip('_') or 'Inpainting'}-{digest}-{seed}"
 
 
@@ -80,6 +83,45 @@ IN_VOLUME_UNIT = inpainting(standardise=False, counted="all", mask_ratio=0.3)
 ASINH = merged(IN_VOLUME_UNIT, {"structure": {"preference": 0.0, "weight": 0.0}})
 """Changes of `STRUCTURE`, whose answer is an inverse hyperbolic sine: without its masks and weights."""
 VOLUME = merged(IN_VOLUME_UNIT, ADAMW)
+TEAM = {"pretraining": {"optimizer": "adamw", "learning_rate": 3e-4}}
+LONG = 8
+
+
+def long(name: str, changes: Mapping[str, Mapping[str, Any]], pretext: str = "SelmaSSLTrainer") -> list[Arm]:
+    """A pretext that is trained for `LONG` times as many steps, carried over in two ways: a tenth as fast as a high and as a low rate of the rest."""
+    return [
+        Arm(
+            name=f"{name}, rate {rate:g}, a tenth as fast", pretext=pretext, length=LONG,
+            changes=merged(changes, slower(0.1), finetuned(learning_rate=rate)),
+        )
+        for rate in (3e-2, 1e-2)
+    ]  # fmt: skip
+
+
+def ways(name: str, changes: Mapping[str, Mapping[str, Any]], length: int) -> list[Arm]:
+    """One pretraining, carried over in many ways."""
+    high = finetuned(learning_rate=3e-2)
+    kinds: dict[str, tuple[Mapping[str, Mapping[str, Any]], str]] = {
+        "as fast": ({}, ""),
+        "rate 0.03, a third as fast": (merged(high, slower(0.3)), ""),
+        "rate 0.03, a thirtieth as fast": (merged(high, slower(0.03)), ""),
+        "rate 0.03, a tenth as fast, no warm-up": (merged(high, slower(0.1), finetuned(warmup_steps=0)), ""),
+        "encoder, rate 0.03": (merged(high, ENCODER), ""),
+        "encoder, rate 0.03, a tenth as fast": (merged(high, ENCODER, finetuned(encoder_rate=0.1)), ""),
+        "all but last step, rate 0.03, a tenth as fast": (
+            merged(high, slower(0.1), finetuned(carry="all_but_last_step")),
+            "",
+        ),
+        "unfreezing, rate 0.03, a tenth as fast": (merged(high, slower(0.1)), "_Unfreezing"),
+        "LoRA, rate 0.03": (high, "_LoRA"),
+    }
+    return [
+        Arm(
+            name=f"{name}, {kind}", length=length, changes=merged(changes, more), finetuning=f"SelmaFinetuneTrainer{trainer}"
+        )
+        for kind, (more, trainer) in kinds.items()
+    ]  # fmt: skip
+
 
 ARMS = {
     arm.name: arm
@@ -132,6 +174,23 @@ ARMS = {
             name="volume unit, rate 0.03, a thirtieth as fast",
             changes=merged(VOLUME, slower(0.03), finetuned(learning_rate=3e-2)),
         ),
+        # longer pretraining; every pretext carried over in the same two ways
+        Arm(name="random, no warm-up", pretext=None, changes=finetuned(warmup_steps=0)),
+        Arm(name="random, rate 0.03, no warm-up", pretext=None, changes=finetuned(learning_rate=3e-2, warmup_steps=0)),
+        Arm(name="random, rate 0.1", pretext=None, changes=finetuned(learning_rate=1e-1)),
+        *long("long", VOLUME),
+        *ways("long", VOLUME, LONG),
+        *long("long, 60 %", merged(VOLUME, inpainting(mask_ratio=0.6))),
+        *long("long, old pretext", ADAMW),
+        *long("long, no skips", merged(VOLUME, inpainting(skips=False))),
+        *long("long, sparse", merged(VOLUME, inpainting(sparse=True, mask_ratio=0.6))),
+        *long("long, deep supervision", merged(VOLUME, inpainting(deep_supervision=True))),
+        *long("long, aligned 75 %", merged(VOLUME, inpainting(aligned=True, mask_ratio=0.75))),
+        *long("long, rising", merged(VOLUME, inpainting(first_ratio=0.05, mask_ratio=0.6))),
+        *long("long, structure-aware", VOLUME, STRUCTURE),
+        *long("long, BYOL", TEAM, "SelmaSSLTrainer_BYOL"),
+        *long("long, SimCLR", TEAM, "SelmaSSLTrainer_SimCLR"),
+        *long("long, multi-task", merged(VOLUME, TEAM), "SelmaSSLTrainer_MultiTask"),
         # confirmed
         Arm(name="new default", changes=merged(VOLUME, slower(0.1))),
         Arm(name="XunDJ, as slow", changes=slower(0.1)),

@@ -51,7 +51,7 @@ SCREENING = Stage(
     test_cubes=("cfos_neuron_695", "microglia_1874", "microglia_4923"),
     octants=(0, 2, 4, 6),
     pretraining_steps=512,
-    points=(128, 512),
+    points=(64, 128, 512),
 )
 CONFIRMATION = Stage(name="confirmation", test_cubes=("cfos_neuron_1147", "microglia_3941", "microglia_7082"))
 
@@ -68,6 +68,8 @@ class Study:
     """Workspace of the study."""
     results: Path
     """Folder of the result files."""
+    device: str = "cpu"
+    """Where networks are trained and measured: "cpu" or "cuda"."""
 
     def challenge(self, stage: Stage) -> Challenge:
         """The data of a stage, arranged once, in a workspace of nnU-Net's."""
@@ -107,13 +109,13 @@ class Study:
         dataset = read_json(source.parent / "dataset.json")
         with redirect_stdout(StringIO()):
             return getattr(import_module(TRAINERS[kind]), kind)(
-                plans, "3d_fullres", "all", dataset, torch.device("cpu")
+                plans, "3d_fullres", "all", dataset, torch.device(self.device)
             )
 
     def pretrain(self, stage: Stage, arm: Arm, seed: int) -> Path:
         """Pretrain an arm, unless it was; returns the checkpoint."""
-        epochs = max(1, stage.pretraining_steps // 128)
-        length = run_length(epochs, min(128, stage.pretraining_steps), every=1000) | {"seed": seed}
+        steps = stage.pretraining_steps * arm.length
+        length = run_length(max(1, steps // 128), min(128, steps), every=1000) | {"seed": seed}
         changes = merged(arm.settings, {"pretraining": length})
         trainer = self.trainer(stage, str(arm.pretext), arm.pretraining_name(seed), UNLABELLED, changes)
         folder = Path(trainer.output_folder)
@@ -147,7 +149,7 @@ class Study:
                 if key in summary["history"]
             }
             pretraining = {
-                "steps": stage.pretraining_steps, **read_json(path.parent / "seconds.json"), "final": last, "learnt": summary.get("learnt"),
+                "steps": stage.pretraining_steps * arm.length, **read_json(path.parent / "seconds.json"), "final": last, "learnt": summary.get("learnt"),
             }  # fmt: skip
             checkpoint = str(path)
         points = stage.points if labels is None else tuple(point for point in stage.points if point <= 512)[-1:]
