@@ -16,7 +16,14 @@ from benchmarks.pretraining.arms import ARMS, BASELINE, Arm, arm_named
 
 _ROOT = Path(__file__).resolve().parents[2]
 RESULTS = _ROOT / "benchmarks" / "results" / "pretraining"
-CONFIRMED = (BASELINE, "new default", "old default", "XunDJ, as slow")
+CONFIRMED = (
+    BASELINE,
+    "new default",
+    "new default, no warm-up",
+    "random, rate 0.03, no warm-up",
+    "old default, longer",
+    "multi-task, as slow",
+)
 """Arms that are confirmed; the first two of them are fine-tuned on few labels too."""
 LABELS = (1, 2, 5, 10)
 Entry = tuple[Arm, int, int | None]

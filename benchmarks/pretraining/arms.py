@@ -45,8 +45,8 @@ class Arm:
     """Trainer that fine-tunes."""
     changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Settings that differ from `BASE`."""
-    length: int = 1
-    """Steps of pretraining, as a multiple of the stage's."""
+    steps: int | None = None
+    """Steps of pretraining; None takes the stage's."""
 
     @property
     def settings(self) -> dict[str, dict[str, Any]]:
@@ -56,7 +56,7 @@ class Arm:
     def pretraining_name(self, seed: int) -> str:
         """A name that arms share whose pretraining is the same."""
         decisive = {section: values for section, values in self.settings.items() if section != "finetuning"}
-        made_of = [self.pretext, decisive, *([self.length] if self.length != 1 else [])]
+        made_of = [self.pretext, decisive, *([] if self.steps is None else [self.steps])]
         digest = sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:8]
         return f"{str(self.pretext).removeprefix('SelmaSSLTrainer').strip('_') or 'Inpainting'}-{digest}-{seed}"
 
@@ -84,21 +84,22 @@ ASINH = merged(IN_VOLUME_UNIT, {"structure": {"preference": 0.0, "weight": 0.0}}
 """Changes of `STRUCTURE`, whose answer is an inverse hyperbolic sine: without its masks and weights."""
 VOLUME = merged(IN_VOLUME_UNIT, ADAMW)
 TEAM = {"pretraining": {"optimizer": "adamw", "learning_rate": 3e-4}}
-LONG = 8
+LONG = 4096
+"""Steps of a long pretraining."""
 
 
 def long(name: str, changes: Mapping[str, Mapping[str, Any]], pretext: str = "SelmaSSLTrainer") -> list[Arm]:
-    """A pretext that is trained for `LONG` times as many steps, carried over in two ways: a tenth as fast as a high and as a low rate of the rest."""
+    """A pretext that is trained for `LONG` steps, carried over in two ways: a tenth as fast as a high and as a low rate of the rest."""
     return [
         Arm(
-            name=f"{name}, rate {rate:g}, a tenth as fast", pretext=pretext, length=LONG,
+            name=f"{name}, rate {rate:g}, a tenth as fast", pretext=pretext, steps=LONG,
             changes=merged(changes, slower(0.1), finetuned(learning_rate=rate)),
         )
         for rate in (3e-2, 1e-2)
     ]  # fmt: skip
 
 
-def ways(name: str, changes: Mapping[str, Mapping[str, Any]], length: int) -> list[Arm]:
+def ways(name: str, changes: Mapping[str, Mapping[str, Any]], steps: int) -> list[Arm]:
     """One pretraining, carried over in many ways."""
     high = finetuned(learning_rate=3e-2)
     kinds: dict[str, tuple[Mapping[str, Mapping[str, Any]], str]] = {
@@ -117,7 +118,7 @@ def ways(name: str, changes: Mapping[str, Mapping[str, Any]], length: int) -> li
     }
     return [
         Arm(
-            name=f"{name}, {kind}", length=length, changes=merged(changes, more), finetuning=f"SelmaFinetuneTrainer{trainer}"
+            name=f"{name}, {kind}", steps=steps, changes=merged(changes, more), finetuning=f"SelmaFinetuneTrainer{trainer}"
         )
         for kind, (more, trainer) in kinds.items()
     ]  # fmt: skip
@@ -192,12 +193,19 @@ ARMS = {
         *long("long, SimCLR", TEAM, "SelmaSSLTrainer_SimCLR"),
         *long("long, multi-task", merged(VOLUME, TEAM), "SelmaSSLTrainer_MultiTask"),
         # confirmed
-        Arm(name="new default", changes=merged(VOLUME, slower(0.1))),
-        Arm(name="XunDJ, as slow", changes=slower(0.1)),
+        Arm(name="new default", steps=LONG, changes=merged(VOLUME, slower(0.1))),
+        Arm(name="new default, no warm-up", steps=LONG, changes=merged(VOLUME, slower(0.1), finetuned(warmup_steps=0))),
+        Arm(name="old default, longer", steps=LONG),
+        Arm(
+            name="multi-task, as slow",
+            pretext="SelmaSSLTrainer_MultiTask",
+            steps=LONG,
+            changes=merged(VOLUME, TEAM, slower(0.1)),
+        ),
     )
 }
 
-BASELINE = "random, rate 0.03"
+BASELINE = "random"
 """Random weights at the learning rate that did best in screening: what the others are compared with."""
 
 

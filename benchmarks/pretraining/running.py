@@ -114,7 +114,7 @@ class Study:
 
     def pretrain(self, stage: Stage, arm: Arm, seed: int) -> Path:
         """Pretrain an arm, unless it was; returns the checkpoint."""
-        steps = stage.pretraining_steps * arm.length
+        steps = arm.steps or stage.pretraining_steps
         length = run_length(max(1, steps // 128), min(128, steps), every=1000) | {"seed": seed}
         changes = merged(arm.settings, {"pretraining": length})
         trainer = self.trainer(stage, str(arm.pretext), arm.pretraining_name(seed), UNLABELLED, changes)
@@ -149,7 +149,7 @@ class Study:
                 if key in summary["history"]
             }
             pretraining = {
-                "steps": stage.pretraining_steps * arm.length, **read_json(path.parent / "seconds.json"), "final": last, "learnt": summary.get("learnt"),
+                "steps": arm.steps or stage.pretraining_steps, **read_json(path.parent / "seconds.json"), "final": last, "learnt": summary.get("learnt"),
             }  # fmt: skip
             checkpoint = str(path)
         points = stage.points if labels is None else tuple(point for point in stage.points if point <= 512)[-1:]
