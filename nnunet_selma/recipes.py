@@ -117,7 +117,7 @@ _TINY = {"pretraining": run_length(8, 32, every=4), "finetuning": run_length(8, 
 _TINY_UNET = Size(patch_edge=32, batch_size=2, features=(16, 32, 64), settings=_TINY)
 _ADAMW_PRETRAINING = {"pretraining": {"optimizer": "adamw", "learning_rate": 3e-4}}
 """As nnU-Net trains its own transformers; pretexts that compare views collapse with its SGD and a momentum of 0.99."""
-_FINETUNED = {"carry": "all", "encoder_rate": 1.0, "decoder_rate": 1.0, "calibrate": False}
+_FINETUNED = {"carry": "all", "encoder_rate": 1.0, "decoder_rate": 1.0, "fit_head": False, "calibrate": False}
 _INPAINTED = {
     "mask_ratio": 0.6,
     "standardise": True,

@@ -100,6 +100,8 @@ class FinetuningSettings:
     """Learning rate of an encoder that was carried over, as a factor on that of random weights."""
     decoder_rate: float = 0.1
     """Learning rate of what was carried over of the decoder, as a factor on that of random weights."""
+    fit_head: bool = True
+    """Fit the new segmentation heads to what was carried over (by logistic regression, on a few batches) before the first step."""
     calibrate: bool = True
     """Fit the decision threshold on validation cases (with fold "all" on training cases) and write it into the final checkpoint."""
     loss: str = "dice_ce"

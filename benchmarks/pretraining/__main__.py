@@ -101,8 +101,10 @@ def _fine_tune_as_pretrained(study: Any, stage: Any, waiting: Sequence[Entry], p
     runs_of: dict[str, list[Entry]] = {}
     for arm, seed, labels in waiting:
         runs_of.setdefault(arm.pretraining_name(seed) if arm.pretext else "", []).append((arm, seed, labels))
-    pending: dict[Future[Any], str] = {pool.submit(study.finetune, stage, *entry): "" for entry in runs_of.pop("", [])}
-    pending |= {pool.submit(study.pretrain, stage, *runs[0][:2]): name for name, runs in runs_of.items()}
+    pending: dict[Future[Any], str] = {
+        pool.submit(study.finetune, stage, arm, seed, labels): "" for arm, seed, labels in runs_of.pop("", [])
+    }
+    pending |= {pool.submit(study.pretrain, stage, runs[0][0], runs[0][1]): name for name, runs in runs_of.items()}
     total, finished, failures, started = len(waiting) + len(runs_of), 0, list[str](), time.monotonic()
     while pending:
         for done in wait(pending, return_when=FIRST_COMPLETED).done:
@@ -113,7 +115,7 @@ def _fine_tune_as_pretrained(study: Any, stage: Any, waiting: Sequence[Entry], p
                 print(failures[-1], flush=True)
                 finished += len(runs)
             else:
-                pending |= {pool.submit(study.finetune, stage, *entry): "" for entry in runs}
+                pending |= {pool.submit(study.finetune, stage, arm, seed, labels): "" for arm, seed, labels in runs}
             minutes = (time.monotonic() - started) / 60
             print(
                 f"{finished}/{total} trainings, {minutes:.1f} min, about {minutes / finished * (total - finished):.0f} min left", flush=True

@@ -19,7 +19,7 @@ BASE: dict[str, dict[str, Any]] = {
         "deep_supervision": False, "counted": "masked", "fill": "zeros", "target": "intensity", "standardise": True,
     },
     "finetuning": {
-        "learning_rate": 1e-2, "optimizer": "sgd", "warmup_steps": 51, "carry": "all", "encoder_rate": 1.0, "decoder_rate": 1.0, "loss": "dice_ce",
+        "learning_rate": 1e-2, "optimizer": "sgd", "warmup_steps": 51, "carry": "all", "encoder_rate": 1.0, "decoder_rate": 1.0, "fit_head": False, "loss": "dice_ce",
     },
 }  # fmt: skip
 """Settings of every arm: inpainting and fine-tuning as they were when the study began."""
@@ -124,6 +124,24 @@ def ways(name: str, changes: Mapping[str, Mapping[str, Any]], steps: int) -> lis
     ]  # fmt: skip
 
 
+def probed(name: str, changes: Mapping[str, Mapping[str, Any]]) -> list[Arm]:
+    """A long pretraining whose features the head is fitted to before the first step, carried over at several rates."""
+    rates = {
+        "as fast": (1e-2, 1.0),
+        "a third as fast": (1e-2, 0.3),
+        "a tenth as fast": (1e-2, 0.1),
+        "a thirtieth as fast": (1e-2, 0.03),
+    }
+    rates["rate 0.03, a thirtieth as fast"] = (3e-2, 0.03)
+    return [
+        Arm(
+            name=f"{name}, {kind}", steps=LONG,
+            changes=merged(changes, slower(factor), finetuned(learning_rate=rate, fit_head=True)),
+        )
+        for kind, (rate, factor) in rates.items()
+    ]  # fmt: skip
+
+
 ARMS = {
     arm.name: arm
     for arm in (
@@ -192,9 +210,15 @@ ARMS = {
         *long("long, BYOL", TEAM, "SelmaSSLTrainer_BYOL"),
         *long("long, SimCLR", TEAM, "SelmaSSLTrainer_SimCLR"),
         *long("long, multi-task", merged(VOLUME, TEAM), "SelmaSSLTrainer_MultiTask"),
+        # the head fitted to what was carried over, before the first step
+        *probed("long, head fitted", VOLUME),
         # confirmed
-        Arm(name="new default", steps=LONG, changes=merged(VOLUME, slower(0.1))),
-        Arm(name="new default, no warm-up", steps=LONG, changes=merged(VOLUME, slower(0.1), finetuned(warmup_steps=0))),
+        Arm(name="random head, a tenth as fast", steps=LONG, changes=merged(VOLUME, slower(0.1))),
+        Arm(
+            name="random head, a tenth as fast, no warm-up",
+            steps=LONG,
+            changes=merged(VOLUME, slower(0.1), finetuned(warmup_steps=0)),
+        ),
         Arm(name="old default, longer", steps=LONG),
         Arm(
             name="multi-task, as slow",

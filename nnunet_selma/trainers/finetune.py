@@ -17,10 +17,12 @@ from nnunet_selma.json_files import write_json
 from nnunet_selma.losses import build_loss
 from nnunet_selma.pretexts.base import pretrained_part
 from nnunet_selma.pretrained import find_pretrained, network_identity
+from nnunet_selma.probing import fit_heads
 from nnunet_selma.trainers.base import SelmaTrainer, bare, plain_errors
 from nnunet_selma.transfer import carry_over, demand_finite, parts_of
 
 CALIBRATION = "calibration.json"
+_PROBED_BATCHES = 20
 _MOSTLY = 0.5
 """Share of a part from which on it counts as carried over, and learns at the rate that the settings say."""
 
@@ -82,6 +84,8 @@ class SelmaFinetuneTrainer(SelmaTrainer):
     section = "finetuning"
     goes_on: bool = False
     """True once a checkpoint of this training was loaded."""
+    reads_carried: bool = False
+    """True if the finest step of the decoder, whose features the finest head reads, was carried over in this process."""
     has_trained: bool = False
     """True once an epoch was trained in this process."""
 
@@ -172,10 +176,34 @@ class SelmaFinetuneTrainer(SelmaTrainer):
             with plain_errors():
                 demand_finite(bare(self.network).state_dict(), "-pretrained_weights")
             self.slow_down(self.carried_rates())
+            self.reads_carried = True
             self.print_to_log_file(
                 "The network has weights of nnU-Net's -pretrained_weights already; nothing is carried over, and finetuning.carry is not asked."
             )
         super().on_train_start()
+        if self.reads_carried and self.settings.finetuning.fit_head:
+            self.fit_heads()
+
+    def fit_heads(self) -> None:
+        """Fit the segmentation heads to what was carried over (`nnunet_selma.probing`); several processes go on with the first one's."""
+        network, labels = bare(self.network), self.label_manager
+        batches = (next(self.dataloader_train) for _ in range(_PROBED_BATCHES))
+        changes = fit_heads(network, batches, self.device, labels.ignore_label, regions=labels.has_regions)
+        if self.is_ddp:
+            for name, parameter in network.named_parameters():
+                if parts_of(network)(name) == "heads":
+                    torch.distributed.broadcast(parameter.data, 0)
+        if changes:
+            before, after = changes[-1]
+            self.print_to_log_file(
+                f"The segmentation heads were fitted to what was carried over (finetuning.fit_head): cross entropy {before:.3f} before, "
+                f"{after:.3f} after, on {_PROBED_BATCHES} batches."
+            )
+        else:
+            self.print_to_log_file(
+                f"WARNING: the segmentation heads start from random weights, because {_PROBED_BATCHES} batches show one class alone, or the "
+                "network has no heads of one voxel in decoder.seg_layers."
+            )
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
         """As nnU-Net; nothing is carried over later, though what is frozen and was not pretrained looks untouched."""
@@ -195,6 +223,7 @@ class SelmaFinetuneTrainer(SelmaTrainer):
         )  # fmt: skip
         rates = {part: rate for part, rate in self.carried_rates().items() if report.share_of(part) > _MOSTLY}
         self.slow_down(rates)
+        self.reads_carried = report.share_of("last step") > _MOSTLY
         table = report.table(rates, adaptive=settings.optimizer == "adamw")
         self.print_to_log_file(f"Pretrained weights from {path}\n{table}")
 

@@ -1,0 +1,172 @@
+"""Segmentation heads fitted to features that were carried over, by logistic regression, before the first training step.
+
+A head of random weights first learns, at nnU-Net's momentum of 0.99, that nearly everything is background, and overshoots. A network of
+random weights gets out of that within some dozen steps; one whose pretrained parts learn slowly stayed in it for up to 512 (docs/results.md).
+A head that reads the pretrained features from the first step on never gets there, and does not distort them.
+
+Source: linear probing, then fine-tuning, of Kumar et al., ICLR 2022 (arXiv 2202.10054), section 4.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+MOST_VOXELS = 4096
+"""Voxels of each class that are drawn of a batch."""
+_RIDGE = 1e-4
+_ITERATIONS = 100
+
+
+@dataclass(frozen=True)
+class Voxels:
+    """Features and targets of some voxels."""
+
+    features: Tensor
+    """(voxel, channel)."""
+    targets: Tensor
+    """(voxel,) labels, or (voxel, region) of 0 and 1."""
+    weights: Tensor
+    """(voxel,): how many voxels of the batch each stands for."""
+
+    def cross_entropy(self, weight: Tensor, bias: Tensor) -> Tensor:
+        """Mean cross entropy of a linear head; weight (output, channel), bias (output,)."""
+        logits = self.features @ weight.T + bias
+        if self.targets.ndim == 1:
+            losses = functional.cross_entropy(logits, self.targets, reduction="none")
+        else:
+            losses = functional.binary_cross_entropy_with_logits(logits, self.targets, reduction="none").mean(1)
+        return (losses * self.weights).sum() / self.weights.sum()
+
+    @property
+    def is_uniform(self) -> bool:
+        """True if all voxels have the same target."""
+        return bool((self.targets == self.targets[:1]).all())
+
+
+def drawn(
+    features: Tensor, target: Tensor, ignore_label: int | None, generator: torch.Generator, *, regions: bool = False
+) -> Voxels:
+    """Voxels of a batch, up to `MOST_VOXELS` of each class; in a batch of regions, of those inside any and of those outside all.
+
+    Args:
+        features: (patch, channel, *space).
+        target: (patch, 1, *space) labels, or (patch, region, *space) of 0 and 1 as nnU-Net's loss takes them: with an ignore label, the
+            last channel says where it is.
+        ignore_label: None: every voxel has a label.
+        generator: draws the voxels, on the CPU.
+        regions: true if the target holds regions.
+    """
+    truth = target.cpu().movedim(1, -1).flatten(0, -2)
+    known = torch.ones(len(truth), dtype=torch.bool)
+    if regions:
+        if ignore_label is not None:
+            known, truth = truth[:, -1] == 0, truth[:, :-1]
+        labels, strata = truth.double(), truth.any(1).long()
+    else:
+        labels = strata = truth[:, 0].long()
+        if ignore_label is not None:
+            known = labels != ignore_label
+    places, weights = [], []
+    for stratum in torch.unique(strata[known]).tolist():
+        inside = torch.nonzero(known & (strata == stratum)).flatten()
+        taken = inside[torch.randperm(len(inside), generator=generator)[:MOST_VOXELS]]
+        places.append(taken)
+        weights.append(torch.full((len(taken),), len(inside) / len(taken), dtype=torch.float64))
+    if not places:
+        return Voxels(features.new_zeros(0, features.shape[1]).cpu().double(), labels[:0], torch.zeros(0).double())
+    place = torch.cat(places)
+    space = features[0, 0].numel()
+    there = place.to(features.device)
+    read = features.flatten(2)[there // space, :, there % space].cpu().double()
+    return Voxels(read, labels[place], torch.cat(weights))
+
+
+def joined(parts: Sequence[Voxels]) -> Voxels:
+    """The voxels of several batches."""
+    return Voxels(*(torch.cat([getattr(part, name) for part in parts]) for name in ("features", "targets", "weights")))
+
+
+def fitted(voxels: Voxels, outputs: int) -> tuple[Tensor, Tensor]:
+    """Weight (output, channel) and bias (output,) with the least cross entropy, slightly ridged.
+
+    Features are brought to mean 0 and deviation 1 for the fit, so that it does not depend on their scale.
+    """
+    mean = voxels.features.mean(0)
+    deviation = voxels.features.std(0).clamp(min=1e-8)
+    scaled = Voxels((voxels.features - mean) / deviation, voxels.targets, voxels.weights)
+    weight = torch.zeros(outputs, scaled.features.shape[1], dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(outputs, dtype=torch.float64, requires_grad=True)
+    solver = torch.optim.LBFGS([weight, bias], max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
+
+    def objective() -> Tensor:
+        solver.zero_grad()
+        loss = scaled.cross_entropy(weight, bias) + _RIDGE * weight.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    with torch.enable_grad():
+        solver.step(objective)  # type: ignore[no-untyped-call]
+    weight, bias = weight.detach() / deviation, bias.detach()
+    return weight, bias - weight @ mean
+
+
+def fit_heads(
+    network: nn.Module,
+    batches: Iterable[dict[str, Any]],
+    device: torch.device,
+    ignore_label: int | None,
+    *,
+    regions: bool = False,
+) -> list[tuple[float, float]]:
+    """Fit, in place, every head of `decoder.seg_layers` that the network uses and that is a convolution of one voxel with a bias.
+
+    Args:
+        network: bare; it predicts with all outputs that the batches have targets for. Its training mode is restored.
+        batches: as nnU-Net's loader yields them, "data" (patch, channel, *space) and "target", one for each output or one alone.
+        device: of the network.
+        ignore_label: as nnU-Net's `LabelManager.ignore_label`.
+        regions: as nnU-Net's `LabelManager.has_regions`.
+
+    Returns:
+        Mean cross entropy before and after, of each fitted head, coarse to fine; empty where no batch shows two classes, or there is no
+        such head.
+    """
+    heads = [
+        head
+        for head in getattr(getattr(network, "decoder", None), "seg_layers", None) or []
+        if isinstance(head, nn.Conv2d | nn.Conv3d) and set(head.kernel_size) == {1} and head.bias is not None
+    ]
+    read: dict[nn.Module, Tensor] = {}
+    hooks = [head.register_forward_pre_hook(lambda head, inputs: read.update({head: inputs[0]})) for head in heads]
+    parts: dict[nn.Module, list[Voxels]] = {head: [] for head in heads}
+    generator = torch.Generator().manual_seed(0)
+    training = network.training
+    network.eval()
+    try:
+        for batch in batches:
+            read.clear()
+            with torch.no_grad():
+                network(batch["data"].to(device))
+            targets = batch["target"] if isinstance(batch["target"], list) else [batch["target"]]
+            for head, features in read.items():
+                for target in targets:
+                    if target.shape[2:] == features.shape[2:]:
+                        parts[head].append(drawn(features, target, ignore_label, generator, regions=regions))
+    finally:
+        network.train(training)
+        for hook in hooks:
+            hook.remove()
+    changes = []
+    for head in heads:
+        if not parts[head] or (voxels := joined(parts[head])).is_uniform:
+            continue
+        state = {name: tensor.cpu().double() for name, tensor in head.state_dict().items()}
+        before = voxels.cross_entropy(state["weight"].flatten(1), state["bias"])
+        weight, bias = fitted(voxels, head.out_channels)
+        head.load_state_dict({"weight": weight.view_as(head.weight), "bias": bias})
+        changes.append((float(before), float(voxels.cross_entropy(weight, bias))))
+    return changes
