@@ -111,6 +111,7 @@ def test_the_teams_fine_tune_as_they_did_whatever_the_defaults_are():
             finetuning = read_settings(recipe.plans(both(), "mine", "tiny")).finetuning
             assert (finetuning.carry, finetuning.encoder_rate, finetuning.decoder_rate) == ("all", 1.0, 1.0)
             assert not finetuning.calibrate
+            assert not finetuning.fit_head
     for name in ("xundj", "bioAI"):
         inpainting = read_settings(RECIPES[name].plans(both(), "mine", "tiny")).inpainting
         assert (inpainting.mask_ratio, inpainting.skips, inpainting.sparse) == (0.6, True, False)

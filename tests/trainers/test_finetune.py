@@ -1,6 +1,7 @@
 """Fine-tuning strategies: what moves in a step and what does not, what checkpoints hold, and how a run goes on."""
 
 from functools import wraps
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_selma.calibration import Sample
@@ -46,6 +48,11 @@ def batch(seed=0):
     labels = (torch.rand(2, 1, 16, 16, 16, generator=generator) < 0.3).short()
     patches = torch.randn(2, 1, 16, 16, 16, generator=generator) + labels
     return {"data": patches, "target": [labels, labels[..., ::2, ::2, ::2]]}
+
+
+def load_batches(one):
+    """Stand in for what nnU-Net does before a training: give it batches."""
+    one.dataloader_train = (batch(100 + number) for number in count())
 
 
 def train(one, epochs, steps=2):
@@ -313,7 +320,7 @@ def pretrained(tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("way", ["plans", "nnU-Net"])
 def test_pretrained_weights_arrive_whatever_the_strategy(kind, way, folders, pretrained, monkeypatch):
-    monkeypatch.setattr(nnUNetTrainer, "on_train_start", lambda _: None)
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", load_batches)
     path, weights = pretrained
     one = started(kind, folders, pretrained=path if way == "plans" else "none")
     if way == "nnU-Net":
@@ -397,7 +404,7 @@ def test_a_frozen_run_goes_on_before_the_switch(folders):
 
 @pytest.mark.parametrize("kind", [SelmaFinetuneTrainer_FrozenEncoder, SelmaFinetuneTrainer_LoRA])
 def test_a_run_that_goes_on_carries_nothing_over(kind, folders, pretrained, monkeypatch):
-    monkeypatch.setattr(nnUNetTrainer, "on_train_start", lambda _: None)
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", load_batches)
     one = started(kind, folders, pretrained=pretrained[0])
     one.on_train_start()
     train(one, [0], steps=1)
@@ -410,7 +417,7 @@ def test_a_run_that_goes_on_carries_nothing_over(kind, folders, pretrained, monk
 
 
 def test_a_frozen_part_that_stayed_random_does_not_look_like_a_new_run(folders, pretrained, tmp_path, monkeypatch):
-    monkeypatch.setattr(nnUNetTrainer, "on_train_start", lambda _: None)
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", load_batches)
     partly = {key: value for key, value in pretrained[1].items() if ".stages.0.0.convs.0" not in key}
     torch.save({"network_weights": partly}, tmp_path / "partly.pth")
     settings = {"pretrained": str(tmp_path / "partly.pth")}
@@ -478,7 +485,7 @@ def test_settings_that_make_no_sense_end_with_a_sentence(name, folders, capsys):
 
 @pytest.mark.parametrize("carry", ["all", "all_but_last_step", "encoder"])
 def test_what_was_carried_over_learns_more_slowly(carry, folders, pretrained, monkeypatch):
-    monkeypatch.setattr(nnUNetTrainer, "on_train_start", lambda _: None)
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", load_batches)
     path, _ = pretrained
     rates = {"encoder_rate": 0.1, "decoder_rate": 0.5, "warmup_steps": 0}
     one = started(SelmaFinetuneTrainer, folders, pretrained=path, carry=carry, **rates)
@@ -502,11 +509,68 @@ def test_what_was_carried_over_learns_more_slowly(carry, folders, pretrained, mo
 
 
 def test_random_weights_learn_at_the_full_rate(folders, monkeypatch):
-    monkeypatch.setattr(nnUNetTrainer, "on_train_start", lambda _: None)
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", load_batches)
     one = started(SelmaFinetuneTrainer, folders, encoder_rate=0.1, decoder_rate=0.1, warmup_steps=0)
     one.on_train_start()
     one.on_train_epoch_start()
     assert {group["lr"] for group in one.optimizer.param_groups} == {one.initial_lr}
+
+
+@pytest.mark.parametrize("way", ["plans", "nnU-Net"])
+def test_new_heads_read_what_was_carried_over_from_the_first_step_on(way, folders, pretrained, monkeypatch):
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", load_batches)
+    one = started(SelmaFinetuneTrainer, folders, pretrained=pretrained[0] if way == "plans" else "none")
+    if way == "nnU-Net":
+        load_pretrained_weights(one.network, pretrained[0])
+
+    def losses():
+        fresh = batch(7)
+        with torch.no_grad():
+            outputs = one.network(fresh["data"])
+        pairs = zip(outputs, fresh["target"], strict=True)
+        return [float(functional.cross_entropy(output, target[:, 0].long())) for output, target in pairs]
+
+    before = losses()
+    one.on_train_start()
+    assert all(after < random - 0.01 for after, random in zip(losses(), before, strict=True))
+    assert "The segmentation heads were fitted to what was carried over" in Path(one.log_file).read_text()
+
+
+@pytest.mark.parametrize("settings", [{"fit_head": False}, {"carry": "encoder"}, {"pretrained": "none"}])
+def test_heads_that_read_random_features_stay_random(settings, folders, pretrained, monkeypatch):
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", load_batches)
+    one = started(SelmaFinetuneTrainer, folders, **{"pretrained": pretrained[0], **settings})
+    before = {name for name in parameters(one) if ".seg_layers." in name}, parameters(one)
+    one.on_train_start()
+    assert before[0]
+    assert not moved(one, before[1]) & before[0]
+
+
+def test_batches_of_one_class_leave_the_heads_random_and_say_so(folders, pretrained, monkeypatch):
+    def load_background(one):
+        load_batches(one)
+        one.dataloader_train = (
+            {**loaded, "target": [0 * target for target in loaded["target"]]} for loaded in one.dataloader_train
+        )
+
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", load_background)
+    one = started(SelmaFinetuneTrainer, folders, pretrained=pretrained[0])
+    heads = {name: value for name, value in parameters(one).items() if ".seg_layers." in name}
+    one.on_train_start()
+    assert all(torch.equal(parameters(one)[name], value) for name, value in heads.items())
+    assert "WARNING: the segmentation heads start from random weights" in Path(one.log_file).read_text()
+
+
+def test_several_processes_go_on_with_the_heads_of_the_first(folders, pretrained, monkeypatch, tmp_path):
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", load_batches)
+    one = started(SelmaFinetuneTrainer, folders, pretrained=pretrained[0])
+    sent = []
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda tensor, source: sent.append((tensor.shape, source)))
+    one.is_ddp = True
+    one.on_train_start()
+    one.is_ddp = False
+    heads = [value.shape for name, value in parameters(one).items() if ".seg_layers." in name]
+    assert sent == [(shape, 0) for shape in heads]
 
 
 def fitted_on(monkeypatch, samples):
@@ -573,7 +637,7 @@ def test_a_finished_training_is_not_fitted_again(folders, monkeypatch):
 
 
 def test_weights_of_nnunets_own_option_learn_more_slowly_too(folders, pretrained, monkeypatch):
-    monkeypatch.setattr(nnUNetTrainer, "on_train_start", lambda _: None)
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", load_batches)
     one = started(SelmaFinetuneTrainer, folders)
     load_pretrained_weights(one.network, pretrained[0])
     one.on_train_start()
@@ -597,7 +661,7 @@ def test_a_training_that_another_optimiser_began_is_refused_with_a_sentence(befo
 
 
 def test_low_rank_factors_learn_at_the_full_rate(folders, pretrained, monkeypatch):
-    monkeypatch.setattr(nnUNetTrainer, "on_train_start", lambda _: None)
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", load_batches)
     one = started(SelmaFinetuneTrainer_LoRA, folders, pretrained=pretrained[0])
     one.on_train_start()
     rates = {group["part"]: group["rate"] for group in one.optimizer.param_groups}
