@@ -14,8 +14,10 @@ LEAST_RANK = 1.5
 def effective_rank(features: Tensor) -> float:
     """How many directions features (sample, feature) spread over: e to the entropy of their singular values (Roy and Vetterli 2007).
 
-    Features are centred; 1.0 where they do not differ at all.
+    Features are centred; 1.0 where they do not differ at all, NaN where they are not finite.
     """
+    if not torch.isfinite(features).all():
+        return math.nan
     values = torch.linalg.svdvals(features.double() - features.double().mean(0))
     total = float(values.sum())
     if total < 1e-12:
@@ -36,6 +38,9 @@ def feature_deviation(features: Tensor) -> float:
 
 def alarms(history: Mapping[str, Sequence[float]]) -> list[str]:
     """Sentences about a run whose latest values say that it does not learn; none if it does."""
+    lost = [key for key, values in history.items() if values and not math.isfinite(values[-1])]
+    if lost:
+        return [f"the training is lost: {', '.join(lost)} not finite. Train again with a lower learning rate"]
     said = []
     deviation, rank = (
         history[key][-1] if history.get(key) else None for key in ("feature_deviation", "effective_rank")

@@ -3,7 +3,7 @@
 import os
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -63,6 +63,12 @@ def fill_momentum(optimizer: torch.optim.Optimizer) -> None:
             for parameter in group["params"]:
                 if optimizer.state[parameter].get("momentum_buffer") is None:
                     optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def are_finite(tensors: Iterable[torch.Tensor]) -> bool:
+    """True if no number is NaN or infinite; waits for the device once."""
+    finite = [torch.isfinite(tensor).all() for tensor in tensors if tensor.is_floating_point()]
+    return not finite or bool(torch.stack(finite).all())
 
 
 class SelmaTrainer(nnUNetTrainer):
@@ -203,8 +209,40 @@ class SelmaTrainer(nnUNetTrainer):
         super().on_epoch_start()
         self.seed_everything(self.current_epoch)
 
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        """As nnU-Net; ends a training whose weights, momentum, or losses of a whole epoch are not finite, before anything is written.
+
+        Single steps whose half-precision gradients overflow are left out by nnU-Net's scaler, and end nothing.
+        """
+        super().on_train_epoch_end(train_outputs)
+        state = [
+            value for values in self.optimizer.state.values() for value in values.values() if torch.is_tensor(value)
+        ]
+        with plain_errors():
+            if not are_finite([*bare(self.network).state_dict().values(), *state]):
+                raise SelmaError(self._lost("weights or momentum"))
+            if self._all_lost(train_outputs):
+                raise SelmaError(self._lost("losses"))
+
+    def _all_lost(self, train_outputs: list[dict[str, Any]]) -> bool:
+        """True if no process had a finite loss in this epoch; the same in all of them, so that none waits for one that has ended."""
+        lost: list[Any] = [not any(np.isfinite(output["loss"]) for output in train_outputs)]
+        if self.is_ddp:
+            lost *= torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(lost, lost[0])
+        return all(lost)
+
+    def _lost(self, what: str) -> str:
+        return (
+            f"{self.output_folder}: epoch {self.current_epoch} has {what} that are not finite, so this training is lost from there on; the "
+            f"checkpoints written before are good. Lower {self.section}.learning_rate and train anew, or go on from the last checkpoint with --c"
+        )
+
     def save_checkpoint(self, filename: str) -> None:
-        """Write a checkpoint under a temporary name and rename it."""
+        """Write a checkpoint under a temporary name and rename it; weights that are not finite are not written."""
+        with plain_errors():
+            if not are_finite(bare(self.network).state_dict().values()):
+                raise SelmaError(self._lost("weights"))
         if self.local_rank != 0 or self.disable_checkpointing:
             super().save_checkpoint(filename)
             return

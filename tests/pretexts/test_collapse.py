@@ -14,6 +14,10 @@ def test_the_effective_rank_of_known_spreads(rng):
     assert effective_rank(torch.tensor(rng.normal(size=(4000, 6)))) == pytest.approx(6.0, abs=0.05)
 
 
+def test_features_that_are_not_finite_have_no_rank():
+    assert np.isnan(effective_rank(torch.full((10, 3), float("nan"))))
+
+
 def test_the_deviation_of_random_directions_is_one(rng):
     assert feature_deviation(torch.tensor(rng.normal(size=(5000, 32)))) == pytest.approx(1.0, abs=0.02)
     assert feature_deviation(torch.ones(10, 8) * torch.arange(1.0, 11)[:, None]) == pytest.approx(0.0, abs=1e-9)
@@ -31,6 +35,8 @@ def test_the_deviation_of_random_directions_is_one(rng):
             "no better than the mean of what is visible",
         ),
         ({"reconstruction_error": [0.9, 0.5], "trivial_error": [0.8, 0.8]}, None),
+        ({"train_losses": [1.0, float("nan")], "feature_deviation": [float("nan")] * 2}, "the training is lost"),
+        ({"train_losses": [float("nan"), 1.0]}, None),
         ({"train_losses": [1.0]}, None),
         ({}, None),
     ],

@@ -1,6 +1,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -79,6 +80,43 @@ def test_a_first_step_that_overflows_in_half_precision_loses_nothing(kind, optim
         one.train_step(batch)
     assert all(torch.isfinite(value).all() for value in one.network.parameters())
     assert any(not torch.equal(value, before[name]) for name, value in one.network.named_parameters())
+
+
+def of_epoch(one, losses):
+    one.on_epoch_start()
+    return [{"loss": torch.tensor(loss) if one.section == "pretraining" else np.float32(loss)} for loss in losses]
+
+
+@pytest.mark.parametrize("kind", [SelmaSSLTrainer, SelmaFinetuneTrainer])
+@pytest.mark.parametrize("fault", ["weights", "momentum", "losses"])
+def test_a_training_that_is_lost_ends_with_a_sentence_and_keeps_the_last_good_checkpoint(kind, fault, folders, capsys):
+    one = trainer(kind, folders)
+    one.initialize()
+    good = Path(one.output_folder) / "checkpoint_latest.pth"
+    one.save_checkpoint(str(good))
+    written = good.read_bytes()
+    weights = next(one.network.parameters())
+    if fault == "weights":
+        weights.data[0] = float("nan")
+    if fault == "momentum":
+        one.optimizer.state[weights] = {"momentum_buffer": torch.full_like(weights, float("inf"))}
+    with pytest.raises(SystemExit) as stopped:
+        one.on_train_epoch_end(of_epoch(one, [float("nan") if fault == "losses" else 1.0] * 2))
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert f"{fault if fault == 'losses' else 'weights or momentum'} that are not finite" in said
+    assert f"{one.section}.learning_rate" in said
+    if fault == "weights":
+        with pytest.raises(SystemExit):
+            one.save_checkpoint(str(good))
+    assert good.read_bytes() == written
+
+
+@pytest.mark.parametrize("kind", [SelmaSSLTrainer, SelmaFinetuneTrainer])
+def test_a_single_step_that_overflows_ends_nothing(kind, folders):
+    one = trainer(kind, folders)
+    one.initialize()
+    one.on_train_epoch_end(of_epoch(one, [float("inf"), 1.0]))
 
 
 @pytest.mark.parametrize("fused", [True, False])
