@@ -71,6 +71,17 @@ def are_finite(tensors: Iterable[torch.Tensor]) -> bool:
     return not finite or bool(torch.stack(finite).all())
 
 
+def facts_of(trainer: nnUNetTrainer) -> dict[str, Any]:
+    """How images reach the network: voxel size and order of axes, (z, y, x) as nnU-Net reads them, normalisation, number of channels."""
+    configuration = trainer.configuration_manager.configuration
+    return {
+        "input_channels": trainer.num_input_channels,
+        "spacing": [float(size) for size in configuration["spacing"]],
+        "transposition": list(trainer.plans_manager.transpose_forward),
+        "normalisation": list(configuration["normalization_schemes"]),
+    }
+
+
 class SelmaTrainer(nnUNetTrainer):
     """nnU-Net's trainer with the run length and the seed of a section of the settings."""
 

@@ -13,12 +13,19 @@ from torch import nn
 from nnunet_selma.calibration import Sample, fit, samples_of, shift_heads
 from nnunet_selma.checkpoints import read_checkpoint
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.json_files import write_json
+from nnunet_selma.json_files import read_json, write_json
 from nnunet_selma.losses import build_loss
 from nnunet_selma.pretexts.base import pretrained_part
-from nnunet_selma.pretrained import find_pretrained, network_identity
+from nnunet_selma.pretrained import (
+    SUMMARY,
+    Choice,
+    choice_of_other_folds,
+    differences,
+    find_pretrained,
+    network_identity,
+)
 from nnunet_selma.probing import fit_heads
-from nnunet_selma.trainers.base import SelmaTrainer, bare, plain_errors
+from nnunet_selma.trainers.base import SelmaTrainer, bare, facts_of, plain_errors
 from nnunet_selma.transfer import carry_over, demand_finite, parts_of
 
 CALIBRATION = "calibration.json"
@@ -212,8 +219,7 @@ class SelmaFinetuneTrainer(SelmaTrainer):
 
     def carry_over(self) -> None:
         """Find the pretrained weights, copy what fits, and print the report."""
-        network = network_identity(self.configuration_manager.configuration)
-        path = find_pretrained(self.settings.finetuning.pretrained, Path(nnUNet_results), network)
+        path = self._pretraining()
         if path is None:
             self.print_to_log_file("Training starts from random weights (finetuning.pretrained is none).")
             return
@@ -226,6 +232,33 @@ class SelmaFinetuneTrainer(SelmaTrainer):
         self.reads_carried = report.share_of("last step") > _MOSTLY
         table = report.table(rates, adaptive=settings.optimizer == "adamw")
         self.print_to_log_file(f"Pretrained weights from {path}\n{table}")
+
+    def _pretraining(self) -> Path | None:
+        """The checkpoint to start from; of "newest", the one that the other folds of this training started from, if there are any."""
+        wish = self.settings.finetuning.pretrained
+        fold = Path(self.output_folder)
+        choice = choice_of_other_folds(fold) if wish == "newest" else None
+        if choice is not None:
+            self.print_to_log_file(f"The other folds started from {choice.path}, and so does this one.")
+            path = choice.path
+        else:
+            found = find_pretrained(
+                wish, Path(nnUNet_results), network_identity(self.configuration_manager.configuration)
+            )
+            if not found:
+                return None
+            path, others = found[0], found[1:]
+            if others:
+                listed = "".join(f"\n  {other}" for other in others)
+                self.print_to_log_file(
+                    f"WARNING: the newest of {len(found)} pretrainings is taken for all folds; the others, for finetuning.pretrained, are{listed}"
+                )
+            if wish == "newest" and self.local_rank == 0:
+                Choice.of(path).write(fold.parent)
+        summary = path.parent / SUMMARY
+        for sentence in differences(read_json(summary), facts_of(self)) if summary.is_file() else ():
+            self.print_to_log_file(f"WARNING: {sentence}.")
+        return path
 
     def slow_down(self, rates: Mapping[str, float]) -> None:
         """Let parts of the network, as `parts_of` names them, learn at these shares of the learning rate, and all others at all of it."""

@@ -32,7 +32,7 @@ from nnunet_selma.pretexts.learning import as_json, errors_without, movements, s
 from nnunet_selma.pretrained import SUMMARY, network_identity
 from nnunet_selma.structures import PREFIXES, of_case
 from nnunet_selma.tile_store import TileStore
-from nnunet_selma.trainers.base import SelmaTrainer, bare, plain_errors, without_ddp
+from nnunet_selma.trainers.base import SelmaTrainer, bare, facts_of, plain_errors, without_ddp
 
 _VALIDATION_SEED = 20240
 _MEASURED_BATCHES = 4
@@ -362,10 +362,8 @@ class SelmaSSLTrainer(SelmaTrainer):
             "plans": self.plans_manager.plans_name,
             "configuration": self.configuration_name,
             "network": network_identity(own),
-            "input_channels": self.num_input_channels,
+            **facts_of(self),
             "patch_size": list(own["patch_size"]),
-            "spacing": list(own["spacing"]),
-            "normalisation": list(own["normalization_schemes"]),
             "trained": "the whole network" if self.pretext.trains_decoder else pretrained_part(bare(self.network)),
             "settings": {name: vars(section) for name, section in vars(self.settings).items() if name != "finetuning"},
             "warnings": alarms(history),

@@ -1,5 +1,7 @@
 """Fine-tuning strategies: what moves in a step and what does not, what checkpoints hold, and how a run goes on."""
 
+import os
+import shutil
 from functools import wraps
 from itertools import count
 from pathlib import Path
@@ -14,9 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_selma.calibration import Sample
 from nnunet_selma.cpu.layers import FastConv3d
-from nnunet_selma.json_files import read_json
+from nnunet_selma.json_files import read_json, write_json
 from nnunet_selma.lora import LowRank, merged_state
 from nnunet_selma.losses import TERMS, SumOfTerms
+from nnunet_selma.pretrained import network_identity
 from nnunet_selma.trainers.base import bare
 from nnunet_selma.trainers.finetune import SelmaFinetuneTrainer
 from nnunet_selma.trainers.strategies import (
@@ -330,6 +333,43 @@ def test_pretrained_weights_arrive_whatever_the_strategy(kind, way, folders, pre
         assert torch.equal(value, weights[key]) == (".seg_layers." not in key)
     said = "100.0% of the parameters" if way == "plans" else "nothing is carried over"
     assert said in Path(one.log_file).read_text()
+
+
+def finished_pretraining(folders, name, pretrained, age, **facts):
+    fold = folders.results / name / "SelmaSSLTrainer__p__3d_fullres" / "fold_all"
+    fold.mkdir(parents=True)
+    shutil.copy(pretrained[0], fold / "checkpoint_final.pth")
+    write_json(
+        fold / "ssl_summary.json", {"network": network_identity(plans()["configurations"]["3d_fullres"]), **facts}
+    )
+    os.utime(fold / "ssl_summary.json", (1e9 - age, 1e9 - age))
+    return fold / "checkpoint_final.pth"
+
+
+def test_all_folds_start_from_the_pretraining_of_the_first(folders, pretrained, monkeypatch):
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", load_batches)
+    first = finished_pretraining(folders, "Dataset500_a", pretrained, age=9)
+    one = started(SelmaFinetuneTrainer, folders, pretrained="newest")
+    one.on_train_start()
+    saved(one, "checkpoint_final.pth")
+    finished_pretraining(folders, "Dataset501_b", pretrained, age=1, spacing=[9.0, 9.0, 9.0])
+    other = started(SelmaFinetuneTrainer, folders, pretrained="newest")
+    other.output_folder = str(Path(one.output_folder).parent / "fold_1")
+    other.on_train_start()
+    log = Path(other.log_file).read_text()
+    assert f"The other folds started from {first.resolve()}, and so does this one." in log
+
+
+def test_other_pretrainings_and_what_differs_are_listed(folders, pretrained, monkeypatch):
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", load_batches)
+    older = finished_pretraining(folders, "Dataset500_a", pretrained, age=9)
+    finished_pretraining(folders, "Dataset501_b", pretrained, age=1, spacing=[9.0, 9.0, 9.0])
+    one = started(SelmaFinetuneTrainer, folders, pretrained="newest")
+    one.on_train_start()
+    log = Path(one.log_file).read_text()
+    assert "WARNING: the newest of 2 pretrainings is taken for all folds" in log
+    assert f"\n  {older}" in log
+    assert "WARNING: pretraining had the voxel size [9.0, 9.0, 9.0], this training has" in log
 
 
 @pytest.mark.parametrize("kind", KINDS)
