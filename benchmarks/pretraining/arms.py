@@ -229,8 +229,8 @@ ARMS = {
     )
 }
 
-BASELINE = "random"
-"""Random weights at the learning rate that did best in screening: what the others are compared with."""
+BASELINE = "random, rate 0.03, no warm-up"
+"""Random weights as they did best on the confirmation cubes: what the others are compared with."""
 
 
 def arm_named(name: str) -> Arm:
