@@ -67,5 +67,5 @@ def network(content: dict[str, Any], *, input_channels: int = 1, pretraining: bo
 
     manager = PlansManager(content)
     configuration = manager.get_configuration(next(iter(content["configurations"])))
-    trainer = SelmaSSLTrainer if pretraining else nnUNetTrainer
-    return trainer.build_network_architecture(manager, configuration, input_channels, 2, True)
+    build = SelmaSSLTrainer.build_pretext_network if pretraining else nnUNetTrainer.build_network_architecture
+    return build(manager, configuration, input_channels, 2, True)

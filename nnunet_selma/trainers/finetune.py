@@ -8,6 +8,7 @@ import torch
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
 from nnunet_selma.calibration import Sample, fit, samples_of, shift_heads
@@ -321,8 +322,9 @@ class SelmaFinetuneTrainer(SelmaTrainer):
         return [sample for share, _ in shares for sample in share]
 
     def checkpoint_changes(self) -> dict[str, Any]:
-        """The network is nnU-Net's own, so a bare nnU-Net may predict with it."""
-        return {"trainer_name": "nnUNetTrainer"}
+        """nnU-Net's trainer, so that a bare nnU-Net may predict with the checkpoint; a subclass that builds its own network keeps its name."""
+        stock = type(self).build_network_architecture is nnUNetTrainer.build_network_architecture
+        return {"trainer_name": "nnUNetTrainer"} if stock else {}
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """As nnU-Net, if wished for; without a GPU not mirrored, which would take eight times as long, unless the plans say otherwise."""

@@ -115,6 +115,7 @@ class SelmaSSLTrainer(SelmaTrainer):
                     f"a batch of {self.configuration_manager.batch_size} cannot be shared equally by {torch.distributed.get_world_size()} "
                     "GPUs, which pretraining needs; change batch_size in the plans, or -num_gpus"
                 )
+        self.build_network_architecture = self.build_pretext_network  # type: ignore[method-assign]
         super().initialize()
         self.start = starting_weights(bare(self.network))
         if self.configuration_manager.configuration.get(TILE_STORE):
@@ -135,6 +136,21 @@ class SelmaSSLTrainer(SelmaTrainer):
 
     @staticmethod
     def build_network_architecture(
+        plans_manager: Any,
+        configuration_manager: Any,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """End with a sentence: nnU-Net asks the class for its network in order to predict, and a pretraining segments nothing."""
+        with plain_errors():
+            raise SelmaError(
+                "this is a pretraining, whose network answers with an image and segments nothing; fine-tune from it with "
+                "-tr SelmaFinetuneTrainer, and predict with that"
+            )
+
+    @staticmethod
+    def build_pretext_network(
         plans_manager: Any,
         configuration_manager: Any,
         num_input_channels: int,

@@ -44,7 +44,7 @@ def planned(name):
         return network(content), patch, ARCHITECTURES.get(name, (0, (1.0,) * len(patch)))[1]
     (own,) = content["configurations"].values()
     manager = PlansManager(content)
-    net = SelmaSSLTrainer.build_network_architecture(
+    net = SelmaSSLTrainer.build_pretext_network(
         manager, manager.get_configuration(next(iter(content["configurations"]))), 1, 2, True
     )
     return net, tuple(own["patch_size"]), (1.0,) * len(own["patch_size"])

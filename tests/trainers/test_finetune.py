@@ -3,6 +3,7 @@
 import os
 import shutil
 from functools import wraps
+from inspect import signature
 from itertools import count
 from pathlib import Path
 
@@ -384,6 +385,21 @@ def test_a_checkpoint_is_that_of_a_plain_network(kind, folders):
         net.eval()
     for ours, own in zip(plain(batch()["data"]), one.network(batch()["data"]), strict=True):
         torch.testing.assert_close(ours, own, rtol=1e-4, atol=1e-4)  # the trainer's layers are the fast ones
+
+
+def test_a_subclass_with_its_own_network_keeps_its_name(folders):
+    class WithGelu(SelmaFinetuneTrainer):
+        @staticmethod
+        def build_network_architecture(*arguments, **more):
+            return nnUNetTrainer.build_network_architecture(*arguments, **more)
+
+    class WithShortEpochs(SelmaFinetuneTrainer):
+        pass
+
+    WithGelu.build_network_architecture.__signature__ = signature(nnUNetTrainer.build_network_architecture)
+    for kind, name in ((WithGelu, "WithGelu"), (WithShortEpochs, "nnUNetTrainer")):
+        content = torch.load(saved(started(kind, folders)), weights_only=False)
+        assert content["trainer_name"] == name
 
 
 def test_a_lora_checkpoint_holds_each_tensor_once(folders):

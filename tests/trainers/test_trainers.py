@@ -169,6 +169,16 @@ def test_pretraining_returns_an_image_for_each_input_channel(folders):
     assert network(plans(), input_channels=2)(torch.zeros(1, 2, 16, 16, 16)).shape == (1, 2, 16, 16, 16)
 
 
+def test_predicting_with_a_pretraining_ends_with_a_sentence(folders, capsys):
+    one = trainer(SelmaSSLTrainer, folders)
+    one.initialize()
+    arguments = (one.plans_manager, one.configuration_manager, 1, 2)
+    with pytest.raises(SystemExit) as stopped:  # as nnU-Net's predictor asks
+        SelmaSSLTrainer.build_network_architecture(*arguments, enable_deep_supervision=False)
+    assert stopped.value.code == 2
+    assert "segments nothing; fine-tune from it with -tr SelmaFinetuneTrainer" in capsys.readouterr().err
+
+
 def test_a_step_lowers_the_loss_on_one_batch(folders):
     one = trainer(SelmaSSLTrainer, folders, pretraining={"learning_rate": 0.01})
     one.initialize()
