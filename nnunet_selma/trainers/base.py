@@ -10,6 +10,7 @@ from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
@@ -19,9 +20,12 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunet_selma.cpu.layers import Trials, accelerate
 from nnunet_selma.cpu.resources import keep_freed_memory, share_cores, usable_cores
 from nnunet_selma.errors import SelmaError
+from nnunet_selma.json_files import read_json, write_json
 from nnunet_selma.settings import FinetuningSettings, PretrainingSettings, read_settings
 
 _LOADING = "nnUNet_n_proc_DA"
+_FOLDS = 5
+"""nnU-Net's number of folds."""
 # nnUNetTrainer's, and those of nnU-Net's trainers for transformers (Primus); docs/results.md has pretraining's with AdamW
 _LEARNING_RATES = {
     "pretraining": {"sgd": 1e-2, "adamw": 1e-3},
@@ -94,6 +98,7 @@ class SelmaTrainer(nnUNetTrainer):
     num_val_iterations_per_epoch: int
     inference_allowed_mirroring_axes: tuple[int, ...] | None
     _best_ema: float | None
+    dataset_class: Any
     optimizer: torch.optim.Optimizer
 
     # nnU-Net reads the names of these arguments from the signature
@@ -172,6 +177,38 @@ class SelmaTrainer(nnUNetTrainer):
         self.loading_processes = share.workers
         kept = self.settings.cpu.keep_memory and keep_freed_memory(os.environ)
         self.print_to_log_file(f"{share}{'; freed memory is kept (cpu.keep_memory)' if kept else ''}")
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """As nnU-Net; of fewer cases than its five folds want, each fold leaves one out for validation."""
+        if self.fold != "all":
+            with plain_errors():
+                self._leave_one_out()
+        split: tuple[list[str], list[str]] = super().do_split()
+        return split
+
+    def _leave_one_out(self) -> None:
+        """Write the splits of few cases where there are none, as nnU-Net writes those of many.
+
+        Raises:
+            SelmaError: a single case, or a fold that so few cases do not have.
+        """
+        if self.dataset_class is None:
+            self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
+        cases = sorted(self.dataset_class.get_identifiers(self.preprocessed_dataset_folder))
+        if len(cases) >= _FOLDS:
+            return
+        if len(cases) < 2:
+            raise SelmaError(
+                f"{self.preprocessed_dataset_folder}: {len(cases)} case cannot be both trained on and validated; train with fold all, or add cases"
+            )
+        file = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
+        if not file.is_file():
+            write_json(file, [{"train": [c for c in cases if c != case], "val": [case]} for case in cases])
+        splits = len(read_json(file))
+        if self.fold >= splits:
+            raise SelmaError(
+                f"fold {self.fold} was asked for, and {len(cases)} cases have the folds 0 to {splits - 1} ({file}); take one of these, or fold all"
+            )
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """nnU-Net's, on a CPU with as many loading processes as were chosen; nnU-Net reads their number from the environment."""

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nnunet_selma import trainers
 from nnunet_selma.cpu.layers import FastConv3d
+from nnunet_selma.json_files import write_json
 from nnunet_selma.pretexts.base import Pretext
 from nnunet_selma.trainers.base import bare, fill_momentum
 from nnunet_selma.trainers.finetune import SelmaFinetuneTrainer, WarmupPolyLRScheduler
@@ -177,6 +178,45 @@ def test_predicting_with_a_pretraining_ends_with_a_sentence(folders, capsys):
         SelmaSSLTrainer.build_network_architecture(*arguments, enable_deep_supervision=False)
     assert stopped.value.code == 2
     assert "segments nothing; fine-tune from it with -tr SelmaFinetuneTrainer" in capsys.readouterr().err
+
+
+def with_cases(kind, folders, cases, fold=0):
+    one = trainer(kind, folders)
+    folder = Path(one.preprocessed_dataset_folder)
+    for case in cases:
+        (folder / f"{case}.b2nd").touch()
+    one.fold = fold
+    return one
+
+
+@pytest.mark.parametrize("kind", [SelmaSSLTrainer, SelmaFinetuneTrainer])
+def test_few_cases_leave_one_out(kind, folders):
+    splits = [with_cases(kind, folders, "abc", fold).do_split() for fold in range(3)]
+    assert splits == [(["b", "c"], ["a"]), (["a", "c"], ["b"]), (["a", "b"], ["c"])]
+    assert [sorted(cases) for cases in with_cases(kind, folders, "abc", "all").do_split()] == [["a", "b", "c"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("cases", "fold", "words"),
+    [
+        ("a", 0, "1 case cannot be both trained on and validated; train with fold all"),
+        ("ab", 4, "2 cases have the folds 0 to 1"),
+    ],
+)
+def test_folds_that_few_cases_do_not_have_end_with_a_sentence(cases, fold, words, folders, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        with_cases(SelmaFinetuneTrainer, folders, cases, fold).do_split()
+    assert stopped.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_five_cases_and_splits_of_a_user_are_nnunets(folders):
+    one = with_cases(SelmaFinetuneTrainer, folders, "abcde")
+    file = Path(one.preprocessed_dataset_folder_base) / "splits_final.json"
+    assert one.do_split() == nnUNetTrainer.do_split(one)
+    mine = [{"train": ["a"], "val": ["b"]}]
+    write_json(file, mine)
+    assert one.do_split() == (["a"], ["b"])
 
 
 def test_a_step_lowers_the_loss_on_one_batch(folders):
