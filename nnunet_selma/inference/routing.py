@@ -114,14 +114,13 @@ class PretextRouter(Router):
         order: the file's axis that each axis of the network is (`transpose_forward` of the plans).
         channels: of the pretraining.
         device: where to compute.
+        classes: prefixes of the structures of the head, in its order.
     """
 
-    classes = PREFIXES
-
     def __init__(
-        self, network: nn.Module, head: tuple[Tensor, Tensor], *, patch: Sequence[int], order: Sequence[int], channels: int, device: torch.device
+        self, network: nn.Module, head: tuple[Tensor, Tensor], classes: Sequence[str], *, patch: Sequence[int], order: Sequence[int], channels: int, device: torch.device
     ) -> None:  # fmt: skip
-        self.network = network.to(device).eval()
+        self.network, self.classes = network.to(device).eval(), tuple(classes)
         self.weight, self.bias = (tensor.to(device) for tensor in head)
         self.axes = [0, 1, *(2 + axis for axis in order)]
         self.patch_zyx = _three([patch[list(order).index(axis)] for axis in range(3)])
@@ -129,7 +128,7 @@ class PretextRouter(Router):
 
     @torch.no_grad()
     def probabilities(self, patches: Tensor) -> Tensor:
-        """As `Router.probabilities`, and as `MultiTask.classify` has them."""
+        """As `Router.probabilities`; with all structures of the table, as `MultiTask.classify` has them."""
         features = pooled(deepest_features(self.network, patches.permute(self.axes), "encoder"))
         return nn.functional.linear(features, self.weight, self.bias).softmax(1)
 
@@ -172,7 +171,7 @@ def _of_pretraining(folder: Path, device: torch.device) -> PretextRouter:
                 "-tr SelmaSSLTrainer_MultiTask"
             )
     content = unpickled(path)
-    head = _head(content, path)
+    weight, bias, classes = _head(content, path)
     plans = PlansManager(read_json(plans_file))
     own = plans.get_configuration(content["init_args"]["configuration"])
     _demand_supported(own.configuration, path)
@@ -187,12 +186,22 @@ def _of_pretraining(folder: Path, device: torch.device) -> PretextRouter:
     except RuntimeError as error:
         raise SelmaError(f"{path}: its weights do not fit the network of {plans_file}; copy both again") from error
     return PretextRouter(
-        network, head, patch=own.patch_size, order=plans.transpose_forward, channels=channels, device=device
+        network,
+        (weight, bias),
+        classes,
+        patch=own.patch_size,
+        order=plans.transpose_forward,
+        channels=channels,
+        device=device,
     )
 
 
-def _head(content: Any, path: Path) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the head that tells structures apart; raises `SelmaError` where there is none for this table of structures."""
+def _head(content: Any, path: Path) -> tuple[Tensor, Tensor, list[str]]:
+    """Weight and bias of the head that tells structures apart, and their prefixes: those that the pretraining has seen.
+
+    Raises:
+        SelmaError: there is no such head for this table of structures, or it has seen fewer than two.
+    """
     state = content.get("pretext_state") if isinstance(content, Mapping) else None
     if not state or "structure.weight" not in state:
         raise SelmaError(
@@ -204,7 +213,14 @@ def _head(content: Any, path: Path) -> tuple[Tensor, Tensor]:
         raise SelmaError(
             f"{path}: tells {len(weight)} structures apart, and this version knows {len(PREFIXES)}; pretrain again"
         )
-    return weight, bias
+    seen = state.get("seen", torch.ones(len(PREFIXES), dtype=torch.bool))  # earlier versions did not note it
+    classes = [prefix for prefix, known in zip(PREFIXES, seen.tolist(), strict=True) if known]
+    if len(classes) < 2:
+        raise SelmaError(
+            f"{path}: has seen {' and '.join(classes) or 'no structure that it was told the name of'} alone, so it can tell nothing apart; pretrain on cases named after two structures or more, "
+            "or train a router with nnunet-selma train-router"
+        )
+    return weight[seen], bias[seen], classes
 
 
 def _demand_supported(configuration: Mapping[str, Any], path: Path) -> None:

@@ -20,6 +20,8 @@ class MultiTask(MaskedInpainting):
     Two views of each patch, turned by multiples of 90°, changed in contrast and masked, go through the network once.
     """
 
+    seen: Tensor
+    """(structure,): true for those of the structure table that patches were named after."""
     can_ask_every_step = False
     mirrors = False  # a mirrored patch does not say how it was turned
 
@@ -31,6 +33,8 @@ class MultiTask(MaskedInpainting):
         self.rotation = nn.Linear(features, 4)
         self.contrast = projector(features, 512, 128)
         self.structure = nn.Linear(features, len(STRUCTURES))
+        # a router that is made of this head knows these structures alone
+        self.register_buffer("seen", torch.zeros(len(STRUCTURES), dtype=torch.bool))
         for name in (
             "rotation",
             "contrast",
@@ -46,6 +50,7 @@ class MultiTask(MaskedInpainting):
 
     def forward(self, network: nn.Module, patches: Tensor, structures: Tensor) -> dict[str, Tensor]:
         """The terms with a weight above 0, weighted."""
+        self.seen |= (structures[:, None] == torch.arange(len(self.seen), device=structures.device)).any(0)
         turns = self.draw_turns(2 * len(patches))
         turned = turn(torch.cat([patches, patches]), turns, self.plane[0])
         gamma, contrast = (draw(len(turned), r, self.generator) for r in (self.views.gamma, self.views.contrast))

@@ -273,6 +273,7 @@ def pretraining(folder, content=None, channels=1, **changes):
     torch.manual_seed(0)
     net = network(content, input_channels=channels).eval()
     pretext = MultiTask(task(net, channels=channels))
+    pretext.seen[:] = True
     own = folder / "fold_all"
     own.mkdir(parents=True)
     write_json(folder / "plans.json", content)
@@ -293,6 +294,23 @@ def test_the_head_of_a_pretraining_says_what_multitask_says(channels, tmp_path):
     assert (router.classes, router.patch_zyx, router.channels) == (PREFIXES, (16, 16, 16), channels)
     patches = torch.randn(3, channels, 16, 16, 16)
     torch.testing.assert_close(router.probabilities(patches), pretext.classify(net, patches), rtol=0, atol=1e-6)
+
+
+def test_a_pretraining_tells_apart_what_it_has_seen(tmp_path):
+    own, net, pretext = pretraining(tmp_path / "model")
+    pretext.seen[:] = False
+    patches = torch.randn(3, 1, 16, 16, 16)
+    pretext.train()(net, patches, torch.tensor([0, -1, 2]))
+    checkpoint = torch.load(own / "checkpoint_final.pth", weights_only=False)
+    torch.save({**checkpoint, "pretext_state": pretext.state_dict()}, own / "checkpoint_final.pth")
+    router = open_router(own, CPU)
+    assert router.classes == (PREFIXES[0], PREFIXES[2])
+    of_all = pretext.classify(net, patches)[:, [0, 2]]
+    torch.testing.assert_close(router.probabilities(patches), of_all / of_all.sum(1, keepdim=True), rtol=0, atol=1e-6)
+    pretext.seen[2] = False
+    torch.save({**checkpoint, "pretext_state": pretext.state_dict()}, own / "checkpoint_final.pth")
+    with pytest.raises(SelmaError, match=f"has seen {PREFIXES[0]} alone"):
+        open_router(own, CPU)
 
 
 def test_the_axes_of_a_pretraining_are_those_of_its_plans(tmp_path):
