@@ -96,9 +96,9 @@ class FinetuningSettings:
     """Steps over which the learning rate rises to its full value (at most a tenth of all steps)."""
     carry: str = "all"
     """Parts that are carried over from pretraining: "all", "all_but_last_step" (the decoder's finest step starts random) or "encoder"."""
-    encoder_rate: float = 0.1
+    encoder_rate: float = 0.03
     """Learning rate of an encoder that was carried over, as a factor on that of random weights."""
-    decoder_rate: float = 0.1
+    decoder_rate: float = 0.03
     """Learning rate of what was carried over of the decoder, as a factor on that of random weights."""
     fit_head: bool = True
     """Fit the new segmentation heads to what was carried over (by logistic regression, on a few batches) before the first step."""

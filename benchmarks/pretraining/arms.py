@@ -213,6 +213,7 @@ ARMS = {
         # the head fitted to what was carried over, before the first step
         *probed("long, head fitted", VOLUME),
         # confirmed
+        Arm(name="new default", steps=LONG, changes=merged(VOLUME, slower(0.03), finetuned(fit_head=True))),
         Arm(name="random head, a tenth as fast", steps=LONG, changes=merged(VOLUME, slower(0.1))),
         Arm(
             name="random head, a tenth as fast, no warm-up",
