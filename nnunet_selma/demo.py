@@ -54,7 +54,7 @@ class DemoSize:
     """Patches in a batch."""
     features: tuple[int, ...] = (16, 32, 64)
     """Features of the network's stages."""
-    pretraining: tuple[int, int] = (32, 16)
+    pretraining: tuple[int, int] = (48, 16)
     """Epochs, and steps in each."""
     finetuning: tuple[int, int] = (16, 16)
     """Epochs, and steps in each."""
@@ -204,8 +204,6 @@ class Demo:
         run = "{0}.epochs={1} {0}.iterations_per_epoch={2} {0}.validation_iterations=4 {0}.seed={3}"
         pretraining = run.format("pretraining", *self.size.pretraining, self.seed).split()
         finetuning = run.format("finetuning", *self.size.finetuning, self.seed).split()
-        # at the default, a tenth, what was pretrained would take longer to follow the labels than these few steps (docs/results.md)
-        finetuning += ["finetuning.encoder_rate=1", "finetuning.decoder_rate=1"]
         self.do("nnunet-selma", "settings", "-d", str(UNLABELLED), "-p", PRETRAINING_PLANS, *pretraining)
         self.do(
             "nnUNetv2_train",
