@@ -304,7 +304,7 @@ RECIPES: dict[str, Recipe] = {
                 ),
                 Difference(
                     what="fine-tuning", paper="",
-                    here="the defaults of SelmaFinetuneTrainer: what was pretrained learns at a tenth of the rate, then the decision threshold is fitted",
+                    here="the defaults of SelmaFinetuneTrainer: the heads are fitted first, what was pretrained learns at 0.03 of the rate, then the decision threshold is fitted",
                 ),
             ),
         ),

@@ -25,7 +25,9 @@ CONFIRMED = (
     "random",
     "random head, a tenth as fast, no warm-up",
 )
-"""Arms that are confirmed; the first two of them are fine-tuned on few labels too, and the first four are drawn."""
+"""Arms that are confirmed; the first four are drawn."""
+FEW = (BASELINE, "new default", "random")
+"""Arms that are fine-tuned on few labels."""
 LABELS = (1, 2, 5, 10)
 Entry = tuple[Arm, int, int | None]
 """Arm, seed, and the number of annotated patches, None for all."""
@@ -50,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if chosen.stage == "tables":
         publish(chosen.results)
         return
-    usual = {"screening": tuple(ARMS), "labels": CONFIRMED[:2], "answers": CONFIRMED[1:3]}.get(chosen.stage, CONFIRMED)
+    usual = {"screening": tuple(ARMS), "labels": FEW, "answers": ("new default", "old default, longer")}.get(
+        chosen.stage, CONFIRMED
+    )
     arms = [arm_named(name) for name in chosen.arms or usual]
     run(chosen, arms, chosen.seeds or ([0] if chosen.stage == "screening" else [0, 1, 2]))
 
@@ -68,7 +72,7 @@ def publish(results: Path) -> None:
         ran = {run.arm for run in confirmed}
         learning_curves(confirmed, docs / "curves.png", [name for name in CONFIRMED[:4] if name in ran])
     if few:
-        label_efficiency(few, docs / "few-labels.png", CONFIRMED[:2])
+        label_efficiency(few, docs / "few-labels.png", FEW)
 
 
 def run(chosen: argparse.Namespace, arms: Sequence[Arm], seeds: Sequence[int]) -> None:

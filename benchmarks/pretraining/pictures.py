@@ -22,6 +22,7 @@ _STYLES = (
 )  # fmt: skip
 _APART = 1.035  # factor between the arms on the axis of patches, so that their seeds lie side by side
 _LABEL_SIZE = 14
+_COLUMNS = 2  # of the legend, so that long names of arms fit
 _SHADES = 96  # enough for lines and bands
 
 
@@ -45,14 +46,14 @@ def label_efficiency(runs: Sequence[Run], path: Path, arms: Sequence[str], all_p
             drawn, means, lows, highs = [], [], [], []
             for number, x in places.items():
                 with_patches = [run for run in of_arm(runs, arm) if run.labels == number]
-                interval = mean_interval(with_patches, steps, CALIBRATED_DICE, structure)
+                interval = mean_interval(with_patches, steps, CALIBRATED_DICE, structure, draws=0)
                 if isnan(interval.mean):
                     continue
+                seeds = [100 * value for value in interval.per_seed.values()]
                 drawn.append(x * aside)
                 means.append(100 * interval.mean)
-                lows.append(100 * interval.low)
-                highs.append(100 * interval.high)
-                seeds = [100 * value for value in interval.per_seed.values()]
+                lows.append(min(seeds))
+                highs.append(max(seeds))
                 axis.plot([x * aside] * len(seeds), seeds, marker, color=colour, markersize=4, mew=0, zorder=4)
             axis.fill_between(drawn, lows, highs, color=colour, alpha=0.13, linewidth=0)
             axis.plot(drawn, means, marker=marker, color=colour, label=arm, linewidth=2.2, markersize=10, mfc="white")
@@ -63,7 +64,7 @@ def label_efficiency(runs: Sequence[Run], path: Path, arms: Sequence[str], all_p
     axes[0].set_ylabel("Dice, calibrated threshold (%)", fontsize=_LABEL_SIZE)
     _finish(
         figure, axes[0], path, f"Dice by number of annotated patches, after {steps} steps of fine-tuning",
-        "line: mean; band: its 95 % bootstrap interval; small marks: single seeds",
+        "line: mean over cubes and seeds; band: lowest to highest seed; small marks: single seeds",
     )  # fmt: skip
 
 
@@ -127,7 +128,7 @@ def _finish(figure: Figure, labelled: Any, path: Path, title: str, explanation: 
     figure.suptitle(f"{title}\n{explanation}", fontsize=_LABEL_SIZE)
     handles, labels = labelled.get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(4, max(1, len(labels))), frameon=False,
+        handles, labels, loc="outside lower center", ncols=min(_COLUMNS, max(1, len(labels))), frameon=False,
         fontsize=_LABEL_SIZE,
     )  # fmt: skip
     canvas = FigureCanvasAgg(figure)
