@@ -19,6 +19,10 @@ TILE_STORE = "selma_tile_store"
 
 # nnU-Net weighs the outputs of its decoder and leaves the coarsest out; with two stages none is left and the loss is NaN
 _LEAST_STAGES = 3
+_LOOKED_AT = 64
+"""Cases whose shape is looked at."""
+_SOME_PADDING, _MOSTLY_PADDING = 0.1, 0.5
+"""Shares of a patch: more padding is warned of, or refused."""
 
 
 def total_strides(configuration: Mapping[str, Any]) -> list[int]:
@@ -121,6 +125,46 @@ def plan_pretraining(
     # nnU-Net's training reads it there; only its own planning would have copied it
     shutil.copyfile(folders.raw / target / "dataset.json", folders.preprocessed / target / "dataset.json")
     return name
+
+
+def shapes_of_cases(folder: Path, kind: Any) -> list[tuple[int, ...]]:
+    """Shapes of preprocessed cases along the axes of their plans, of at most 64 that are evenly spread over the names.
+
+    Args:
+        folder: of the preprocessed cases.
+        kind: nnU-Net's dataset class, or `TileStore`.
+    """
+    names = sorted(kind.get_identifiers(str(folder)))
+    chosen = names[:: math.ceil(len(names) / _LOOKED_AT)] if names else []
+    dataset = kind(str(folder), chosen)
+    return [tuple(int(edge) for edge in dataset.load_case(name)[0].shape[1:]) for name in chosen]
+
+
+def padding_sentence(shapes: Sequence[Sequence[int]], patch: Sequence[int]) -> str:
+    """A warning where cases are so thin that patches are padded a lot; empty where they are not.
+
+    Args:
+        shapes: of the preprocessed cases, along the axes of the patch.
+        patch: patch size of the plans.
+
+    Raises:
+        SelmaError: more than half of a mean patch is padding, from which a pretext learns nothing.
+    """
+    filled = [
+        math.prod(min(edge, size) / size for edge, size in zip(shape[-len(patch) :], patch, strict=True))
+        for shape in shapes
+    ]
+    padding = 1 - sum(filled) / len(filled) if filled else 0.0
+    if padding <= _SOME_PADDING:
+        return ""
+    smallest = "×".join(map(str, min(shapes, key=math.prod)))
+    sentence = (
+        f"{padding:.0%} of a patch of {'×'.join(map(str, patch))} is padding, because cases are as small as {smallest} voxels; convert larger "
+        "tiles (--tile), or plan a smaller patch (nnunet-selma plan-small --patch) for both datasets"
+    )
+    if padding > _MOSTLY_PADDING:
+        raise SelmaError(sentence)
+    return sentence
 
 
 def store_plans(source_id: int, dataset: str, folders: Folders, *, plans_name: str, configuration: str) -> Plans:

@@ -88,6 +88,15 @@ class Choice:
         write_json(folder / CHOICE, {"path": str(self.path), "sha256": self.sha256})
 
 
+def other_folds(fold: Path) -> set[Path]:
+    """Folders of other folds of a training that have a checkpoint.
+
+    Args:
+        fold: the output folder of this fold, beside those of the others.
+    """
+    return {path.parent for path in fold.parent.glob("fold_*/checkpoint_*.pth")} - {fold}
+
+
 def choice_of_other_folds(fold: Path) -> Choice | None:
     """The pretraining that other folds of a training started from, or None if no other fold has a checkpoint.
 
@@ -98,8 +107,7 @@ def choice_of_other_folds(fold: Path) -> Choice | None:
         SelmaError: that checkpoint is gone, or has changed since.
     """
     noted = fold.parent / CHOICE
-    trained = {path.parent for path in fold.parent.glob("fold_*/checkpoint_*.pth")} - {fold}
-    if not trained or not noted.is_file():
+    if not other_folds(fold) or not noted.is_file():
         return None
     entry = read_json(noted)
     path = Path(entry["path"])

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-MOST_VOXELS = 4096
-"""Voxels of each class that are drawn of a batch."""
+MOST_VOXELS = 8192
+"""Voxels that are drawn of a batch, shared equally by the classes that it shows."""
+_ABSENT = -5.0
+"""Logit of a class that no batch shows, below the smallest of the likeliest classes: unlikely everywhere, and soon learnt when it comes."""
 _RIDGE = 1e-4
 _ITERATIONS = 100
 
@@ -50,7 +52,7 @@ class Voxels:
 def drawn(
     features: Tensor, target: Tensor, ignore_label: int | None, generator: torch.Generator, *, regions: bool = False
 ) -> Voxels:
-    """Voxels of a batch, up to `MOST_VOXELS` of each class; in a batch of regions, of those inside any and of those outside all.
+    """Up to `MOST_VOXELS` voxels of a batch, as many of each class; of regions, as many inside any as outside all.
 
     Args:
         features: (patch, channel, *space).
@@ -71,9 +73,10 @@ def drawn(
         if ignore_label is not None:
             known = labels != ignore_label
     places, weights = [], []
-    for stratum in torch.unique(strata[known]).tolist():
+    shown = torch.unique(strata[known]).tolist()
+    for stratum in shown:
         inside = torch.nonzero(known & (strata == stratum)).flatten()
-        taken = inside[torch.randperm(len(inside), generator=generator)[:MOST_VOXELS]]
+        taken = inside[torch.randperm(len(inside), generator=generator)[: MOST_VOXELS // len(shown)]]
         places.append(taken)
         weights.append(torch.full((len(taken),), len(inside) / len(taken), dtype=torch.float64))
     if not places:
@@ -93,7 +96,8 @@ def joined(parts: Sequence[Voxels]) -> Voxels:
 def fitted(voxels: Voxels, outputs: int) -> tuple[Tensor, Tensor]:
     """Weight (output, channel) and bias (output,) with the least cross entropy, slightly ridged.
 
-    Features are brought to mean 0 and deviation 1 for the fit, so that it does not depend on their scale.
+    Features are brought to mean 0 and deviation 1 for the fit, so that it does not depend on their scale. A class that no voxel shows reads
+    nothing and is unlikely everywhere.
     """
     mean = voxels.features.mean(0)
     deviation = voxels.features.std(0).clamp(min=1e-8)
@@ -111,18 +115,34 @@ def fitted(voxels: Voxels, outputs: int) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         solver.step(objective)  # type: ignore[no-untyped-call]
     weight, bias = weight.detach() / deviation, bias.detach()
-    return weight, bias - weight @ mean
+    bias = bias - weight @ mean
+    likeliest = (voxels.features @ weight.T + bias).max(1).values.min() if voxels.targets.ndim == 1 else 0.0
+    for output in range(outputs):
+        truth = voxels.targets == output if voxels.targets.ndim == 1 else voxels.targets[:, output] > 0
+        if not truth.any():
+            weight[output], bias[output] = 0.0, likeliest + _ABSENT
+    return weight, bias
 
 
-def fit_heads(
+def heads_of(network: nn.Module) -> list[nn.Conv2d | nn.Conv3d]:
+    """Heads of `decoder.seg_layers` that are a convolution of one voxel with a bias, coarse to fine; none in other networks."""
+    heads = getattr(getattr(network, "decoder", None), "seg_layers", None) or []
+    return [
+        head
+        for head in heads
+        if isinstance(head, nn.Conv2d | nn.Conv3d) and set(head.kernel_size) == {1} and head.bias is not None
+    ]
+
+
+def read_voxels(
     network: nn.Module,
     batches: Iterable[dict[str, Any]],
     device: torch.device,
     ignore_label: int | None,
     *,
     regions: bool = False,
-) -> list[tuple[float, float]]:
-    """Fit, in place, every head of `decoder.seg_layers` that the network uses and that is a convolution of one voxel with a bias.
+) -> list[list[Voxels]]:
+    """What each head of a network reads in some batches, and what it is to answer; nothing for a head that the network does not use.
 
     Args:
         network: bare; it predicts with all outputs that the batches have targets for. Its training mode is restored.
@@ -130,16 +150,10 @@ def fit_heads(
         device: of the network.
         ignore_label: as nnU-Net's `LabelManager.ignore_label`.
         regions: as nnU-Net's `LabelManager.has_regions`.
-
-    Returns:
-        Mean cross entropy before and after, of each fitted head, coarse to fine; empty where no batch shows two classes, or there is no
-        such head.
     """
-    heads = [
-        head
-        for head in getattr(getattr(network, "decoder", None), "seg_layers", None) or []
-        if isinstance(head, nn.Conv2d | nn.Conv3d) and set(head.kernel_size) == {1} and head.bias is not None
-    ]
+    heads = heads_of(network)
+    if not heads:
+        return []
     read: dict[nn.Module, Tensor] = {}
     hooks = [head.register_forward_pre_hook(lambda head, inputs: read.update({head: inputs[0]})) for head in heads]
     parts: dict[nn.Module, list[Voxels]] = {head: [] for head in heads}
@@ -160,13 +174,26 @@ def fit_heads(
         network.train(training)
         for hook in hooks:
             hook.remove()
+    return list(parts.values())
+
+
+def fit_heads(network: nn.Module, voxels: Sequence[Sequence[Voxels]]) -> list[tuple[float, float]]:
+    """Fit, in place, the heads of a network.
+
+    Args:
+        network: bare.
+        voxels: of each head as `read_voxels` orders them, of one process or of several.
+
+    Returns:
+        Mean cross entropy before and after, of each fitted head, coarse to fine. A head whose voxels all have one target stays as it is.
+    """
     changes = []
-    for head in heads:
-        if not parts[head] or (voxels := joined(parts[head])).is_uniform:
+    for head, parts in zip(heads_of(network), voxels, strict=True):
+        if not parts or (of_head := joined(parts)).is_uniform:
             continue
         state = {name: tensor.cpu().double() for name, tensor in head.state_dict().items()}
-        before = voxels.cross_entropy(state["weight"].flatten(1), state["bias"])
-        weight, bias = fitted(voxels, head.out_channels)
+        before = of_head.cross_entropy(state["weight"].flatten(1), state["bias"])
+        weight, bias = fitted(of_head, head.out_channels)
         head.load_state_dict({"weight": weight.view_as(head.weight), "bias": bias})
-        changes.append((float(before), float(voxels.cross_entropy(weight, bias))))
+        changes.append((float(before), float(of_head.cross_entropy(weight, bias))))
     return changes

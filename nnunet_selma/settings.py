@@ -29,13 +29,13 @@ def _steps(run: Any) -> int:
 
 
 def _demand_run(section: str, run: Any) -> None:
-    """Refuse a run without steps, checkpoints that are never written, and optimisers that do not exist."""
+    """Refuse a run without epochs or steps, checkpoints that are never written, and optimisers that do not exist."""
     demand_choice(f"{section}.optimizer", run.optimizer, OPTIMIZERS)
     if run.seed is not None and run.seed < 0:
         raise SelmaError(f"{section}.seed is {run.seed}; give 0 or more")
     if run.learning_rate is not None and run.learning_rate <= 0:
         raise SelmaError(f"{section}.learning_rate is {run.learning_rate}; give a number above 0")
-    for name, least in (("epochs", 0), ("iterations_per_epoch", 1), ("validation_iterations", 1), ("save_every", 1)):
+    for name, least in (("epochs", 1), ("iterations_per_epoch", 1), ("validation_iterations", 1), ("save_every", 1)):
         value = getattr(run, name)
         if value is not None and value < least:
             raise SelmaError(f"{section}.{name} is {value}; give at least {least}")
@@ -79,7 +79,7 @@ class FinetuningSettings:
     """How `SelmaFinetuneTrainer` starts and how long it trains."""
 
     pretrained: str = "newest"
-    """Path of a checkpoint, "newest" for the newest pretraining of the same network, or "none" for random weights."""
+    """Path of a checkpoint, "newest" for the newest pretraining of the same network (or that of other folds), or "none" for random weights."""
     epochs: int | None = None
     """Number of epochs; None is nnU-Net's own (1000)."""
     iterations_per_epoch: int | None = None

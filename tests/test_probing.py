@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score
 from torch import nn
 
 from nnunet_selma import probing
-from nnunet_selma.probing import Voxels, drawn, fit_heads, fitted, joined
+from nnunet_selma.probing import Voxels, drawn, fit_heads, fitted, joined, read_voxels
 
 CPU = torch.device("cpu")
 
@@ -21,6 +21,10 @@ def unet(classes=2, *, deep_supervision=True):
         n_conv_per_stage=1, n_conv_per_stage_decoder=1, conv_bias=True, norm_op=nn.InstanceNorm3d, norm_op_kwargs={"affine": True}, nonlin=nn.LeakyReLU,
         deep_supervision=deep_supervision,
     )  # fmt: skip
+
+
+def probed(network, loaded, ignore_label=None, **more):
+    return fit_heads(network, read_voxels(network, loaded, CPU, ignore_label, **more))
 
 
 def batches(number=4, classes=2, *, scales=(1, 2)):
@@ -51,7 +55,7 @@ def test_the_fit_is_that_of_scikit_learn(classes):
 def test_every_head_the_network_uses_is_fitted_and_nothing_else_changes():
     network = unet()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    changes = fit_heads(network, batches(), CPU, None)
+    changes = probed(network, batches())
     assert len(changes) == 2
     assert all(after < 0.3 * before for before, after in changes)
     changed = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])}
@@ -70,15 +74,13 @@ def test_a_fitted_network_ranks_the_bright_cube_first():
         return average_precision_score(batch["target"][0].flatten(), (logits[:, 1] - logits[:, 0]).flatten())
 
     before = precision()
-    fit_heads(network, batches(), CPU, None)
+    probed(network, batches())
     assert precision() > max(0.5, 2 * before)
 
 
 def test_three_classes_and_one_output_are_fitted():
     network = unet(3, deep_supervision=False)
-    ((before, after),) = fit_heads(
-        network, ({**batch, "target": batch["target"][0]} for batch in batches(classes=3)), CPU, None
-    )
+    ((before, after),) = probed(network, ({**batch, "target": batch["target"][0]} for batch in batches(classes=3)))
     assert after < 0.3 * before
 
 
@@ -91,13 +93,13 @@ def test_regions_are_fitted_each_by_itself(regions):
         }
 
     network = unet(regions)
-    changes = fit_heads(network, map(of_regions, batches(classes=3)), CPU, None, regions=True)
+    changes = probed(network, map(of_regions, batches(classes=3)), regions=True)
     assert len(changes) == 2
     assert all(after < 0.6 * before for before, after in changes)
 
 
 def test_voxels_are_drawn_from_each_class_with_their_weight_and_none_is_ignored(monkeypatch):
-    monkeypatch.setattr(probing, "MOST_VOXELS", 50)
+    monkeypatch.setattr(probing, "MOST_VOXELS", 150)  # 50 of each of three classes
     target = torch.zeros(2, 1, 10, 10, 10)
     target[0, 0, :2], target[1, 0, 0, :, :3], target[:, :, 9] = 1, 2, 3
     place = torch.arange(2000.0).view(2, 1, 10, 10, 10)
@@ -121,13 +123,38 @@ def test_heads_stay_as_they_are_where_one_class_is_shown_or_there_are_none():
     network = unet()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     empty = ({**batch, "target": [0 * t for t in batch["target"]]} for batch in batches())
-    assert fit_heads(network, empty, CPU, None) == []
+    assert probed(network, empty) == []
     everything_ignored = ({**batch, "target": [0 * t + 9 for t in batch["target"]]} for batch in batches())
-    assert fit_heads(network, everything_ignored, CPU, 9) == []
+    assert probed(network, everything_ignored, 9) == []
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
-    assert fit_heads(nn.Conv3d(1, 2, 1), batches(), CPU, None) == []
+    assert probed(nn.Conv3d(1, 2, 1), batches()) == []
 
 
 def test_batches_are_joined():
     parts = [Voxels(torch.ones(n, 2), torch.arange(n), torch.ones(n)) for n in (2, 3)]
     assert joined(parts).targets.tolist() == [0, 1, 0, 1, 2]
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_a_class_that_no_batch_shows_reads_nothing_and_is_unlikely(regions):
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(400, 3, generator=generator).double()
+    labels = (features[:, 0] > 0.5).long()
+    targets = torch.stack([labels, 0 * labels], 1).double() if regions else 2 * labels
+    absent = 1
+    weight, bias = fitted(Voxels(features, targets, torch.ones(400).double()), 2 if regions else 3)
+    assert not weight[absent].any()
+    logits = features @ weight.T + bias
+    likely = logits.sigmoid() if regions else logits.softmax(1)
+    assert likely[:, absent].max() < 0.05
+    assert weight[1 - absent].any()
+
+
+def test_voxels_of_several_processes_are_fitted_together():
+    first, second = ([next(batches())], list(batches(3))[1:])
+    together, apart = unet(), unet()
+    shares = [read_voxels(together, share, CPU, None) for share in (first, second)]
+    both = fit_heads(together, [[*a, *b] for a, b in zip(*shares, strict=True)])
+    alone = fit_heads(apart, shares[0])
+    assert len(both) == len(alone) == 2
+    assert not torch.equal(together.decoder.seg_layers[1].weight, apart.decoder.seg_layers[1].weight)

@@ -37,6 +37,7 @@ def test_lines_are_assignments():
         ("training.epochs=3", "no section"),
         ("epochs=3", "write section"),
         ("inpainting.mask_ratio=2", "between 0 and 1"),
+        ("pretraining.epochs=0", "pretraining.epochs is 0; give at least 1"),
         ("pretraining.epochs=abc", 'cannot be "abc"; it is a whole number or null'),
         ("pretraining.seed=null", "it is a whole number"),
         ("finetuning.warmup_steps=-1", "0 or more"),

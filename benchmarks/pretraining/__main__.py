@@ -26,9 +26,11 @@ CONFIRMED = (
     "random head, a tenth as fast, no warm-up",
 )
 """Arms that are confirmed; the first four are drawn."""
-FEW = (BASELINE, "new default", "random")
-"""Arms that are fine-tuned on few labels."""
+FEW = (BASELINE, "new default", "random", "random head, a tenth as fast")
+"""Arms that are fine-tuned on few labels; the first three are drawn."""
 LABELS = (1, 2, 5, 10)
+SCREENED = tuple(name for name, arm in ARMS.items() if name not in CONFIRMED or arm.pretext is None)
+"""Arms that are screened."""
 Entry = tuple[Arm, int, int | None]
 """Arm, seed, and the number of annotated patches, None for all."""
 
@@ -45,18 +47,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--arms", nargs="+", help="names of arms (default: those of the stage)")
     parser.add_argument("--labels", type=int, nargs="+", default=LABELS, help="annotated patches, of the stage labels")
-    parser.add_argument("--seeds", type=int, nargs="+", help="default: 0 for screening, 0 1 2 else")
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: 0 1 for screening, 0 to 4 else")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
     parser.add_argument("--processes", type=int, default=2, help="trainings at the same time, with one thread each")
     chosen = parser.parse_args(arguments)
     if chosen.stage == "tables":
         publish(chosen.results)
         return
-    usual = {"screening": tuple(ARMS), "labels": FEW, "answers": ("new default", "old default, longer")}.get(
+    usual = {"screening": SCREENED, "labels": FEW, "answers": ("new default", "old default, longer")}.get(
         chosen.stage, CONFIRMED
     )
     arms = [arm_named(name) for name in chosen.arms or usual]
-    run(chosen, arms, chosen.seeds or ([0] if chosen.stage == "screening" else [0, 1, 2]))
+    run(chosen, arms, chosen.seeds or (range(2 if chosen.stage == "screening" else 5)))
 
 
 def publish(results: Path) -> None:
@@ -72,7 +74,7 @@ def publish(results: Path) -> None:
         ran = {run.arm for run in confirmed}
         learning_curves(confirmed, docs / "curves.png", [name for name in CONFIRMED[:4] if name in ran])
     if few:
-        label_efficiency(few, docs / "few-labels.png", FEW)
+        label_efficiency(few, docs / "few-labels.png", FEW[:3])
 
 
 def run(chosen: argparse.Namespace, arms: Sequence[Arm], seeds: Sequence[int]) -> None:

@@ -52,7 +52,7 @@ def _answered(study: Study, stage: Stage, arm: Arm, seed: int, cases: Sequence[C
     def answer(tiles: torch.Tensor) -> torch.Tensor:
         if arm.settings["inpainting"]["standardise"]:
             tiles = standardised(tiles, torch.ones_like(tiles, dtype=torch.bool))
-        result: torch.Tensor = network(tiles)
+        result: torch.Tensor = network(tiles.to(trainer.device)).float().cpu()
         return result[:, 0]
 
     return by_cube(cases, [in_tiles(answer, case.image, (32, 32, 32)).numpy() for case in cases])

@@ -8,9 +8,10 @@ from typing import Any
 from nnunet_selma import commands
 from nnunet_selma.cli.arguments import source_plans_arguments
 from nnunet_selma.cli.shell import folders
+from nnunet_selma.folders import Folders
 from nnunet_selma.json_files import read_json, write_json
 from nnunet_selma.network_plans import NETWORKS, write_network_plans
-from nnunet_selma.planning import plan_pretraining, write_small_plans
+from nnunet_selma.planning import padding_sentence, plan_pretraining, shapes_of_cases, write_small_plans
 from nnunet_selma.settings import as_lines, parse_assignments, read_settings, with_settings
 
 
@@ -70,8 +71,23 @@ def _plan_pretraining(chosen: argparse.Namespace) -> int:
         print(shlex.join(step), flush=True)
         if not chosen.no_preprocess:
             commands.run(step)
+    if not chosen.no_preprocess:
+        _look_at_cases(where, chosen.target_id, plans, chosen.configuration)
     print(f"next: nnUNetv2_train {chosen.target_id} {chosen.configuration} all -tr SelmaSSLTrainer -p {plans}")
     return 0
+
+
+def _look_at_cases(where: Folders, dataset_id: int, plans_name: str, name: str) -> None:
+    """Print a warning where preprocessed cases are thinner than the patch; raises `SelmaError` where they are much thinner."""
+    from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    dataset = where.dataset(dataset_id)
+    configuration = PlansManager(read_json(where.plans(dataset, plans_name))).get_configuration(name)
+    folder = where.preprocessed / dataset / configuration.data_identifier
+    shapes = shapes_of_cases(folder, infer_dataset_class(str(folder)))
+    if thin := padding_sentence(shapes, configuration.patch_size):
+        print(f"WARNING: {thin}.", flush=True)
 
 
 def _settings(chosen: argparse.Namespace) -> int:

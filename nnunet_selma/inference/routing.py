@@ -217,7 +217,7 @@ def _head(content: Any, path: Path) -> tuple[Tensor, Tensor, list[str]]:
     classes = [prefix for prefix, known in zip(PREFIXES, seen.tolist(), strict=True) if known]
     if len(classes) < 2:
         raise SelmaError(
-            f"{path}: has seen {' and '.join(classes) or 'no structure that it was told the name of'} alone, so it can tell nothing apart; pretrain on cases named after two structures or more, "
+            f"{path}: was trained on {' and '.join(classes) or 'no named structure'} alone, so it can tell nothing apart; pretrain on cases named after two structures or more, "
             "or train a router with nnunet-selma train-router"
         )
     return weight[seen], bias[seen], classes

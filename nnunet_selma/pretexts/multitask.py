@@ -21,7 +21,7 @@ class MultiTask(MaskedInpainting):
     """
 
     seen: Tensor
-    """(structure,): true for those of the structure table that patches were named after."""
+    """(structure,): true for those of the structure table that the head was trained on; with several processes, by the first one."""
     can_ask_every_step = False
     mirrors = False  # a mirrored patch does not say how it was turned
 
@@ -50,7 +50,8 @@ class MultiTask(MaskedInpainting):
 
     def forward(self, network: nn.Module, patches: Tensor, structures: Tensor) -> dict[str, Tensor]:
         """The terms with a weight above 0, weighted."""
-        self.seen |= (structures[:, None] == torch.arange(len(self.seen), device=structures.device)).any(0)
+        if self.training and self.weights.structure > 0:
+            self.seen |= (structures[:, None] == torch.arange(len(self.seen), device=structures.device)).any(0)
         turns = self.draw_turns(2 * len(patches))
         turned = turn(torch.cat([patches, patches]), turns, self.plane[0])
         gamma, contrast = (draw(len(turned), r, self.generator) for r in (self.views.gamma, self.views.contrast))

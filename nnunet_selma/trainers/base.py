@@ -24,6 +24,8 @@ from nnunet_selma.json_files import read_json, write_json
 from nnunet_selma.settings import FinetuningSettings, PretrainingSettings, read_settings
 
 _LOADING = "nnUNet_n_proc_DA"
+_WRITING = ("PytorchStreamWriter", "unexpected pos", "cannot be opened", "Parent directory")
+"""What PyTorch's errors say when a file cannot be written."""
 _FOLDS = 5
 """nnU-Net's number of folds."""
 # nnUNetTrainer's, and those of nnU-Net's trainers for transformers (Primus); docs/results.md has pretraining's with AdamW
@@ -69,10 +71,20 @@ def fill_momentum(optimizer: torch.optim.Optimizer) -> None:
                     optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
+def demand_device(device: torch.device) -> None:
+    """Raise `SelmaError` where the machine, or this PyTorch, does not have the device that was asked for."""
+    parts: dict[str, Any] = {"cuda": torch.cuda, "mps": torch.backends.mps}
+    if device.type in parts and not parts[device.type].is_available():
+        raise SelmaError(
+            f"-device {device.type} was asked for, and PyTorch {torch.__version__} finds none here; take -device cpu"
+        )
+
+
 def are_finite(tensors: Iterable[torch.Tensor]) -> bool:
     """True if no number is NaN or infinite; waits for the device once."""
     finite = [torch.isfinite(tensor).all() for tensor in tensors if tensor.is_floating_point()]
-    return not finite or bool(torch.stack(finite).all())
+    # optimisers may keep their counts of steps on the CPU
+    return not finite or bool(torch.stack([each.to(finite[0].device) for each in finite]).all())
 
 
 def facts_of(trainer: nnUNetTrainer) -> dict[str, Any]:
@@ -110,8 +122,14 @@ class SelmaTrainer(nnUNetTrainer):
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008
     ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
         with plain_errors():
+            demand_device(device)
+            try:
+                super().__init__(plans, configuration, fold, dataset_json, device)
+            except PermissionError as error:
+                raise SelmaError(
+                    f"{error.filename}: may not be written; nnUNet_results must be a folder of yours"
+                ) from error
             self.settings = read_settings(plans)
         run: PretrainingSettings | FinetuningSettings = getattr(self.settings, self.section)
         self.num_epochs = self.num_epochs if run.epochs is None else run.epochs
@@ -197,12 +215,12 @@ class SelmaTrainer(nnUNetTrainer):
         cases = sorted(self.dataset_class.get_identifiers(self.preprocessed_dataset_folder))
         if len(cases) >= _FOLDS:
             return
-        if len(cases) < 2:
-            raise SelmaError(
-                f"{self.preprocessed_dataset_folder}: {len(cases)} case cannot be both trained on and validated; train with fold all, or add cases"
-            )
         file = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
         if not file.is_file():
+            if len(cases) < 2:
+                raise SelmaError(
+                    f"{self.preprocessed_dataset_folder}: {len(cases)} case cannot be both trained on and validated; train with fold all, or add cases"
+                )
             write_json(file, [{"train": [c for c in cases if c != case], "val": [case]} for case in cases])
         splits = len(read_json(file))
         if self.fold >= splits:
@@ -305,6 +323,8 @@ class SelmaTrainer(nnUNetTrainer):
                 self.trials.write(self._trials_file)
             os.replace(partial, filename)
         except (OSError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not any(word in str(error) for word in _WRITING):
+                raise  # of the device, not of the disk
             with plain_errors():
                 raise SelmaError(
                     f"{filename}: the checkpoint could not be written ({error}); make room and go on with --c"

@@ -18,14 +18,16 @@ from nnunet_selma.json_files import read_json, write_json
 from nnunet_selma.losses import build_loss
 from nnunet_selma.pretexts.base import pretrained_part
 from nnunet_selma.pretrained import (
+    CHOICE,
     SUMMARY,
     Choice,
     choice_of_other_folds,
     differences,
     find_pretrained,
     network_identity,
+    other_folds,
 )
-from nnunet_selma.probing import fit_heads
+from nnunet_selma.probing import fit_heads, read_voxels
 from nnunet_selma.trainers.base import SelmaTrainer, bare, facts_of, plain_errors
 from nnunet_selma.transfer import carry_over, demand_finite, parts_of
 
@@ -85,7 +87,7 @@ class SelmaFinetuneTrainer(SelmaTrainer):
     """nnU-Net with pretrained weights and a warm-up; otherwise nnU-Net.
 
     The weights come from, in this order: nnU-Net's own `-pretrained_weights`, the path in the plans
-    (`finetuning.pretrained`), the newest pretraining of the same network in nnUNet_results. A run that goes on (`--c`) and
+    (`finetuning.pretrained`), the pretraining that other folds started from, the newest one of the same network in nnUNet_results. A run that goes on (`--c`) and
     one that only validates (`--val`) need none of them.
     """
 
@@ -189,29 +191,31 @@ class SelmaFinetuneTrainer(SelmaTrainer):
                 "The network has weights of nnU-Net's -pretrained_weights already; nothing is carried over, and finetuning.carry is not asked."
             )
         super().on_train_start()
-        if self.reads_carried and self.settings.finetuning.fit_head:
-            self.fit_heads()
+        fitted = self.reads_carried and self.settings.finetuning.fit_head and self.fit_heads()
+        slowest = min(float(group.get("rate", 1.0)) for group in self.optimizer.param_groups)
+        if slowest < 1 and not fitted and not self.goes_on:
+            self.print_to_log_file(
+                f"WARNING: the segmentation heads start from random weights above parts that learn at {slowest:g} of the rate, and may mark "
+                "nothing for hundreds of steps; raise finetuning.encoder_rate and finetuning.decoder_rate for a short training."
+            )
 
-    def fit_heads(self) -> None:
-        """Fit the segmentation heads to what was carried over (`nnunet_selma.probing`); several processes go on with the first one's."""
+    def fit_heads(self) -> bool:
+        """Fit the segmentation heads to what was carried over (`nnunet_selma.probing`), to the batches of all processes; False if they stay random."""
         network, labels = bare(self.network), self.label_manager
         batches = (next(self.dataloader_train) for _ in range(_PROBED_BATCHES))
-        changes = fit_heads(network, batches, self.device, labels.ignore_label, regions=labels.has_regions)
+        voxels = read_voxels(network, batches, self.device, labels.ignore_label, regions=labels.has_regions)
         if self.is_ddp:
-            for name, parameter in network.named_parameters():
-                if parts_of(network)(name) == "heads":
-                    torch.distributed.broadcast(parameter.data, 0)
+            shares: list[Any] = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(shares, voxels)
+            voxels = [[part for share in shares for part in share[head]] for head in range(len(voxels))]
+        changes = fit_heads(network, voxels)
         if changes:
             before, after = changes[-1]
             self.print_to_log_file(
                 f"The segmentation heads were fitted to what was carried over (finetuning.fit_head): cross entropy {before:.3f} before, "
                 f"{after:.3f} after, on {_PROBED_BATCHES} batches."
             )
-        else:
-            self.print_to_log_file(
-                f"WARNING: the segmentation heads start from random weights, because {_PROBED_BATCHES} batches show one class alone, or the "
-                "network has no heads of one voxel in decoder.seg_layers."
-            )
+        return bool(changes)
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
         """As nnU-Net; nothing is carried over later, though what is frozen and was not pretrained looks untouched."""
@@ -252,9 +256,13 @@ class SelmaFinetuneTrainer(SelmaTrainer):
             if others:
                 listed = "".join(f"\n  {other}" for other in others)
                 self.print_to_log_file(
-                    f"WARNING: the newest of {len(found)} pretrainings is taken for all folds; the others, for finetuning.pretrained, are{listed}"
+                    f"WARNING: the newest of {len(found)} pretrainings is taken; the others, for finetuning.pretrained, are{listed}"
                 )
-            if wish == "newest" and self.local_rank == 0:
+            if wish == "newest" and other_folds(fold):
+                self.print_to_log_file(
+                    f"WARNING: which pretraining the other folds started from is not noted in {CHOICE}; this one starts from {path}."
+                )
+            if self.local_rank == 0:
                 Choice.of(path).write(fold.parent)
         summary = path.parent / SUMMARY
         for sentence in differences(read_json(summary), facts_of(self)) if summary.is_file() else ():

@@ -15,6 +15,7 @@ from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, autocast, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -24,7 +25,7 @@ from nnunet_selma.checkpoints import RECORD, TRAINED, adaptation_record, plain
 from nnunet_selma.cpu.layers import accelerate
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.json_files import write_json
-from nnunet_selma.planning import TILE_STORE
+from nnunet_selma.planning import TILE_STORE, padding_sentence, shapes_of_cases
 from nnunet_selma.pretexts.base import Pretext, Task, pretrained_part
 from nnunet_selma.pretexts.collapse import alarms, effective_rank, feature_deviation
 from nnunet_selma.pretexts.inpainting import MaskedInpainting
@@ -115,13 +116,26 @@ class SelmaSSLTrainer(SelmaTrainer):
                     f"a batch of {self.configuration_manager.batch_size} cannot be shared equally by {torch.distributed.get_world_size()} "
                     "GPUs, which pretraining needs; change batch_size in the plans, or -num_gpus"
                 )
-        self.build_network_architecture = self.build_pretext_network  # type: ignore[method-assign]
+        if type(self).build_network_architecture is SelmaSSLTrainer.build_network_architecture:
+            self.build_network_architecture = self.build_pretext_network  # type: ignore[method-assign]
         super().initialize()
         self.start = starting_weights(bare(self.network))
         if self.configuration_manager.configuration.get(TILE_STORE):
             self.dataset_class = TileStore
         if self.device.type == "cpu" and self.settings.cpu.fast_layers:
             accelerate(self.pretext, self.trials)
+
+    def on_train_start(self) -> None:
+        """As nnU-Net; cases that are much thinner than the patch are warned of, or refused."""
+        if not self.was_initialized:
+            self.initialize()
+        with plain_errors():
+            kind = self.dataset_class or infer_dataset_class(self.preprocessed_dataset_folder)
+            shapes = shapes_of_cases(Path(self.preprocessed_dataset_folder), kind)
+            thin = padding_sentence(shapes, self.configuration_manager.patch_size)
+        if thin:
+            self.print_to_log_file(f"WARNING: {thin}.")
+        super().on_train_start()
 
     def build_pretext(self) -> Pretext:
         """The pretext task that the plans, or else this class, name."""
@@ -325,7 +339,9 @@ class SelmaSSLTrainer(SelmaTrainer):
         super().load_checkpoint(filename_or_checkpoint)
         if isinstance(filename_or_checkpoint, str):
             content = torch.load(filename_or_checkpoint, map_location=self.device, weights_only=False)
-            self.pretext.load_state_dict(content["pretext_state"])
+            # buffers that an earlier version did not have stay as they are
+            state = {**dict(self.pretext.named_buffers()), **content["pretext_state"]}
+            self.pretext.load_state_dict(state)
 
     @torch.no_grad()
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:

@@ -309,7 +309,7 @@ def test_a_pretraining_tells_apart_what_it_has_seen(tmp_path):
     torch.testing.assert_close(router.probabilities(patches), of_all / of_all.sum(1, keepdim=True), rtol=0, atol=1e-6)
     pretext.seen[2] = False
     torch.save({**checkpoint, "pretext_state": pretext.state_dict()}, own / "checkpoint_final.pth")
-    with pytest.raises(SelmaError, match=f"has seen {PREFIXES[0]} alone"):
+    with pytest.raises(SelmaError, match=f"was trained on {PREFIXES[0]} alone"):
         open_router(own, CPU)
 
 

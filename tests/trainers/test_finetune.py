@@ -21,6 +21,7 @@ from nnunet_selma.json_files import read_json, write_json
 from nnunet_selma.lora import LowRank, merged_state
 from nnunet_selma.losses import TERMS, SumOfTerms
 from nnunet_selma.pretrained import network_identity
+from nnunet_selma.probing import read_voxels
 from nnunet_selma.trainers.base import bare
 from nnunet_selma.trainers.finetune import SelmaFinetuneTrainer
 from nnunet_selma.trainers.strategies import (
@@ -368,7 +369,7 @@ def test_other_pretrainings_and_what_differs_are_listed(folders, pretrained, mon
     one = started(SelmaFinetuneTrainer, folders, pretrained="newest")
     one.on_train_start()
     log = Path(one.log_file).read_text()
-    assert "WARNING: the newest of 2 pretrainings is taken for all folds" in log
+    assert "WARNING: the newest of 2 pretrainings is taken; the others" in log
     assert f"\n  {older}" in log
     assert "WARNING: pretraining had the voxel size [9.0, 9.0, 9.0], this training has" in log
 
@@ -617,16 +618,42 @@ def test_batches_of_one_class_leave_the_heads_random_and_say_so(folders, pretrai
     assert "WARNING: the segmentation heads start from random weights" in Path(one.log_file).read_text()
 
 
-def test_several_processes_go_on_with_the_heads_of_the_first(folders, pretrained, monkeypatch, tmp_path):
+def test_several_processes_fit_their_heads_to_the_batches_of_all(folders, pretrained, monkeypatch):
+    """The other process has seen foreground, this one has not, and both must have the same heads."""
     monkeypatch.setattr(nnUNetTrainer, "on_train_start", load_batches)
-    one = started(SelmaFinetuneTrainer, folders, pretrained=pretrained[0])
-    sent = []
-    monkeypatch.setattr(torch.distributed, "broadcast", lambda tensor, source: sent.append((tensor.shape, source)))
-    one.is_ddp = True
+    fitted = []
+    for background_here in (False, True):
+        one = started(SelmaFinetuneTrainer, folders, pretrained=pretrained[0])
+        load_batches(one)
+        theirs = read_voxels(one.network, [next(one.dataloader_train)], one.device, None)
+
+        def gather(shares, mine, theirs=theirs, background_here=background_here):
+            shares[:] = [mine, theirs] if background_here else [theirs, mine]
+
+        monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+        one.is_ddp = True
+        one.on_train_start()
+        one.is_ddp = False
+        fitted.append(one.network.decoder.seg_layers[1].weight.detach())
+    torch.testing.assert_close(*fitted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "warned"),
+    [
+        ({}, False),
+        ({"fit_head": False}, True),
+        ({"carry": "encoder"}, True),
+        ({"fit_head": False, "encoder_rate": 1.0, "decoder_rate": 1.0}, False),
+    ],
+)
+def test_random_heads_above_slow_parts_are_warned_of(settings, warned, folders, pretrained, monkeypatch):
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", load_batches)
+    one = started(SelmaFinetuneTrainer, folders, **{"pretrained": pretrained[0], **settings})
     one.on_train_start()
-    one.is_ddp = False
-    heads = [value.shape for name, value in parameters(one).items() if ".seg_layers." in name]
-    assert sent == [(shape, 0) for shape in heads]
+    said = "above parts that learn at 0.03 of the rate" in Path(one.log_file).read_text()
+    assert said == warned
 
 
 def fitted_on(monkeypatch, samples):
@@ -698,7 +725,7 @@ def test_weights_of_nnunets_own_option_learn_more_slowly_too(folders, pretrained
     load_pretrained_weights(one.network, pretrained[0])
     one.on_train_start()
     rates = {group["part"]: group["rate"] for group in one.optimizer.param_groups}
-    assert rates == {"heads": 1.0, "encoder": 0.1, "decoder": 0.1, "last step": 0.1}
+    assert rates == {"heads": 1.0, "encoder": 0.03, "decoder": 0.03, "last step": 0.03}
 
 
 @pytest.mark.parametrize("before", ["one group", "sgd"])
@@ -721,4 +748,4 @@ def test_low_rank_factors_learn_at_the_full_rate(folders, pretrained, monkeypatc
     one = started(SelmaFinetuneTrainer_LoRA, folders, pretrained=pretrained[0])
     one.on_train_start()
     rates = {group["part"]: group["rate"] for group in one.optimizer.param_groups}
-    assert rates == {"encoder": 1.0, "decoder": 0.1, "last step": 0.1, "heads": 1.0}
+    assert rates == {"encoder": 1.0, "decoder": 0.03, "last step": 0.03, "heads": 1.0}

@@ -214,9 +214,9 @@ def test_five_cases_and_splits_of_a_user_are_nnunets(folders):
     one = with_cases(SelmaFinetuneTrainer, folders, "abcde")
     file = Path(one.preprocessed_dataset_folder_base) / "splits_final.json"
     assert one.do_split() == nnUNetTrainer.do_split(one)
-    mine = [{"train": ["a"], "val": ["b"]}]
+    mine = [{"train": ["a"], "val": ["a"]}]
     write_json(file, mine)
-    assert one.do_split() == (["a"], ["b"])
+    assert one.do_split() == (["a"], ["a"])
 
 
 def test_a_step_lowers_the_loss_on_one_batch(folders):
@@ -327,6 +327,38 @@ def test_a_full_disk_ends_with_a_sentence_and_leaves_nothing(folders, tmp_path, 
         one.save_checkpoint(str(tmp_path / "a.pth"))
     assert "a.pth: the checkpoint could not be written" in capsys.readouterr().err
     assert not list(tmp_path.glob("*.pth*"))
+
+
+def test_an_error_of_the_device_is_not_called_a_full_disk(folders, tmp_path, monkeypatch):
+    one = trainer(SelmaSSLTrainer, folders)
+    one.initialize()
+
+    def out_of_memory(*_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr("nnunetv2.training.nnUNetTrainer.nnUNetTrainer.torch.save", out_of_memory)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        one.save_checkpoint(str(tmp_path / "a.pth"))
+    assert not list(tmp_path.glob("*.pth*"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_ends_with_a_sentence(folders, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        SelmaFinetuneTrainer(plans(), "3d_fullres", 0, DATASET, torch.device("cuda"))
+    assert stopped.value.code == 2
+    assert "-device cuda was asked for, and PyTorch" in capsys.readouterr().err
+
+
+def test_results_that_may_not_be_written_end_with_a_sentence(folders, capsys, monkeypatch):
+    def read_only(path, *_, **__):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("nnunetv2.training.nnUNetTrainer.nnUNetTrainer.maybe_mkdir_p", read_only)
+    with pytest.raises(SystemExit) as stopped:
+        trainer(SelmaSSLTrainer, folders)
+    assert stopped.value.code == 2
+    assert "may not be written; nnUNet_results must be a folder of yours" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", [SelmaSSLTrainer, SelmaFinetuneTrainer])
