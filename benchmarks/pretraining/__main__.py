@@ -96,10 +96,10 @@ def run(chosen: argparse.Namespace, arms: Sequence[Arm], seeds: Sequence[int]) -
     runs: list[Entry] = [(arm, seed, count) for count in labels for seed in seeds for arm in arms]
     waiting = [entry for entry in runs if not study.result(stage, *entry).is_file()]
     with ProcessPoolExecutor(chosen.processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        _fine_tune_as_pretrained(study, stage, waiting, pool)
+        fine_tune_as_pretrained(study, stage, waiting, pool)
 
 
-def _fine_tune_as_pretrained(study: Any, stage: Any, waiting: Sequence[Entry], pool: Executor) -> None:
+def fine_tune_as_pretrained(study: Any, stage: Any, waiting: Sequence[Entry], pool: Executor) -> None:
     """Pretrain what the waiting runs share, once each, and submit a run as soon as its pretraining is finished; say how far it is.
 
     Raises:

@@ -1,12 +1,14 @@
 """Arms, and the runs of the pretraining study on real volumes, as small as possible."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks.pretraining.__main__ import fine_tune_as_pretrained
 from benchmarks.pretraining.arms import ARMS, BASE, arm_named, merged
 from benchmarks.pretraining.measuring import Case, in_tiles, middle
 from nnunet_selma.commands import FOLDER_VARIABLES
@@ -47,6 +49,50 @@ def test_tiles_are_put_together_where_they_were():
     image = np.random.default_rng(0).random((1, 10, 12, 9)).astype(np.float32)
     whole = in_tiles(lambda tiles: tiles[:, 0], image, (2, 4, 3))
     assert np.array_equal(whole.numpy(), image[(0, *middle((10, 12, 9), (2, 4, 3)))])
+
+
+class FakeStudy:
+    """Notes what is asked of it, in order; the pretraining of one seed fails."""
+
+    def __init__(self, failing=None):
+        self.asked, self.failing = [], failing
+
+    def pretrain(self, stage, arm, seed):
+        self.asked.append(("pretrain", arm.pretraining_name(seed)))
+        if seed == self.failing:
+            raise ValueError("the disk is full")
+
+    def finetune(self, stage, arm, seed, labels):
+        self.asked.append(("finetune", arm.name, seed, labels))
+
+
+WAITING = [(ARMS[name], seed, None) for seed in (0, 1) for name in ("random", "old default", "encoder")]
+
+
+def test_what_arms_share_is_pretrained_once_and_before_them():
+    study = FakeStudy()
+    with ThreadPoolExecutor(1) as pool:
+        fine_tune_as_pretrained(study, None, WAITING, pool)
+    assert sorted(entry for entry in study.asked if entry[0] == "finetune") == sorted(
+        ("finetune", arm.name, seed, None) for arm, seed, _ in WAITING
+    )
+    for arm, seed, _ in WAITING:
+        if arm.pretext:
+            pretrained = ("pretrain", arm.pretraining_name(seed))
+            assert study.asked.count(pretrained) == 1
+            assert study.asked.index(pretrained) < study.asked.index(("finetune", arm.name, seed, None))
+
+
+def test_a_failed_pretraining_stops_its_own_arms_alone(capsys):
+    study = FakeStudy(failing=1)
+    with (
+        ThreadPoolExecutor(1) as pool,
+        pytest.raises(SystemExit, match="1 trainings failed, the first with ValueError: the disk"),
+    ):
+        fine_tune_as_pretrained(study, None, WAITING, pool)
+    done = {entry[1:3] for entry in study.asked if entry[0] == "finetune"}
+    assert done == {("random", 0), ("random", 1), ("old default", 0), ("encoder", 0)}
+    assert "8/8 trainings" in capsys.readouterr().out
 
 
 @pytest.mark.slow
