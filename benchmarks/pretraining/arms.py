@@ -212,6 +212,15 @@ ARMS = {
         *long("long, multi-task", merged(VOLUME, TEAM), "SelmaSSLTrainer_MultiTask"),
         # the head fitted to what was carried over, before the first step
         *probed("long, head fitted", VOLUME),
+        # what marks too much: the loss
+        *(
+            Arm(
+                name=f"long, head fitted, a thirtieth as fast, {loss}",
+                steps=LONG,
+                changes=merged(VOLUME, slower(0.03), finetuned(fit_head=True, loss=loss)),
+            )
+            for loss in ("dice", "dice_focal")
+        ),
         # confirmed
         Arm(name="new default", steps=LONG, changes=merged(VOLUME, slower(0.03), finetuned(fit_head=True))),
         Arm(name="random head, a tenth as fast", steps=LONG, changes=merged(VOLUME, slower(0.1))),
