@@ -71,10 +71,10 @@ class Choice:
     path: Path
     """Its checkpoint."""
     sha256: str
-    """Of the checkpoint's file."""
+    """Hash of the checkpoint's file."""
 
     @classmethod
-    def of(cls, path: Path) -> "Choice":
+    def from_file(cls, path: Path) -> "Choice":
         """The choice of a file."""
         digest = sha256()
         with path.open("rb") as file:
@@ -114,7 +114,7 @@ def choice_of_other_folds(fold: Path) -> Choice | None:
     advice = f"give its path with finetuning.pretrained, or delete {noted} and train all folds anew"
     if not path.is_file():
         raise SelmaError(f"{path}: the pretraining that the other folds started from is gone; {advice}")
-    choice = Choice.of(path)
+    choice = Choice.from_file(path)
     if choice.sha256 != entry["sha256"]:
         raise SelmaError(f"{path}: the pretraining that the other folds started from was trained again since; {advice}")
     return choice

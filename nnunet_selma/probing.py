@@ -73,10 +73,10 @@ def drawn(
         if ignore_label is not None:
             known = labels != ignore_label
     places, weights = [], []
-    shown = torch.unique(strata[known]).tolist()
-    for stratum in shown:
+    present = torch.unique(strata[known]).tolist()
+    for stratum in present:
         inside = torch.nonzero(known & (strata == stratum)).flatten()
-        taken = inside[torch.randperm(len(inside), generator=generator)[: MOST_VOXELS // len(shown)]]
+        taken = inside[torch.randperm(len(inside), generator=generator)[: MOST_VOXELS // len(present)]]
         places.append(taken)
         weights.append(torch.full((len(taken),), len(inside) / len(taken), dtype=torch.float64))
     if not places:
@@ -142,7 +142,7 @@ def read_voxels(
     *,
     regions: bool = False,
 ) -> list[list[Voxels]]:
-    """What each head of a network reads in some batches, and what it is to answer; nothing for a head that the network does not use.
+    """Voxels that each head of a network reads in some batches, with their targets; none for a head that the network does not use.
 
     Args:
         network: bare; it predicts with all outputs that the batches have targets for. Its training mode is restored.

@@ -110,11 +110,11 @@ class PretextRouter(Router):
     Args:
         network: has an `encoder`.
         head: weight and bias, (structure, 2 × feature) and (structure,).
+        classes: prefixes of the structures of the head, in its order.
         patch: of the plans, along the axes of the network.
         order: the file's axis that each axis of the network is (`transpose_forward` of the plans).
         channels: of the pretraining.
         device: where to compute.
-        classes: prefixes of the structures of the head, in its order.
     """
 
     def __init__(

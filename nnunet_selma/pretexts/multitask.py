@@ -1,6 +1,7 @@
 """Several pretexts at once: inpainting, rotation, contrast, and the biological structure that a case shows."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,11 @@ class MultiTask(MaskedInpainting):
             getattr(self, name).requires_grad_(getattr(self.weights, name) > 0)
         self.trains_decoder = self.weights.inpainting > 0
         self.tokens.requires_grad_(self.trains_decoder)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *others: Any) -> None:
+        """Load as PyTorch does; states of earlier versions did not note the structures, and leave them as they are."""
+        state_dict.setdefault(f"{prefix}seen", self.seen)
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def draw_turns(self, count: int) -> list[int]:
         """Quarter turns of each patch; half turns alone where no two axes are alike."""

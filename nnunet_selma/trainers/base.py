@@ -25,7 +25,7 @@ from nnunet_selma.settings import FinetuningSettings, PretrainingSettings, read_
 
 _LOADING = "nnUNet_n_proc_DA"
 _WRITING = ("PytorchStreamWriter", "unexpected pos", "cannot be opened", "Parent directory")
-"""What PyTorch's errors say when a file cannot be written."""
+"""Words of PyTorch's errors about files that cannot be written."""
 _FOLDS = 5
 """nnU-Net's number of folds."""
 # nnUNetTrainer's, and those of nnU-Net's trainers for transformers (Primus); docs/results.md has pretraining's with AdamW
@@ -71,7 +71,7 @@ def fill_momentum(optimizer: torch.optim.Optimizer) -> None:
                     optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
-def demand_device(device: torch.device) -> None:
+def refuse_missing_device(device: torch.device) -> None:
     """Raise `SelmaError` where the machine, or this PyTorch, does not have the device that was asked for."""
     parts: dict[str, Any] = {"cuda": torch.cuda, "mps": torch.backends.mps}
     if device.type in parts and not parts[device.type].is_available():
@@ -123,7 +123,7 @@ class SelmaTrainer(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008
     ) -> None:
         with plain_errors():
-            demand_device(device)
+            refuse_missing_device(device)
             try:
                 super().__init__(plans, configuration, fold, dataset_json, device)
             except PermissionError as error:
@@ -197,7 +197,7 @@ class SelmaTrainer(nnUNetTrainer):
         self.print_to_log_file(f"{share}{'; freed memory is kept (cpu.keep_memory)' if kept else ''}")
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """As nnU-Net; of fewer cases than its five folds want, each fold leaves one out for validation."""
+        """Split the cases as nnU-Net does; of fewer than its five folds need, each fold leaves one out for validation."""
         if self.fold != "all":
             with plain_errors():
                 self._leave_one_out()
@@ -276,7 +276,7 @@ class SelmaTrainer(nnUNetTrainer):
         self.seed_everything(self.current_epoch)
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
-        """As nnU-Net; ends a training whose weights, momentum, or losses of a whole epoch are not finite, before anything is written.
+        """Log the losses as nnU-Net does, and end a training whose weights, momentum, or losses of a whole epoch are not finite.
 
         Single steps whose half-precision gradients overflow are left out by nnU-Net's scaler, and end nothing.
         """

@@ -247,23 +247,23 @@ class SelmaFinetuneTrainer(SelmaTrainer):
             self.print_to_log_file(f"The other folds started from {choice.path}, and so does this one.")
             path = choice.path
         else:
-            found = find_pretrained(
+            candidates = find_pretrained(
                 wish, Path(nnUNet_results), network_identity(self.configuration_manager.configuration)
             )
-            if not found:
+            if not candidates:
                 return None
-            path, others = found[0], found[1:]
+            path, others = candidates[0], candidates[1:]
             if others:
                 listed = "".join(f"\n  {other}" for other in others)
                 self.print_to_log_file(
-                    f"WARNING: the newest of {len(found)} pretrainings is taken; the others, for finetuning.pretrained, are{listed}"
+                    f"WARNING: the newest of {len(candidates)} pretrainings is taken; the others, for finetuning.pretrained, are{listed}"
                 )
             if wish == "newest" and other_folds(fold):
                 self.print_to_log_file(
                     f"WARNING: which pretraining the other folds started from is not noted in {CHOICE}; this one starts from {path}."
                 )
             if self.local_rank == 0:
-                Choice.of(path).write(fold.parent)
+                Choice.from_file(path).write(fold.parent)
         summary = path.parent / SUMMARY
         for sentence in differences(read_json(summary), facts_of(self)) if summary.is_file() else ():
             self.print_to_log_file(f"WARNING: {sentence}.")

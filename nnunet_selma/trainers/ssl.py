@@ -126,7 +126,7 @@ class SelmaSSLTrainer(SelmaTrainer):
             accelerate(self.pretext, self.trials)
 
     def on_train_start(self) -> None:
-        """As nnU-Net; cases that are much thinner than the patch are warned of, or refused."""
+        """Warn of cases that are much thinner than the patch, or refuse them, then start as nnU-Net does."""
         if not self.was_initialized:
             self.initialize()
         with plain_errors():
@@ -339,9 +339,7 @@ class SelmaSSLTrainer(SelmaTrainer):
         super().load_checkpoint(filename_or_checkpoint)
         if isinstance(filename_or_checkpoint, str):
             content = torch.load(filename_or_checkpoint, map_location=self.device, weights_only=False)
-            # buffers that an earlier version did not have stay as they are
-            state = {**dict(self.pretext.named_buffers()), **content["pretext_state"]}
-            self.pretext.load_state_dict(state)
+            self.pretext.load_state_dict(content["pretext_state"])
 
     @torch.no_grad()
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:

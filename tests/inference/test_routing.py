@@ -307,6 +307,9 @@ def test_a_pretraining_tells_apart_what_it_has_seen(tmp_path):
     assert router.classes == (PREFIXES[0], PREFIXES[2])
     of_all = pretext.classify(net, patches)[:, [0, 2]]
     torch.testing.assert_close(router.probabilities(patches), of_all / of_all.sum(1, keepdim=True), rtol=0, atol=1e-6)
+    earlier = {name: tensor for name, tensor in pretext.state_dict().items() if name != "seen"}
+    pretext.load_state_dict(earlier)  # of a version that did not note what was seen
+    assert pretext.seen.tolist() == [number in (0, 2) for number in range(len(PREFIXES))]
     pretext.seen[2] = False
     torch.save({**checkpoint, "pretext_state": pretext.state_dict()}, own / "checkpoint_final.pth")
     with pytest.raises(SelmaError, match=f"was trained on {PREFIXES[0]} alone"):

@@ -118,6 +118,7 @@ def test_a_single_step_that_overflows_ends_nothing(kind, folders):
     one = trainer(kind, folders)
     one.initialize()
     one.on_train_epoch_end(of_epoch(one, [float("inf"), 1.0]))
+    assert one.logger.get_value("train_losses", step=-1) == float("inf")
 
 
 @pytest.mark.parametrize("fused", [True, False])
