@@ -19,10 +19,6 @@ TILE_STORE = "selma_tile_store"
 
 # nnU-Net weighs the outputs of its decoder and leaves the coarsest out; with two stages none is left and the loss is NaN
 _LEAST_STAGES = 3
-_LOOKED_AT = 64
-"""Cases whose shape is looked at."""
-_SOME_PADDING, _MOSTLY_PADDING = 0.1, 0.5
-"""Shares of a patch: more padding is warned of, or refused."""
 
 
 def total_strides(configuration: Mapping[str, Any]) -> list[int]:
@@ -49,6 +45,23 @@ def own_configuration(plans: Plans, configuration: str) -> dict[str, Any]:
         )
     own: dict[str, Any] = plans["configurations"][configuration]
     return own
+
+
+def pretraining_configuration(plans: Plans, configuration: str) -> dict[str, Any]:
+    """The configuration with what it inherits; raises `SelmaError` where there is none of that name, or it is a second stage."""
+    own = dict(own_configuration(plans, configuration))
+    while parent := own.pop("inherits_from", None):
+        own = {**plans["configurations"][parent], **own}
+    demand_first_stage(own, configuration)
+    return own
+
+
+def demand_first_stage(configuration: Mapping[str, Any], name: str) -> None:
+    """Raise `SelmaError` for the second stage of a cascade, whose network reads a segmentation beside the image."""
+    if configuration.get("previous_stage"):
+        raise SelmaError(
+            f"{name} is the second stage of a cascade, which cannot be pretrained on images alone; pretrain 3d_fullres and fine-tune {name} from that"
+        )
 
 
 def small_plans(
@@ -108,11 +121,12 @@ def plan_pretraining(
     Returns the plans' new name, `<plans>_from<source id>`. Preprocessing is left to nnU-Net.
 
     Raises:
-        SelmaError: a dataset or its plans are missing, or the two differ in channels or in the unit of their spacing.
+        SelmaError: a dataset or its plans are missing, the configuration is a second stage, or the two differ in channels or in the unit
+            of their spacing.
     """
     source, target = folders.dataset(source_id), folders.dataset(target_id)
     # what is wrong is said before anything is written
-    own_configuration(read_json(folders.plans(source, plans_name)), configuration)
+    pretraining_configuration(read_json(folders.plans(source, plans_name)), configuration)
     _demand_like_datasets(source, target, folders)
     name = f"{plans_name}_from{source_id:03d}"
     (folders.preprocessed / target).mkdir(parents=True, exist_ok=True)
@@ -127,46 +141,6 @@ def plan_pretraining(
     return name
 
 
-def shapes_of_cases(folder: Path, kind: Any) -> list[tuple[int, ...]]:
-    """Shapes of preprocessed cases along the axes of their plans, of at most 64 that are evenly spread over the names.
-
-    Args:
-        folder: of the preprocessed cases.
-        kind: nnU-Net's dataset class, or `TileStore`.
-    """
-    names = sorted(kind.get_identifiers(str(folder)))
-    chosen = names[:: math.ceil(len(names) / _LOOKED_AT)] if names else []
-    dataset = kind(str(folder), chosen)
-    return [tuple(int(edge) for edge in dataset.load_case(name)[0].shape[1:]) for name in chosen]
-
-
-def padding_sentence(shapes: Sequence[Sequence[int]], patch: Sequence[int]) -> str:
-    """A warning where cases are so thin that patches are padded a lot; empty where they are not.
-
-    Args:
-        shapes: of the preprocessed cases, along the axes of the patch.
-        patch: patch size of the plans.
-
-    Raises:
-        SelmaError: more than half of a mean patch is padding, from which a pretext learns nothing.
-    """
-    filled = [
-        math.prod(min(edge, size) / size for edge, size in zip(shape[-len(patch) :], patch, strict=True))
-        for shape in shapes
-    ]
-    padding = 1 - sum(filled) / len(filled) if filled else 0.0
-    if padding <= _SOME_PADDING:
-        return ""
-    smallest = "×".join(map(str, min(shapes, key=math.prod)))
-    sentence = (
-        f"{padding:.0%} of a patch of {'×'.join(map(str, patch))} is padding, because cases are as small as {smallest} voxels; convert larger "
-        "tiles (--tile), or plan a smaller patch (nnunet-selma plan-small --patch) for both datasets"
-    )
-    if padding > _MOSTLY_PADDING:
-        raise SelmaError(sentence)
-    return sentence
-
-
 def store_plans(source_id: int, dataset: str, folders: Folders, *, plans_name: str, configuration: str) -> Plans:
     """Plans of the annotated dataset for a tile store of unlabelled tiles: one configuration, with data of its own.
 
@@ -176,13 +150,7 @@ def store_plans(source_id: int, dataset: str, folders: Folders, *, plans_name: s
     plans = deepcopy(read_json(folders.plans(folders.dataset(source_id), plans_name)))
     plans["dataset_name"] = dataset
     plans["plans_name"] = f"{plans_name}_from{source_id:03d}_store"
-    own = own_configuration(plans, configuration)
-    while parent := own.pop("inherits_from", None):
-        own = {**plans["configurations"][parent], **own}
-    if own.get("previous_stage"):
-        raise SelmaError(
-            f"{configuration} is the second stage of a cascade, which cannot be pretrained on images alone; choose another with -c"
-        )
+    own = pretraining_configuration(plans, configuration)
     own["data_identifier"] = f"{plans_name}_from{source_id:03d}_store_{configuration}"
     own[TILE_STORE] = True
     plans["configurations"] = {configuration: own}

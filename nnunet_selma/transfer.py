@@ -11,7 +11,8 @@ Networks of the same family differ from plans to plans. What is made of a differ
 - **Channels** in common are copied. Pretrained channels do not listen to new ones, whose weights there are zero: a wider network
   starts as the narrow one did, and its new channels are random. Each half of what a decoder reads, upsampled map and skip connection,
   is treated by itself. This holds for convolutions and norms that work channel by channel; transformers of another width stay random.
-- **Input channels**: each new one gets the mean filter, scaled so that the layer's response keeps its size.
+- **Input channels**: each new one gets the mean filter, scaled so that the layer's response keeps its size. Labels that the second stage
+  of a cascade reads beside the image get zeros: no pretraining saw them.
 - **Stages** are matched by resolution from the fine end; dynamic_network_architectures counts its decoders from the coarse end. Stages
   that only one network has stay random. Blocks within a stage are matched by their number.
 - **Positional embeddings** of another grid of tokens are interpolated if both grids are known, by the patches of both trainings.
@@ -160,6 +161,7 @@ def carry_over(
     *,
     patch_size: Sequence[int] | None = None,
     carry: str = "all",
+    label_channels: int = 0,
 ) -> TransferReport:
     """Copy into a network every weight that fits, adapt what can be adapted, report the rest.
 
@@ -169,12 +171,15 @@ def carry_over(
         name: what an error calls the checkpoint.
         patch_size: of the coming training, (z, y, x); only for positional embeddings of another grid.
         carry: "all", "all_but_last_step" of the decoder, or "encoder"; the rest stays random.
+        label_channels: how many of the network's last input channels are labels, not images.
 
     Raises:
         SelmaError: less than a fifth of the parameters fit: another architecture; or weights that are not finite. The network is then
             unchanged.
     """
-    source = _Source(checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(dict(checkpoint)), network)
+    source = _Source(
+        checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(dict(checkpoint)), network, label_channels
+    )
     fates: list[Carried] = []
     fitting: list[tuple[Tensor, Tensor]] = []
     fit = 0
@@ -233,8 +238,8 @@ Fitted = tuple[Tensor, int, tuple[str, ...]]
 class _Source:
     """Pretrained weights, seen from the network they are to fill."""
 
-    def __init__(self, checkpoint: Checkpoint, network: nn.Module) -> None:
-        self.network, self.record = network, checkpoint.record
+    def __init__(self, checkpoint: Checkpoint, network: nn.Module, label_channels: int) -> None:
+        self.network, self.record, self.label_channels = network, checkpoint.record, label_channels
         self.weights = checkpoint.named_as_in(network)
         self.offset = _steps(self.weights) - _steps(network.state_dict())
         layers = dict(network.named_modules())
@@ -267,7 +272,7 @@ class _Source:
         reads_image = any(alias.rpartition(".")[0] in self.reading_the_image for alias in aliases)
         if reads_image and old.ndim > 2 and found.shape[1] != old.shape[1]:
             how.append(f"{found.shape[1]} → {old.shape[1]} input channels")
-            found = mean_filter(found, old.shape[1])
+            found = with_inputs(found, old.shape[1] - self.label_channels, self.label_channels)
         if isinstance(layer, _ConvNd) and found.shape[2:] != old.shape[2:]:
             how.append(f"kernel {_times(found.shape[2:])} → {_times(old.shape[2:])}")
             resized = with_kernel(found, layer)
@@ -312,6 +317,13 @@ def _steps(keys: Mapping[str, Tensor]) -> int:
 
 def _times(shape: Sequence[int]) -> str:
     return "×".join(map(str, shape))
+
+
+def with_inputs(weight: Tensor, images: int, labels: int) -> Tensor:
+    """A filter, (output, channel, *kernel), for so many image channels, by `mean_filter` if they are others, and label channels of zeros."""
+    if weight.shape[1] != images:
+        weight = mean_filter(weight, images)
+    return torch.cat([weight, weight.new_zeros(len(weight), labels, *weight.shape[2:])], dim=1)
 
 
 def mean_filter(weight: Tensor, channels: int) -> Tensor:

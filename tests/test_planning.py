@@ -6,9 +6,7 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.json_files import read_json, write_json
 from nnunet_selma.planning import (
     fitting_patch,
-    padding_sentence,
     plan_pretraining,
-    shapes_of_cases,
     small_plans,
     total_strides,
 )
@@ -88,6 +86,18 @@ def test_plans_move_to_the_unlabelled_dataset(folders):
         move(folders, configuration="3d_lowres")
 
 
+def test_the_second_stage_of_a_cascade_is_refused_before_anything_is_written(folders):
+    prepare(folders, "Dataset510_A")
+    prepare(folders, "Dataset500_B", planned=False)
+    path = folders.preprocessed / "Dataset510_A" / "nnUNetPlans.json"
+    content = read_json(path)
+    content["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    write_json(path, content)
+    with pytest.raises(SelmaError, match="3d_cascade_fullres is the second stage of a cascade"):
+        move(folders, configuration="3d_cascade_fullres")
+    assert not list((folders.preprocessed / "Dataset500_B").glob("*.json"))
+
+
 @pytest.mark.parametrize(
     ("difference", "match"), [({"channels": 2}, "2; convert both"), ({"spacing": (3.0, 1.6, 1.6)}, "in µm")]
 )
@@ -122,47 +132,3 @@ def test_too_few_stages_are_refused():
         small_plans(
             plans("128×128×112"), "small", configuration="3d_fullres", patch_edge=32, batch_size=2, features=(4, 8)
         )
-
-
-@pytest.mark.parametrize(
-    ("shapes", "patch", "padding"),
-    [
-        ([(64, 64, 64)], (32, 32, 32), None),
-        ([(30, 64, 64)], (32, 32, 32), None),
-        ([(24, 64, 64)], (32, 32, 32), "25%"),
-        ([(16, 64, 64), (64, 64, 64)], (32, 32, 32), "25%"),
-        ([(3, 48, 64)], (64, 64), "25%"),
-        ([], (32, 32, 32), None),
-    ],
-)
-def test_some_padding_is_warned_of(shapes, patch, padding):
-    said = padding_sentence(shapes, patch)
-    assert (padding is None) == (said == "")
-    assert padding is None or said.startswith(f"{padding} of a patch of {'×'.join(map(str, patch))} is padding")
-
-
-def test_a_patch_that_is_mostly_padding_is_refused():
-    with pytest.raises(
-        SelmaError, match="69% of a patch of 32×32×32 is padding, because cases are as small as 10×40×40"
-    ):
-        padding_sentence([(10, 40, 40)], (32, 32, 32))
-
-
-def test_shapes_of_many_cases_are_those_of_an_even_spread(tmp_path):
-    class Cases:
-        def __init__(self, folder, names):
-            assert folder == str(tmp_path)
-            assert len(names) <= 64
-
-        @staticmethod
-        def get_identifiers(folder):
-            return [f"{number:03d}" for number in range(200)]
-
-        @staticmethod
-        def load_case(name):
-            return np.zeros((1, int(name) + 1, 2, 3)), None, None, {}
-
-    shapes = shapes_of_cases(tmp_path, Cases)
-    assert shapes[0] == (1, 2, 3)
-    assert shapes[-1][0] > 190
-    assert len(shapes) <= 64

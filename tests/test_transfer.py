@@ -277,6 +277,19 @@ def test_another_number_of_input_channels_is_adapted_to_the_same_response(family
         torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("source_channels", "image_channels"), [(1, 1), (2, 2), (2, 1)])
+def test_labels_of_a_first_stage_are_not_listened_to(family, source_channels, image_channels):
+    source, target = unet(family, inputs=source_channels, seed=1), unet(family, inputs=image_channels + 3, seed=2)
+    carry_over(source.state_dict(), target, label_channels=3)
+    image, labels = torch.randn(1, 1, 16, 16, 16), torch.randn(1, 3, 16, 16, 16)
+    given = torch.cat([image.expand(1, image_channels, -1, -1, -1), labels], dim=1)
+    for before, after in zip(
+        features(source, image.expand(1, source_channels, -1, -1, -1)), features(target, given), strict=True
+    ):
+        torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-4)
+
+
 def test_the_first_convolution_reads_the_image_where_a_network_does_not_say():
     def small(inputs):
         return nn.Sequential(nn.Conv3d(inputs, 4, 3, padding=1), nn.ReLU(), nn.Conv3d(4, 4, 3, padding=1))

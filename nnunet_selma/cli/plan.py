@@ -11,7 +11,8 @@ from nnunet_selma.cli.shell import folders
 from nnunet_selma.folders import Folders
 from nnunet_selma.json_files import read_json, write_json
 from nnunet_selma.network_plans import NETWORKS, write_network_plans
-from nnunet_selma.planning import padding_sentence, plan_pretraining, shapes_of_cases, write_small_plans
+from nnunet_selma.planning import plan_pretraining, write_small_plans
+from nnunet_selma.preprocessed_cases import padding_sentence, shapes_of_cases
 from nnunet_selma.settings import as_lines, parse_assignments, read_settings, with_settings
 
 

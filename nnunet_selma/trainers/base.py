@@ -21,6 +21,7 @@ from nnunet_selma.cpu.layers import Trials, accelerate
 from nnunet_selma.cpu.resources import keep_freed_memory, share_cores, usable_cores
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.json_files import read_json, write_json
+from nnunet_selma.preprocessed_cases import faults_of_cases
 from nnunet_selma.settings import FinetuningSettings, PretrainingSettings, read_settings
 
 _LOADING = "nnUNet_n_proc_DA"
@@ -91,11 +92,16 @@ def facts_of(trainer: nnUNetTrainer) -> dict[str, Any]:
     """How images reach the network: voxel size and order of axes, (z, y, x) as nnU-Net reads them, normalisation, number of channels."""
     configuration = trainer.configuration_manager.configuration
     return {
-        "input_channels": trainer.num_input_channels,
+        "input_channels": trainer.num_input_channels - label_channels(trainer),
         "spacing": [float(size) for size in configuration["spacing"]],
         "transposition": list(trainer.plans_manager.transpose_forward),
         "normalisation": list(configuration["normalization_schemes"]),
     }
+
+
+def label_channels(trainer: nnUNetTrainer) -> int:
+    """Number of the network's input channels that are labels: of the second stage of a cascade, the segmentation of the first."""
+    return len(trainer.label_manager.foreground_labels) if trainer.is_cascaded else 0
 
 
 class SelmaTrainer(nnUNetTrainer):
@@ -270,6 +276,32 @@ class SelmaTrainer(nnUNetTrainer):
     def _trials_file(self) -> Path:
         return Path(self.output_folder) / "cpu_trials.json"
 
+    def run_training(self) -> None:
+        """Train as nnU-Net does; every `SelmaError`, and a case that cannot be read, ends with a sentence, also in the processes of -num_gpus."""
+        with plain_errors(), self._naming_faults_of_cases():
+            super().run_training()
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Validate as nnU-Net does; a case that cannot be read ends with a sentence."""
+        with plain_errors(), self._naming_faults_of_cases():
+            super().perform_actual_validation(save_probabilities)
+
+    @contextmanager
+    def _naming_faults_of_cases(self) -> Iterator[None]:
+        """Raise `SelmaError` in place of any other error where the cause is a damaged case, which nnU-Net's errors do not name."""
+        try:
+            yield
+        except Exception as error:
+            if faults := self._faults_of_cases():
+                raise SelmaError(f"{faults}; run nnU-Net's preprocessing of this dataset again") from error
+            raise
+
+    def _faults_of_cases(self) -> str:
+        """What is wrong with the files of the cases; empty where all are good."""
+        folder = Path(self.preprocessed_dataset_folder)
+        cases = sorted({path.name.removesuffix(".pkl") for path in folder.glob("*.pkl")})
+        return "; ".join(faults_of_cases(folder, cases))
+
     def on_epoch_start(self) -> None:
         """Seed every epoch by its number: with one loading process an interrupted run goes on exactly."""
         super().on_epoch_start()
@@ -299,6 +331,9 @@ class SelmaTrainer(nnUNetTrainer):
         return all(lost)
 
     def _lost(self, what: str) -> str:
+        """The sentence that ends a lost training; a cause that lies in the cases is named."""
+        if faults := self._faults_of_cases():
+            return f"{self.output_folder}: epoch {self.current_epoch} has {what} that are not finite, because of the images: {faults}"
         return (
             f"{self.output_folder}: epoch {self.current_epoch} has {what} that are not finite, so this training is lost from there on; the "
             f"checkpoints written before are good. Lower {self.section}.learning_rate and train anew, or go on from the last checkpoint with --c"

@@ -28,7 +28,7 @@ from nnunet_selma.pretrained import (
     other_folds,
 )
 from nnunet_selma.probing import fit_heads, read_voxels
-from nnunet_selma.trainers.base import SelmaTrainer, bare, facts_of, plain_errors
+from nnunet_selma.trainers.base import SelmaTrainer, bare, facts_of, label_channels, plain_errors
 from nnunet_selma.transfer import carry_over, demand_finite, parts_of
 
 CALIBRATION = "calibration.json"
@@ -230,7 +230,8 @@ class SelmaFinetuneTrainer(SelmaTrainer):
             return
         settings = self.settings.finetuning
         report = carry_over(
-            read_checkpoint(path), bare(self.network), str(path), patch_size=self.configuration_manager.patch_size, carry=settings.carry
+            read_checkpoint(path), bare(self.network), str(path), patch_size=self.configuration_manager.patch_size, carry=settings.carry,
+            label_channels=label_channels(self),
         )  # fmt: skip
         rates = {part: rate for part, rate in self.carried_rates().items() if report.share_of(part) > _MOSTLY}
         self.slow_down(rates)

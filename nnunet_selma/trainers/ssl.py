@@ -25,7 +25,8 @@ from nnunet_selma.checkpoints import RECORD, TRAINED, adaptation_record, plain
 from nnunet_selma.cpu.layers import accelerate
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.json_files import write_json
-from nnunet_selma.planning import TILE_STORE, padding_sentence, shapes_of_cases
+from nnunet_selma.planning import TILE_STORE, demand_first_stage
+from nnunet_selma.preprocessed_cases import padding_sentence, shapes_of_cases
 from nnunet_selma.pretexts.base import Pretext, Task, pretrained_part
 from nnunet_selma.pretexts.collapse import alarms, effective_rank, feature_deviation
 from nnunet_selma.pretexts.inpainting import MaskedInpainting
@@ -107,6 +108,8 @@ class SelmaSSLTrainer(SelmaTrainer):
 
     def initialize(self) -> None:
         """As nnU-Net, without deep supervision and without foreground oversampling."""
+        with plain_errors():
+            demand_first_stage(self.configuration_manager.configuration, self.configuration_name)
         self.enable_deep_supervision = False
         # a crop around a foreground voxel may hang over the border, and what nnU-Net pads there would be learnt as background
         self.oversample_foreground_percent = 0.0

@@ -1,9 +1,12 @@
 import os
+from dataclasses import replace
 from pathlib import Path
 
+import blosc2
 import numpy as np
 import pytest
 import torch
+from batchgenerators.utilities.file_and_folder_operations import write_pickle
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -12,7 +15,7 @@ from nnunet_selma import trainers
 from nnunet_selma.cpu.layers import FastConv3d
 from nnunet_selma.json_files import write_json
 from nnunet_selma.pretexts.base import Pretext
-from nnunet_selma.trainers.base import bare, fill_momentum
+from nnunet_selma.trainers.base import bare, facts_of, fill_momentum
 from nnunet_selma.trainers.finetune import SelmaFinetuneTrainer, WarmupPolyLRScheduler
 from nnunet_selma.trainers.ssl import SelmaSSLTrainer, Step, freeze_untrained, pretext_named
 from tests.plans import network, plans
@@ -111,6 +114,79 @@ def test_a_training_that_is_lost_ends_with_a_sentence_and_keeps_the_last_good_ch
         with pytest.raises(SystemExit):
             one.save_checkpoint(str(good))
     assert good.read_bytes() == written
+
+
+def with_case(one, folders, fault):
+    """A preprocessed case of a trainer that trains on everything, with a fault."""
+    folder = Path(one.preprocessed_dataset_folder)
+    (folder / "a.b2nd").unlink()
+    voxels = np.random.default_rng(0).normal(size=(1, 24, 24, 24)).astype(np.float32)
+    if fault == "nan":
+        voxels[:] = np.nan
+    for ending, content in (("", voxels), ("_seg", np.ones(voxels.shape, np.int8))):
+        blosc2.asarray(content, urlpath=str(folder / f"a{ending}.b2nd"))
+    write_pickle({"class_locations": {1: [(0, 3, 3, 3)]}, "spacing": [1.0] * 3}, str(folder / "a.pkl"))
+    if fault == "cut":
+        content = (folder / "a.b2nd").read_bytes()
+        (folder / "a.b2nd").write_bytes(content[: len(content) // 2])
+    return folder / "a.b2nd"
+
+
+@pytest.mark.parametrize("kind", [SelmaSSLTrainer, SelmaFinetuneTrainer])
+@pytest.mark.parametrize(("fault", "words"), [("cut", "is damaged"), ("nan", "not finite")])
+def test_a_case_that_spoils_the_training_is_named(kind, fault, words, folders, capsys, monkeypatch):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    run = {"epochs": 1, "iterations_per_epoch": 1, "validation_iterations": 1}
+    one = trainer(kind, folders, pretraining=run, finetuning={**run, "pretrained": "none"})
+    one.fold = "all"
+    path = with_case(one, folders, fault)
+    with pytest.raises(SystemExit) as stopped:
+        one.run_training()
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert str(path) in said
+    assert words in said
+
+
+def test_an_error_that_no_case_explains_stays_what_it_was(folders, monkeypatch):
+    one = trainer(SelmaFinetuneTrainer, folders, finetuning={"pretrained": "none"})
+    with_case(one, folders, "none")
+
+    def fail():
+        raise RuntimeError("of the device")
+
+    monkeypatch.setattr(one, "on_train_start", fail)
+    with pytest.raises(RuntimeError, match="of the device"):
+        one.run_training()
+
+
+def cascade(kind, folders):
+    """A trainer of the second stage, whose network reads a label beside the image."""
+    content = plans()
+    content["configurations"]["second"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_fullres"}
+    return kind({**content, "continue_training": False}, "second", 0, DATASET, torch.device("cpu"))
+
+
+def test_the_second_stage_of_a_cascade_is_not_pretrained(folders, capsys):
+    with pytest.raises(SystemExit):
+        cascade(SelmaSSLTrainer, folders).initialize()
+    assert "second is the second stage of a cascade" in capsys.readouterr().err
+
+
+def test_the_second_stage_of_a_cascade_starts_from_a_pretraining_of_images(folders, tmp_path):
+    first = trainer(SelmaFinetuneTrainer, folders)
+    first.initialize()
+    torch.save(first.network.state_dict(), tmp_path / "first.pt")
+    one = cascade(SelmaFinetuneTrainer, folders)
+    one.settings = replace(
+        one.settings, finetuning=replace(one.settings.finetuning, pretrained=str(tmp_path / "first.pt"))
+    )
+    one.initialize()
+    one.carry_over()
+    stem = one.network.encoder.stages[0][0].convs[0].conv.weight
+    assert torch.equal(stem[:, :1], first.network.encoder.stages[0][0].convs[0].conv.weight)
+    assert not stem[:, 1:].any()
+    assert facts_of(one)["input_channels"] == 1
 
 
 @pytest.mark.parametrize("kind", [SelmaSSLTrainer, SelmaFinetuneTrainer])

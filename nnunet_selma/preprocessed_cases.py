@@ -1,0 +1,89 @@
+"""Preprocessed cases as nnU-Net's trainings read them: their shapes, and what makes a training fail on them."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+from batchgenerators.utilities.file_and_folder_operations import load_pickle
+
+from nnunet_selma.errors import SelmaError
+
+_LOOKED_AT = 64
+"""Cases whose shape is looked at."""
+_SOME_PADDING, _MOSTLY_PADDING = 0.1, 0.5
+"""Shares of a patch: more padding is warned of, or refused."""
+_SLAB = 16
+"""Slices of a case that are read together."""
+
+
+def shapes_of_cases(folder: Path, kind: Any) -> list[tuple[int, ...]]:
+    """Shapes of preprocessed cases along the axes of their plans, of at most 64 that are evenly spread over the names.
+
+    Args:
+        folder: of the preprocessed cases.
+        kind: nnU-Net's dataset class, or `TileStore`.
+    """
+    names = sorted(kind.get_identifiers(str(folder)))
+    chosen = names[:: math.ceil(len(names) / _LOOKED_AT)] if names else []
+    dataset = kind(str(folder), chosen)
+    return [tuple(int(edge) for edge in dataset.load_case(name)[0].shape[1:]) for name in chosen]
+
+
+def padding_sentence(shapes: Sequence[Sequence[int]], patch: Sequence[int]) -> str:
+    """A warning where cases are so thin that patches are padded a lot; empty where they are not.
+
+    Args:
+        shapes: of the preprocessed cases, along the axes of the patch.
+        patch: patch size of the plans.
+
+    Raises:
+        SelmaError: more than half of a mean patch is padding, from which a pretext learns nothing.
+    """
+    filled = [
+        math.prod(min(edge, size) / size for edge, size in zip(shape[-len(patch) :], patch, strict=True))
+        for shape in shapes
+    ]
+    padding = 1 - sum(filled) / len(filled) if filled else 0.0
+    if padding <= _SOME_PADDING:
+        return ""
+    smallest = "×".join(map(str, min(shapes, key=math.prod)))
+    sentence = (
+        f"{padding:.0%} of a patch of {'×'.join(map(str, patch))} is padding, because cases are as small as {smallest} voxels; convert larger "
+        "tiles (--tile), or plan a smaller patch (nnunet-selma plan-small --patch) for both datasets"
+    )
+    if padding > _MOSTLY_PADDING:
+        raise SelmaError(sentence)
+    return sentence
+
+
+def faults_of_cases(folder: Path, cases: Iterable[str]) -> Iterator[str]:
+    """Sentences about files that cannot be read whole, and images that hold NaN or infinite numbers.
+
+    All files are read, some slices at a time, which takes long: this finds the cause after a training has failed.
+
+    Args:
+        folder: of cases that nnU-Net, or a tile store, keeps as blosc2.
+        cases: their names.
+    """
+    for case in cases:
+        for path in (folder / f"{case}.b2nd", folder / f"{case}_seg.b2nd", folder / f"{case}.pkl"):
+            if fault := _fault(path):
+                yield f"{path}: {fault}"
+
+
+def _fault(path: Path) -> str:
+    """Why a file of a case is of no use; empty where it is good, or where it does not exist: a tile store has no labels."""
+    if not path.is_file():
+        return ""
+    try:
+        if path.suffix == ".pkl":
+            load_pickle(str(path))
+            return ""
+        stored = blosc2.open(str(path), mode="r")
+        finite = all(np.isfinite(stored[:, first : first + _SLAB]).all() for first in range(0, stored.shape[1], _SLAB))
+    except Exception as error:  # noqa: BLE001 - blosc2 and pickle raise all kinds, and each means the same here
+        return f"is damaged ({type(error).__name__}: {error})"
+    return "" if finite else "holds numbers that are not finite"
