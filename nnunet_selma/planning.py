@@ -127,7 +127,7 @@ def plan_pretraining(
     source, target = folders.dataset(source_id), folders.dataset(target_id)
     # what is wrong is said before anything is written
     pretraining_configuration(read_json(folders.plans(source, plans_name)), configuration)
-    _demand_like_datasets(source, target, folders)
+    demand_like_datasets(source, target, folders)
     name = f"{plans_name}_from{source_id:03d}"
     (folders.preprocessed / target).mkdir(parents=True, exist_ok=True)
     from nnunetv2.experiment_planning.plans_for_pretraining.move_plans_between_datasets import (
@@ -157,7 +157,8 @@ def store_plans(source_id: int, dataset: str, folders: Folders, *, plans_name: s
     return plans
 
 
-def _demand_like_datasets(source: str, target: str, folders: Folders) -> None:
+def demand_like_datasets(source: str, target: str, folders: Folders) -> None:
+    """Raise `SelmaError` if two raw datasets, by their folders' names, differ in the number of channels or in the unit of their spacing."""
     channels = [read_json(folders.raw / name / "dataset.json")["channel_names"] for name in (source, target)]
     if len(channels[0]) != len(channels[1]):
         raise SelmaError(

@@ -5,8 +5,10 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from nnunet_selma import commands
+from nnunet_selma.conversion.unlabelled_raw import has_foreground, store_unlabelled
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.folders import Folders
 from nnunet_selma.json_files import read_json, write_json
@@ -87,9 +89,10 @@ class RecipeRun:
             own = (read_json(path)["configurations"] if path.is_file() else {}).get(self.recipe.configuration)
             if own is not None and (dataset / own["data_identifier"]).is_dir():
                 return name
-        plan_pretraining(
-            self.source_id, self.target_id, self.folders, plans_name=self.plans_name, configuration=self.recipe.configuration
-        )  # fmt: skip
+        choice: dict[str, Any] = {"plans_name": self.plans_name, "configuration": self.recipe.configuration}
+        if not has_foreground(self.folders.raw / self.folders.dataset(self.target_id)):
+            return store_unlabelled(self.source_id, self.target_id, self.folders, **choice)
+        plan_pretraining(self.source_id, self.target_id, self.folders, **choice)
         target = str(self.target_id)
         self.do("nnUNetv2_extract_fingerprint", "-d", target, "-np", "1")
         self.do("nnUNetv2_preprocess", "-d", target, "-plans_name", moved, "-c", self.recipe.configuration, "-np", "1")

@@ -7,11 +7,13 @@ from typing import Any
 
 from nnunet_selma import commands
 from nnunet_selma.cli.arguments import source_plans_arguments
-from nnunet_selma.cli.shell import folders
+from nnunet_selma.cli.shell import folders, progress
+from nnunet_selma.conversion.unlabelled_raw import has_foreground, store_unlabelled
+from nnunet_selma.errors import SelmaError
 from nnunet_selma.folders import Folders
 from nnunet_selma.json_files import read_json, write_json
 from nnunet_selma.network_plans import NETWORKS, write_network_plans
-from nnunet_selma.planning import plan_pretraining, write_small_plans
+from nnunet_selma.planning import TILE_STORE, plan_pretraining, write_small_plans
 from nnunet_selma.preprocessed_cases import padding_sentence, shapes_of_cases
 from nnunet_selma.settings import as_lines, parse_assignments, read_settings, with_settings
 
@@ -46,36 +48,38 @@ def _plan_network(chosen: argparse.Namespace) -> int:
 
 def _plan_pretraining(chosen: argparse.Namespace) -> int:
     where = folders()
-    plans = plan_pretraining(
-        chosen.source_id,
-        chosen.target_id,
-        where,
-        plans_name=chosen.plans,
-        configuration=chosen.configuration,
-    )
-    workers = str(chosen.workers)
-    steps = [
-        ["nnUNetv2_extract_fingerprint", "-d", str(chosen.target_id), "-np", workers],
-        [
-            "nnUNetv2_preprocess",
-            "-d",
-            str(chosen.target_id),
-            "-plans_name",
-            plans,
-            "-c",
-            chosen.configuration,
-            "-np",
-            workers,
-        ],
-    ]
-    for step in steps:
-        print(shlex.join(step), flush=True)
-        if not chosen.no_preprocess:
-            commands.run(step)
+    if has_foreground(where.raw / where.dataset(chosen.target_id)):
+        plans = _preprocess(chosen, where)
+    else:
+        print(
+            f"dataset {chosen.target_id} has no labels with a foreground: its images are stored without nnU-Net's preprocessing"
+        )
+        if chosen.no_preprocess:
+            raise SelmaError("--no-preprocess: images without labels are stored by this command; leave it out")
+        plans = store_unlabelled(
+            chosen.source_id, chosen.target_id, where, plans_name=chosen.plans, configuration=chosen.configuration,
+            workers=chosen.workers, progress=progress,
+        )  # fmt: skip
     if not chosen.no_preprocess:
         _look_at_cases(where, chosen.target_id, plans, chosen.configuration)
     print(f"next: nnUNetv2_train {chosen.target_id} {chosen.configuration} all -tr SelmaSSLTrainer -p {plans}")
     return 0
+
+
+def _preprocess(chosen: argparse.Namespace, where: Folders) -> str:
+    """Move the plans and run nnU-Net's preprocessing, or print its commands; returns the name of the plans."""
+    plans = plan_pretraining(
+        chosen.source_id, chosen.target_id, where, plans_name=chosen.plans, configuration=chosen.configuration
+    )
+    target, workers = str(chosen.target_id), str(chosen.workers)
+    for step in (
+        ["nnUNetv2_extract_fingerprint", "-d", target, "-np", workers],
+        ["nnUNetv2_preprocess", "-d", target, "-plans_name", plans, "-c", chosen.configuration, "-np", workers],
+    ):
+        print(shlex.join(step), flush=True)
+        if not chosen.no_preprocess:
+            commands.run(step)
+    return plans
 
 
 def _look_at_cases(where: Folders, dataset_id: int, plans_name: str, name: str) -> None:
@@ -83,10 +87,13 @@ def _look_at_cases(where: Folders, dataset_id: int, plans_name: str, name: str) 
     from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+    from nnunet_selma.tile_store import TileStore
+
     dataset = where.dataset(dataset_id)
     configuration = PlansManager(read_json(where.plans(dataset, plans_name))).get_configuration(name)
     folder = where.preprocessed / dataset / configuration.data_identifier
-    shapes = shapes_of_cases(folder, infer_dataset_class(str(folder)))
+    stored = configuration.configuration.get(TILE_STORE)
+    shapes = shapes_of_cases(folder, TileStore if stored else infer_dataset_class(str(folder)))
     if thin := padding_sentence(shapes, configuration.patch_size):
         print(f"WARNING: {thin}.", flush=True)
 
