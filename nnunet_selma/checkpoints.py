@@ -185,6 +185,21 @@ def _lies_in(key: str, modules: tuple[str, ...]) -> bool:
     return any(own == module or own.startswith(f"{module}.") for module in modules)
 
 
+def demand_finite(weights: Mapping[str, Any], name: str) -> None:
+    """Raise `SelmaError` where weights are NaN or infinite.
+
+    Args:
+        weights: name to tensor; what is no tensor is not looked at.
+        name: what the error calls the checkpoint.
+    """
+    for key, weight in weights.items():
+        if isinstance(weight, Tensor) and not torch.isfinite(weight).all():
+            raise SelmaError(
+                f"{name}: holds numbers that are not finite ({key}), so the training that wrote it was lost; train again, or choose another "
+                "checkpoint"
+            )
+
+
 def adaptation_record(
     network: nn.Module, plans: Mapping[str, Any], configuration: str, input_channels: int
 ) -> dict[str, Any] | None:

@@ -37,7 +37,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from nnunet_selma.checkpoints import Checkpoint, distinct
+from nnunet_selma.checkpoints import Checkpoint, demand_finite, distinct
 from nnunet_selma.errors import SelmaError
 
 _HEADS = (".seg_layers.",)
@@ -214,21 +214,6 @@ def carry_over(
         for old, value in fitting:
             old.copy_(value)
     return report
-
-
-def demand_finite(weights: Mapping[str, Tensor], name: str) -> None:
-    """Raise `SelmaError` where weights are NaN or infinite.
-
-    Args:
-        weights: name to tensor.
-        name: what the error calls the checkpoint.
-    """
-    for key, weight in weights.items():
-        if not torch.isfinite(weight).all():
-            raise SelmaError(
-                f"{name}: holds numbers that are not finite ({key}), so the training that wrote it was lost; pretrain again, or choose another "
-                "checkpoint with finetuning.pretrained"
-            )
 
 
 Fitted = tuple[Tensor, int, tuple[str, ...]]

@@ -149,13 +149,15 @@ def choose(case: str, files: Sequence[Path], router: Router, models: Mapping[str
 def _descriptions(
     models: Mapping[str, Path], router: Router, settings: PredictionSettings
 ) -> dict[str, dict[str, Any]]:
-    """The `dataset.json` of each model; raises `SelmaError` where a model is of no class of the router, or incomplete."""
+    """The `dataset.json` of each model; raises `SelmaError` where a model is of no class of the router, incomplete, or lost."""
     for name, folder in models.items():
         if name not in (*router.classes, OTHER):
             raise SelmaError(
                 f"--model {name}={folder}: the router knows no {name}; its classes are {', '.join(router.classes)}"
             )
-        ModelSettings(folder=folder, folds=settings.folds, checkpoint=settings.checkpoint).demand_complete()
+        model = ModelSettings(folder=folder, folds=settings.folds, checkpoint=settings.checkpoint)
+        model.demand_complete()
+        model.demand_finite()
     return {name: read_json(folder / "dataset.json") for name, folder in models.items()}
 
 

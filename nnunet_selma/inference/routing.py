@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnunet_selma.checkpoints import unpickled
+from nnunet_selma.checkpoints import demand_finite, unpickled
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.json_files import read_json
 from nnunet_selma.networks import MONAI_MISSING
@@ -150,6 +150,7 @@ def _of_file(path: Path, device: torch.device) -> DenseNetRouter:
         classes = [class_named(name) for name in content["classes"]]
         router = DenseNetRouter(classes, content["patch"], content["architecture"], device)
         router.network.load_state_dict(content["state"])
+        demand_finite(content["state"], str(path))
     except SelmaError:
         raise
     except (TypeError, KeyError, IndexError, ValueError, RuntimeError, AttributeError) as error:
@@ -172,6 +173,7 @@ def _of_pretraining(folder: Path, device: torch.device) -> PretextRouter:
             )
     content = unpickled(path)
     weight, bias, classes = _head(content, path)
+    demand_finite({**content["network_weights"], "structure.weight": weight, "structure.bias": bias}, str(path))
     plans = PlansManager(read_json(plans_file))
     own = plans.get_configuration(content["init_args"]["configuration"])
     _demand_supported(own.configuration, path)

@@ -12,7 +12,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
 from nnunet_selma.calibration import Sample, fit, samples_of, shift_heads
-from nnunet_selma.checkpoints import read_checkpoint
+from nnunet_selma.checkpoints import demand_finite, read_checkpoint
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.json_files import read_json, write_json
 from nnunet_selma.losses import build_loss
@@ -29,7 +29,7 @@ from nnunet_selma.pretrained import (
 )
 from nnunet_selma.probing import fit_heads, read_voxels
 from nnunet_selma.trainers.base import SelmaTrainer, bare, facts_of, label_channels, plain_errors
-from nnunet_selma.transfer import carry_over, demand_finite, parts_of
+from nnunet_selma.transfer import carry_over, parts_of
 
 CALIBRATION = "calibration.json"
 _PROBED_BATCHES = 20

@@ -15,6 +15,7 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 
+from nnunet_selma.checkpoints import demand_finite
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.ext_trainers import FOLDER as TRAINER_FOLDER
 from nnunet_selma.json_files import read_json
@@ -57,6 +58,17 @@ class ModelSettings:
             )
         if not 0 < self.step_size <= 1:
             raise SelmaError(f"-step_size {self.step_size}: a step is above 0 and at most 1 patch")
+
+    def checkpoint_of(self, fold: str) -> Path:
+        """The file of a fold's weights."""
+        return self.folder / f"fold_{fold}" / self.checkpoint
+
+    def demand_finite(self) -> None:
+        """Raise `SelmaError` where the weights of a fold are NaN or infinite."""
+        for path in map(self.checkpoint_of, self.folds):
+            # as nnU-Net reads it
+            content = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+            demand_finite(content["network_weights"], str(path))
 
     def fingerprint(self) -> str:
         """Tells this model from others: a hash of its plans and weights."""
@@ -137,6 +149,8 @@ class Model:
                 f"{settings.folder}: this nnU-Net cannot build the model ({type(error).__name__}: {error}); train it with this version, or "
                 "predict with the one that trained it"
             ) from error
+        for fold, weights in zip(settings.folds, predictor.list_of_parameters, strict=True):
+            demand_finite(weights, str(settings.checkpoint_of(fold)))
         try:
             predictor.network = predictor.network.to(self.device).eval()
         except (RuntimeError, AssertionError) as error:  # the latter from a PyTorch without CUDA

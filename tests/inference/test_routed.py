@@ -46,7 +46,7 @@ def segmentation():
 def write_model(folder, ending=".nii.gz", channels=1):
     for name in ("plans.json", "fold_0/checkpoint_final.pth", "fold_all/checkpoint_best.pth"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("{}")
+        torch.save({"network_weights": {"weight": torch.zeros(2)}}, folder / name)
     names = {str(number): f"stain {number}" for number in range(channels)}
     write_json(folder / "dataset.json", {"file_ending": ending, "channel_names": names})
     return folder
@@ -175,6 +175,11 @@ def test_what_cannot_be_predicted(tmp_path, rng, models, calls):
     refused(r"is no complete model, fold_3/checkpoint_final\.pth is missing", folds=("0", "3"))
     refused(r"nowhere: is no complete model, dataset\.json, plans\.json", {"other": tmp_path / "nowhere"})
     nrrd = write_model(tmp_path / "nrrd", ending=".nrrd")
+    torch.save(
+        {"network_weights": {"a": torch.tensor([torch.nan])}},
+        write_model(tmp_path / "lost") / "fold_0" / "checkpoint_final.pth",
+    )
+    refused(r"lost/fold_0/checkpoint_final\.pth: holds numbers that are not finite \(a\)", {"other": tmp_path / "lost"})
     refused("small components are removed from NIfTI only; add --remove-below 0", {"other": nrrd})
     refused(r"the models want different files: \.nii\.gz .*, \.nrrd", {**models, "microglia": nrrd})
 

@@ -254,6 +254,10 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
         torch.save(one, bad)
         with pytest.raises(SelmaError, match=r"bad\.pt: is no router of this version"):
             open_router(bad, CPU)
+    key = next(iter(content["state"]))
+    torch.save({**content, "state": {**content["state"], key: torch.full_like(content["state"][key], torch.nan)}}, bad)
+    with pytest.raises(SelmaError, match=r"bad\.pt: holds numbers that are not finite"):
+        open_router(bad, CPU)
     torch.save({"classes": print}, bad)
     with pytest.raises(SelmaError, match=r"bad\.pt: refused, because loading it would run code"):
         open_router(bad, CPU)

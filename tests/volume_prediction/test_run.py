@@ -271,7 +271,7 @@ def of_numbers_that_are_none(folder):
         (cut_short(0.5), "checkpoint"),
         (lambda folder: (folder / "fold_0" / "checkpoint_final.pth").write_text("weights"), "copy it again"),
         (lambda folder: (folder / "fold_0" / "checkpoint_final.pth").unlink(), "is missing"),
-        (of_numbers_that_are_none, "infinite or none"),
+        (of_numbers_that_are_none, "fold_0/checkpoint_final.pth: holds numbers that are not finite"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Network class:UserWarning")
