@@ -24,10 +24,25 @@ from nnunet_selma.errors import SelmaError
 
 RECORD = "nnssl_adaptation_plan"
 TRAINED = "selma_trained"
+PRETEXT = "pretext_state"
+"""In the checkpoints of a pretraining: the state of its pretext."""
 SUFFIX = ".safetensors"
 _ALIASES, _ORIGIN = "selma_aliases", "selma_origin"
 _PREFIXES = ("module.", "_orig_mod.")
-_STATES = ("network_weights", "state_dict", "model_state_dict", "model", "network")
+_STATES = (
+    "network_weights",
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "network",
+    "net",
+    "teacher",
+    "student",
+    "ema_model",
+)
+"""Where weights lie in checkpoints, in the order in which they are looked for: of a student and its moving average, the average."""
+_VERSION_1 = ("conv_blocks_context.", "conv_blocks_localization.")
+"""Names in the networks of nnU-Net's version 1."""
 # the fields of nnssl's Plan and ConfigurationPlan, which refuse others
 _OF_PLANS = (
     "dataset_name", "plans_name", "original_median_spacing_after_transp", "image_reader_writer", "transpose_forward",
@@ -79,6 +94,10 @@ class Checkpoint:
     record: AdaptationRecord | None = None
     trained: tuple[str, ...] = ()
     """Modules that the pretraining trained; empty: everything."""
+    place: str = ""
+    """The entry of the file that holds the weights, such as "state_dict"; empty where nothing is around them."""
+    of_pretext: bool = False
+    """True where the heads answer a pretext's question."""
 
     def named_as_in(self, network: nn.Module) -> dict[str, Tensor]:
         """The weights; those of encoder, stem and positional embedding, where a record says where they are, under the network's names."""
@@ -104,13 +123,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not path.is_file():
         raise SelmaError(f"{path}: there is no such checkpoint")
     content = _read_safetensors(path) if path.suffix == SUFFIX else unpickled(path)
-    state = _state(content, path)
+    state, place = _state(content, path)
     said = content if isinstance(content, Mapping) else {}
     record, trained = said.get(RECORD), tuple(said.get(TRAINED, ()))
     weights = {key: value for key, value in state.items() if not trained or _lies_in(key, trained)}
     if not weights:
         raise SelmaError(f"{path}: says that {', '.join(trained)} was trained, and holds no weights of that name")
-    return Checkpoint(weights, AdaptationRecord(plain(record)) if isinstance(record, Mapping) else None, trained)
+    record = AdaptationRecord(plain(record)) if isinstance(record, Mapping) else None
+    return Checkpoint(weights, record, trained, place, PRETEXT in said)
 
 
 def unpickled(path: Path) -> Any:
@@ -152,7 +172,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     except SafetensorError as error:
         raise SelmaError(f"{path}: is no safetensors file or is cut short; copy it again") from error
     try:
-        said = {key: json.loads(metadata[key]) for key in (RECORD, TRAINED, _ALIASES) if key in metadata}
+        said = {key: json.loads(metadata[key]) for key in (RECORD, TRAINED, PRETEXT, _ALIASES) if key in metadata}
     except ValueError as error:
         raise SelmaError(f"{path}: what it says of itself is no valid JSON ({error}); export it again") from error
     aliases = said.pop(_ALIASES, {})
@@ -160,15 +180,28 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     return {"state_dict": state, **said}
 
 
-def _state(content: Any, path: Path) -> dict[str, Tensor]:
-    while isinstance(content, Mapping) and not any(isinstance(value, Tensor) for value in content.values()):
-        inner = next((content[key] for key in _STATES if key in content), None)
+def _state(content: Any, path: Path) -> tuple[dict[str, Tensor], str]:
+    """The weights, and under which names they lie in the file."""
+    place: list[str] = []
+    while isinstance(content, Mapping) and not _holds_tensors(content):
+        inner = next((key for key in _STATES if isinstance(content.get(key), Mapping) and content[key]), None)
         if inner is None:
             break
-        content = inner
-    if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
-        raise SelmaError(f"{path}: holds no network weights")
-    return {_bare(key): value for key, value in content.items() if isinstance(value, Tensor)}
+        place.append(inner)
+        content = content[inner]
+    if not isinstance(content, Mapping) or not _holds_tensors(content):
+        entries = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
+        raise SelmaError(f"{path}: holds no network weights under a name that is known; it holds {entries}")
+    state = {_bare(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    if any(key.startswith(_VERSION_1) for key in state):
+        raise SelmaError(
+            f"{path}: is a model of nnU-Net's version 1, whose networks are not those of version 2; pretrain with the plans of this dataset"
+        )
+    return state, ".".join(place)
+
+
+def _holds_tensors(content: Mapping[Any, Any]) -> bool:
+    return any(isinstance(value, Tensor) for value in content.values())
 
 
 def _bare(key: str) -> str:
@@ -279,7 +312,7 @@ def export_weights(source: Path, target: Path, *, overwrite: bool = False) -> tu
     tensors = distinct(checkpoint.weights)
     aliases = {alias: key for key, names, _ in tensors for alias in names[1:]}
     record = checkpoint.record.content if checkpoint.record else None
-    said = {_ALIASES: aliases, TRAINED: checkpoint.trained, RECORD: record}
+    said = {_ALIASES: aliases, TRAINED: checkpoint.trained, RECORD: record, PRETEXT: checkpoint.of_pretext}
     metadata = {
         "format": "pt",
         _ORIGIN: source.name,

@@ -100,6 +100,8 @@ class FinetuningSettings:
     """Learning rate of an encoder that was carried over, as a factor on that of random weights."""
     decoder_rate: float = 0.03
     """Learning rate of what was carried over of the decoder, as a factor on that of random weights."""
+    head: str = "new"
+    """Segmentation heads: "new" ones, or "keep" those of a fine-tuned model of as many classes that is fine-tuned further."""
     fit_head: bool = True
     """Fit the new segmentation heads to what was carried over (by logistic regression, on a few batches) before the first step."""
     calibrate: bool = True
@@ -132,6 +134,7 @@ class FinetuningSettings:
         if self.warmup_steps < 0:
             raise SelmaError(f"finetuning.warmup_steps is {self.warmup_steps}; give 0 or more")
         demand_choice("finetuning.carry", self.carry, CARRIED)
+        demand_choice("finetuning.head", self.head, ("new", "keep"))
         for name in ("encoder_rate", "decoder_rate"):
             if not 0 < getattr(self, name) <= 1:
                 raise SelmaError(f"finetuning.{name} is {getattr(self, name)}; give a factor above 0 and at most 1")

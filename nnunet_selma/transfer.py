@@ -16,19 +16,21 @@ Networks of the same family differ from plans to plans. What is made of a differ
 - **Stages** are matched by resolution from the fine end; dynamic_network_architectures counts its decoders from the coarse end. Stages
   that only one network has stay random. Blocks within a stage are matched by their number.
 - **Positional embeddings** of another grid of tokens are interpolated if both grids are known, by the patches of both trainings.
-- **Heads** answer the pretext's question, not the segmentation's, and stay random, as in nnU-Net.
+- **Heads** answer the pretext's question, not the segmentation's, and stay random, as in nnU-Net. Those of a segmentation of as many
+  classes are kept where that is asked for (`finetuning.head`).
 
 A choice (`finetuning.carry`) leaves out the finest step of the decoder, which a pretext bends most towards its own answer, or the whole
 decoder. Weights before a norm have only a direction: a layer whose weights are twice as large turns four times more slowly at the same
 learning rate. The report says how large the weights are that were carried over, and at which rate each part will therefore learn.
 
-Where the checkpoint has a record (`checkpoints.AdaptationRecord`), encoder and stem are found where it says they lie.
+Where the checkpoint has a record (`checkpoints.AdaptationRecord`), encoder and stem are found where it says they lie; without one, weights
+under the names of others are found by `naming`.
 """
 
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,10 +41,14 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from nnunet_selma.checkpoints import Checkpoint, demand_finite, distinct
 from nnunet_selma.errors import SelmaError
+from nnunet_selma.naming import named_as_in
+from nnunet_selma.pretexts.base import pretrained_part
 
 _HEADS = (".seg_layers.",)
 _LEAST_SHARE = 0.2
-_STEP = re.compile(r"decoder\.(stages|transpconvs|steps)\.(\d+)\.")
+"""Of the parameters of a network, or, of the part that pretexts on features train, as most transformers of others are published, `_MOST`."""
+_MOST = 0.5
+_STEP = re.compile(r"decoder\.(stages|transpconvs|steps|seg_layers)\.(\d+)\.")
 """Parts of a decoder that are counted from the coarse end, in dynamic_network_architectures and in `networks`."""
 
 
@@ -70,11 +76,13 @@ class TransferReport:
     """What was carried over, tensor by tensor."""
 
     tensors: tuple[Carried, ...]
+    named: str = ""
+    """How the checkpoint names the weights, where it does not do so as the network does."""
 
     @property
     def share(self) -> float:
         """Share of the network's parameters, heads left out, that were copied or adapted."""
-        return self._share([tensor for tensor in self.tensors if tensor.fate != "head"])
+        return self._share([tensor for tensor in self.tensors if tensor.part != "heads"])
 
     def share_of(self, part: str) -> float:
         """Share of the parameters of a part, as `parts_of` names it, that were copied or adapted."""
@@ -116,6 +124,7 @@ class TransferReport:
         return "\n".join(
             [
                 *lines,
+                *([f"The checkpoint holds the weights {self.named}."] if self.named else []),
                 f"{self.share:.1%} of the parameters below the heads come from pretraining.",
                 "size: the weights' root mean square ÷ that of the random ones they replaced; learns: the factor on the learning rate ÷ size"
                 f"{'' if adaptive else '²'},",
@@ -132,7 +141,7 @@ def stage_of(key: str) -> str:
 
 def parts_of(network: nn.Module) -> Callable[[str], str]:
     """A function from the name of a parameter to its part: "encoder", "decoder", "last step" (the decoder's finest), or "heads"."""
-    encoder = getattr(network, "pretrained_part", "encoder").partition(".")[0]
+    encoder = pretrained_part(network).partition(".")[0]
     last = _steps(dict(network.named_parameters())) - 1
 
     def part(key: str) -> str:
@@ -161,39 +170,43 @@ def carry_over(
     *,
     patch_size: Sequence[int] | None = None,
     carry: str = "all",
+    keep_head: bool = False,
     label_channels: int = 0,
 ) -> TransferReport:
     """Copy into a network every weight that fits, adapt what can be adapted, report the rest.
 
     Args:
         checkpoint: what was read, or a state alone.
-        network: the network to fill, changed in place; heads keep their random weights.
+        network: the network to fill, changed in place.
         name: what an error calls the checkpoint.
         patch_size: of the coming training, (z, y, x); only for positional embeddings of another grid.
         carry: "all", "all_but_last_step" of the decoder, or "encoder"; the rest stays random.
+        keep_head: carry over the segmentation heads too, of a checkpoint that segments as many classes; else they stay random.
         label_channels: how many of the network's last input channels are labels, not images.
 
     Raises:
-        SelmaError: less than a fifth of the parameters fit: another architecture; or weights that are not finite. The network is then
-            unchanged.
+        SelmaError: less than a fifth of the parameters, and of half of the encoder's, fit: another architecture; weights that are not finite; or heads that cannot be
+            kept. The network is then unchanged.
     """
-    source = _Source(
-        checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(dict(checkpoint)), network, label_channels
-    )
+    checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(dict(checkpoint))
+    source = _Source(checkpoint, network, label_channels)
+    carried_parts = (*CARRIED_PARTS[carry], *(["heads"] if keep_head else []))
     fates: list[Carried] = []
     fitting: list[tuple[Tensor, Tensor]] = []
-    fit = 0
+    fitting_parameters: dict[str, int] = {}
     part_of = parts_of(network)
     for key, aliases, old in distinct(network.state_dict()):
         found = next((tensor for alias in aliases if (tensor := source.get(alias)) is not None), None)
         part = part_of(key)
         fate = Carried(key, "head" if part == "heads" else "random", old.numel(), part=part)
-        if part != "heads" and found is not None:
+        if part == "heads" and (found is None or found.shape != old.shape):
+            found = None
+        if found is not None:
             fitted = source.fit(aliases, old, found.to(old), patch_size)
             if fitted is not None:
                 value, copied, how = fitted
-                fit += copied
-                if part in CARRIED_PARTS[carry]:
+                fitting_parameters[key] = copied
+                if part in carried_parts:
                     demand_finite({key: value}, name)
                     before, after = (
                         float(weight.float().square().sum()) if old.ndim > 1 else 0.0 for weight in (old, value)
@@ -203,17 +216,35 @@ def carry_over(
                     )  # fmt: skip
                     fitting.append((old, value))
         fates.append(fate)
-    report = TransferReport(tuple(fates))
-    body = sum(tensor.parameters for tensor in fates if tensor.fate != "head")
-    if fit < _LEAST_SHARE * body:
+    report = TransferReport(tuple(fates), source.how)
+    body = {tensor.key: tensor.parameters for tensor in fates if tensor.part != "heads"}
+    share, share_of_part = (
+        sum(fitting_parameters.get(key, 0) for key in keys) / max(1, sum(body[key] for key in keys))
+        for keys in (body, [key for key in body if key.startswith(f"{pretrained_part(network)}.")])
+    )
+    if share < _LEAST_SHARE and share_of_part < _MOST:
         raise SelmaError(
-            f"{name}: only {fit / max(1, body):.1%} of the network's parameters fit, it comes from another architecture or a much smaller "
-            "network; pretrain with the plans of this dataset (nnunet-selma plan-pretraining)"
+            f"{name}: only {share:.1%} of the network's parameters fit, it comes from another architecture or a much smaller "
+            f"network: expected are weights such as {_some(tensor.key for tensor in fates)}, there are {_some(checkpoint.weights)}; pretrain "
+            "with the plans of this dataset (nnunet-selma plan-pretraining)"
         )
+    if keep_head and (checkpoint.of_pretext or not report.share_of("heads")):
+        why = (
+            "answer a pretext's question"
+            if checkpoint.of_pretext
+            else "are lacking, or segment another number of classes"
+        )
+        raise SelmaError(f"{name}: finetuning.head is keep, and the heads there {why}; set finetuning.head=new")
     with torch.no_grad():
         for old, value in fitting:
             old.copy_(value)
     return report
+
+
+def _some(keys: Iterable[str]) -> str:
+    """The first, the middle and the last of some names."""
+    names = list(keys)
+    return ", ".join(dict.fromkeys(names[place] for place in (0, len(names) // 2, -1))) if names else "none"
 
 
 Fitted = tuple[Tensor, int, tuple[str, ...]]
@@ -225,7 +256,10 @@ class _Source:
 
     def __init__(self, checkpoint: Checkpoint, network: nn.Module, label_channels: int) -> None:
         self.network, self.record, self.label_channels = network, checkpoint.record, label_channels
-        self.weights = checkpoint.named_as_in(network)
+        self.weights, self.how = checkpoint.named_as_in(network), ""
+        if self.record is None:
+            named = named_as_in(self.weights, network)
+            self.weights, self.how = named.weights, named.how
         self.offset = _steps(self.weights) - _steps(network.state_dict())
         layers = dict(network.named_modules())
         self.raising = {

@@ -45,6 +45,12 @@ def test_checkpoints_of_others_are_read(wrap, tmp_path):
     assert (read.record, read.trained) == (None, ())
 
 
+def test_a_model_of_version_1_is_named_as_such(tmp_path):
+    torch.save({"state_dict": {"conv_blocks_context.0.blocks.0.conv.weight": torch.ones(1)}}, tmp_path / "m.model")
+    with pytest.raises(SelmaError, match=r"m\.model: is a model of nnU-Net's version 1"):
+        read_checkpoint(tmp_path / "m.model")
+
+
 def test_numpy_scalars_in_nnunets_log_are_let_in(tmp_path):
     log = {"lrs": [np.float64(0.1)], "ema": [np.float32(1)], "dice": [[np.float32(0.5)]], "best": np.float64(1)}
     torch.save({"network_weights": {"a": torch.ones(1)}, "logging": log}, tmp_path / "c.pth")

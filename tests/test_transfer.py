@@ -460,6 +460,37 @@ def test_a_refusal_leaves_the_network_unchanged(theirs):
     assert all(torch.equal(before[key], value) for key, value in target.state_dict().items())
 
 
+def classes(net, count):
+    """The same network with heads of another number of classes."""
+    net.decoder.seg_layers = nn.ModuleList(nn.Conv3d(head.in_channels, count, 1) for head in net.decoder.seg_layers)
+    return net
+
+
+def test_heads_of_as_many_classes_are_kept_where_that_is_asked_for():
+    source, target = unet(seed=1), unet(seed=2)
+    report = carry_over(source.state_dict(), target, keep_head=True)
+    assert report.share_of("heads") == 1.0
+    image = torch.randn(1, 1, 16, 16, 16)
+    assert torch.equal(source(image), target(image))
+
+
+def test_heads_are_kept_by_resolution():
+    source, target = unet(features=(4, 6, 8, 8), seed=1), unet(features=(4, 6, 8), seed=2)
+    carry_over(source.state_dict(), target, keep_head=True)
+    assert torch.equal(target.decoder.seg_layers[-1].weight, source.decoder.seg_layers[-1].weight)
+
+
+@pytest.mark.parametrize("why", ["another number of classes", "pretext's question"])
+def test_heads_that_cannot_be_kept_are_refused_and_nothing_changes(why):
+    source, target = unet(seed=1), unet(seed=2)
+    if why == "another number of classes":
+        source = classes(source, 5)
+    before = state(target)
+    with pytest.raises(SelmaError, match=f"{why}; set finetuning.head=new"):
+        carry_over(Checkpoint(source.state_dict(), of_pretext="pretext" in why), target, keep_head=True)
+    assert all(torch.equal(before[key], value) for key, value in target.state_dict().items())
+
+
 def test_a_plain_encoder_is_no_residual_one():
     target = unet(ResidualEncoderUNet, seed=2)
     before = state(target)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnunet_selma.checkpoints import demand_finite, unpickled
+from nnunet_selma.checkpoints import PRETEXT, demand_finite, unpickled
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.json_files import read_json
 from nnunet_selma.networks import MONAI_MISSING
@@ -204,7 +204,7 @@ def _head(content: Any, path: Path) -> tuple[Tensor, Tensor, list[str]]:
     Raises:
         SelmaError: there is no such head for this table of structures, or it has seen fewer than two.
     """
-    state = content.get("pretext_state") if isinstance(content, Mapping) else None
+    state = content.get(PRETEXT) if isinstance(content, Mapping) else None
     if not state or "structure.weight" not in state:
         raise SelmaError(
             f"{path}: holds no classifier of structures; pretrain with -tr SelmaSSLTrainer_MultiTask, or train one with "

@@ -5,6 +5,7 @@ As MONAI's network of that name, layer by layer; with fewer than four stages of 
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -93,6 +94,17 @@ class SwinUNETR(EncoderDecoder):
 
     key_to_stem = "encoder.swin.patch_embed"
     pretrained_part = "encoder.swin"  # pretexts on features train no block beside it
+    monai_names: ClassVar[dict[str, str]] = {
+        r"^swinViT\.": "encoder.swin.",
+        r"^encoder\.(?=patch_embed|layers)": "encoder.swin.",  # MONAI's `filter_swinunetr` reads such a file
+        r"^encoder10\.": "encoder.blocks.5.",
+        **{rf"^encoder{number + 1}\.": f"encoder.blocks.{number}." for number in range(4)},
+        **{rf"^decoder{5 - number}\.": f"decoder.steps.{number}." for number in range(5)},
+        r"^out\.conv\.conv\.": "decoder.seg_layers.4.",
+        r"^(encoder\.swin\.layers\d\.0\.)0\.": r"\1",
+        r"\.mlp\.fc": ".mlp.linear",  # in the weights of Tang et al.
+    }
+    """MONAI's names of these weights, and their beginnings here, in the order in which they are replaced."""
 
     def __init__(
         self,

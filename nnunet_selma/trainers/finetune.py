@@ -96,6 +96,8 @@ class SelmaFinetuneTrainer(SelmaTrainer):
     """True once a checkpoint of this training was loaded."""
     reads_carried: bool = False
     """True if the finest step of the decoder, whose features the finest head reads, was carried over in this process."""
+    keeps_head: bool = False
+    """True if the segmentation heads were carried over in this process."""
     has_trained: bool = False
     """True once an epoch was trained in this process."""
 
@@ -185,13 +187,14 @@ class SelmaFinetuneTrainer(SelmaTrainer):
         else:
             with plain_errors():
                 demand_finite(bare(self.network).state_dict(), "-pretrained_weights")
-            self.slow_down(self.carried_rates())
+            # nnU-Net leaves the heads random there
+            self.slow_down({part: rate for part, rate in self.carried_rates().items() if part != "heads"})
             self.reads_carried = True
             self.print_to_log_file(
                 "The network has weights of nnU-Net's -pretrained_weights already; nothing is carried over, and finetuning.carry is not asked."
             )
         super().on_train_start()
-        fitted = self.reads_carried and self.settings.finetuning.fit_head and self.fit_heads()
+        fitted = self.keeps_head or (self.reads_carried and self.settings.finetuning.fit_head and self.fit_heads())
         slowest = min(float(group.get("rate", 1.0)) for group in self.optimizer.param_groups)
         if slowest < 1 and not fitted and not self.goes_on:
             self.print_to_log_file(
@@ -228,16 +231,19 @@ class SelmaFinetuneTrainer(SelmaTrainer):
         if path is None:
             self.print_to_log_file("Training starts from random weights (finetuning.pretrained is none).")
             return
-        settings = self.settings.finetuning
+        settings, checkpoint = self.settings.finetuning, read_checkpoint(path)
         report = carry_over(
-            read_checkpoint(path), bare(self.network), str(path), patch_size=self.configuration_manager.patch_size, carry=settings.carry,
-            label_channels=label_channels(self),
+            checkpoint, bare(self.network), str(path), patch_size=self.configuration_manager.patch_size, carry=settings.carry,
+            keep_head=settings.head == "keep", label_channels=label_channels(self),
         )  # fmt: skip
         rates = {part: rate for part, rate in self.carried_rates().items() if report.share_of(part) > _MOSTLY}
         self.slow_down(rates)
         self.reads_carried = report.share_of("last step") > _MOSTLY
+        self.keeps_head = report.share_of("heads") > _MOSTLY
         table = report.table(rates, adaptive=settings.optimizer == "adamw")
-        self.print_to_log_file(f"Pretrained weights from {path}\n{table}")
+        self.print_to_log_file(
+            f"Pretrained weights from {path}{f', entry {checkpoint.place}' if checkpoint.place else ''}\n{table}"
+        )
 
     def _pretraining(self) -> Path | None:
         """The checkpoint to start from; of "newest", the one that the other folds of this training started from, if there are any."""
@@ -278,7 +284,8 @@ class SelmaFinetuneTrainer(SelmaTrainer):
     def carried_rates(self) -> dict[str, float]:
         """Part of the network, as `parts_of` names it, to the factor on its learning rate if it was carried over."""
         settings = self.settings.finetuning
-        return {"encoder": settings.encoder_rate, "decoder": settings.decoder_rate, "last step": settings.decoder_rate}
+        later = dict.fromkeys(("decoder", "last step", "heads"), settings.decoder_rate)
+        return {"encoder": settings.encoder_rate, **later}
 
     def on_train_end(self) -> None:
         """Fit the decision threshold, then write the final checkpoint as nnU-Net does; a run that was finished already is not fitted again."""

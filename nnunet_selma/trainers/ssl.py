@@ -21,7 +21,7 @@ from torch import Tensor, autocast, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_selma import __version__, figures
-from nnunet_selma.checkpoints import RECORD, TRAINED, adaptation_record, plain
+from nnunet_selma.checkpoints import PRETEXT, RECORD, TRAINED, adaptation_record, plain
 from nnunet_selma.cpu.layers import accelerate
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.json_files import write_json
@@ -330,7 +330,7 @@ class SelmaSSLTrainer(SelmaTrainer):
         network = bare(self.network)
         record = adaptation_record(network, self.plans_manager.plans, self.configuration_name, self.num_input_channels)
         return {
-            "pretext_state": self.pretext.state_dict(),
+            PRETEXT: self.pretext.state_dict(),
             "logging": plain(self.logger.get_checkpoint()),
             "_best_ema": plain(self._best_ema),
             **({RECORD: record} if record else {}),
@@ -342,7 +342,7 @@ class SelmaSSLTrainer(SelmaTrainer):
         super().load_checkpoint(filename_or_checkpoint)
         if isinstance(filename_or_checkpoint, str):
             content = torch.load(filename_or_checkpoint, map_location=self.device, weights_only=False)
-            self.pretext.load_state_dict(content["pretext_state"])
+            self.pretext.load_state_dict(content[PRETEXT])
 
     @torch.no_grad()
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:

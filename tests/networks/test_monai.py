@@ -1,36 +1,71 @@
 """MONAI's own networks, with the same weights, say the same."""
 
 import importlib
+import re
 import sys
 
 import pytest
 import torch
 from monai.networks import nets
 
+from nnunet_selma.checkpoints import read_checkpoint
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.networks.attention_unet import AttentionUNet
 from nnunet_selma.networks.swin_unetr import SwinUNETR
+from nnunet_selma.transfer import carry_over
 
-MONAI = {
-    "swinViT": "encoder.swin", "encoder1": "encoder.blocks.0", "encoder2": "encoder.blocks.1", "encoder3": "encoder.blocks.2",
-    "encoder4": "encoder.blocks.3", "encoder10": "encoder.blocks.5", "decoder5": "decoder.steps.0", "decoder4": "decoder.steps.1",
-    "decoder3": "decoder.steps.2", "decoder2": "decoder.steps.3", "decoder1": "decoder.steps.4", "out": "decoder.seg_layers.4",
+WRAPPED = {
+    "plain": lambda w: w,
+    "bundle": lambda w: {"state_dict": w, "epoch": 10},
+    "VoCo's student": lambda w: {"student": {f"module.backbone.{key}": value for key, value in w.items()}, "teacher": {}},
+    "net": lambda w: {"net": {f"swinUNETR.{key}": value for key, value in w.items()}},
+    "Lightning": lambda w: {"state_dict": {f"model.{key}": value for key, value in w.items()}, "pytorch-lightning_version": "2.1"},
 }  # fmt: skip
+TRANSFORMER = {
+    "model_swinvit": lambda w: {f"module.{key.replace('.mlp.linear', '.mlp.fc')}": value for key, value in w.items()},
+    "swinViT": lambda w: {f"swinViT.{key}": value for key, value in w.items()},
+    "disruptive autoencoder": lambda w: {
+        "encoder." + re.sub(r"^(layers.\.0\.)", r"\g<1>0.", key): value for key, value in w.items()
+    },
+    "teacher beside its student": lambda w: {
+        **{f"teacher.backbone.{key}": value for key, value in w.items()},
+        **{f"student.backbone.{key}": torch.zeros_like(value) for key, value in w.items()},
+    },
+}
 
 
-def test_swin_unetr_is_monais():
+def swin_pair():
     torch.manual_seed(1)
     theirs = nets.SwinUNETR(2, 3, feature_size=12, window_size=3)
-    ours = SwinUNETR(2, 3, [[1] * 3, *[[2] * 3] * 5], feature_size=12, window_size=3)
-    weights = {}
-    for key, tensor in theirs.state_dict().items():
-        part, rest = key.split(".", 1)
-        weights[f"{MONAI[part]}.{rest.removeprefix('conv.conv.') if part == 'out' else rest}"] = tensor
-    lacking = ours.load_state_dict(weights, strict=False)
-    assert not lacking.unexpected_keys
-    assert all(key.startswith("decoder.seg_layers.") for key in lacking.missing_keys)
+    return theirs, SwinUNETR(2, 3, [[1] * 3, *[[2] * 3] * 5], feature_size=12, window_size=3)
+
+
+@pytest.mark.parametrize("wrap", WRAPPED)
+def test_swin_unetr_is_monais_and_takes_its_checkpoints(wrap, tmp_path):
+    theirs, ours = swin_pair()
+    torch.save(WRAPPED[wrap](theirs.state_dict()), tmp_path / "c.pt")
+    report = carry_over(read_checkpoint(tmp_path / "c.pt"), ours, keep_head=True)
+    assert report.share == 1.0
+    assert "as MONAI names them" in report.table()
     image = torch.randn(1, 2, 64, 32, 32)
     torch.testing.assert_close(ours(image), theirs(image), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrap", TRANSFORMER)
+def test_swin_unetr_takes_transformers_alone(wrap, tmp_path):
+    theirs, ours = swin_pair()
+    torch.save({"state_dict": TRANSFORMER[wrap](theirs.swinViT.state_dict())}, tmp_path / "c.pt")
+    before = {key: value.clone() for key, value in ours.state_dict().items()}
+    report = carry_over(read_checkpoint(tmp_path / "c.pt"), ours)
+    assert report.named
+    image = torch.randn(1, 2, 64, 32, 32)
+    for here, there in zip(ours.encoder.swin(image), theirs.swinViT(image), strict=True):
+        torch.testing.assert_close(here, there, rtol=0, atol=1e-5)
+    assert all(
+        torch.equal(value, before[key])
+        for key, value in ours.state_dict().items()
+        if not key.startswith("encoder.swin.")
+    )
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])

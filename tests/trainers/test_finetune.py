@@ -593,6 +593,18 @@ def test_new_heads_read_what_was_carried_over_from_the_first_step_on(way, folder
     assert "The segmentation heads were fitted to what was carried over" in Path(one.log_file).read_text()
 
 
+def test_the_heads_of_a_fine_tuned_model_are_kept_and_learn_slowly(folders, pretrained, monkeypatch):
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", load_batches)
+    path, weights = pretrained
+    one = started(SelmaFinetuneTrainer, folders, pretrained=path, head="keep", decoder_rate=0.1)
+    one.on_train_start()
+    assert all(torch.equal(value, weights[key]) for key, value in one.network.state_dict().items())
+    assert {group["part"]: group["rate"] for group in one.optimizer.param_groups}["heads"] == 0.1
+    log = Path(one.log_file).read_text()
+    assert "were fitted" not in log
+    assert "start from random weights" not in log
+
+
 @pytest.mark.parametrize("settings", [{"fit_head": False}, {"carry": "encoder"}, {"pretrained": "none"}])
 def test_heads_that_read_random_features_stay_random(settings, folders, pretrained, monkeypatch):
     monkeypatch.setattr(nnUNetTrainer, "on_train_start", load_batches)
