@@ -18,6 +18,7 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.training.loss.robust_ce_loss import RobustCrossEntropyLoss
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 TERMS: dict[str, dict[str, float]] = {
     "dice": {"dice": 1.0},
@@ -36,8 +37,10 @@ _GAMMA = 2.0
 """The best of Lin et al."""
 _FARTHEST = 16.0
 """Distances, in the finest edge of a voxel, end here: farther away no boundary is near, and the search would only take longer."""
+_SHIFTS = 4
+"""Shifts of a search along an axis that are compared at once; each takes the memory of a map."""
 _SKELETON_STEPS = 5
-"""Erosions of a soft skeleton: as many voxels as the thickest vessel's radius; each keeps its maps for the backward pass."""
+"""Erosions of a soft skeleton: as many voxels as the thickest vessel's radius."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ def build_loss(
         "cross_entropy": lambda output: output.mean(cross_entropy(output)),
         "focal": focal,
         "boundary": partial(boundary, extent=extent),
-        "cldice": cldice,
+        "cldice": partial(cldice, finest=patch_size),
     }
     return SumOfTerms([(weight, terms[term]) for term, weight in TERMS[name].items()], ignore_label)
 
@@ -168,7 +171,7 @@ def signed_distance(inside: Tensor, outside: Tensor, edges: Sequence[float], far
         edges: of a voxel along each axis of space; the shortest is 1.
         farthest: where distances end.
     """
-    to_inside, to_outside = (distance_to(voxels, edges, farthest) for voxels in (inside, outside))
+    to_inside, to_outside = distance_to(torch.cat([inside, outside], dim=1), edges, farthest).chunk(2, dim=1)
     signed = torch.where(inside, 1 - to_outside, torch.where(outside, to_inside, 0.0))
     space = tuple(range(2, inside.ndim))
     return signed * (inside.any(space, keepdim=True) & outside.any(space, keepdim=True))
@@ -187,27 +190,39 @@ def distance_to(voxels: Tensor, edges: Sequence[float], farthest: float) -> Tens
     """
     squared = torch.where(voxels, 0.0, farthest**2)
     for axis, edge in enumerate(edges, start=2):
-        size = voxels.shape[axis]
-        nearest = squared.clone()
-        for shift in range(1, min(int(farthest / edge), size - 1) + 1):
-            length = size - shift
-            for here, there in ((0, shift), (shift, 0)):
-                own = nearest.narrow(axis, here, length)
-                torch.minimum(own, squared.narrow(axis, there, length) + (shift * edge) ** 2, out=own)
-        squared = nearest
+        squared = _nearest_along(squared, axis, edge, farthest)
     return squared.sqrt()
 
 
-def cldice(output: Output) -> Tensor:
-    """1 - soft clDice (Shit et al. 2021, algorithm 2), the mean over samples and foreground classes.
+def _nearest_along(squared: Tensor, axis: int, edge: float, farthest: float) -> Tensor:
+    """Squared distances after a search along one axis; some shifts are compared at once, so that few kernels are started on the device."""
+    lines = squared.movedim(axis, -1)
+    reach = min(int(farthest / edge), lines.shape[-1] - 1)
+    padded = functional.pad(lines, (reach, reach), value=farthest**2)
+    added = (torch.arange(-reach, reach + 1, device=squared.device) * edge) ** 2
+    windows = padded.unfold(-1, 2 * reach + 1, 1)  # (…, voxel, shift), a view
+    nearest = lines
+    for first in range(0, 2 * reach + 1, _SHIFTS):
+        shifts = slice(first, first + _SHIFTS)
+        nearest = torch.minimum(nearest, (windows[..., shifts] + added[shifts]).amin(-1))
+    return nearest.movedim(-1, axis)
+
+
+def cldice(output: Output, finest: Sequence[int]) -> Tensor:
+    """1 - soft clDice (Shit et al. 2021, algorithm 2), the mean over samples and foreground classes; 0 for an output coarser than the patch.
 
     1 is added to both sides of each fraction, as in their code: a sample without foreground asks for none, and nothing is divided by 0.
+    Thin vessels have no skeleton on a coarser grid, so that deep supervision leaves it to the other terms there.
     """
+    if tuple(output.logits.shape[2:]) != tuple(finest):
+        return output.logits.new_zeros(())
     predicted, truth = output.probabilities[:, 1:], output.foreground.float()
     if output.known is not None:
         predicted = predicted * output.known
+    with torch.no_grad():
+        skeleton = soft_skeleton(truth, _SKELETON_STEPS)
     precision = _share(soft_skeleton(predicted, _SKELETON_STEPS), truth)
-    sensitivity = _share(soft_skeleton(truth, _SKELETON_STEPS), predicted)
+    sensitivity = _share(skeleton, predicted)
     return (1 - 2 * precision * sensitivity / (precision + sensitivity)).mean()
 
 
@@ -220,15 +235,23 @@ def _share(skeleton: Tensor, mask: Tensor) -> Tensor:
 def soft_skeleton(masks: Tensor, steps: int) -> Tensor:
     """Soft skeletons (Shit et al. 2021, algorithm 1) of masks (batch, class, *space) from 0 to 1, same shape.
 
-    What an opening removes of a mask is its skeleton; eroding it brings the skeleton of what is thicker to light.
+    What an opening removes of a mask is its skeleton; eroding it brings the skeleton of what is thicker to light. For the backward pass each
+    erosion is computed again: its maxima and their places would take many times the memory of the masks.
     """
     skeleton = torch.zeros_like(masks)
     for _ in range(steps + 1):
-        eroded = _eroded(masks)
-        ridge = functional.relu(masks - _greatest(eroded, [3] * (masks.ndim - 2)))
-        skeleton = skeleton + ridge * (1 - skeleton)
-        masks = eroded
+        if masks.requires_grad:
+            masks, skeleton = checkpoint(_peeled, masks, skeleton, use_reentrant=False)
+        else:
+            masks, skeleton = _peeled(masks, skeleton)
     return skeleton
+
+
+def _peeled(masks: Tensor, skeleton: Tensor) -> tuple[Tensor, Tensor]:
+    """Masks without their outermost voxels, and the skeleton with what an opening removes of them."""
+    eroded = _eroded(masks)
+    ridge = functional.relu(masks - _greatest(eroded, [3] * (masks.ndim - 2)))
+    return eroded, skeleton + ridge * (1 - skeleton)
 
 
 def _eroded(masks: Tensor) -> Tensor:

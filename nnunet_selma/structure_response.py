@@ -6,12 +6,13 @@ unit of an eigenvalue, and what they say is that of the classic filters (Frangi 
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import combinations
 
 import torch
 from torch import Tensor
 
-from nnunet_selma.pretexts.views import gaussian_blur
+from nnunet_selma.pretexts.views import along, gaussian_matrices, in_full_precision
 
 
 def structure_response(
@@ -29,26 +30,45 @@ def structure_response(
     if kind == "bright":
         return (patches - patches.mean(axes, keepdim=True)).clamp(min=0).amax(1)
     responses = []
-    for scale in scales:
-        hessian = hessian_of(patches.float(), spacing, scale)
-        blob, tube = blob_and_tube(hessian)
-        responses.append({"blobs": blob, "tubes": tube, "both": torch.maximum(blob, tube)}[kind])
-    return torch.stack(responses).amax(0).amax(1)
+    with in_full_precision(patches.device):
+        for scale in scales:
+            blob, tube = blob_and_tube(hessian_of(patches.float(), spacing, scale))
+            responses.append({"blobs": blob, "tubes": tube, "both": torch.maximum(blob, tube)}[kind])
+    return torch.stack(responses).amax((0, 2))
 
 
 def hessian_of(patches: Tensor, spacing: Sequence[float], scale: float) -> dict[tuple[int, int], Tensor]:
     """Second derivatives of the smoothed patches, (axis, axis) to (batch, channel, *patch), times scale²; unit: the finest voxel."""
-    finest, count = min(spacing), patches.ndim - 2
-    smooth = gaussian_blur(patches, patches.new_full((len(patches),), scale), spacing, scale)
-    gradients = torch.gradient(
-        smooth, spacing=[size / finest for size in spacing], dim=[axis + 2 for axis in range(count)]
-    )
-    hessian = {}
-    for row in range(count):
-        for column in range(row, count):
-            (second,) = torch.gradient(gradients[row], spacing=spacing[column] / finest, dim=column + 2)
-            hessian[row, column] = second * scale**2
-    return hessian
+    lines = [
+        [
+            matrix.expand(len(patches), -1, -1)
+            for matrix in _derivatives(length, scale * min(spacing) / size, size / min(spacing), patches.device)
+        ]
+        for length, size in zip(patches.shape[2:], spacing, strict=True)
+    ]
+    # orders of derivation along the axes so far, to the patches; each product is shared by all that need it
+    derived: dict[tuple[int, ...], Tensor] = {(): patches}
+    for axis, matrices in enumerate(lines):
+        derived = {
+            (*orders, more): along(before, matrices[more], 2 + axis)
+            for orders, before in derived.items()
+            for more in range(3 - sum(orders))
+            if axis < len(lines) - 1 or sum(orders) + more == 2
+        }
+    return {
+        (row, column): derived[tuple((axis == row) + (axis == column) for axis in range(len(lines)))] * scale**2
+        for row in range(len(lines))
+        for column in range(row, len(lines))
+    }
+
+
+@lru_cache(maxsize=64)
+def _derivatives(length: int, deviation: float, step: float, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Matrices that smooth a line, and that give its first and second derivative, as `torch.gradient` measures them."""
+    (smooth,) = gaussian_matrices(length, torch.full((1,), deviation, device=device), deviation)
+    (derive,) = torch.gradient(torch.eye(length, device=device), spacing=step, dim=0)
+    first = derive @ smooth
+    return smooth, first, derive @ first
 
 
 def blob_and_tube(hessian: dict[tuple[int, int], Tensor]) -> tuple[Tensor, Tensor]:

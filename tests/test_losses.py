@@ -21,6 +21,7 @@ from nnunet_selma.losses import (
     soft_skeleton,
 )
 from nnunet_selma.settings import FinetuningSettings
+from tests.measures import calls, saved_bytes
 
 SHAPES = {2: (14, 18), 3: (8, 10, 12)}
 IGNORED = 9
@@ -90,7 +91,7 @@ def test_a_loss_is_the_weighted_sum_of_its_terms(name):
         "cross_entropy": torch.nn.functional.cross_entropy(logits, labels[:, 0].long()),
         "focal": focal(output_of(logits, labels)),
         "boundary": boundary(output_of(logits, labels), SHAPES[3]),
-        "cldice": cldice(output_of(logits, labels)),
+        "cldice": cldice(output_of(logits, labels), logits.shape[2:]),
     }
     expected = sum(weight * alone[term] for term, weight in TERMS[name].items())
     assert float(loss_named(name, SHAPES[3])(logits, labels)) == pytest.approx(float(expected), abs=1e-6)
@@ -297,7 +298,7 @@ def test_cldice_is_monais(dimensions):
     logits, labels = case(dimensions, 2)
     theirs = monais.SoftclDiceLoss(iter_=5, include_background=False)(logits.softmax(1), one_hot(labels, 2))
     # MONAI adds 1e-4 to the last denominator too
-    assert float(cldice(output_of(logits, labels))) == pytest.approx(float(theirs), abs=1e-4)
+    assert float(cldice(output_of(logits, labels), logits.shape[2:])) == pytest.approx(float(theirs), abs=1e-4)
 
 
 def test_cldice_sees_a_gap_in_a_vessel():
@@ -305,6 +306,35 @@ def test_cldice_sees_a_gap_in_a_vessel():
     labels[..., 2:5, 1:23] = 1
     whole, gap = labels.clone(), labels.clone()
     gap[..., 11:13] = 0
-    values = [float(cldice(output_of(30 * (one_hot(found, 2) - 0.5), labels))) for found in (whole, gap)]
+    values = [float(cldice(output_of(30 * (one_hot(found, 2) - 0.5), labels), (7, 24))) for found in (whole, gap)]
     assert values[0] == pytest.approx(0, abs=1e-5)
     assert values[1] > 0.03
+
+
+def test_cldice_is_asked_of_the_finest_output_alone():
+    logits, labels = case(3, 2)
+    assert float(cldice(output_of(logits, labels), [2 * edge for edge in logits.shape[2:]])) == 0
+
+
+def test_a_skeleton_computed_again_has_the_same_gradient():
+    masks = case(3)[0].softmax(1)[:, 1:].detach().double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda given: soft_skeleton(given, 2), masks[:1, :, :4, :4, :4])
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_no_loss_keeps_much_beside_the_network(classes):
+    """nnU-Net's own step at features 32 to 256 keeps about 2000 bytes a voxel of the patch in half precision, at batch 2."""
+    edge = 16
+    labels = (torch.rand(2, 1, edge, edge, edge) < 0.1).long()
+    kept = {}
+    for name in TERMS:
+        logits = torch.randn(2, classes, edge, edge, edge, requires_grad=True)
+        loss = loss_named(name, (edge,) * 3)
+        kept[name] = saved_bytes(lambda loss=loss, logits=logits: loss(logits, labels)) / edge**3
+    assert max(kept.values()) - kept["dice_ce"] < 0.2 * (2000 + kept["dice_ce"])
+
+
+@pytest.mark.parametrize(("name", "most"), [("dice_ce", 30), ("dice_focal_boundary", 160), ("dice_ce_cldice", 260)])
+def test_a_loss_starts_few_kernels(name, most):
+    loss = loss_named(name, (32,) * 3)
+    assert calls(lambda: loss(torch.randn(2, 2, 32, 32, 32), torch.zeros(2, 1, 32, 32, 32))) <= most

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nnunet_selma.masking import block_shape, draw_block_masks, repeated
+from nnunet_selma.masking import block_shape, draw_block_masks, fill_mask, repeated
 from nnunet_selma.pretexts.base import Task
 from nnunet_selma.pretexts.inpainting import MaskedInpainting, masked_error, standardised
 from nnunet_selma.structure_response import structure_response
@@ -30,6 +30,7 @@ class StructureInpainting(MaskedInpainting):
     def __init__(self, task: Task) -> None:
         super().__init__(task)
         self.structure = task.settings.structure
+        self.answered: tuple[Tensor, Tensor] | None = None
 
     def brought_to_unit(self, patches: Tensor, visible: Tensor) -> Tensor:
         """Patches by the mean and the deviation of all of their voxels: what masks leave is the background."""
@@ -42,15 +43,29 @@ class StructureInpainting(MaskedInpainting):
         """
         return torch.asinh(patches)
 
+    def draw_task(self, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the network sees, what it should answer, and the mask, which is drawn by what it should answer."""
+        shown = self.brought_to_unit(patches, patches) if self.settings.standardise else patches
+        target = self.as_answer(shown)
+        mask = self.draw_mask(target)
+        return fill_mask(shown, mask, self.settings.fill, self.generator), target, mask
+
+    @torch.no_grad()
     def response(self, patches: Tensor, kind: str) -> Tensor:
         """How much each voxel looks like a structure, in units of the patch's mean, (batch, *patch)."""
         found = structure_response(patches, self.spacing, scales=self.structure.scales, kind=kind)
         return found / found.mean(tuple(range(1, found.ndim)), keepdim=True).clamp(min=1e-6)
 
+    def response_of_answer(self, target: Tensor) -> Tensor:
+        """The response of what the network should answer; computed when a mask is drawn, and remembered for the error of the same step."""
+        if self.answered is None or self.answered[0] is not target:
+            self.answered = target, self.response(target, self.structure.kind)
+        return self.answered[1]
+
     def where_to_mask(self, patches: Tensor) -> dict[str, Any]:
         """Blocks with structures are drawn more readily."""
         return {
-            "response": self.on_grid(self.response(patches, self.structure.kind)),
+            "response": self.on_grid(self.response_of_answer(patches)),
             "preference": self.structure.preference,
         }
 
@@ -79,7 +94,7 @@ class StructureInpainting(MaskedInpainting):
 
     def error(self, prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         """The error of the voxels that count, weighted by how much the true patch looks like a structure there."""
-        found = self.response(target, self.structure.kind).clamp(max=_MOST_WEIGHT)
+        found = self.response_of_answer(target).clamp(max=_MOST_WEIGHT)
         weight = (1 + self.structure.weight * found).unsqueeze(1)
         counted = self.counted(mask)
         return masked_error(prediction, target, counted, kind=self.settings.target, spacing=self.spacing, weight=weight)

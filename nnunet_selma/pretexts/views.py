@@ -1,6 +1,9 @@
 """Views of patches, drawn and made on the device that trains: crops, mirrors, contrast, blur, noise."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,27 +91,51 @@ def gaussian_blur(patches: Tensor, deviation: Tensor, spacing: Sequence[float], 
         spacing: voxel size along the axes; along coarse ones the Gaussian is narrower in voxels.
         most: the greatest deviation there can be; decides the size of the kernel without asking the device.
     """
-    blurred = patches
     for axis, size in enumerate(spacing):
         ratio = min(spacing) / size
-        radius = min(max(1, round(_RADIUS * most * ratio)), patches.shape[2 + axis] - 1)
-        offsets = torch.arange(-radius, radius + 1, device=patches.device)
-        weights = torch.exp(-0.5 * (offsets / (deviation[:, None] * ratio).clamp(min=1e-3)) ** 2)
-        weights = weights / weights.sum(1, keepdim=True)  # (batch, offset)
-        blurred = _along(blurred, weights, radius, 2 + axis)
-    return blurred
+        matrices = gaussian_matrices(patches.shape[2 + axis], deviation * ratio, most * ratio)
+        patches = along(patches, matrices, 2 + axis)
+    return patches
 
 
-def _along(patches: Tensor, weights: Tensor, radius: int, axis: int) -> Tensor:
-    """The weighted sum of neighbours along one axis."""
-    length = patches.shape[axis]
-    first, last = patches.narrow(axis, 0, 1), patches.narrow(axis, length - 1, 1)
-    repeats = [radius if n == axis else 1 for n in range(patches.ndim)]
-    padded = torch.cat([first.repeat(repeats), patches, last.repeat(repeats)], dim=axis)
-    total = torch.zeros_like(patches)
-    for offset in range(weights.shape[1]):
-        total = total + _like(weights[:, offset], patches) * padded.narrow(axis, offset, length)
-    return total
+def gaussian_matrices(length: int, deviation: Tensor, most: float) -> Tensor:
+    """Matrices (batch, length, length) that smooth a line of voxels; beyond its ends the last voxels go on.
+
+    Args:
+        length: voxels of the line.
+        deviation: standard deviation of each Gaussian, voxels, (batch,).
+        most: the greatest deviation there can be.
+    """
+    radius = min(max(1, round(_RADIUS * most)), length - 1)
+    offsets = torch.arange(-radius, radius + 1, device=deviation.device)
+    weights = torch.exp(-0.5 * (offsets / deviation[:, None].clamp(min=1e-3)) ** 2)
+    weights = weights / weights.sum(1, keepdim=True)  # (batch, offset)
+    return torch.einsum("bo,vor->bvr", weights, _neighbours(length, radius, deviation.device).to(weights.dtype))
+
+
+@lru_cache(maxsize=32)
+def _neighbours(length: int, radius: int, device: torch.device) -> Tensor:
+    """Which voxel of a line is read by a voxel at an offset, bool (voxel, offset, voxel read); beyond the ends the last one."""
+    voxels = torch.arange(length, device=device)
+    read = (voxels[:, None] + torch.arange(-radius, radius + 1, device=device)).clamp(0, length - 1)
+    return read[:, :, None] == voxels
+
+
+def along(patches: Tensor, matrices: Tensor, axis: int) -> Tensor:
+    """Patches (batch, channel, *patch) whose lines along an axis are multiplied by matrices (batch, length, length), in single precision.
+
+    One product an axis, where a sum over the voxels of a kernel would start a kernel of the device for each of them.
+    """
+    precise = torch.promote_types(patches.dtype, torch.float32)
+    lines = patches.to(precise).movedim(axis, -1)
+    with in_full_precision(patches.device):
+        product = torch.bmm(lines.flatten(1, -2), matrices.to(precise).transpose(1, 2))
+    return product.reshape(lines.shape).movedim(-1, axis)
+
+
+def in_full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """A context without mixed precision, which the trainers switch on on these devices only."""
+    return torch.autocast(device.type, enabled=False) if device.type in ("cpu", "cuda") else nullcontext()
 
 
 def _like(values: Tensor, patches: Tensor) -> Tensor:

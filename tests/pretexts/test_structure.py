@@ -4,6 +4,7 @@ import torch
 
 from nnunet_selma.pretexts.structure import StructureInpainting
 from nnunet_selma.structure_response import blob_and_tube, hessian_of, structure_response
+from tests.measures import calls
 from tests.plans import ARCHITECTURES, network, plans
 from tests.pretexts.tasks import task, unknown
 
@@ -154,3 +155,30 @@ def test_it_trains_every_plan(name):
     loss.backward()
     assert torch.isfinite(loss)
     assert next(net.encoder.parameters()).grad.abs().sum() > 0
+
+
+def test_the_response_is_computed_once_a_step_with_few_kernels(monkeypatch):
+    asked = []
+
+    def response(patches, *more, **options):
+        asked.append(patches)
+        return structure_response(patches, *more, **options)
+
+    monkeypatch.setattr("nnunet_selma.pretexts.structure.structure_response", response)
+    one, net = pretext(), network(plans())
+    patches = torch.randn(2, 1, *SHAPE)
+    first = one(net, patches, unknown(patches))["inpainting"]  # constants are made in the first step
+    assert len(asked) == 1
+    assert calls(lambda: one(net, patches, unknown(patches))) < 480
+    assert len(asked) == 2
+    first.backward()
+
+
+def test_errors_are_weighted_by_the_response_of_what_is_answered():
+    one = pretext()
+    for seed in range(2):  # not by that of the step before
+        patches = torch.randn(2, 1, *SHAPE, generator=torch.Generator().manual_seed(seed))
+        _, target, _ = one.draw_task(patches)
+        expected = structure_response(target, one.spacing, scales=one.structure.scales, kind=one.structure.kind)
+        expected = expected / expected.mean((1, 2, 3), keepdim=True)
+        torch.testing.assert_close(one.response_of_answer(target), expected)
