@@ -344,10 +344,10 @@ class Demo:
         return target
 
 
-def demo_environment(workspace: Path) -> dict[str, str]:
-    """The variables of a workspace, with threads and workers that leave no two compute threads on one core."""
+def demo_environment(workspace: Path, device: str = "cpu") -> dict[str, str]:
+    """The variables of a workspace; on a CPU with threads and workers that leave no two compute threads on one core."""
     threads = {"OMP_NUM_THREADS": str(os.cpu_count() or 1), "nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1"}
-    return {**commands.workspace_environment(workspace), **threads}
+    return {**commands.workspace_environment(workspace), **(threads if device == "cpu" else {})}
 
 
 def run_demo(
@@ -375,6 +375,6 @@ def run_demo(
     workspace = output / "workspace"
     # datasets of an earlier demo would be taken for these
     shutil.rmtree(workspace, ignore_errors=True)
-    environment = demo_environment(workspace)
+    environment = demo_environment(workspace, device)
     os.environ.update(environment)
     return Demo(output, environment, size=size or DemoSize(), device=device, seed=seed, say=say).run(data)

@@ -162,8 +162,14 @@ class CpuSettings:
 class GpuSettings:
     """What may make training on a GPU faster; nothing here touches a training on a CPU."""
 
+    precision: str = "half"
+    """Of mixed precision: nnU-Net's "half" (float16), or "bfloat16" on cards that have it, where nothing overflows; `nnUNetv2_predict` stays at half."""
     channels_last: bool = False
     """Keep 3D networks in the layout channels_last_3d. Off, as in nnU-Net: try it on your GPU, it has not been measured."""
+
+    def __post_init__(self) -> None:
+        """Refuse another precision."""
+        demand_choice("gpu.precision", self.precision, ("half", "bfloat16"))
 
 
 @dataclass(frozen=True, kw_only=True)

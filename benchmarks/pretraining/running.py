@@ -95,7 +95,7 @@ class Study:
 
     def folders(self, stage: Stage) -> Folders:
         """nnU-Net's folders of a stage, which are set in the environment too."""
-        environment = self.challenge(stage).environment | {"OMP_NUM_THREADS": "1"}
+        environment = self.challenge(stage).environment | {"OMP_NUM_THREADS": "1", "nnUNet_n_proc_DA": "0"}
         os.environ.update(environment)
         torch.set_num_threads(1)
         return Folders(**{name: Path(environment[f"nnUNet_{name}"]) for name in ("raw", "preprocessed", "results")})

@@ -63,7 +63,11 @@ class Challenge:
         """The workspace's variables, with threads and workers that leave no two compute threads on one core."""
         cores = str(os.cpu_count() or 1)  # nnU-Net predicts with as many threads as it may start processes
         threads = {"OMP_NUM_THREADS": cores, "nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": cores}
-        return {**commands.workspace_environment(self.output / "workspace"), **threads}
+        # a GPU would wait for patches that are loaded between its steps
+        return {
+            **commands.workspace_environment(self.output / "workspace"),
+            **(threads if self.device == "cpu" else {}),
+        }
 
     def run(self, pairs: Sequence[tuple[str, str]] | None = None) -> Path:
         """Everything; returns the page with the tables. `pairs` are the arms to compare, by default each with its own from random weights."""

@@ -30,23 +30,36 @@ _CLEARLY = 0.9
 """A way is taken if it needs less than this share of the stock way's time: nearly equal ones should not change from run to run."""
 _LARGEST = 128**3
 """Voxels of a gradient above which the transposed convolution, whose kernel it is, is not even tried."""
+_SMALL = 16**3
+"""Voxels of a gradient up to which the transposed way was the faster one in trials without AVX-512, at stride 1."""
 _convolution_backward = torch.ops.aten.convolution_backward
 
 
 @dataclass
 class Trials:
-    """For each shape, whether the transposed weight gradient is faster than the stock one, from one timed trial."""
+    """For each shape, whether the weight gradient is computed the transposed way, which differs from the stock one by rounding."""
 
     transposed: dict[str, bool] = field(default_factory=dict)
+    timed: bool = True
+    """Take the faster way, by one trial; False decides by the shape and the processor alone, so that two runs are the same to the last bit."""
 
     def pick(
         self, shape: str, voxels: int, stock: Callable[[], Tensor], transposed: Callable[[], Tensor]
     ) -> Callable[[], Tensor]:
-        """The faster of the two; very large patches are not tried."""
+        """The faster of the two; very large patches are not tried.
+
+        Args:
+            shape: of patches, kernel and stride, as a text.
+            voxels: of the gradient.
+            stock: computes it as PyTorch does.
+            transposed: computes it by a transposed convolution.
+        """
         if voxels > _LARGEST:
             return stock
         if shape not in self.transposed:
-            self.transposed[shape] = _seconds(transposed) < _CLEARLY * _seconds(stock)
+            self.transposed[shape] = (
+                _seconds(transposed) < _CLEARLY * _seconds(stock) if self.timed else _by_rule(shape, voxels)
+            )
         return transposed if self.transposed[shape] else stock
 
     def write(self, path: Path) -> None:
@@ -54,10 +67,16 @@ class Trials:
         write_json(path, {"processor": _processor(), "transposed": self.transposed})
 
     @classmethod
-    def read(cls, path: Path) -> "Trials":
+    def read(cls, path: Path, *, timed: bool = True) -> "Trials":
         """The outcome of an earlier run on such a processor; nothing where there is none."""
         kept = read_json(path) if path.is_file() else {}
-        return cls(dict(kept["transposed"]) if kept.get("processor") == _processor() else {})
+        return cls(dict(kept["transposed"]) if kept.get("processor") == _processor() else {}, timed)
+
+
+def _by_rule(shape: str, voxels: int) -> bool:
+    # oneDNN has a kernel for the stock way with AVX-512
+    without_kernel = "AVX512" not in torch.backends.cpu.get_cpu_capability()
+    return without_kernel and voxels <= _SMALL and shape.endswith("/ [1, 1, 1]")
 
 
 def _processor() -> str:

@@ -70,6 +70,10 @@ class Pretext(nn.Module, ABC):
         """Called after each optimiser step: moving average of a teacher; who overrides it calls this too."""
         self.steps_done += 1
 
+    def called(self, network: nn.Module) -> list[nn.Module]:
+        """Modules that a step calls, which are compiled where nnU-Net compiles its network: a step may never call the network as a whole."""
+        return [network.get_submodule(pretrained_part(network))]
+
     def diagnostics(self, network: nn.Module, patches: Tensor) -> dict[str, float]:
         """What tells a user whether it learns, measured on every validation batch; logged and drawn under these names."""
         return {}

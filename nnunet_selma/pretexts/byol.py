@@ -32,6 +32,10 @@ class Byol(Pretext):
             }
         )
 
+    def called(self, network: nn.Module) -> list[nn.Module]:
+        """The encoder that is trained, and the one that follows it."""
+        return [*super().called(network), self.target["encoder"]]
+
     def online(self, network: nn.Module, patches: Tensor) -> Tensor:
         """Projections of a view by the network that is trained, (batch, outputs)."""
         return cast(Tensor, self.projector(pooled(deepest_features(network, patches))))

@@ -44,6 +44,10 @@ class SelfDistillation(Pretext):
         for name in self.student:
             self.register_buffer(f"{name}_centre", torch.zeros(self.settings.prototypes, device=task.device))
 
+    def called(self, network: nn.Module) -> list[nn.Module]:
+        """The encoders of student and teacher."""
+        return [*super().called(network), self.teacher["encoder"]]
+
     def forward(self, network: nn.Module, patches: Tensor, structures: Tensor) -> dict[str, Tensor]:
         """Cross entropy of the student's answers with the teacher's: on other views, and on masked tokens."""
         whole = torch.cat([view(patches, self.views, self.spacing, self.generator) for _ in range(2)])
@@ -114,9 +118,11 @@ class SelfDistillation(Pretext):
             return sinkhorn(scores, temperature)
         centre = cast(Tensor, getattr(self, f"{name}_centre"))
         sharp = ((scores.float() - centre) / temperature).softmax(1)
-        if self.training and len(scores):
-            mean = mean_over_processes(scores.float().mean(0))
-            centre.mul_(_CENTRE_MOMENTUM).add_(mean, alpha=1 - _CENTRE_MOMENTUM)
+        if self.training:
+            # asked of every process, also of one whose views have no masked token: the others would wait for it
+            count = mean_over_processes(scores.new_full((), len(scores), dtype=torch.float32))
+            mean = mean_over_processes(scores.float().sum(0)) / count.clamp(min=1e-6)
+            centre.lerp_(torch.where(count > 0, mean, centre), 1 - _CENTRE_MOMENTUM)
         return sharp
 
     def teacher_temperature(self) -> float:

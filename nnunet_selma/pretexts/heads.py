@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,13 +41,30 @@ def cosine_to_one(start: float, step: int, steps: int) -> float:
     return 1 - (1 - start) * (math.cos(math.pi * min(1.0, step / max(1, steps))) + 1) / 2
 
 
+class _Gathered(torch.autograd.Function):
+    """Features of all processes one after another; the gradient of each process's features is summed over all that used them."""
+
+    @staticmethod
+    def forward(context: Any, features: Tensor) -> Tensor:
+        """(batch, feature) of every process to (processes × batch, feature)."""
+        parts = [torch.empty_like(features) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, features.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        """The part of the summed gradient that belongs to this process."""
+        total = gradients[0].contiguous().clone()
+        torch.distributed.all_reduce(total)
+        return total.chunk(torch.distributed.get_world_size())[torch.distributed.get_rank()]
+
+
 def gathered(features: Tensor) -> Tensor:
-    """Features (batch, feature) of all processes, with gradients."""
+    """Features (batch, feature) of all processes, with gradients; every process has equally many."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return features
-    from torch.distributed.nn.functional import all_gather
-
-    return torch.cat(all_gather(features))  # type: ignore[no-untyped-call]
+    result: Tensor = _Gathered.apply(features)  # type: ignore[no-untyped-call]
+    return result
 
 
 def mean_over_processes(value: Tensor) -> Tensor:

@@ -60,6 +60,14 @@ class MaskedInpainting(Pretext):
                 nn.Parameter(torch.zeros(1, channels, *ones)) for channels in map_channels(task, encoder)
             )
 
+    def called(self, network: nn.Module) -> list[nn.Module]:
+        """Encoder and decoder, which may be called apart; not a sparse encoder, whose hooks a compiled one would not call."""
+        if not (hasattr(network, "encoder") and hasattr(network, "decoder")):
+            return [network]
+        return [
+            network.get_submodule(name) for name in (["decoder"] if self.settings.sparse else ["encoder", "decoder"])
+        ]
+
     @property
     def ratio(self) -> float:
         """Share of the patch that is masked now; validations mask the full share, so that epochs can be compared."""

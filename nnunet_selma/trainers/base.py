@@ -27,6 +27,8 @@ from nnunet_selma.settings import FinetuningSettings, PretrainingSettings, read_
 _LOADING = "nnUNet_n_proc_DA"
 _WRITING = ("PytorchStreamWriter", "unexpected pos", "cannot be opened", "Parent directory")
 """Words of PyTorch's errors about files that cannot be written."""
+_NO_MEMORY = ("out of memory", "ALLOC_FAILED", "can't allocate memory", "not enough memory")
+"""Words of the errors of PyTorch, cuBLAS and cuDNN where memory runs out."""
 _FOLDS = 5
 """nnU-Net's number of folds."""
 # nnUNetTrainer's, and those of nnU-Net's trainers for transformers (Primus); docs/results.md has pretraining's with AdamW
@@ -118,6 +120,7 @@ class SelmaTrainer(nnUNetTrainer):
     _best_ema: float | None
     dataset_class: Any
     optimizer: torch.optim.Optimizer
+    network: nn.Module
 
     # nnU-Net reads the names of these arguments from the signature
     def __init__(
@@ -147,23 +150,31 @@ class SelmaTrainer(nnUNetTrainer):
 
     def seed_everything(self, epoch: int) -> None:
         """Seed all generators by the settings' seed, the epoch and the process; does nothing where no seed is set."""
-        seed: int | None = getattr(self.settings, self.section).seed
-        if seed is not None:
-            everywhere = (seed * 1_000_003 + epoch * 1009 + self.local_rank) % 2**32
+        if self._seed is not None:
+            everywhere = (self._seed * 1_000_003 + epoch * 1009 + self.local_rank) % 2**32
             random.seed(everywhere)
             np.random.seed(everywhere)  # noqa: NPY002 - batchgenerators draws from numpy's global generator
             torch.manual_seed(everywhere)
 
+    @property
+    def _seed(self) -> int | None:
+        seed: int | None = getattr(self.settings, self.section).seed
+        return seed
+
     def initialize(self) -> None:
-        """As nnU-Net, with random weights that the seed decides, and on a CPU with what makes it fast."""
+        """As nnU-Net, with random weights that the seed decides, on a CPU with what makes it fast, on a GPU in the precision of the settings."""
         on_cpu = self.device.type == "cpu"
         if on_cpu:
             self._prepare_cpu()
+        elif self.settings.gpu.precision == "bfloat16":
+            with plain_errors():
+                self._use_bfloat16()
         self.seed_everything(epoch=-1)
         super().initialize()
         if on_cpu and self.settings.cpu.fast_layers:
             with plain_errors():
-                self.trials = Trials.read(self._trials_file)
+                # with a seed, two runs are the same to the last bit
+                self.trials = Trials.read(self._trials_file, timed=self._seed is None)
             exchanged = accelerate(bare(self.network), self.trials)
             self.print_to_log_file(f"{exchanged} layers exchanged for faster ones (cpu.fast_layers)")
         if not on_cpu and self.settings.gpu.channels_last and len(self.configuration_manager.patch_size) == 3:
@@ -201,6 +212,19 @@ class SelmaTrainer(nnUNetTrainer):
         self.loading_processes = share.workers
         kept = self.settings.cpu.keep_memory and keep_freed_memory(os.environ)
         self.print_to_log_file(f"{share}{'; freed memory is kept (cpu.keep_memory)' if kept else ''}")
+
+    def _use_bfloat16(self) -> None:
+        """Compute in bfloat16 where nnU-Net takes float16: less precise, but nothing overflows, so that no scaler is needed.
+
+        Raises:
+            SelmaError: the device cannot.
+        """
+        if self.device.type != "cuda" or not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise SelmaError(
+                f"gpu.precision is bfloat16, which -device {self.device.type} cannot compute in; set gpu.precision=half"
+            )
+        torch.set_autocast_dtype("cuda", torch.bfloat16)
+        self.grad_scaler = None
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """Split the cases as nnU-Net does; of fewer than its five folds need, each fold leaves one out for validation."""
@@ -277,21 +301,28 @@ class SelmaTrainer(nnUNetTrainer):
         return Path(self.output_folder) / "cpu_trials.json"
 
     def run_training(self) -> None:
-        """Train as nnU-Net does; every `SelmaError`, and a case that cannot be read, ends with a sentence, also in the processes of -num_gpus."""
-        with plain_errors(), self._naming_faults_of_cases():
+        """Train as nnU-Net does; every `SelmaError`, memory that runs out, and a case that cannot be read, end with a sentence."""
+        with plain_errors(), self._naming_causes():
             super().run_training()
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """Validate as nnU-Net does; a case that cannot be read ends with a sentence."""
-        with plain_errors(), self._naming_faults_of_cases():
+        """Validate as nnU-Net does; memory that runs out, and a case that cannot be read, end with a sentence."""
+        with plain_errors(), self._naming_causes():
             super().perform_actual_validation(save_probabilities)
 
     @contextmanager
-    def _naming_faults_of_cases(self) -> Iterator[None]:
-        """Raise `SelmaError` in place of any other error where the cause is a damaged case, which nnU-Net's errors do not name."""
+    def _naming_causes(self) -> Iterator[None]:
+        """Raise `SelmaError` in place of any other error where memory has run out, or a case is damaged, which nnU-Net's errors do not name."""
         try:
             yield
         except Exception as error:
+            if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
+                own = self.configuration_manager
+                raise SelmaError(
+                    f"the memory of {self.device} does not hold a batch of {own.batch_size} patches of {'×'.join(map(str, own.patch_size))} voxels with "
+                    f"{type(self).__name__}; lower batch_size or patch_size in {self.plans_manager.plans_name}.json, for pretraining and "
+                    "fine-tuning alike (nnunet-selma plan-small does both)"
+                ) from error
             if faults := self._faults_of_cases():
                 raise SelmaError(f"{faults}; run nnU-Net's preprocessing of this dataset again") from error
             raise

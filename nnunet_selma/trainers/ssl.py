@@ -1,5 +1,6 @@
 """`SelmaSSLTrainer`: nnU-Net's training loop with a pretext task in place of the segmentation loss."""
 
+import math
 import sys
 import time
 from contextlib import nullcontext
@@ -18,6 +19,7 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, autocast, nn
+from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_selma import __version__, figures
@@ -36,6 +38,10 @@ from nnunet_selma.structures import PREFIXES, of_case
 from nnunet_selma.tile_store import TileStore
 from nnunet_selma.trainers.base import SelmaTrainer, bare, facts_of, plain_errors, without_ddp
 
+MOST_IN_HALF = 4096.0
+"""Normalised intensity that a network is given in half precision at most: 27 voxels of it, weighted, stay far below 65504."""
+_RAW = 0.01
+"""Share of voxels beyond it from which on images are no normalised ones."""
 _VALIDATION_SEED = 20240
 _MEASURED_BATCHES = 4
 """Batches on which it is measured what the reconstruction loses without a part of the network."""
@@ -86,14 +92,32 @@ def freeze_untrained(network: nn.Module, pretext: Pretext) -> None:
 class Step(nn.Module):
     """Network and pretext as one module, so that DistributedDataParallel sees every gradient, whatever part of them a pretext calls."""
 
+    beyond: Tensor
+    """Voxels since the last reset that half precision was not given as they are."""
+
     def __init__(self, network: nn.Module, pretext: Pretext) -> None:
         super().__init__()
         self.network, self.pretext = network, pretext
+        device = next(network.parameters()).device
+        self.register_buffer("beyond", torch.zeros((), dtype=torch.int64, device=device), persistent=False)
 
     def forward(self, patches: Tensor, structures: Tensor) -> dict[str, Tensor]:
         """The pretext's named loss terms."""
-        terms: dict[str, Tensor] = self.pretext(self.network, patches, structures)
+        if in_half_precision(patches.device):
+            self.beyond += (patches.abs() > MOST_IN_HALF).sum()
+        terms: dict[str, Tensor] = self.pretext(self.network, representable(patches), structures)
         return terms
+
+
+def in_half_precision(device: torch.device) -> bool:
+    """True where mixed precision computes in float16, which ends at 65504."""
+    kind = device.type
+    return kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.half
+
+
+def representable(patches: Tensor) -> Tensor:
+    """Patches whose brightest voxels do not overflow in the network's first layers; as they are in any other precision than half."""
+    return patches.clamp(-MOST_IN_HALF, MOST_IN_HALF) if in_half_precision(patches.device) else patches
 
 
 class SelmaSSLTrainer(SelmaTrainer):
@@ -182,9 +206,23 @@ class SelmaSSLTrainer(SelmaTrainer):
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """As for segmentation, over the pretext's own parameters too."""
+        compiles = isinstance(self.network, OptimizedModule)
+        self.network = bare(self.network)
         self.pretext = self.build_pretext().to(self.device)
+        if compiles:
+            self._compile_parts()
         freeze_untrained(bare(self.network), self.pretext)
         return super().configure_optimizers()
+
+    def _compile_parts(self) -> None:
+        """Compile what the pretext calls, in place; nnU-Net compiled the network as a whole, which most pretexts never call."""
+        name_of = {module: name for name, module in [*self.pretext.named_modules(), *self.network.named_modules()]}
+        parts = self.pretext.called(self.network)
+        for part in parts:
+            part.compile()  # type: ignore[no-untyped-call]
+        self.print_to_log_file(
+            f"torch.compile is used for {', '.join(name_of[part] or 'the network' for part in parts)}"
+        )
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The network's parameters, and those of the pretext's heads."""
@@ -249,8 +287,25 @@ class SelmaSSLTrainer(SelmaTrainer):
         return batch["data"].to(self.device, non_blocking=True), structures.to(self.device, non_blocking=True)
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
-        """Fetch the losses of the epoch from the device and log them."""
+        """Fetch the losses of the epoch from the device and log them, and say what half precision could not hold."""
+        with plain_errors():
+            self._tell_beyond()
         super().on_train_epoch_end([{"loss": output["loss"].cpu().numpy()} for output in train_outputs])
+
+    def _tell_beyond(self) -> None:
+        """Warn of voxels that were cut because half precision does not hold them; raise `SelmaError` where they are many."""
+        step = self.loss.module if self.is_ddp else self.loss
+        voxels = math.prod(self.configuration_manager.patch_size) * self.batch_size * self.num_input_channels
+        share = int(step.beyond) / (voxels * self.num_iterations_per_epoch)
+        step.beyond.zero_()
+        if share > 0:
+            sentence = (
+                f"{share:.2g} of the voxels are beyond ±{MOST_IN_HALF:g} after the plans' normalisation and were cut there, because half precision would "
+                "overflow; set gpu.precision=bfloat16, or plan with ZScoreNormalization"
+            )
+            if share > _RAW:
+                raise SelmaError(sentence)
+            self.print_to_log_file(f"WARNING: {sentence}.")
 
     def on_validation_epoch_start(self) -> None:
         """The same masks in every validation and, with one loading process, the same patches: epochs can be compared."""
@@ -269,6 +324,7 @@ class SelmaSSLTrainer(SelmaTrainer):
         patches, structures = self.on_device(batch)
         network = without_ddp(self.network)
         with self.autocast():
+            patches = representable(patches)
             terms = self.pretext(network, patches, structures)
             diagnostics = self.pretext.diagnostics(network, patches)
             features = self.pretext.embed(network, patches)

@@ -94,7 +94,12 @@ class Prepared:
 
     def logits(self, work: BoxWork, image: torch.Tensor) -> Array:
         """What the folds of the network say of a block on their own grid, (head, z, y, x) with network axes."""
-        return self.model.logits(image, work.around, work.tiles, work.logits, self.model.batch).numpy()
+        return self.model.logits(image, work.around, work.tiles, work.logits, self.tiles_at_once).numpy()
+
+    @cached_property
+    def tiles_at_once(self) -> int:
+        """Tiles that go through the network together."""
+        return self.run.tiles_at_once(self.model.batch)
 
     def answer(self, index: int, work: BoxWork, logits: Array) -> tuple[Array, Array | None]:
         """Labels of a block (z, y, x), and its probabilities (class, z, y, x) if they are wanted."""

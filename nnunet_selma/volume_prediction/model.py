@@ -14,6 +14,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
+from nnunetv2.utilities.helpers import empty_cache
 
 from nnunet_selma.checkpoints import demand_finite
 from nnunet_selma.errors import SelmaError
@@ -241,15 +242,20 @@ class Model:
         self, image: torch.Tensor, around: Box, tiles: Sequence[Box], box: Box, batch: int
     ) -> torch.Tensor:
         """Logits of one fold, on the CPU; where a GPU is full its sums go to the CPU and tiles one by one, as nnU-Net does."""
+        if self.device.type == "cpu":
+            return self._summed(image, around, tiles, box, batch, self.device)
         where = self.device if self._fits(lengths(box)) else torch.device("cpu")
-        for place, at_once in ((where, batch), (torch.device("cpu"), 1)):
-            try:
-                return self._summed(image, around, tiles, box, at_once, place).cpu()
-            except torch.cuda.OutOfMemoryError:
-                torch.cuda.empty_cache()
-        raise SelmaError(
-            f"{self.settings.folder}: one tile of this model does not fit into the GPU's memory; take --device cpu"
-        )
+        try:
+            return self._summed(image, around, tiles, box, batch, where).cpu()
+        except RuntimeError:  # as in nnU-Net: memory that runs out has several forms, also those of cuDNN and cuBLAS
+            empty_cache(self.device)
+        try:
+            return self._summed(image, around, tiles, box, 1, torch.device("cpu"))
+        except RuntimeError as error:
+            raise SelmaError(
+                f"{self.settings.folder}: one tile of this model could not be computed on {self.device}, most likely for want of its memory "
+                f"({str(error).splitlines()[0]}); take --device cpu"
+            ) from error
 
     def _summed(
         self, image: torch.Tensor, around: Box, tiles: Sequence[Box], box: Box, batch: int, where: torch.device
@@ -302,8 +308,8 @@ class Model:
                 self._predictor._internal_maybe_mirror_and_predict(
                     torch.zeros((1, len(self.channels), *self.patch), device=self.device)
                 )
-        except torch.cuda.OutOfMemoryError:  # said where a tile is predicted
-            torch.cuda.empty_cache()
+        except RuntimeError:  # said where a tile is predicted
+            empty_cache(self.device)
             return 1
         one = max(1, torch.cuda.max_memory_allocated(self.device) - before)
         free, _ = torch.cuda.mem_get_info(self.device)

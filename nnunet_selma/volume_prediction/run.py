@@ -4,6 +4,7 @@
         run.json        the settings, the model's fingerprint, the grids of slabs and blocks
         slabs/          of each slab that was read: its intensities and the brightness of its cells
         blocks/         of each block that is whole: what was done
+        tiles_at_once.json  how many tiles go through the network together
         output/         what becomes OUT.ome.zarr
         image/          the image in chunks, where the output is to have none
         probabilities/  what becomes OUT_probabilities.ome.zarr
@@ -124,6 +125,27 @@ class Run:
             own_z, own_y, own_x = (slice(a, b) for a, b in zip(block.start, block.stop, strict=True))
             found.append((own_z, own_y, own_x))
         return found
+
+    def tiles_at_once(self, wish: int) -> int:
+        """Tiles that go through the network together, noted by the process that asks first: the same in all shares and continuations.
+
+        A GPU rounds half precision otherwise for another number of tiles.
+
+        Args:
+            wish: what fits the memory of this process's device.
+        """
+        path = self.folder / "tiles_at_once.json"
+        if not path.is_file():
+            partial = path.with_name(f"{path.name}.{uuid4().hex[:8]}.partial")
+            write_json(partial, {"tiles_at_once": wish})
+            try:
+                os.link(partial, path)  # unlike a renaming, it replaces nothing
+            except FileExistsError:
+                pass
+            except OSError:  # a file system without links
+                os.replace(partial, path)
+            partial.unlink(missing_ok=True)
+        return int(read_json(path)["tiles_at_once"])
 
     def slabs_to_do(self) -> list[int]:
         """Numbers of the slabs that nobody has read yet."""

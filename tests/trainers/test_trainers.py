@@ -1,5 +1,6 @@
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import blosc2
@@ -13,8 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nnunet_selma import trainers
 from nnunet_selma.cpu.layers import FastConv3d
+from nnunet_selma.errors import SelmaError
 from nnunet_selma.json_files import write_json
 from nnunet_selma.pretexts.base import Pretext
+from nnunet_selma.pretexts.learning import errors_without
 from nnunet_selma.trainers.base import bare, facts_of, fill_momentum
 from nnunet_selma.trainers.finetune import SelmaFinetuneTrainer, WarmupPolyLRScheduler
 from nnunet_selma.trainers.ssl import SelmaSSLTrainer, Step, freeze_untrained, pretext_named
@@ -558,3 +561,141 @@ def test_the_optimiser_is_a_setting(kind, section, rates, folders):
     one = trainer(kind, folders, **{section: {"learning_rate": 0.002}})
     one.initialize()
     assert one.initial_lr == 0.002
+
+
+@pytest.fixture
+def compiled_frames(monkeypatch):
+    """torch.compile without code generation, and a function that counts what it has compiled since the last call."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
+
+    def frames():
+        count = torch._dynamo.utils.counters["frames"]["ok"]
+        torch._dynamo.utils.counters.clear()
+        return count
+
+    frames()
+    yield frames
+    torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # of torch.compile, which hides it
+@pytest.mark.parametrize(
+    ("name", "sparse"),
+    [
+        *((name, False) for name in trainers.TRAINERS if name.startswith("SelmaSSLTrainer")),
+        ("SelmaSSLTrainer", True),
+        ("SelmaSSLTrainer_MultiTask", True),
+    ],
+)
+def test_what_a_pretext_calls_is_what_is_compiled(name, sparse, folders, compiled_frames, monkeypatch):
+    kind = getattr(trainers, name)
+    settings = {"cpu": {"fast_layers": False}, "inpainting": {"sparse": sparse}, "pretraining": {"seed": 0}}
+    batch = {"data": torch.randn(2, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))}
+    losses = []
+    for compiles in (False, True):
+        monkeypatch.setattr(kind, "_do_i_compile", lambda _, compiles=compiles: compiles)
+        one = trainer(kind, folders, **settings)
+        one.initialize()
+        one.on_epoch_start()
+        losses.append(float(one.train_step(batch)["loss"]))
+        assert (compiled_frames() > 0) == compiles
+        one.train_step(batch)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert "torch.compile is used for " in Path(one.log_file).read_text()
+    assert not any("_orig_mod" in key for key in one.network.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # of torch.compile, which hides it
+def test_a_measurement_without_a_map_is_the_same_when_compiled(folders, compiled_frames, monkeypatch):
+    errors = []
+    for compiles in (False, True):
+        monkeypatch.setattr(SelmaSSLTrainer, "_do_i_compile", lambda _, compiles=compiles: compiles)
+        one = trainer(SelmaSSLTrainer, folders, cpu={"fast_layers": False}, pretraining={"seed": 0})
+        one.initialize()
+        patches = torch.randn(2, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+        one.network(patches)
+        errors.append(errors_without(one.pretext.eval(), one.network.eval(), [patches]))
+    assert errors[0] == pytest.approx(errors[1], rel=1e-4)
+    assert errors[0]["bottleneck"] != errors[0]["nothing"]
+
+
+@pytest.mark.parametrize("kind", [SelmaSSLTrainer, SelmaFinetuneTrainer])
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"), MemoryError()]
+)
+def test_memory_that_runs_out_names_batch_and_patch(kind, error, folders, capsys, monkeypatch):
+    one = trainer(kind, folders, finetuning={"pretrained": "none"})
+
+    def fail():
+        raise error
+
+    monkeypatch.setattr(one, "on_train_start", fail)
+    with pytest.raises(SystemExit) as stopped:
+        one.run_training()
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert "a batch of 1 patches of 16×16×16 voxels" in said
+    assert "nnUNetPlans.json" in said
+
+
+@pytest.mark.parametrize("name", [name for name in trainers.TRAINERS if name.startswith("SelmaSSLTrainer")])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_bright_voxels_overflow_in_no_precision(name, dtype, folders, monkeypatch):
+    kind = getattr(trainers, name)
+    monkeypatch.setattr(kind, "autocast", lambda _: torch.autocast("cpu", dtype=dtype))
+    one = trainer(kind, folders, cpu={"fast_layers": False}, pretraining={"iterations_per_epoch": 1})
+    one.initialize()
+    one.on_epoch_start()
+    patches = torch.randn(1, 1, 16, 16, 16).exp().square() * 20
+    patches[0, 0, 3, 3, 3] = 6e4
+    output = one.train_step({"data": patches})
+    assert torch.isfinite(output["loss"])
+    one.on_train_epoch_end([output])
+    log = Path(one.log_file).read_text()
+    assert ("are beyond ±4096" in log) == (dtype == torch.float16)
+
+
+def test_raw_counts_in_half_precision_are_refused(folders, monkeypatch, capsys):
+    monkeypatch.setattr(SelmaSSLTrainer, "autocast", lambda _: torch.autocast("cpu", dtype=torch.float16))
+    one = trainer(SelmaSSLTrainer, folders, cpu={"fast_layers": False}, pretraining={"iterations_per_epoch": 1})
+    one.initialize()
+    one.on_epoch_start()
+    output = one.train_step({"data": torch.rand(1, 1, 16, 16, 16) * 60000})
+    with pytest.raises(SystemExit):
+        one.on_train_epoch_end([output])
+    assert "set gpu.precision=bfloat16" in capsys.readouterr().err
+
+
+def test_bfloat16_is_a_setting(folders, monkeypatch, capsys):
+    before = torch.get_autocast_dtype("cuda")
+    one = trainer(SelmaFinetuneTrainer, folders, gpu={"precision": "bfloat16"})
+    one.device, one.grad_scaler = torch.device("cuda"), torch.amp.GradScaler("cpu")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    try:
+        one._use_bfloat16()
+        assert torch.get_autocast_dtype("cuda") == torch.bfloat16
+        assert one.grad_scaler is None
+    finally:
+        torch.set_autocast_dtype("cuda", before)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    with pytest.raises(SelmaError, match=r"set gpu\.precision=half"):
+        one._use_bfloat16()
+
+
+@pytest.mark.parametrize("kind", [SelmaSSLTrainer, SelmaFinetuneTrainer])
+def test_runs_with_a_seed_are_the_same_to_the_last_bit(kind, folders, monkeypatch):
+    monkeypatch.setattr("nnunet_selma.cpu.layers._seconds", lambda compute: pytest.fail("timed"))
+    section = "pretraining" if kind is SelmaSSLTrainer else "finetuning"
+    shape = (16, 16, 16)
+    states = []
+    for _ in range(2):
+        one = trainer(kind, folders, **{section: {"seed": 5}})
+        one.initialize()
+        one.on_epoch_start()
+        one.on_train_epoch_start()
+        one.train_step(
+            {"data": torch.ones(1, 1, *shape), "target": [torch.ones(1, 1, *shape), torch.ones(1, 1, 8, 8, 8)]}
+        )
+        states.append(one.network.state_dict())
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
