@@ -4,16 +4,22 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test quick bench lint format clean
+.PHONY: demo test quick gpu bench lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/nnunet-selma demo -o demo $(if $(DATA),--data "$(DATA)")
 
+# the second line rehearses on a CPU what make gpu checks
 test: lint
 	$(BIN)/pytest
+	$(BIN)/pytest tests/gpu --device cpu
 
 quick: lint
 	$(BIN)/pytest -m "not slow"
+
+# ten minutes on one CUDA device; refreshes the table in docs/performance.md
+gpu: $(VENV)/.test-installed
+	$(BIN)/pytest -m gpu tests/gpu --gpu-page docs/performance.md
 
 # side by side, about an hour and a half on two cores; refreshes docs/performance.md
 bench: $(VENV)/.test-installed

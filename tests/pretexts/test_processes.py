@@ -19,12 +19,25 @@ def features(rank):
     return torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(rank), dtype=torch.float64)
 
 
-def contrast(rank):
-    """Loss and gradient of one process for its share of the features."""
-    first, second = (part.clone().requires_grad_() for part in features(rank))
+def contrast(rank, device="cpu"):
+    """Loss and gradients of one process for its share of the features."""
+    first, second = (part.to(device).requires_grad_() for part in features(rank))
     loss = nt_xent(gathered(first), gathered(second), 0.5)
     loss.backward()
     return loss.detach(), first.grad, second.grad
+
+
+def assert_as_one_batch(results):
+    """Compare what the processes computed with the same on all features in one process."""
+    shares = [features(rank) for rank in range(WORLD)]
+    first, second = (torch.cat([share[view] for share in shares]).requires_grad_() for view in range(2))
+    loss = nt_xent(first, second, 0.5)
+    loss.backward()
+    for rank, (found, *gradients) in enumerate(results):
+        torch.testing.assert_close(found, loss.detach())
+        # summed over processes, which DistributedDataParallel turns into a mean
+        for gradient, expected in zip(gradients, (first.grad, second.grad), strict=True):
+            torch.testing.assert_close(gradient, WORLD * expected.chunk(WORLD)[rank])
 
 
 def centre(rank):
@@ -51,15 +64,7 @@ def results(tmp_path_factory):
 
 
 def test_contrast_over_processes_is_that_of_one_batch(results):
-    shares = [features(rank) for rank in range(WORLD)]
-    first, second = (torch.cat([share[view] for share in shares]).requires_grad_() for view in range(2))
-    loss = nt_xent(first, second, 0.5)
-    loss.backward()
-    for rank, result in enumerate(results):
-        torch.testing.assert_close(result["contrast"][0], loss.detach())
-        # summed over processes, which DistributedDataParallel turns into a mean
-        for found, expected in zip(result["contrast"][1:], (first.grad, second.grad), strict=True):
-            torch.testing.assert_close(found, WORLD * expected.chunk(WORLD)[rank])
+    assert_as_one_batch([result["contrast"] for result in results])
 
 
 def test_a_process_without_masked_tokens_holds_up_no_other(results):

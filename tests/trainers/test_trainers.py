@@ -21,6 +21,7 @@ from nnunet_selma.pretexts.learning import errors_without
 from nnunet_selma.trainers.base import bare, facts_of, fill_momentum
 from nnunet_selma.trainers.finetune import SelmaFinetuneTrainer, WarmupPolyLRScheduler
 from nnunet_selma.trainers.ssl import SelmaSSLTrainer, Step, freeze_untrained, pretext_named
+from tests.measures import saved_bytes
 from tests.plans import network, plans
 from tests.pretexts.tasks import task
 
@@ -699,3 +700,15 @@ def test_runs_with_a_seed_are_the_same_to_the_last_bit(kind, folders, monkeypatc
         )
         states.append(one.network.state_dict())
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+@pytest.mark.parametrize("name", [name for name in trainers.TRAINERS if name.startswith("SelmaSSLTrainer")])
+def test_a_pretext_keeps_about_as_much_for_the_backward_pass_as_nnunets_step(name):
+    """MultiTask looks at two views of each patch at once, and keeps nearly twice as much; docs/performance.md says so."""
+    net = network(plans(features=32))
+    patches = torch.randn(2, 1, 16, 16, 16)
+    stock = saved_bytes(lambda: net(patches).sum())
+    pretext = pretext_named(getattr(trainers, name).pretext_class)(task(net, distillation={"prototypes": 64}))
+    freeze_untrained(net, pretext)
+    kept = saved_bytes(lambda: torch.stack(list(pretext(net, patches, torch.tensor([0, 0])).values())).sum())
+    assert kept <= (2.0 if name.endswith("MultiTask") else 1.3) * stock

@@ -64,13 +64,14 @@ def texture(rng, shape, *, channels=1, dark_border=0):
     return image
 
 
-def stock(settings: ModelSettings, image, spacing_zyx, *, probabilities=False):
-    """nnU-Net's own segmentation of an image (c, z, y, x); with `probabilities` those too, (head, z, y, x)."""
+def stock(settings: ModelSettings, image, spacing_zyx, *, probabilities=False, device=None):
+    """nnU-Net's own segmentation of an image (c, z, y, x), on a CPU by default; with `probabilities` those too, (head, z, y, x)."""
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
+    device = device or torch.device("cpu")
     predictor = nnUNetPredictor(
-        tile_step_size=settings.step_size, use_mirroring=settings.mirroring, device=torch.device("cpu"), allow_tqdm=False,
-        perform_everything_on_device=False,
+        tile_step_size=settings.step_size, use_mirroring=settings.mirroring, device=device, allow_tqdm=False,
+        perform_everything_on_device=device.type == "cuda",
     )  # fmt: skip
     predictor.initialize_from_trained_model_folder(str(settings.folder), settings.folds, settings.checkpoint)
     return predictor.predict_single_npy_array(
