@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import tifffile
+import torch
 
 from nnunet_selma import cli
 from nnunet_selma.json_files import write_json
@@ -241,3 +242,22 @@ def test_a_store_ends_with_the_command_that_trains_on_it(tmp_path, folders, caps
     said = capsys.readouterr().out
     assert "next: nnUNetv2_train 500 3d_fullres all -tr SelmaSSLTrainer -p nnUNetPlans_from510_store" in said
     assert str(folders.preprocessed / "Dataset500_SELMA3Dunlabelled") in said
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("demo", "-o", "OUT"),
+        ("recipe", "run", "ours"),
+        ("challenge", "-o", "OUT"),
+        ("train-router", "-d", "510", "-o", "OUT"),
+        ("predict-volume", "brain.tif", "-o", "OUT", "-m", "model"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused_before_any_work(command, folders, tmp_path, capsys):
+    (folders.raw / "Dataset510_A").mkdir()
+    out = tmp_path / "out.ome.zarr"
+    assert cli.main([*(str(out) if word == "OUT" else word for word in command), "--device", "cuda"]) == 2
+    assert "finds none here; take --device cpu" in capsys.readouterr().err
+    assert not out.exists()

@@ -10,6 +10,7 @@ from nnunet_selma import __version__, commands
 from nnunet_selma.cli import convert, evaluate, objects, plan, predict, predict_volume, recipe, see, weights
 from nnunet_selma.cli.arguments import path
 from nnunet_selma.cli.shell import complain
+from nnunet_selma.devices import available_device
 from nnunet_selma.errors import SelmaError
 
 
@@ -55,6 +56,7 @@ def _env(chosen: argparse.Namespace) -> int:
 def _demo(chosen: argparse.Namespace) -> int:
     from nnunet_selma.demo import run_demo
 
+    available_device(chosen.device)
     report = run_demo(
         chosen.output,
         data=chosen.data,

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_selma.cli.arguments import path, workers_argument
-from nnunet_selma.cli.shell import available_device, folders, progress
+from nnunet_selma.cli.shell import folders, progress
+from nnunet_selma.devices import available_device
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.ext_trainers import FOLDER as TRAINER_FOLDER
 from nnunet_selma.json_files import read_json

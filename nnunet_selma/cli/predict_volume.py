@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_selma.cli.arguments import path, scheduler_argument, voxel_size
-from nnunet_selma.cli.shell import available_device, folders, meter, progress
+from nnunet_selma.cli.shell import folders, meter, progress
+from nnunet_selma.devices import available_device
 from nnunet_selma.errors import SelmaError
 
 

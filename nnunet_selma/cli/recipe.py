@@ -1,11 +1,14 @@
 """`nnunet-selma recipe list | show | run` and `challenge`."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
 from nnunet_selma.cli.arguments import path
 from nnunet_selma.cli.shell import folders
+from nnunet_selma.devices import available_device
+from nnunet_selma.ext_trainers import FOLDER as TRAINER_FOLDER
 from nnunet_selma.recipe_runs import RecipeRun
 from nnunet_selma.recipes import RECIPES, as_table, recipe_named
 from nnunet_selma.settings import parse_assignments
@@ -27,9 +30,11 @@ def _show(chosen: argparse.Namespace) -> int:
 
 
 def _run(chosen: argparse.Namespace) -> int:
+    available_device(chosen.device)
     run = RecipeRun(
         recipe=recipe_named(chosen.name), source_id=chosen.source_id, target_id=chosen.target_id, folders=folders(), plans_name=chosen.plans,
         scale=chosen.scale, fold=chosen.fold, device=chosen.device, changes=parse_assignments(chosen.assignments), say=_say,
+        environment={"nnUNet_extTrainer": os.environ.get("nnUNet_extTrainer") or str(TRAINER_FOLDER)},
     )  # fmt: skip
     print(f"fine-tuned model: {run.run()}")
     print(
@@ -43,6 +48,7 @@ def _challenge(chosen: argparse.Namespace) -> int:
     from nnunet_selma.challenge import Challenge, usual_arms
     from nnunet_selma.challenge.data import arrange, draw
 
+    available_device(chosen.device)
     root = chosen.output / "data"
     data = (
         arrange(chosen.data, chosen.unlabelled, root, test_patches=chosen.test_patches)

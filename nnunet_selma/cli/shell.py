@@ -5,15 +5,12 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nnunet_selma import commands
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.folders import Folders
 from nnunet_selma.progress import Step
-
-if TYPE_CHECKING:
-    import torch
 
 
 def progress(items: Sequence[Any], label: str) -> Iterable[Any]:
@@ -48,15 +45,6 @@ def complain(sentence: str) -> None:
     for bar in _bars:  # an error leaves the bar open, and the cursor behind it
         bar.close()
     print(f"nnunet-selma: {sentence}", file=sys.stderr)
-
-
-def available_device(name: str) -> "torch.device":
-    """The device of that name; raises `SelmaError` where this PyTorch has none."""
-    import torch
-
-    if name != "cpu" and not {"cuda": torch.cuda, "mps": torch.backends.mps}[name].is_available():
-        raise SelmaError(f"--device {name}: PyTorch finds no such device here; take --device cpu")
-    return torch.device(name)
 
 
 def folders() -> Folders:

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_selma.cpu.layers import Trials, accelerate
 from nnunet_selma.cpu.resources import keep_freed_memory, share_cores, usable_cores
+from nnunet_selma.devices import available_device
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.json_files import read_json, write_json
 from nnunet_selma.preprocessed_cases import faults_of_cases
@@ -74,15 +75,6 @@ def fill_momentum(optimizer: torch.optim.Optimizer) -> None:
                     optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
-def refuse_missing_device(device: torch.device) -> None:
-    """Raise `SelmaError` where the machine, or this PyTorch, does not have the device that was asked for."""
-    parts: dict[str, Any] = {"cuda": torch.cuda, "mps": torch.backends.mps}
-    if device.type in parts and not parts[device.type].is_available():
-        raise SelmaError(
-            f"-device {device.type} was asked for, and PyTorch {torch.__version__} finds none here; take -device cpu"
-        )
-
-
 def are_finite(tensors: Iterable[torch.Tensor]) -> bool:
     """True if no number is NaN or infinite; waits for the device once."""
     finite = [torch.isfinite(tensor).all() for tensor in tensors if tensor.is_floating_point()]
@@ -132,7 +124,7 @@ class SelmaTrainer(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008
     ) -> None:
         with plain_errors():
-            refuse_missing_device(device)
+            available_device(str(device), "-device")
             try:
                 super().__init__(plans, configuration, fold, dataset_json, device)
             except PermissionError as error:

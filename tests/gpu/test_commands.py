@@ -47,7 +47,7 @@ def test_demo_recipe_router_and_an_arm_of_the_challenge(device, row, tmp_path):
         "cuda",
         *short,
     )
-    row("nnunet-selma recipe challenge --recipes ours --device cuda", "ended well", "ends well")
+    row("nnunet-selma challenge --recipes ours --device cuda", "ended well", "ends well")
 
 
 def work(rank, folder):

@@ -234,7 +234,7 @@ def test_what_the_command_refuses(folders, tmp_path, rng, capsys):
     refused(output="nowhere/router.pt", sentence="give a file in a folder that exists")
     refused(output=".", sentence="give a file in a folder that exists")
     if not torch.cuda.is_available():
-        refused("--device", "cuda", sentence="PyTorch finds no such device here")
+        refused("--device", "cuda", sentence="finds none here; take --device cpu")
 
 
 def test_damaged_and_foreign_files_are_refused(tmp_path):
