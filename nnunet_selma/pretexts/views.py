@@ -91,10 +91,11 @@ def gaussian_blur(patches: Tensor, deviation: Tensor, spacing: Sequence[float], 
         spacing: voxel size along the axes; along coarse ones the Gaussian is narrower in voxels.
         most: the greatest deviation there can be; decides the size of the kernel without asking the device.
     """
-    for axis, size in enumerate(spacing):
-        ratio = min(spacing) / size
-        matrices = gaussian_matrices(patches.shape[2 + axis], deviation * ratio, most * ratio)
-        patches = along(patches, matrices, 2 + axis)
+    with in_full_precision(patches.device):
+        for axis, size in enumerate(spacing):
+            ratio = min(spacing) / size
+            matrices = gaussian_matrices(patches.shape[2 + axis], deviation * ratio, most * ratio)
+            patches = along(patches, matrices, 2 + axis)
     return patches
 
 
@@ -122,14 +123,14 @@ def _neighbours(length: int, radius: int, device: torch.device) -> Tensor:
 
 
 def along(patches: Tensor, matrices: Tensor, axis: int) -> Tensor:
-    """Patches (batch, channel, *patch) whose lines along an axis are multiplied by matrices (batch, length, length), in single precision.
+    """Patches (batch, channel, *patch) whose lines along an axis are multiplied by matrices (batch, length, length), in single precision at least.
 
-    One product an axis, where a sum over the voxels of a kernel would start a kernel of the device for each of them.
+    One product an axis, where a sum over the voxels of a kernel would start a kernel of the device for each of them. Callers are
+    `in_full_precision`.
     """
     precise = torch.promote_types(patches.dtype, torch.float32)
     lines = patches.to(precise).movedim(axis, -1)
-    with in_full_precision(patches.device):
-        product = torch.bmm(lines.flatten(1, -2), matrices.to(precise).transpose(1, 2))
+    product = torch.bmm(lines.flatten(1, -2), matrices.to(precise).transpose(1, 2))
     return product.reshape(lines.shape).movedim(-1, axis)
 
 

@@ -23,6 +23,14 @@ def test_the_blur_is_scipys(spacing, rng):
         np.testing.assert_allclose(found[number, 0].numpy(), expected, atol=1e-6)
 
 
+def test_the_blur_is_precise_in_mixed_precision_too(rng):
+    patches = 1000 * torch.tensor(rng.normal(size=(2, 1, 14, 20, 18)), dtype=torch.float32)
+    expected = gaussian_blur(patches, torch.tensor([1.2, 0.5]), (1.0, 1.0, 1.0), 1.2)
+    with torch.autocast("cpu", dtype=torch.float16):
+        found = gaussian_blur(patches, torch.tensor([1.2, 0.5]), (1.0, 1.0, 1.0), 1.2)
+    assert torch.equal(found, expected)
+
+
 def test_no_blur_changes_nothing(rng):
     patches = torch.tensor(rng.normal(size=(1, 1, 8, 9)))
     torch.testing.assert_close(gaussian_blur(patches, torch.zeros(1), (1.0, 1.0), 1.0), patches)
