@@ -17,7 +17,7 @@ test: lint
 quick: lint
 	$(BIN)/pytest -m "not slow"
 
-# ten minutes on one CUDA device; refreshes the table in docs/performance.md
+# on a CUDA device; refreshes the table in docs/performance.md
 gpu: $(VENV)/.test-installed
 	$(BIN)/pytest -m gpu tests/gpu --gpu-page docs/performance.md
 

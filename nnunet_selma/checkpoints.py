@@ -33,14 +33,14 @@ _STATES = (
     "network_weights",
     "state_dict",
     "model_state_dict",
+    "teacher",
+    "ema_model",
     "model",
     "network",
     "net",
-    "teacher",
     "student",
-    "ema_model",
 )
-"""Where weights lie in checkpoints, in the order in which they are looked for: of a student and its moving average, the average."""
+"""Entries of checkpoints that hold weights, in the order in which they are looked for: a moving average before the network it follows."""
 _VERSION_1 = ("conv_blocks_context.", "conv_blocks_localization.")
 """Names in the networks of nnU-Net's version 1."""
 # the fields of nnssl's Plan and ConfigurationPlan, which refuse others
@@ -130,7 +130,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not weights:
         raise SelmaError(f"{path}: says that {', '.join(trained)} was trained, and holds no weights of that name")
     record = AdaptationRecord(plain(record)) if isinstance(record, Mapping) else None
-    return Checkpoint(weights, record, trained, place, PRETEXT in said)
+    of_pretext = any(said.get(key) for key in (PRETEXT, RECORD, TRAINED))
+    return Checkpoint(weights, record, trained, place, of_pretext)
 
 
 def unpickled(path: Path) -> Any:
@@ -143,6 +144,7 @@ def unpickled(path: Path) -> Any:
     scalar = np.float64(0).__reduce__()[0]
     allowed: list[Any] = [
         scalar,
+        (scalar, "numpy.core.multiarray.scalar"),  # its name under numpy 1
         np.dtype,
         np.ndarray,
         *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?")),
@@ -183,7 +185,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 def _state(content: Any, path: Path) -> tuple[dict[str, Tensor], str]:
     """The weights, and under which names they lie in the file."""
     place: list[str] = []
-    while isinstance(content, Mapping) and not _holds_tensors(content):
+    while isinstance(content, Mapping):
         inner = next((key for key in _STATES if isinstance(content.get(key), Mapping) and content[key]), None)
         if inner is None:
             break

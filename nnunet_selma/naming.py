@@ -1,4 +1,4 @@
-"""Names of weights in the checkpoints of others, found again in the networks here.
+"""Names of weights in the checkpoints of others, and the same weights in the networks here.
 
 Others wrap a network in a module (`module.`, `model.`, `backbone.`, `student.`), keep its encoder alone, or build the same network under
 other names. All of that is found by counting: of every beginning of the checkpoint's names, and of every known way to name the network's
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nnunet_selma.pretexts.base import pretrained_part
 
 _TEACHER = "teacher"
-"""Of a student and its moving average, which have the same names, the average is taken, as DINO evaluates it (arXiv 2104.14294)."""
+"""Beginning of the names of a moving average. It is taken before the student it follows, as DINO does in its evaluation (arXiv 2104.14294)."""
 
 
 Translate = Callable[[str], str]
@@ -39,8 +39,7 @@ def named_as_in(weights: Mapping[str, Tensor], network: nn.Module) -> Named:
         network: may say in `monai_names` how MONAI names its weights: regular expressions and their replacements, in order.
     """
     names = set(network.state_dict())
-    best = (0, False)
-    place: tuple[str, str, Translate] = ("", "", _same)
+    candidates: list[tuple[int, bool, str, str, Translate]] = []
     for title, translate in _ways(network).items():
         counts: Counter[str] = Counter()
         for key in weights:
@@ -50,15 +49,16 @@ def named_as_in(weights: Mapping[str, Tensor], network: nn.Module) -> Named:
                 for first in range(len(words))
                 if translate(".".join(words[first:])) in names
             )
-        for beginning, count in sorted(counts.items()):
-            if (count, _TEACHER in beginning) > best:
-                best, place = (count, _TEACHER in beginning), (title, beginning, translate)
-    title, beginning, translate = place
-    found = {
-        translate(key.removeprefix(beginning)): weight for key, weight in weights.items() if key.startswith(beginning)
-    }
-    behind = f"behind {beginning!r}" if beginning else ""
-    return Named(found, " ".join(word for word in (title, behind) if word))
+        candidates += [(count, _TEACHER in start, title, start, translate) for start, count in sorted(counts.items())]
+    if not candidates:
+        return Named(dict(weights))
+    best = max(candidates, key=lambda candidate: candidate[:2])  # the first of equals
+    _, _, title, start, translate = best
+    as_many = [f"{other[3]!r}" for other in candidates if other[:3] == best[:3] and other is not best]
+    renamed = {translate(key.removeprefix(start)): weight for key, weight in weights.items() if key.startswith(start)}
+    behind = f"behind {start!r}" if start else ""
+    others = f"(as many lie behind {', '.join(as_many)})" if as_many else ""
+    return Named(renamed, " ".join(word for word in (title, behind, others) if word))
 
 
 def _ways(network: nn.Module) -> dict[str, Translate]:

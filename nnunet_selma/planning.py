@@ -49,11 +49,11 @@ def own_configuration(plans: Plans, configuration: str) -> dict[str, Any]:
 
 def pretraining_configuration(plans: Plans, configuration: str) -> dict[str, Any]:
     """The configuration with what it inherits; raises `SelmaError` where there is none of that name, or it is a second stage."""
-    own = dict(own_configuration(plans, configuration))
-    while parent := own.pop("inherits_from", None):
-        own = {**plans["configurations"][parent], **own}
-    demand_first_stage(own, configuration)
-    return own
+    whole = dict(own_configuration(plans, configuration))
+    while parent := whole.pop("inherits_from", None):
+        whole = {**plans["configurations"][parent], **whole}
+    demand_first_stage(whole, configuration)
+    return whole
 
 
 def demand_first_stage(configuration: Mapping[str, Any], name: str) -> None:

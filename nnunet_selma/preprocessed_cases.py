@@ -15,6 +15,7 @@ _LOOKED_AT = 64
 """Cases whose shape is looked at."""
 _SOME_PADDING, _MOSTLY_PADDING = 0.1, 0.5
 """Shares of a patch: more padding is warned of, or refused."""
+_NOT_FINITE = "holds numbers that are not finite"
 _SLAB = 16
 """Slices of a case that are read together."""
 
@@ -59,7 +60,7 @@ def padding_sentence(shapes: Sequence[Sequence[int]], patch: Sequence[int]) -> s
     return sentence
 
 
-def faults_of_cases(folder: Path, cases: Iterable[str]) -> Iterator[str]:
+def faults_of_cases(folder: Path, cases: Iterable[str], *, damaged_only: bool = False) -> Iterator[str]:
     """Sentences about files that cannot be read whole, and images that hold NaN or infinite numbers.
 
     All files are read, some slices at a time, which takes long: this finds the cause after a training has failed.
@@ -67,11 +68,13 @@ def faults_of_cases(folder: Path, cases: Iterable[str]) -> Iterator[str]:
     Args:
         folder: of cases that nnU-Net, or a tile store, keeps as blosc2.
         cases: their names.
+        damaged_only: leave out numbers that are not finite.
     """
     for case in cases:
         for path in (folder / f"{case}.b2nd", folder / f"{case}_seg.b2nd", folder / f"{case}.pkl"):
-            if fault := _fault(path):
-                yield f"{path}: {fault}"
+            fault = _fault(path)
+            if fault and not (damaged_only and fault == _NOT_FINITE):
+                yield f"{path}, which {fault}"
 
 
 def _fault(path: Path) -> str:
@@ -86,4 +89,4 @@ def _fault(path: Path) -> str:
         finite = all(np.isfinite(stored[:, first : first + _SLAB]).all() for first in range(0, stored.shape[1], _SLAB))
     except Exception as error:  # noqa: BLE001 - blosc2 and pickle raise all kinds, and each means the same here
         return f"is damaged ({type(error).__name__}: {error})"
-    return "" if finite else "holds numbers that are not finite"
+    return "" if finite else _NOT_FINITE

@@ -135,6 +135,10 @@ class FinetuningSettings:
             raise SelmaError(f"finetuning.warmup_steps is {self.warmup_steps}; give 0 or more")
         demand_choice("finetuning.carry", self.carry, CARRIED)
         demand_choice("finetuning.head", self.head, ("new", "keep"))
+        if self.head == "keep" and self.carry != "all":
+            raise SelmaError(
+                f"finetuning.head is keep and finetuning.carry {self.carry}: heads can be kept only with the decoder they read; set carry to all"
+            )
         for name in ("encoder_rate", "decoder_rate"):
             if not 0 < getattr(self, name) <= 1:
                 raise SelmaError(f"finetuning.{name} is {getattr(self, name)}; give a factor above 0 and at most 1")
@@ -163,7 +167,7 @@ class GpuSettings:
     """What may make training on a GPU faster; nothing here touches a training on a CPU."""
 
     precision: str = "half"
-    """Of mixed precision: nnU-Net's "half" (float16), or "bfloat16" on cards that have it, where nothing overflows; `nnUNetv2_predict` stays at half."""
+    """Numbers of mixed precision: nnU-Net's "half" (float16), or "bfloat16" on cards that have it, where nothing overflows; `nnUNetv2_predict` stays at half."""
     channels_last: bool = False
     """Keep 3D networks in the layout channels_last_3d. Off, as in nnU-Net: try it on your GPU, it has not been measured."""
 

@@ -35,7 +35,7 @@ def demand_supported(configuration: Mapping[str, Any]) -> None:
         if scheme not in _SCHEMES or masked:
             raise SelmaError(
                 f"the plans normalise with {scheme}{' within a mask' if masked else ''}, which a tile store cannot do on single crops; "
-                "convert with --to raw, and run nnunet-selma plan-pretraining"
+                "write the volumes with nnunet-selma convert unannotated --to raw, which makes labels of the tissue, and run nnunet-selma plan-pretraining"
             )
 
 

@@ -45,9 +45,9 @@ from nnunet_selma.naming import named_as_in
 from nnunet_selma.pretexts.base import pretrained_part
 
 _HEADS = (".seg_layers.",)
-_LEAST_SHARE = 0.2
-"""Of the parameters of a network, or, of the part that pretexts on features train, as most transformers of others are published, `_MOST`."""
-_MOST = 0.5
+_LEAST_SHARE, _LEAST_SHARE_OF_PART = 0.2, 0.5
+"""Shares of the parameters that must fit: of the whole network, or of the part that pretexts on features train, because others publish that
+part alone."""
 _STEP = re.compile(r"decoder\.(stages|transpconvs|steps|seg_layers)\.(\d+)\.")
 """Parts of a decoder that are counted from the coarse end, in dynamic_network_architectures and in `networks`."""
 
@@ -77,7 +77,7 @@ class TransferReport:
 
     tensors: tuple[Carried, ...]
     named: str = ""
-    """How the checkpoint names the weights, where it does not do so as the network does."""
+    """The checkpoint's way to name the weights, where it is not the network's."""
 
     @property
     def share(self) -> float:
@@ -222,23 +222,30 @@ def carry_over(
         sum(fitting_parameters.get(key, 0) for key in keys) / max(1, sum(body[key] for key in keys))
         for keys in (body, [key for key in body if key.startswith(f"{pretrained_part(network)}.")])
     )
-    if share < _LEAST_SHARE and share_of_part < _MOST:
+    if share < _LEAST_SHARE and share_of_part < _LEAST_SHARE_OF_PART:
         raise SelmaError(
             f"{name}: only {share:.1%} of the network's parameters fit, it comes from another architecture or a much smaller "
             f"network: expected are weights such as {_some(tensor.key for tensor in fates)}, there are {_some(checkpoint.weights)}; pretrain "
             "with the plans of this dataset (nnunet-selma plan-pretraining)"
         )
-    if keep_head and (checkpoint.of_pretext or not report.share_of("heads")):
+    if keep_head and (checkpoint.of_pretext or not _keeps_finest_head(fates)):
         why = (
             "answer a pretext's question"
             if checkpoint.of_pretext
-            else "are lacking, or segment another number of classes"
+            else "are lacking, or of another number of classes or channels"
         )
         raise SelmaError(f"{name}: finetuning.head is keep, and the heads there {why}; set finetuning.head=new")
     with torch.no_grad():
         for old, value in fitting:
             old.copy_(value)
     return report
+
+
+def _keeps_finest_head(fates: Sequence[Carried]) -> bool:
+    """True if the head at full resolution, with which a network predicts, was carried over."""
+    heads = [tensor for tensor in fates if tensor.part == "heads"]
+    finest = heads[-1].key.rpartition(".")[0] if heads else ""
+    return bool(heads) and all(tensor.fate != "head" for tensor in heads if tensor.key.rpartition(".")[0] == finest)
 
 
 def _some(keys: Iterable[str]) -> str:
@@ -255,7 +262,8 @@ class _Source:
     """Pretrained weights, seen from the network they are to fill."""
 
     def __init__(self, checkpoint: Checkpoint, network: nn.Module, label_channels: int) -> None:
-        self.network, self.record, self.label_channels = network, checkpoint.record, label_channels
+        self.network, self.record = network, checkpoint.record
+        self.label_channels, self.of_pretext = label_channels, checkpoint.of_pretext
         self.weights, self.how = checkpoint.named_as_in(network), ""
         if self.record is None:
             named = named_as_in(self.weights, network)
@@ -282,14 +290,16 @@ class _Source:
         """What fills a tensor of the target; None: nothing that makes sense."""
         if getattr(self.network, "key_to_lpe", None) in aliases:
             return self._positions(old, found, patch_size)
-        if found.shape == old.shape:
+        reads_image = any(alias.rpartition(".")[0] in self.reading_the_image for alias in aliases) and old.ndim > 2
+        # a pretraining saw no labels, though it may have seen as many channels
+        new_labels = reads_image and self.label_channels > 0 and self.of_pretext
+        if found.shape == old.shape and not new_labels:
             return found, old.numel(), ()
         layer = self.network.get_submodule(aliases[0].rpartition(".")[0])
         if found.ndim != old.ndim or not isinstance(layer, _ConvNd | _NormBase):
             return None
         how: list[str] = []
-        reads_image = any(alias.rpartition(".")[0] in self.reading_the_image for alias in aliases)
-        if reads_image and old.ndim > 2 and found.shape[1] != old.shape[1]:
+        if reads_image and (new_labels or found.shape[1] != old.shape[1]):
             how.append(f"{found.shape[1]} → {old.shape[1]} input channels")
             found = with_inputs(found, old.shape[1] - self.label_channels, self.label_channels)
         if isinstance(layer, _ConvNd) and found.shape[2:] != old.shape[2:]:

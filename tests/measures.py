@@ -1,4 +1,4 @@
-"""What a step costs a GPU, measured on a CPU: bytes kept for the backward pass, and kernels that are started."""
+"""Costs of a step on a GPU, measured on a CPU: bytes kept for the backward pass, and kernels that are started."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode

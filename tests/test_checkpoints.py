@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -43,6 +44,29 @@ def test_checkpoints_of_others_are_read(wrap, tmp_path):
     read = read_checkpoint(tmp_path / "c.pth")
     assert equal(read.weights, weights)
     assert (read.record, read.trained) == (None, ())
+
+
+def test_scalars_that_numpy_1_wrote_are_let_in(tmp_path):
+    torch.save(
+        {"network_weights": {"a": torch.ones(1)}, "best": np.float64(1)}, tmp_path / "new.pth", pickle_protocol=2
+    )
+    with zipfile.ZipFile(tmp_path / "new.pth") as new, zipfile.ZipFile(tmp_path / "old.pth", "w") as old:
+        for name in new.namelist():
+            old.writestr(name, new.read(name).replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+        assert any(b"numpy._core.multiarray" in new.read(name) for name in new.namelist())
+    assert read_checkpoint(tmp_path / "old.pth").weights == {"a": torch.ones(1)}
+
+
+@pytest.mark.parametrize(
+    "others", [("teacher", "student"), ("ema_model", "model"), ("teacher", "model"), ("net", "student")]
+)
+def test_a_moving_average_goes_before_the_network_it_follows(others, tmp_path):
+    first, second = others
+    torch.save(
+        {second: {"a": torch.zeros(1)}, "best_metric": torch.ones(1), first: {"a": torch.ones(1)}}, tmp_path / "c.pth"
+    )
+    read = read_checkpoint(tmp_path / "c.pth")
+    assert (read.place, read.weights) == (first, {"a": torch.ones(1)})
 
 
 def test_a_model_of_version_1_is_named_as_such(tmp_path):

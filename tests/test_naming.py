@@ -61,6 +61,12 @@ def test_of_a_student_and_its_teacher_the_teacher_is_taken():
     assert same(ours, theirs)
 
 
+def test_beginnings_under_which_as_much_is_found_are_all_said():
+    theirs, ours = pair()
+    weights = {f"{name}.{key}": value for name in ("online", "target") for key, value in theirs.state_dict().items()}
+    assert named_as_in(weights, ours).how == "behind 'online.' (as many lie behind 'target.')"
+
+
 def test_other_networks_stay_as_they_are_and_are_refused_with_both_names():
     _, ours = pair()
     foreign = {"conv_1.weight": torch.zeros(3, 1, 3, 3, 3), "conv_2.weight": torch.zeros(3, 3, 3, 3, 3)}

@@ -70,11 +70,12 @@ def test_damaged_files_and_numbers_that_are_not_finite_are_named(tmp_path, rng):
     for file in ("image.b2nd", "label_seg.b2nd", "properties.pkl"):
         cut(tmp_path / file)
     faults = list(faults_of_cases(tmp_path, ["good", "image", "label", "properties", "nan"]))
-    assert [fault.split(": ", 1)[0] for fault in faults] == [
+    assert [fault.split(", which", 1)[0] for fault in faults] == [
         str(tmp_path / file) for file in ("image.b2nd", "label_seg.b2nd", "properties.pkl", "nan.b2nd")
     ]
     assert all("is damaged" in fault for fault in faults[:3])
     assert "not finite" in faults[3]
+    assert list(faults_of_cases(tmp_path, ["good", "nan"], damaged_only=True)) == []
 
 
 def test_a_case_of_a_tile_store_has_no_label_and_is_good(tmp_path, rng):

@@ -480,13 +480,32 @@ def test_heads_are_kept_by_resolution():
     assert torch.equal(target.decoder.seg_layers[-1].weight, source.decoder.seg_layers[-1].weight)
 
 
+def test_heads_are_not_kept_without_the_finest_one():
+    source, target = unet(features=(3, 6, 8), seed=1), unet(features=(4, 6, 8), seed=2)
+    with pytest.raises(SelmaError, match=r"another number of classes or channels; set finetuning\.head=new"):
+        carry_over(source.state_dict(), target, keep_head=True)
+
+
+def test_a_pretraining_of_as_many_channels_says_nothing_about_labels():
+    source, target = unet(inputs=2, seed=1), unet(inputs=2, seed=2)
+    carry_over(Checkpoint(source.state_dict(), of_pretext=True), target, label_channels=1)
+    stem = target.encoder.stages[0][0].convs[0].conv.weight
+    assert not stem[:, 1].any()
+    torch.testing.assert_close(stem[:, :1], mean_filter(source.encoder.stages[0][0].convs[0].conv.weight, 1))
+    target = unet(inputs=2, seed=2)
+    carry_over(Checkpoint(source.state_dict()), target, label_channels=1)  # of the second stage of another cascade
+    assert torch.equal(
+        target.encoder.stages[0][0].convs[0].conv.weight, source.encoder.stages[0][0].convs[0].conv.weight
+    )
+
+
 @pytest.mark.parametrize("why", ["another number of classes", "pretext's question"])
 def test_heads_that_cannot_be_kept_are_refused_and_nothing_changes(why):
     source, target = unet(seed=1), unet(seed=2)
     if why == "another number of classes":
         source = classes(source, 5)
     before = state(target)
-    with pytest.raises(SelmaError, match=f"{why}; set finetuning.head=new"):
+    with pytest.raises(SelmaError, match=rf"{why}.*; set finetuning\.head=new"):
         carry_over(Checkpoint(source.state_dict(), of_pretext="pretext" in why), target, keep_head=True)
     assert all(torch.equal(before[key], value) for key, value in target.state_dict().items())
 

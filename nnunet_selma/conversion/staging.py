@@ -41,7 +41,7 @@ class StagedFolder:
             shutil.rmtree(self._staging, ignore_errors=True)
             return True
         raise SelmaError(
-            f"{self.folder} exists already and was made from other files or with other settings; remove it or choose another id with -d"
+            f"{self.folder} exists already and was made from other files or with other settings; remove it, or choose another dataset id"
         )
 
     def _prepare(self) -> None:

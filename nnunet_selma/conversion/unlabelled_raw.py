@@ -61,7 +61,10 @@ def store_unlabelled(
     plans = store_plans(source_id, target, folders, plans_name=plans_name, configuration=configuration)
     demand_like_datasets(source, target, folders)
     cases = _cases(raw)
-    identity = {"source": raw, "files": {case: files["images"] for case, files in cases.items()}}
+    identity = {
+        "source": raw,
+        "files": {case: [_stamp(path) for path in files["images"]] for case, files in cases.items()},
+    }
     dataset = PreprocessedDataset(folders.preprocessed, target, plans, identity)
     if not dataset.staged.complete:
         tasks = [
@@ -91,17 +94,25 @@ def _store(task: _CaseTask) -> Generator[int, None, None]:
     """Read a case as nnU-Net does and write it."""
     try:
         voxels, properties = _reader(task.raw).read_images(task.files)
-    except (RuntimeError, OSError, ValueError) as error:
+    except (RuntimeError, OSError, ValueError, AssertionError) as error:
         raise SelmaError(
             f"{', '.join(task.files)}: nnU-Net cannot read the image ({error}); repair or remove it"
         ) from error
     z, y, x = (float(size) for size in properties["spacing"])
-    images = [to_intensities(np.asarray(channel), path) for channel, path in zip(voxels, task.files, strict=True)]
+    # of a colour image one file holds several channels
+    paths = task.files if len(task.files) == len(voxels) else task.files[:1] * len(voxels)
+    images = [to_intensities(np.asarray(channel), path) for channel, path in zip(voxels, paths, strict=True)]
     if voxels.shape[1] > 1:
         for path in task.files:
             _demand_whole(Path(path))
     task.dataset.write(task.case, images, None, (z, y, x), {"spacing_zyx": [z, y, x]})
     yield 1
+
+
+def _stamp(path: str) -> list[Any]:
+    """Name, size and time of change of a file, which tell it from another one of the same name."""
+    facts = Path(path).stat()
+    return [path, facts.st_size, facts.st_mtime_ns]
 
 
 def _demand_whole(path: Path) -> None:
@@ -114,14 +125,16 @@ def _cases(dataset_folder: Path) -> dict[str, dict[str, Any]]:
     """Case to the files of its channels and of its label, as nnU-Net lists them."""
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-    description = dataset_folder / "dataset.json"
-    images = dataset_folder / "imagesTr"
+    path, images = dataset_folder / "dataset.json", dataset_folder / "imagesTr"
+    description = read_json(path)
+    for entry in description.get("dataset", {}).values():
+        entry.setdefault("label", "")  # nnU-Net asks for it
     cases: dict[str, dict[str, Any]] = {}
-    if "dataset" in read_json(description) or images.is_dir():
-        cases = get_filenames_of_train_images_and_targets(str(dataset_folder), read_json(description))
+    if "dataset" in description or images.is_dir():
+        cases = get_filenames_of_train_images_and_targets(str(dataset_folder), description)
     if not cases:
         raise SelmaError(
-            f"{images}: holds no images that end in {read_json(description)['file_ending']}, as {description} says; put the images there, named "
+            f"{images}: holds no images that end in {description['file_ending']}, as {path} says; put the images there, named "
             "<case>_0000 for the first channel"
         )
     return cases

@@ -64,13 +64,14 @@ class Trials:
 
     def write(self, path: Path) -> None:
         """Keep the outcome, so that a run that goes on computes as before, to the last bit."""
-        write_json(path, {"processor": _processor(), "transposed": self.transposed})
+        write_json(path, {"processor": _processor(), "timed": self.timed, "transposed": self.transposed})
 
     @classmethod
     def read(cls, path: Path, *, timed: bool = True) -> "Trials":
-        """The outcome of an earlier run on such a processor; nothing where there is none."""
+        """The outcome of an earlier run on such a processor that decided in the same way; nothing where there is none."""
         kept = read_json(path) if path.is_file() else {}
-        return cls(dict(kept["transposed"]) if kept.get("processor") == _processor() else {}, timed)
+        same = kept.get("processor") == _processor() and kept.get("timed", True) == timed
+        return cls(dict(kept["transposed"]) if same else {}, timed)
 
 
 def _by_rule(shape: str, voxels: int) -> bool:

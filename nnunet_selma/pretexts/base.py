@@ -71,8 +71,8 @@ class Pretext(nn.Module, ABC):
         self.steps_done += 1
 
     def called(self, network: nn.Module) -> list[nn.Module]:
-        """Modules that a step calls, which are compiled where nnU-Net compiles its network: a step may never call the network as a whole."""
-        return [network.get_submodule(pretrained_part(network))]
+        """Modules that a step calls, which are compiled where nnU-Net compiles its network: a subclass that calls parts of it returns these."""
+        return [network]
 
     def diagnostics(self, network: nn.Module, patches: Tensor) -> dict[str, float]:
         """What tells a user whether it learns, measured on every validation batch; logged and drawn under these names."""

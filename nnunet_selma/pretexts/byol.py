@@ -34,7 +34,7 @@ class Byol(Pretext):
 
     def called(self, network: nn.Module) -> list[nn.Module]:
         """The encoder that is trained, and the one that follows it."""
-        return [*super().called(network), self.target["encoder"]]
+        return [network.get_submodule(pretrained_part(network)), self.target["encoder"]]
 
     def online(self, network: nn.Module, patches: Tensor) -> Tensor:
         """Projections of a view by the network that is trained, (batch, outputs)."""

@@ -46,7 +46,7 @@ class SelfDistillation(Pretext):
 
     def called(self, network: nn.Module) -> list[nn.Module]:
         """The encoders of student and teacher."""
-        return [*super().called(network), self.teacher["encoder"]]
+        return [network.get_submodule(pretrained_part(network)), self.teacher["encoder"]]
 
     def forward(self, network: nn.Module, patches: Tensor, structures: Tensor) -> dict[str, Tensor]:
         """Cross entropy of the student's answers with the teacher's: on other views, and on masked tokens."""

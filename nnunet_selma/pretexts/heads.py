@@ -47,8 +47,9 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, features: Tensor) -> Tensor:
         """(batch, feature) of every process to (processes × batch, feature)."""
+        features = features.contiguous()
         parts = [torch.empty_like(features) for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather(parts, features.contiguous())
+        torch.distributed.all_gather(parts, features)
         return torch.cat(parts)
 
     @staticmethod

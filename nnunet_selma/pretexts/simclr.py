@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nnunet_selma.pretexts.base import Pretext, Task, deepest_features, feature_shape, pooled
+from nnunet_selma.pretexts.base import Pretext, Task, deepest_features, feature_shape, pooled, pretrained_part
 from nnunet_selma.pretexts.heads import gathered, projector
 from nnunet_selma.pretexts.views import view
 
@@ -20,6 +20,10 @@ class Simclr(Pretext):
         super().__init__(task)
         self.settings, self.views, self.spacing = task.settings.simclr, task.settings.views, task.spacing
         self.projector = projector(2 * feature_shape(task)[0], self.settings.hidden, self.settings.outputs)
+
+    def called(self, network: nn.Module) -> list[nn.Module]:
+        """The encoder."""
+        return [network.get_submodule(pretrained_part(network))]
 
     def project(self, network: nn.Module, patches: Tensor) -> Tensor:
         """Projections of patches, (batch, outputs)."""

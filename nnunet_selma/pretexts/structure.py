@@ -44,7 +44,7 @@ class StructureInpainting(MaskedInpainting):
         return torch.asinh(patches)
 
     def draw_task(self, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the network sees, what it should answer, and the mask, which is drawn by what it should answer."""
+        """Input of the network, its target, and the mask; blocks are drawn by the response of the target."""
         shown = self.brought_to_unit(patches, patches) if self.settings.standardise else patches
         target = self.as_answer(shown)
         mask = self.draw_mask(target)

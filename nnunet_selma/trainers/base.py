@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal, NoReturn
 
 import numpy as np
@@ -138,6 +139,7 @@ class SelmaTrainer(nnUNetTrainer):
         self.num_val_iterations_per_epoch = run.validation_iterations or self.num_val_iterations_per_epoch
         self.save_every = run.save_every
         self.trials = Trials()
+        self.cases_are_known = False
         self.loading_processes: int | None = None
 
     def seed_everything(self, epoch: int) -> None:
@@ -158,14 +160,14 @@ class SelmaTrainer(nnUNetTrainer):
         on_cpu = self.device.type == "cpu"
         if on_cpu:
             self._prepare_cpu()
-        elif self.settings.gpu.precision == "bfloat16":
+        else:
             with plain_errors():
-                self._use_bfloat16()
+                self._set_precision()
         self.seed_everything(epoch=-1)
         super().initialize()
         if on_cpu and self.settings.cpu.fast_layers:
             with plain_errors():
-                # with a seed, two runs are the same to the last bit
+                # with a seed and one loading process, two runs are the same to the last bit
                 self.trials = Trials.read(self._trials_file, timed=self._seed is None)
             exchanged = accelerate(bare(self.network), self.trials)
             self.print_to_log_file(f"{exchanged} layers exchanged for faster ones (cpu.fast_layers)")
@@ -205,18 +207,22 @@ class SelmaTrainer(nnUNetTrainer):
         kept = self.settings.cpu.keep_memory and keep_freed_memory(os.environ)
         self.print_to_log_file(f"{share}{'; freed memory is kept (cpu.keep_memory)' if kept else ''}")
 
-    def _use_bfloat16(self) -> None:
-        """Compute in bfloat16 where nnU-Net takes float16: less precise, but nothing overflows, so that no scaler is needed.
+    def _set_precision(self) -> None:
+        """Set the numbers of mixed precision on a GPU: nnU-Net's float16, or bfloat16, where nothing overflows and no scaler is needed.
 
         Raises:
-            SelmaError: the device cannot.
+            SelmaError: the device has no bfloat16.
         """
-        if self.device.type != "cuda" or not torch.cuda.is_bf16_supported(including_emulation=False):
+        in_bfloat16 = self.settings.gpu.precision == "bfloat16"
+        if in_bfloat16 and not (self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)):
             raise SelmaError(
                 f"gpu.precision is bfloat16, which -device {self.device.type} cannot compute in; set gpu.precision=half"
             )
-        torch.set_autocast_dtype("cuda", torch.bfloat16)
-        self.grad_scaler = None
+        if self.device.type == "cuda":
+            # another trainer in this process may have set it
+            torch.set_autocast_dtype("cuda", torch.bfloat16 if in_bfloat16 else torch.float16)
+        if in_bfloat16:
+            self.grad_scaler = None
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """Split the cases as nnU-Net does; of fewer than its five folds need, each fold leaves one out for validation."""
@@ -293,37 +299,51 @@ class SelmaTrainer(nnUNetTrainer):
         return Path(self.output_folder) / "cpu_trials.json"
 
     def run_training(self) -> None:
-        """Train as nnU-Net does; every `SelmaError`, memory that runs out, and a case that cannot be read, end with a sentence."""
-        with plain_errors(), self._naming_causes():
+        """Train as nnU-Net does; every `SelmaError`, memory that runs out, and a damaged case end with a sentence."""
+        patch = "×".join(map(str, self.configuration_manager.patch_size))
+        no_memory = (
+            f"a batch of {self.configuration_manager.batch_size} patches of {patch} voxels with {type(self).__name__}; lower batch_size or patch_size in "
+            f"{self.plans_manager.plans_name}.json, for pretraining and fine-tuning alike (nnunet-selma plan-small does both)"
+        )
+        with plain_errors(), self.naming_causes(no_memory):
             super().run_training()
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """Validate as nnU-Net does; memory that runs out, and a case that cannot be read, end with a sentence."""
-        with plain_errors(), self._naming_causes():
+        """Validate as nnU-Net does; memory that runs out, and a damaged case, end with a sentence."""
+        with (
+            plain_errors(),
+            self.naming_causes(
+                "the prediction of a whole validation case; set finetuning.final_validation=false, and predict with nnunet-selma predict-volume"
+            ),
+        ):
             super().perform_actual_validation(save_probabilities)
 
     @contextmanager
-    def _naming_causes(self) -> Iterator[None]:
-        """Raise `SelmaError` in place of any other error where memory has run out, or a case is damaged, which nnU-Net's errors do not name."""
+    def naming_causes(self, no_memory: str) -> Iterator[None]:
+        """Raise `SelmaError` in place of another error where memory has run out or a case is damaged, which nnU-Net's errors do not name.
+
+        Args:
+            no_memory: what did not fit into the memory, and what to do.
+        """
         try:
             yield
-        except Exception as error:
+        except SelmaError:
+            raise
+        except (RuntimeError, MemoryError, OSError, EOFError, ValueError, UnpicklingError) as error:
             if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
-                own = self.configuration_manager
+                raise SelmaError(f"the memory of this machine or of {self.device} does not hold {no_memory}") from error
+            if faults := self._faults_of_cases(damaged_only=True):
                 raise SelmaError(
-                    f"the memory of {self.device} does not hold a batch of {own.batch_size} patches of {'×'.join(map(str, own.patch_size))} voxels with "
-                    f"{type(self).__name__}; lower batch_size or patch_size in {self.plans_manager.plans_name}.json, for pretraining and "
-                    "fine-tuning alike (nnunet-selma plan-small does both)"
+                    f"{faults}; run nnU-Net's preprocessing of this dataset again (this run ended with {type(error).__name__}: {error})"
                 ) from error
-            if faults := self._faults_of_cases():
-                raise SelmaError(f"{faults}; run nnU-Net's preprocessing of this dataset again") from error
             raise
 
-    def _faults_of_cases(self) -> str:
-        """What is wrong with the files of the cases; empty where all are good."""
+    def _faults_of_cases(self, *, damaged_only: bool = False) -> str:
+        """Sentences about damaged files and, unless `damaged_only`, images that are not finite; empty where all cases are good."""
         folder = Path(self.preprocessed_dataset_folder)
         cases = sorted({path.name.removesuffix(".pkl") for path in folder.glob("*.pkl")})
-        return "; ".join(faults_of_cases(folder, cases))
+        self.print_to_log_file(f"Looking for the cause in the {len(cases)} cases of {folder}")
+        return "; ".join(faults_of_cases(folder, cases, damaged_only=damaged_only))
 
     def on_epoch_start(self) -> None:
         """Seed every epoch by its number: with one loading process an interrupted run goes on exactly."""
@@ -333,30 +353,40 @@ class SelmaTrainer(nnUNetTrainer):
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         """Log the losses as nnU-Net does, and end a training whose weights, momentum, or losses of a whole epoch are not finite.
 
-        Single steps whose half-precision gradients overflow are left out by nnU-Net's scaler, and end nothing.
+        Single steps whose half-precision gradients overflow are left out by nnU-Net's scaler, and end nothing. A loss that is NaN may come
+        from a case that is not finite: all cases are looked at once.
         """
         super().on_train_epoch_end(train_outputs)
         state = [
             value for values in self.optimizer.state.values() for value in values.values() if torch.is_tensor(value)
         ]
+        losses = [float(output["loss"]) for output in train_outputs]
         with plain_errors():
             if not are_finite([*bare(self.network).state_dict().values(), *state]):
                 raise SelmaError(self._lost("weights or momentum"))
-            if self._all_lost(train_outputs):
+            if all(self._of_all_processes(not any(np.isfinite(losses)))):
                 raise SelmaError(self._lost("losses"))
+            if any(self._of_all_processes(any(np.isnan(losses)))) and not self.cases_are_known:
+                self.cases_are_known = True
+                if faults := self._faults_of_cases():
+                    raise SelmaError(
+                        f"{self.output_folder}: epoch {self.current_epoch} has losses that are NaN, because of {faults}"
+                    )
 
-    def _all_lost(self, train_outputs: list[dict[str, Any]]) -> bool:
-        """True if no process had a finite loss in this epoch; the same in all of them, so that none waits for one that has ended."""
-        lost: list[Any] = [not any(np.isfinite(output["loss"]) for output in train_outputs)]
+    def _of_all_processes(self, value: bool) -> list[bool]:
+        """The values of all processes, the same list in each, so that none waits for one that has ended."""
+        values: list[Any] = [value]
         if self.is_ddp:
-            lost *= torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(lost, lost[0])
-        return all(lost)
+            values = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(values, value)
+        return values
 
     def _lost(self, what: str) -> str:
         """The sentence that ends a lost training; a cause that lies in the cases is named."""
         if faults := self._faults_of_cases():
-            return f"{self.output_folder}: epoch {self.current_epoch} has {what} that are not finite, because of the images: {faults}"
+            return (
+                f"{self.output_folder}: epoch {self.current_epoch} has {what} that are not finite, because of {faults}"
+            )
         return (
             f"{self.output_folder}: epoch {self.current_epoch} has {what} that are not finite, so this training is lost from there on; the "
             f"checkpoints written before are good. Lower {self.section}.learning_rate and train anew, or go on from the last checkpoint with --c"

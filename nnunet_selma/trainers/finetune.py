@@ -124,7 +124,7 @@ class SelmaFinetuneTrainer(SelmaTrainer):
         """A group for each part of the network, so that what was carried over may learn more slowly than the rest."""
         network = bare(self.network)
         part_of = parts_of(network)
-        # nnU-Net logs the learning rate of the first group: that of the heads, which is never slowed down
+        # nnU-Net logs the learning rate of the first group: that of the heads, which is slowed down only where they are kept
         groups: dict[str, list[nn.Parameter]] = {"heads": []}
         for name, parameter in network.named_parameters():
             if parameter.requires_grad:
@@ -191,7 +191,8 @@ class SelmaFinetuneTrainer(SelmaTrainer):
             self.slow_down({part: rate for part, rate in self.carried_rates().items() if part != "heads"})
             self.reads_carried = True
             self.print_to_log_file(
-                "The network has weights of nnU-Net's -pretrained_weights already; nothing is carried over, and finetuning.carry is not asked."
+                "The network has weights of nnU-Net's -pretrained_weights already, without its heads; nothing is carried over, and finetuning.carry "
+                "and finetuning.head change nothing."
             )
         super().on_train_start()
         fitted = self.keeps_head or (self.reads_carried and self.settings.finetuning.fit_head and self.fit_heads())
@@ -236,10 +237,12 @@ class SelmaFinetuneTrainer(SelmaTrainer):
             checkpoint, bare(self.network), str(path), patch_size=self.configuration_manager.patch_size, carry=settings.carry,
             keep_head=settings.head == "keep", label_channels=label_channels(self),
         )  # fmt: skip
-        rates = {part: rate for part, rate in self.carried_rates().items() if report.share_of(part) > _MOSTLY}
+        self.keeps_head = settings.head == "keep"
+        carried = {part for part in self.carried_rates() if report.share_of(part) > _MOSTLY} - {"heads"}
+        carried |= {"heads"} if self.keeps_head else set()
+        rates = {part: rate for part, rate in self.carried_rates().items() if part in carried}
         self.slow_down(rates)
         self.reads_carried = report.share_of("last step") > _MOSTLY
-        self.keeps_head = report.share_of("heads") > _MOSTLY
         table = report.table(rates, adaptive=settings.optimizer == "adamw")
         self.print_to_log_file(
             f"Pretrained weights from {path}{f', entry {checkpoint.place}' if checkpoint.place else ''}\n{table}"

@@ -31,6 +31,7 @@ from nnunet_selma.planning import TILE_STORE, demand_first_stage
 from nnunet_selma.preprocessed_cases import padding_sentence, shapes_of_cases
 from nnunet_selma.pretexts.base import Pretext, Task, pretrained_part
 from nnunet_selma.pretexts.collapse import alarms, effective_rank, feature_deviation
+from nnunet_selma.pretexts.heads import mean_over_processes
 from nnunet_selma.pretexts.inpainting import MaskedInpainting
 from nnunet_selma.pretexts.learning import as_json, errors_without, movements, starting_weights, unlearnt
 from nnunet_selma.pretrained import SUMMARY, network_identity
@@ -92,19 +93,17 @@ def freeze_untrained(network: nn.Module, pretext: Pretext) -> None:
 class Step(nn.Module):
     """Network and pretext as one module, so that DistributedDataParallel sees every gradient, whatever part of them a pretext calls."""
 
-    beyond: Tensor
-    """Voxels since the last reset that half precision was not given as they are."""
-
     def __init__(self, network: nn.Module, pretext: Pretext) -> None:
         super().__init__()
         self.network, self.pretext = network, pretext
-        device = next(network.parameters()).device
-        self.register_buffer("beyond", torch.zeros((), dtype=torch.int64, device=device), persistent=False)
+        # no buffer: DistributedDataParallel would overwrite it with that of the first process
+        self.cut_voxels = torch.zeros((), dtype=torch.int64, device=next(network.parameters()).device)
+        """Voxels since the last reset that were cut because half precision would overflow."""
 
     def forward(self, patches: Tensor, structures: Tensor) -> dict[str, Tensor]:
         """The pretext's named loss terms."""
         if in_half_precision(patches.device):
-            self.beyond += (patches.abs() > MOST_IN_HALF).sum()
+            self.cut_voxels += (patches.abs() > MOST_IN_HALF).sum()
         terms: dict[str, Tensor] = self.pretext(self.network, representable(patches), structures)
         return terms
 
@@ -289,15 +288,15 @@ class SelmaSSLTrainer(SelmaTrainer):
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         """Fetch the losses of the epoch from the device and log them, and say what half precision could not hold."""
         with plain_errors():
-            self._tell_beyond()
+            self._report_cut_voxels()
         super().on_train_epoch_end([{"loss": output["loss"].cpu().numpy()} for output in train_outputs])
 
-    def _tell_beyond(self) -> None:
+    def _report_cut_voxels(self) -> None:
         """Warn of voxels that were cut because half precision does not hold them; raise `SelmaError` where they are many."""
         step = self.loss.module if self.is_ddp else self.loss
         voxels = math.prod(self.configuration_manager.patch_size) * self.batch_size * self.num_input_channels
-        share = int(step.beyond) / (voxels * self.num_iterations_per_epoch)
-        step.beyond.zero_()
+        share = float(mean_over_processes(step.cut_voxels.float())) / (voxels * self.num_iterations_per_epoch)
+        step.cut_voxels.zero_()
         if share > 0:
             sentence = (
                 f"{share:.2g} of the voxels are beyond ±{MOST_IN_HALF:g} after the plans' normalisation and were cut there, because half precision would "
@@ -400,18 +399,26 @@ class SelmaSSLTrainer(SelmaTrainer):
             content = torch.load(filename_or_checkpoint, map_location=self.device, weights_only=False)
             self.pretext.load_state_dict(content[PRETEXT])
 
-    @torch.no_grad()
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Write the reconstruction sheet and the summary; nothing is segmented."""
-        if self.local_rank != 0:
-            return
+        if self.local_rank == 0:
+            with (
+                plain_errors(),
+                self.naming_causes("some batches of validation patches; lower batch_size in the plans"),
+            ):
+                self.write_summary()
+
+    @torch.no_grad()
+    def write_summary(self) -> None:
+        """Write the reconstruction sheet, what was learnt, and `ssl_summary.json`."""
         self.network.eval()
         folder = Path(self.output_folder)
         errors: dict[str, float] = {}
         self.pretext.reseed(_VALIDATION_SEED)
         self.pretext.eval()
         if isinstance(self.pretext, MaskedInpainting):
-            batches = [batch.to(self.device) for batch in self._validation_batches()]
+            with self.autocast():
+                batches = [representable(batch.to(self.device)) for batch in self._validation_batches()]
             visible, target, mask = self.pretext.draw_task(batches[0])
             with self.autocast():
                 output = self.pretext.answer(bare(self.network), visible, mask).float()

@@ -67,9 +67,14 @@ class ModelSettings:
     def demand_finite(self) -> None:
         """Raise `SelmaError` where the weights of a fold are NaN or infinite."""
         for path in map(self.checkpoint_of, self.folds):
-            # as nnU-Net reads it
-            content = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
-            demand_finite(content["network_weights"], str(path))
+            try:
+                # as nnU-Net reads it
+                weights = torch.load(path, map_location="cpu", weights_only=False)["network_weights"]
+            except (EOFError, UnpicklingError, OSError, BadZipFile, RuntimeError, KeyError, TypeError) as error:
+                raise SelmaError(
+                    f"{path}: cannot be read ({type(error).__name__}: {error}); it is no checkpoint of nnU-Net, or was cut short: copy it again"
+                ) from error
+            demand_finite(weights, str(path))
 
     def fingerprint(self) -> str:
         """Tells this model from others: a hash of its plans and weights."""
@@ -254,7 +259,7 @@ class Model:
         except RuntimeError as error:
             raise SelmaError(
                 f"{self.settings.folder}: one tile of this model could not be computed on {self.device}, most likely for want of its memory "
-                f"({str(error).splitlines()[0]}); take --device cpu"
+                f"({str(error).partition(chr(10))[0]}); take --device cpu"
             ) from error
 
     def _summed(

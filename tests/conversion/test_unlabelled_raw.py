@@ -93,6 +93,33 @@ def test_a_damaged_image_is_named(images, folders):
         store(folders)
 
 
+def test_images_that_were_replaced_are_noticed(images, folders):
+    raw = dataset(folders, images)
+    store(folders)
+    write_image(raw / "imagesTr" / "case_0_0000.nii.gz", images[0, 0] + 1, (1.0, 1.0, 1.0))
+    with pytest.raises(SelmaError, match="made from other files"):
+        store(folders)
+
+
+def test_a_list_of_cases_in_the_description_needs_no_labels(images, folders):
+    raw = dataset(folders, images)
+    described = read_json(raw / "dataset.json")
+    entries = {f"case_{number}": {"images": [f"imagesTr/case_{number}_0000.nii.gz"]} for number in range(2)}
+    write_json(raw / "dataset.json", {**described, "dataset": entries})
+    assert not has_foreground(raw)
+    store(folders)
+
+
+def test_a_normalisation_that_a_store_cannot_do_names_the_way_that_can(images, folders):
+    dataset(folders, images)
+    path = folders.preprocessed / "Dataset510_SELMA3D" / "nnUNetPlans.json"
+    content = read_json(path)
+    content["configurations"]["3d_fullres"]["normalization_schemes"] = ["CTNormalization"]
+    write_json(path, content)
+    with pytest.raises(SelmaError, match=r"convert unannotated --to raw"):
+        store(folders)
+
+
 def test_a_dataset_without_images_says_what_to_put_where(folders):
     raw = dataset(folders, [])
     with pytest.raises(SelmaError, match=r"imagesTr: holds no images that end in .nii.gz"):

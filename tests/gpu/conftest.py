@@ -66,6 +66,12 @@ def size(device):
     return FULL if device.type == "cuda" else REHEARSAL
 
 
+@pytest.fixture(autouse=True)
+def eager(monkeypatch):
+    """nnU-Net compiles on a GPU unless it is told not to; the check of torch.compile says otherwise for itself."""
+    monkeypatch.setenv("nnUNet_compile", "f")
+
+
 @pytest.fixture
 def row(request):
     """Adds a row to the table: what was checked, what came out, and what was asked for."""

@@ -1,5 +1,6 @@
 """Trainers at the size of a check, batches, and what their steps cost."""
 
+import gc
 import time
 
 import torch
@@ -34,6 +35,8 @@ def made(name, folders, device, size, patch=None, **settings):
         section = "pretraining" if name in PRETRAININGS else "finetuning"
         more = {"cpu": {"fast_layers": False}, "distillation": {"prototypes": 512}, **settings}
         content["selma"] = {**more, section: {**run, **more.get(section, {})}}
+    gc.collect()
+    torch._dynamo.reset()
     kind = nnUNetTrainer if name == "nnUNetTrainer" else getattr(trainers, name)
     folder = folders.preprocessed / "Dataset510_SELMA3D" / "nnUNetPlans_3d_fullres"
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +66,7 @@ def batch(size, seed=0, patch=None):
 
 
 def seconds(one, size):
-    """Of a step, the mean of many."""
+    """Seconds of a step, the mean of many."""
     given = batch(size)
     for _ in range(3):
         one.train_step(given)

@@ -13,9 +13,14 @@ from tests.pretexts.test_processes import assert_as_one_batch, contrast
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 
 
+def _usual():
+    """The environment in which nnU-Net compiles on a GPU, as for a user."""
+    return {name: value for name, value in os.environ.items() if name != "nnUNet_compile"}
+
+
 def typed(*command, **environment):
     done = subprocess.run(
-        [commands.program(command[0]), *command[1:]], env={**os.environ, **environment}, capture_output=True, text=True, check=False
+        [commands.program(command[0]), *command[1:]], env={**_usual(), **environment}, capture_output=True, text=True, check=False
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -32,6 +37,11 @@ def test_demo_recipe_router_and_an_arm_of_the_challenge(device, row, tmp_path):
     router = ("train-router", "-d", "510", "-o", str(tmp_path / "router.pt"), "--steps", "30", "--patch", "32")
     typed("nnunet-selma", *router, "--device", "cuda", **environment)
     row("nnunet-selma train-router --device cuda", "ended well", "ends well")
+    if torch.cuda.device_count() >= 2:
+        plans = next((tmp_path / "demo" / "workspace").glob("nnUNet_preprocessed/Dataset500_*/*from510*.json")).stem
+        training = ("nnUNetv2_train", "500", "3d_fullres", "all", "-tr", "SelmaSSLTrainer_SimCLR", "-p", plans)
+        typed(*training, "-num_gpus", "2", **environment)
+        row("nnUNetv2_train -tr SelmaSSLTrainer_SimCLR -num_gpus 2", "ended well", "ends well")
     short = ("--set", "pretraining.epochs=1", "finetuning.epochs=1")
     typed(
         "nnunet-selma",

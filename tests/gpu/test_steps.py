@@ -192,6 +192,19 @@ def test_no_step_waits_for_the_device(name, folders, device, size, row):
     row(f"no waiting, {name}", "none", "none")
 
 
+def test_bfloat16_needs_no_scaler_and_cuts_nothing(folders, device, size, row):
+    if device.type == "cpu" or not torch.cuda.is_bf16_supported(including_emulation=False):
+        pytest.skip("no bfloat16")
+    one = made("SelmaSSLTrainer", folders, device, size, gpu={"precision": "bfloat16"})
+    bright = {**batch(size), "data": 5000 + 20000 * batch(size)["data"].abs()}
+    losses = [float(one.train_step(bright)["loss"]) for _ in range(3)]
+    torch.set_autocast_dtype("cuda", torch.float16)
+    row("gpu.precision=bfloat16 on voxels up to 100,000", f"losses {losses[0]:.3g}, {losses[-1]:.3g}", "finite")
+    assert one.grad_scaler is None
+    assert are_finite(tensors_of(one))
+    assert int(one.loss.cut_voxels) == 0
+
+
 def test_channels_last_computes_the_same(folders, device, size, row):
     losses, times = [], []
     for channels_last in (False, True):

@@ -123,6 +123,7 @@ def test_a_training_that_is_lost_ends_with_a_sentence_and_keeps_the_last_good_ch
 def with_case(one, folders, fault):
     """A preprocessed case of a trainer that trains on everything, with a fault."""
     folder = Path(one.preprocessed_dataset_folder)
+    write_json(folder.parent / "dataset_fingerprint.json", {})
     (folder / "a.b2nd").unlink()
     voxels = np.random.default_rng(0).normal(size=(1, 24, 24, 24)).astype(np.float32)
     if fault == "nan":
@@ -137,7 +138,7 @@ def with_case(one, folders, fault):
 
 
 @pytest.mark.parametrize("kind", [SelmaSSLTrainer, SelmaFinetuneTrainer])
-@pytest.mark.parametrize(("fault", "words"), [("cut", "is damaged"), ("nan", "not finite")])
+@pytest.mark.parametrize(("fault", "words"), [("cut", "is damaged"), ("nan", "holds numbers that are not finite")])
 def test_a_case_that_spoils_the_training_is_named(kind, fault, words, folders, capsys, monkeypatch):
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     run = {"epochs": 1, "iterations_per_epoch": 1, "validation_iterations": 1}
@@ -148,8 +149,7 @@ def test_a_case_that_spoils_the_training_is_named(kind, fault, words, folders, c
         one.run_training()
     assert stopped.value.code == 2
     said = capsys.readouterr().err
-    assert str(path) in said
-    assert words in said
+    assert f"{path}, which {words}" in said
 
 
 def test_an_error_that_no_case_explains_stays_what_it_was(folders, monkeypatch):
@@ -191,6 +191,23 @@ def test_the_second_stage_of_a_cascade_starts_from_a_pretraining_of_images(folde
     assert torch.equal(stem[:, :1], first.network.encoder.stages[0][0].convs[0].conv.weight)
     assert not stem[:, 1:].any()
     assert facts_of(one)["input_channels"] == 1
+
+
+@pytest.mark.parametrize("kind", [SelmaSSLTrainer, SelmaFinetuneTrainer])
+@pytest.mark.parametrize("fault", ["none", "nan"])
+def test_a_loss_that_is_nan_is_looked_into_once(kind, fault, folders, capsys):
+    """On a GPU the scaler leaves such steps out, and the weights stay finite."""
+    one = trainer(kind, folders)
+    one.initialize()
+    path = with_case(one, folders, fault)
+    if fault == "nan":
+        with pytest.raises(SystemExit):
+            one.on_train_epoch_end(of_epoch(one, [float("nan"), 1.0]))
+        assert f"because of {path}, which holds numbers that are not finite" in capsys.readouterr().err
+    else:
+        for _ in range(2):
+            one.on_train_epoch_end(of_epoch(one, [float("nan"), 1.0]))
+        assert Path(one.log_file).read_text().count("Looking for the cause") == 1
 
 
 @pytest.mark.parametrize("kind", [SelmaSSLTrainer, SelmaFinetuneTrainer])
@@ -674,14 +691,18 @@ def test_bfloat16_is_a_setting(folders, monkeypatch, capsys):
     one.device, one.grad_scaler = torch.device("cuda"), torch.amp.GradScaler("cpu")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     try:
-        one._use_bfloat16()
+        one._set_precision()
         assert torch.get_autocast_dtype("cuda") == torch.bfloat16
         assert one.grad_scaler is None
+        half = trainer(SelmaFinetuneTrainer, folders)
+        half.device = torch.device("cuda")
+        half._set_precision()
+        assert torch.get_autocast_dtype("cuda") == torch.float16
     finally:
         torch.set_autocast_dtype("cuda", before)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     with pytest.raises(SelmaError, match=r"set gpu\.precision=half"):
-        one._use_bfloat16()
+        one._set_precision()
 
 
 @pytest.mark.parametrize("kind", [SelmaSSLTrainer, SelmaFinetuneTrainer])
@@ -706,9 +727,9 @@ def test_runs_with_a_seed_are_the_same_to_the_last_bit(kind, folders, monkeypatc
 def test_a_pretext_keeps_about_as_much_for_the_backward_pass_as_nnunets_step(name):
     """MultiTask looks at two views of each patch at once, and keeps nearly twice as much; docs/performance.md says so."""
     net = network(plans(features=32))
-    patches = torch.randn(2, 1, 16, 16, 16)
+    patches = torch.randn(2, 1, 32, 32, 32)
     stock = saved_bytes(lambda: net(patches).sum())
-    pretext = pretext_named(getattr(trainers, name).pretext_class)(task(net, distillation={"prototypes": 64}))
+    pretext = pretext_named(getattr(trainers, name).pretext_class)(task(net, patch=(32, 32, 32)))
     freeze_untrained(net, pretext)
     kept = saved_bytes(lambda: torch.stack(list(pretext(net, patches, torch.tensor([0, 0])).values())).sum())
-    assert kept <= (2.0 if name.endswith("MultiTask") else 1.3) * stock
+    assert kept <= (2.0 if name.endswith("MultiTask") else 1.2) * stock
