@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks import judging, loading, table, training, whole_volume
 from benchmarks.pairs import compare
-from nnunet_selma.json_files import write_json
+from nnunet_selma.running.json_files import write_json
 
 _HERE = Path(__file__).resolve().parent
 PAGE = _HERE.parent / "docs" / "performance.md"

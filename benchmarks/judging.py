@@ -12,10 +12,10 @@ from skimage.morphology import skeletonize
 
 from benchmarks import official
 from benchmarks.pairs import Comparison, Measure, Side
-from nnunet_selma.metrics.editions import edition
-from nnunet_selma.metrics.pair import Pair, Segmentation
-from nnunet_selma.metrics.topology import betti_numbers
-from nnunet_selma.phantom import draw
+from nnunet_selma.demo.phantom import draw
+from nnunet_selma.evaluation.metrics.editions import edition
+from nnunet_selma.evaluation.metrics.pair import Pair, Segmentation
+from nnunet_selma.morphology.topology import betti_numbers
 from nnunet_selma.structures import named
 from nnunet_selma.volumes import open_volume
 from nnunet_selma.volumes.base import Array

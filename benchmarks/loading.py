@@ -18,7 +18,7 @@ from benchmarks.commands import peak_megabytes, seconds
 from benchmarks.pairs import Comparison, Measure, Side
 from benchmarks.workspace import DATASET, Plan, fresh_workspace, use
 from nnunet_selma import cli
-from nnunet_selma.json_files import read_json, write_json
+from nnunet_selma.running.json_files import read_json, write_json
 from nnunet_selma.volumes import open_volume
 
 STORE, STOCK = "nnUNetPlans_from510_store", "nnUNetPlans_from510"
@@ -117,7 +117,7 @@ def _loader(root: Path, way: str) -> Any:
     from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    from nnunet_selma.tile_store import TileStore
+    from nnunet_selma.nnunet.tile_store import TileStore
 
     (dataset,) = (root / "preprocessed").glob("Dataset500_*")
     manager = PlansManager(read_json(dataset / f"{STORE if way == 'store' else STOCK}.json"))

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from nnunet_selma.json_files import read_json
+from nnunet_selma.running.json_files import read_json
 
 _VERSIONS = ("nnunetv2", "torch", "blosc2", "tifffile", "numpy", "scipy", "scikit-image", "connected-components-3d")
 _BEGIN, _END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"

@@ -65,7 +65,7 @@ def convolutions(plan: Plan) -> Measure:
     """Seconds of the convolutions of a step, forward and backward, one after another and nothing else: no step can be faster."""
     import torch
 
-    from nnunet_selma.cpu.layers import FastConv3d
+    from nnunet_selma.trainers.fast_layers import FastConv3d
 
     one = trainer("finetune", plan)
     seen: list[tuple[FastConv3d, torch.Tensor]] = []

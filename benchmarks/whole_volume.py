@@ -22,7 +22,7 @@ from benchmarks.commands import peak_megabytes, seconds
 from benchmarks.pairs import Comparison, Measure, Side
 from benchmarks.workspace import DATASET, Plan
 from nnunet_selma.conversion.raw_dataset import write_nifti
-from nnunet_selma.json_files import read_json, write_json
+from nnunet_selma.running.json_files import read_json, write_json
 from nnunet_selma.volumes.base import Array
 
 _PINNED = {"OMP_NUM_THREADS": "1", "nnUNet_def_n_proc": "1", "nnUNet_n_proc_DA": "0"}
@@ -229,7 +229,7 @@ def _timed(count: Callable[[], int], path: Path) -> Measure:
 
 def start_blocks(edge: int) -> Measure:
     """Components, with their sizes and boxes, block by block from the file."""
-    from nnunet_selma.metrics.components import components_by_blocks
+    from nnunet_selma.morphology.components import components_by_blocks
     from nnunet_selma.volumes import open_volume
 
     path = _spots(edge)

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_selma.json_files import write_json
-from tests.plans import plans
+from benchmarks.plans import plans
+from nnunet_selma.running.json_files import write_json
 
 DATASET = {
     "channel_names": {"0": "light sheet"},

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from nnunet_selma.metrics.editions import edition
-from nnunet_selma.metrics.pair import Pair
+from nnunet_selma.evaluation.metrics.editions import edition
+from nnunet_selma.evaluation.metrics.pair import Pair
 from nnunet_selma.structures import named
 
 SHAPE = (7, 16, 32)

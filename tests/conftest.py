@@ -37,7 +37,7 @@ def rng():
 @pytest.fixture
 def folders(tmp_path, monkeypatch):
     """nnU-Net's three folders, also in the environment."""
-    from nnunet_selma.folders import Folders
+    from nnunet_selma.nnunet.folders import Folders
 
     paths = {name: tmp_path / "workspace" / f"nnUNet_{name}" for name in ("raw", "preprocessed", "results")}
     for name, path in paths.items():

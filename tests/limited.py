@@ -8,7 +8,7 @@ RUN = """
 import resource, sys
 import torch, zarr, tifffile, ome_zarr_models, cc3d, skimage.morphology, matplotlib.pyplot, nnunetv2.inference.predict_from_raw_data
 from nnunet_selma import cli
-import nnunet_selma.objects, nnunet_selma.overview, nnunet_selma.volume_prediction
+import nnunet_selma.objects, nnunet_selma.pictures.overview, nnunet_selma.prediction
 from pathlib import Path
 import re
 def size(name):

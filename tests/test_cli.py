@@ -12,7 +12,7 @@ import tifffile
 import torch
 
 from nnunet_selma import cli
-from nnunet_selma.json_files import write_json
+from nnunet_selma.running.json_files import write_json
 from tests.conftest import REPOSITORY, write_image, write_patch
 from tests.plans import plans
 
@@ -149,7 +149,7 @@ def test_a_full_disk(tmp_path, rng, folders, capsys, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "somewhere")
 
-    monkeypatch.setattr("nnunet_selma.json_files.os.replace", full)
+    monkeypatch.setattr("nnunet_selma.running.json_files.os.replace", full)
     complains(capsys, ["convert", "annotated", str(tmp_path / "in")], "make room")
     assert not list(folders.raw.glob("Dataset*"))
 

@@ -7,10 +7,10 @@ import pytest
 import tifffile
 from matplotlib.image import imread
 
-from nnunet_selma import viewing
 from nnunet_selma.cli import see
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.viewing import LazyArray, layers
+from nnunet_selma.pictures import viewing
+from nnunet_selma.pictures.viewing import LazyArray, layers
 from nnunet_selma.volumes import open_volume
 from nnunet_selma.volumes.segmented import image_at, segmentation_at
 from tests.conftest import write_image

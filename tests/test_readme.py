@@ -5,7 +5,8 @@ import shlex
 
 import pytest
 
-from nnunet_selma import cli, commands
+from nnunet_selma import cli
+from nnunet_selma.nnunet import commands
 from tests.conftest import REPOSITORY
 
 LINE = re.compile(

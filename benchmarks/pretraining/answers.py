@@ -13,10 +13,10 @@ from sklearn.metrics import average_precision_score
 from benchmarks.pretraining.arms import Arm, merged
 from benchmarks.pretraining.measuring import Case, in_tiles, middle, test_cases
 from benchmarks.pretraining.running import Stage, Study
-from nnunet_selma.challenge import ANNOTATED, UNLABELLED
-from nnunet_selma.pretexts.inpainting import standardised
-from nnunet_selma.recipes import run_length
-from nnunet_selma.trainers.base import bare
+from nnunet_selma.networks.parts import bare
+from nnunet_selma.pretraining.inpainting import standardised
+from nnunet_selma.recipes.challenge import ANNOTATED, UNLABELLED
+from nnunet_selma.recipes.recipes import run_length
 
 
 def answers(study: Study, stage: Stage, arms: Sequence[Arm], seeds: Sequence[int]) -> dict[str, dict[str, float]]:
@@ -72,7 +72,7 @@ def by_cube(cases: Sequence[Case], scores: Sequence[Any]) -> dict[str, float]:
 
 def write_answers(study: Study, stage: Stage, arms: Sequence[Arm], seeds: Sequence[int]) -> Path:
     """Write what `answers` gives beside the results; returns the file."""
-    from nnunet_selma.json_files import write_json
+    from nnunet_selma.running.json_files import write_json
 
     path = study.results / f"answers_{stage.name}.json"
     write_json(path, answers(study, stage, arms, seeds))

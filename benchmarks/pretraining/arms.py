@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
-from nnunet_selma.recipes import SettingsChange
+from nnunet_selma.recipes.recipes import SettingsChange
 
 BASE: dict[str, dict[str, Any]] = {
     "pretraining": {"learning_rate": 1e-2, "optimizer": "sgd"},

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.json_files import read_json
+from nnunet_selma.running.json_files import read_json
 
 Floats = NDArray[np.float64]
 

@@ -15,9 +15,9 @@ from einops import rearrange
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
-from nnunet_selma.calibration import Sample, fit
-from nnunet_selma.metrics.pair import Pair
-from nnunet_selma.trainers.base import bare
+from nnunet_selma.evaluation.metrics.pair import Pair
+from nnunet_selma.finetuning.calibration import Sample, fit
+from nnunet_selma.networks.parts import bare
 from nnunet_selma.volumes import open_volume
 from nnunet_selma.volumes.base import Array
 

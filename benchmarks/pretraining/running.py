@@ -18,13 +18,13 @@ from typing import Any
 import torch
 
 from benchmarks.pretraining.arms import Arm, merged
-from nnunet_selma.challenge import ANNOTATED, UNLABELLED, Challenge
-from nnunet_selma.challenge import Arm as Prepared
-from nnunet_selma.challenge.data import ChallengeData, arrange
-from nnunet_selma.folders import Folders
-from nnunet_selma.json_files import read_json, write_json
-from nnunet_selma.pretrained import CHECKPOINT, SUMMARY
-from nnunet_selma.recipes import RECIPES, run_length
+from nnunet_selma.finetuning.pretrained import CHECKPOINT, SUMMARY
+from nnunet_selma.nnunet.folders import Folders
+from nnunet_selma.recipes.challenge import ANNOTATED, UNLABELLED, Challenge
+from nnunet_selma.recipes.challenge import Arm as Prepared
+from nnunet_selma.recipes.challenge.data import ChallengeData, arrange
+from nnunet_selma.recipes.recipes import RECIPES, run_length
+from nnunet_selma.running.json_files import read_json, write_json
 from nnunet_selma.trainers import TRAINERS
 
 STEPS_PER_EPOCH = 32

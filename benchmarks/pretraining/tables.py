@@ -19,7 +19,7 @@ from benchmarks.pretraining.intervals import (
     spread,
 )
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.json_files import write_text
+from nnunet_selma.running.json_files import write_text
 
 PRIMARY_STEPS = 512
 """Steps of fine-tuning after which arms are compared, as was fixed before the study."""

@@ -6,12 +6,13 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunet_selma import __version__, commands
+from nnunet_selma import __version__
 from nnunet_selma.cli import convert, evaluate, objects, plan, predict, predict_volume, recipe, see, weights
 from nnunet_selma.cli.arguments import path
 from nnunet_selma.cli.shell import complain
-from nnunet_selma.devices import available_device
 from nnunet_selma.errors import SelmaError
+from nnunet_selma.nnunet import commands
+from nnunet_selma.running.devices import available_device
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,7 +55,7 @@ def _env(chosen: argparse.Namespace) -> int:
 
 
 def _demo(chosen: argparse.Namespace) -> int:
-    from nnunet_selma.demo import run_demo
+    from nnunet_selma.demo.demo import run_demo
 
     available_device(chosen.device)
     report = run_demo(

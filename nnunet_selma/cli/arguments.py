@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_selma.conversion.spacing import Spacing
-from nnunet_selma.cpu.resources import usable_cores
 from nnunet_selma.errors import SelmaError
+from nnunet_selma.running.cores import usable_cores
 from nnunet_selma.structures import SpacingUm, named
 
 

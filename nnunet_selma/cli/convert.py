@@ -17,10 +17,10 @@ from nnunet_selma.cli.shell import folders, progress
 from nnunet_selma.conversion.annotated import AnnotatedSettings, convert_annotated
 from nnunet_selma.conversion.inspection import as_text, inspect
 from nnunet_selma.conversion.raw_dataset import dataset_folder_name
+from nnunet_selma.conversion.tiles import TileSettings
 from nnunet_selma.conversion.unannotated import StoreSettings, UnannotatedSettings, convert_unannotated
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.planning import store_plans
-from nnunet_selma.tiles import TileSettings
+from nnunet_selma.nnunet.plans import store_plans
 
 
 def add_to(parts: Any) -> None:

@@ -60,8 +60,8 @@ def add_to(parts: Any) -> None:
 
 def _evaluate(chosen: argparse.Namespace) -> int:
     from nnunet_selma.evaluation import EvaluationSettings, evaluate, write_evaluation
-    from nnunet_selma.metrics.extras import Extras
-    from nnunet_selma.metrics.instances import MatchingRule
+    from nnunet_selma.evaluation.metrics.extras import Extras
+    from nnunet_selma.evaluation.metrics.instances import MatchingRule
 
     rule = MatchingRule.parse(chosen.objects) if chosen.objects else None
     if chosen.images and not (chosen.output and chosen.sheets):

@@ -5,17 +5,17 @@ import os
 import shlex
 from typing import Any
 
-from nnunet_selma import commands
 from nnunet_selma.cli.arguments import source_plans_arguments
 from nnunet_selma.cli.shell import folders, progress
 from nnunet_selma.conversion.unlabelled_raw import has_foreground, store_unlabelled
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.folders import Folders
-from nnunet_selma.json_files import read_json, write_json
-from nnunet_selma.network_plans import NETWORKS, write_network_plans
-from nnunet_selma.planning import TILE_STORE, plan_pretraining, write_small_plans
-from nnunet_selma.preprocessed_cases import padding_sentence, shapes_of_cases
-from nnunet_selma.settings import as_lines, parse_assignments, read_settings, with_settings
+from nnunet_selma.networks.plans import NETWORKS, write_network_plans
+from nnunet_selma.nnunet import commands
+from nnunet_selma.nnunet.folders import Folders
+from nnunet_selma.nnunet.plans import TILE_STORE, plan_pretraining, write_small_plans
+from nnunet_selma.nnunet.preprocessed_cases import padding_sentence, shapes_of_cases
+from nnunet_selma.nnunet.settings import as_lines, parse_assignments, read_settings, with_settings
+from nnunet_selma.running.json_files import read_json, write_json
 
 
 def _plan_small(chosen: argparse.Namespace) -> int:
@@ -87,7 +87,7 @@ def _look_at_cases(where: Folders, dataset_id: int, plans_name: str, name: str) 
     from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    from nnunet_selma.tile_store import TileStore
+    from nnunet_selma.nnunet.tile_store import TileStore
 
     dataset = where.dataset(dataset_id)
     configuration = PlansManager(read_json(where.plans(dataset, plans_name))).get_configuration(name)

@@ -7,15 +7,15 @@ from typing import Any
 
 from nnunet_selma.cli.arguments import path, workers_argument
 from nnunet_selma.cli.shell import folders, progress
-from nnunet_selma.devices import available_device
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.ext_trainers import FOLDER as TRAINER_FOLDER
-from nnunet_selma.json_files import read_json
+from nnunet_selma.nnunet.folders import TRAINER_FOLDER
+from nnunet_selma.running.devices import available_device
+from nnunet_selma.running.json_files import read_json
 
 
 def _train_router(chosen: argparse.Namespace) -> int:
-    from nnunet_selma.inference.router_training import RouterTraining, train_router
-    from nnunet_selma.inference.routing import class_named
+    from nnunet_selma.routing.router_training import RouterTraining, train_router
+    from nnunet_selma.routing.routers import class_named
 
     where = folders()
     settings = RouterTraining(
@@ -51,8 +51,8 @@ def _validation_cases(splits_file: Path, fold: str) -> list[str]:
 
 
 def _predict_routed(chosen: argparse.Namespace) -> int:
-    from nnunet_selma.inference.routed import ROUTES, PredictionSettings, predict_routed
-    from nnunet_selma.inference.routing import open_router
+    from nnunet_selma.routing.routed import ROUTES, PredictionSettings, predict_routed
+    from nnunet_selma.routing.routers import open_router
 
     settings = PredictionSettings(
         folds=tuple(chosen.folds), checkpoint=chosen.checkpoint, step_size=chosen.step_size, mirroring=not chosen.disable_tta,
@@ -75,7 +75,7 @@ def _predict_routed(chosen: argparse.Namespace) -> int:
 
 
 def _remove_small(chosen: argparse.Namespace) -> int:
-    from nnunet_selma.inference.small_objects import remove_small_in_folder
+    from nnunet_selma.prediction.small_objects import remove_small_in_folder
 
     removed = remove_small_in_folder(chosen.folder, chosen.output, chosen.below, progress)
     for name, count in removed.items():
@@ -86,7 +86,7 @@ def _remove_small(chosen: argparse.Namespace) -> int:
 
 def _models(texts: list[str]) -> dict[str, Path]:
     """Class to the folder of its model, of `cfos_neuron=FOLDER` and the like."""
-    from nnunet_selma.inference.routing import class_named
+    from nnunet_selma.routing.routers import class_named
 
     models: dict[str, Path] = {}
     for text in texts:

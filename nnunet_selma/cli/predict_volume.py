@@ -7,13 +7,13 @@ from typing import Any
 
 from nnunet_selma.cli.arguments import path, scheduler_argument, voxel_size
 from nnunet_selma.cli.shell import folders, meter, progress
-from nnunet_selma.devices import available_device
 from nnunet_selma.errors import SelmaError
+from nnunet_selma.running.devices import available_device
 
 
 def _predict_volume(chosen: argparse.Namespace) -> int:
-    from nnunet_selma.volume_prediction import Execution, VolumePrediction, predict_volume
-    from nnunet_selma.volume_prediction.model import ModelSettings
+    from nnunet_selma.prediction import Execution, VolumePrediction, predict_volume
+    from nnunet_selma.prediction.model import ModelSettings
 
     folder = chosen.model or _trained(chosen)
     settings = VolumePrediction(

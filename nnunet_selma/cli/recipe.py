@@ -7,11 +7,11 @@ from typing import Any
 
 from nnunet_selma.cli.arguments import path
 from nnunet_selma.cli.shell import folders
-from nnunet_selma.devices import available_device
-from nnunet_selma.ext_trainers import FOLDER as TRAINER_FOLDER
-from nnunet_selma.recipe_runs import RecipeRun
-from nnunet_selma.recipes import RECIPES, as_table, recipe_named
-from nnunet_selma.settings import parse_assignments
+from nnunet_selma.nnunet.folders import TRAINER_FOLDER
+from nnunet_selma.nnunet.settings import parse_assignments
+from nnunet_selma.recipes.recipes import RECIPES, as_table, recipe_named
+from nnunet_selma.recipes.running import RecipeRun
+from nnunet_selma.running.devices import available_device
 
 
 def _say(line: str) -> None:
@@ -45,8 +45,8 @@ def _run(chosen: argparse.Namespace) -> int:
 
 
 def _challenge(chosen: argparse.Namespace) -> int:
-    from nnunet_selma.challenge import Challenge, usual_arms
-    from nnunet_selma.challenge.data import arrange, draw
+    from nnunet_selma.recipes.challenge import Challenge, usual_arms
+    from nnunet_selma.recipes.challenge.data import arrange, draw
 
     available_device(chosen.device)
     root = chosen.output / "data"

@@ -52,7 +52,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
 
 
 def _view(chosen: argparse.Namespace) -> int:
-    from nnunet_selma.viewing import demand_napari, layers, show
+    from nnunet_selma.pictures.viewing import demand_napari, layers, show
     from nnunet_selma.volumes.segmented import image_at
 
     found = image_at(chosen.image, label=chosen.label, labels=chosen.labels)
@@ -71,8 +71,8 @@ _DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM")
 
 
 def _overview(chosen: argparse.Namespace) -> int:
-    from nnunet_selma.overview import overview
-    from nnunet_selma.overview.sheet import overview_sheet
+    from nnunet_selma.pictures.overview import overview
+    from nnunet_selma.pictures.overview.sheet import overview_sheet
     from nnunet_selma.volumes.segmented import segmentation_at
 
     if chosen.output.suffix.lower() != ".png" or chosen.output.is_dir() or not chosen.output.parent.is_dir():

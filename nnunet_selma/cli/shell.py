@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nnunet_selma import commands
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.folders import Folders
-from nnunet_selma.progress import Step
+from nnunet_selma.nnunet import commands
+from nnunet_selma.nnunet.folders import Folders
+from nnunet_selma.running.progress import Step
 
 
 def progress(items: Sequence[Any], label: str) -> Iterable[Any]:

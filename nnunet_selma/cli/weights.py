@@ -7,7 +7,7 @@ from nnunet_selma.cli.arguments import path
 
 
 def _export_weights(chosen: argparse.Namespace) -> int:
-    from nnunet_selma.checkpoints import export_weights
+    from nnunet_selma.nnunet.checkpoints import export_weights
 
     tensors, parameters = export_weights(chosen.checkpoint, chosen.output, overwrite=chosen.overwrite)
     print(f"{chosen.output}: {tensors} tensors, {parameters:,} parameters")

@@ -12,9 +12,9 @@ from nnunet_selma.conversion.relatives import Relation, Signature, find_relation
 from nnunet_selma.conversion.spacing import Spacing, default_spacing, spacing_of
 from nnunet_selma.conversion.splits import joined_groups, make_splits
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.folders import Folders
-from nnunet_selma.json_files import write_json
-from nnunet_selma.progress import Progress, silent
+from nnunet_selma.nnunet.folders import Folders
+from nnunet_selma.running.json_files import write_json
+from nnunet_selma.running.progress import Progress, silent
 from nnunet_selma.structures import SpacingUm, Structure
 from nnunet_selma.volumes import open_volume
 

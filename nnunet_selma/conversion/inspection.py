@@ -20,7 +20,7 @@ from nnunet_selma.conversion.relatives import Relation, Signature, find_relation
 from nnunet_selma.conversion.unannotated import UnannotatedSettings
 from nnunet_selma.conversion.volume_tree import NothingFoundError, UnlabelledVolume, find_volumes, is_raw_of_patches
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.progress import Progress, silent
+from nnunet_selma.running.progress import Progress, silent
 from nnunet_selma.structures import Structure
 from nnunet_selma.volumes import Volume, open_volume
 

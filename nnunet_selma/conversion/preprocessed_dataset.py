@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_selma import __version__
-from nnunet_selma.conversion.raw_dataset import MANIFEST, dataset_description
+from nnunet_selma.conversion.raw_dataset import dataset_description
 from nnunet_selma.conversion.staging import StagedFolder
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.json_files import read_json, write_json
-from nnunet_selma.settings import KEY
+from nnunet_selma.nnunet.folders import MANIFEST
+from nnunet_selma.nnunet.settings import KEY
+from nnunet_selma.nnunet.tile_store import demand_supported, write_case
+from nnunet_selma.running.json_files import read_json, write_json
 from nnunet_selma.structures import SpacingUm
-from nnunet_selma.tile_store import demand_supported, write_case
 from nnunet_selma.volumes.base import Array
 
 

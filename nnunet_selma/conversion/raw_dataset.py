@@ -14,12 +14,12 @@ import numpy as np
 from nnunet_selma import __version__
 from nnunet_selma.conversion.staging import StagedFolder
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.json_files import write_json
+from nnunet_selma.nnunet.folders import MANIFEST
+from nnunet_selma.running.json_files import write_json
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes.base import Array
 
 FILE_ENDING = ".nii.gz"
-MANIFEST = "selma_manifest.json"
 
 
 def dataset_folder_name(dataset_id: int, name: str) -> str:

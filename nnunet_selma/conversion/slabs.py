@@ -9,9 +9,9 @@ import numpy as np
 
 from nnunet_selma.conversion.checks import as_json, image_facts
 from nnunet_selma.conversion.staging import StagedDataset
+from nnunet_selma.conversion.tiles import Tile, foreground_mask, read_slab, slab_steps
 from nnunet_selma.conversion.volume_tree import UnlabelledVolume
 from nnunet_selma.structures import SpacingUm
-from nnunet_selma.tiles import Tile, foreground_mask, read_slab, slab_steps
 from nnunet_selma.volumes import Volume, to_intensities
 from nnunet_selma.volumes.base import Array
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.json_files import read_json, write_json
+from nnunet_selma.running.json_files import read_json, write_json
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes.base import Array
 

@@ -14,20 +14,20 @@ from nnunet_selma.conversion.raw_dataset import RawDataset, dataset_folder_name,
 from nnunet_selma.conversion.slabs import SlabTask, case_name, convert_slab
 from nnunet_selma.conversion.spacing import Spacing, default_spacing, spacing_of
 from nnunet_selma.conversion.staging import StagedDataset, StagedFolder
-from nnunet_selma.conversion.volume_tree import UnlabelledVolume, find_volumes
-from nnunet_selma.errors import SelmaError
-from nnunet_selma.folders import Folders
-from nnunet_selma.parallel import run_tasks
-from nnunet_selma.planning import Plans, demand_same_unit, store_plans
-from nnunet_selma.progress import Progress, silent
-from nnunet_selma.structures import SpacingUm, named
-from nnunet_selma.tiles import (
+from nnunet_selma.conversion.tiles import (
     Tile,
     TileSettings,
     choose_tiles,
     slabs,
     tissue_map,
 )
+from nnunet_selma.conversion.volume_tree import UnlabelledVolume, find_volumes
+from nnunet_selma.errors import SelmaError
+from nnunet_selma.nnunet.folders import Folders
+from nnunet_selma.nnunet.plans import Plans, demand_same_unit, store_plans
+from nnunet_selma.running.parallel import run_tasks
+from nnunet_selma.running.progress import Progress, silent
+from nnunet_selma.structures import SpacingUm, named
 from nnunet_selma.volumes import OnBadSlice, Volume, open_volume
 
 _WORTH_PROCESSES = 2**28

@@ -9,11 +9,11 @@ import numpy as np
 
 from nnunet_selma.conversion.preprocessed_dataset import PreprocessedDataset
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.folders import Folders
-from nnunet_selma.json_files import read_json
-from nnunet_selma.parallel import run_tasks
-from nnunet_selma.planning import demand_like_datasets, store_plans
-from nnunet_selma.progress import Progress, silent
+from nnunet_selma.nnunet.folders import Folders
+from nnunet_selma.nnunet.plans import demand_like_datasets, store_plans
+from nnunet_selma.running.json_files import read_json
+from nnunet_selma.running.parallel import run_tasks
+from nnunet_selma.running.progress import Progress, silent
 from nnunet_selma.volumes import is_volume, open_volume, to_intensities
 
 

@@ -6,18 +6,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nnunet_selma import __version__, figures
+from nnunet_selma import __version__
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.evaluation import tables
+from nnunet_selma.evaluation import pictures, tables
 from nnunet_selma.evaluation.cases import Case, Missing, find_cases, listed
 from nnunet_selma.evaluation.comparison import PairedDifference, Ranks, class_means, compare, rank
+from nnunet_selma.evaluation.metrics.editions import Edition, edition
+from nnunet_selma.evaluation.metrics.extras import Extras
 from nnunet_selma.evaluation.scoring import CaseScore, ScoreTask, score_case
 from nnunet_selma.evaluation.tables import Table
-from nnunet_selma.json_files import without_nan, write_json, write_text
-from nnunet_selma.metrics.editions import Edition, edition
-from nnunet_selma.metrics.extras import Extras
-from nnunet_selma.parallel import run_tasks
-from nnunet_selma.progress import Progress, silent
+from nnunet_selma.running.json_files import without_nan, write_json, write_text
+from nnunet_selma.running.parallel import run_tasks
+from nnunet_selma.running.progress import Progress, silent
 from nnunet_selma.structures import SpacingUm, named
 
 __all__ = ["Evaluation", "EvaluationSettings", "evaluate", "write_evaluation"]
@@ -202,10 +202,10 @@ def write_evaluation(evaluation: Evaluation, output: Path) -> None:
             }
         ),
     )
-    figures.score_boxes(output / "scores.png", _panels(evaluation))
+    pictures.score_boxes(output / "scores.png", _panels(evaluation))
     (output / "ranks.png").unlink(missing_ok=True)  # of an earlier run with more methods
     if ranks:
-        figures.rank_plot(output / "ranks.png", ranks.classes, ranks.overall)
+        pictures.rank_plot(output / "ranks.png", ranks.classes, ranks.overall)
 
 
 def _panels(evaluation: Evaluation) -> list[tuple[str, list[tuple[str, dict[str, list[float]]]]]]:

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from scipy.stats import bootstrap, rankdata, wilcoxon
 
 from nnunet_selma.errors import SelmaError
+from nnunet_selma.evaluation.metrics.editions import Edition
 from nnunet_selma.evaluation.scoring import CaseScore
-from nnunet_selma.metrics.editions import Edition
 from nnunet_selma.structures import STRUCTURES, named
 
 Means = Mapping[str, Mapping[str, Mapping[str, float]]]

@@ -11,15 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_selma import __version__, figures
+from nnunet_selma import __version__
 from nnunet_selma.errors import SelmaError
+from nnunet_selma.evaluation import pictures
 from nnunet_selma.evaluation.cases import Case
-from nnunet_selma.json_files import read_json, without_nan, write_json
-from nnunet_selma.metrics.blocks import Mask
-from nnunet_selma.metrics.editions import edition
-from nnunet_selma.metrics.extras import Extras, measure
-from nnunet_selma.metrics.mistakes import mistakes
-from nnunet_selma.metrics.pair import Pair, Segmentation
+from nnunet_selma.evaluation.metrics.editions import edition
+from nnunet_selma.evaluation.metrics.extras import Extras, measure
+from nnunet_selma.evaluation.metrics.mistakes import mistakes
+from nnunet_selma.evaluation.metrics.pair import Pair, Segmentation
+from nnunet_selma.morphology.blocks import Mask
+from nnunet_selma.running.json_files import read_json, without_nan, write_json
 from nnunet_selma.volumes import open_volume
 from nnunet_selma.volumes.base import Array
 
@@ -145,7 +146,7 @@ def _score(task: ScoreTask, method: str, reference: _Reference) -> CaseScore:
             f"{m.title} {score.official[m.key] * (100 if m.percent else 1):.4g}"
             for m in rules.metrics_of(case.structure)
         )
-        figures.evaluation_sheet(
+        pictures.evaluation_sheet(
             sheet, title=f"{case.name} ({case.structure.title}), {method}\n{shown}",
             raw=raw, truth=pair.reference.mask, prediction=pair.prediction.mask, mistakes=mistakes(pair),
         )  # fmt: skip

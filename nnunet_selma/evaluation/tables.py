@@ -11,8 +11,8 @@ from math import floor, isnan, log10, nan
 import numpy as np
 
 from nnunet_selma.evaluation.comparison import PairedDifference, Ranks
+from nnunet_selma.evaluation.metrics.editions import Edition, Metric
 from nnunet_selma.evaluation.scoring import CaseScore
-from nnunet_selma.metrics.editions import Edition, Metric
 from nnunet_selma.structures import named
 
 _MOST_COLUMNS = 6

@@ -1,5 +1,5 @@
 """The folder that nnU-Net searches in an installed copy (`nnunet-selma env` prints it)."""
 
-from pathlib import Path
+from nnunet_selma.nnunet.folders import TRAINER_FOLDER as FOLDER
 
-FOLDER = Path(__file__).resolve().parent
+__all__ = ["FOLDER"]

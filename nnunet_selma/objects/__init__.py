@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 
 from nnunet_selma import __version__
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.json_files import read_json, without_nan, write_json
-from nnunet_selma.metrics.blocks import Block, blocks
-from nnunet_selma.metrics.components import Connectivity
+from nnunet_selma.morphology.blocks import Block, blocks
+from nnunet_selma.morphology.components import Connectivity
 from nnunet_selma.objects.atlas import Atlas, open_atlas, read_region_names, region_table, regions_of
 from nnunet_selma.objects.instances import InstanceImage, demand_free, write_instances
 from nnunet_selma.objects.reading import Sources, open_sources
 from nnunet_selma.objects.summary import HALO, counts, topology, trees
 from nnunet_selma.objects.table import MeasuredComponents, Objects
 from nnunet_selma.objects.writing import Columns, demand_writable, write_table
-from nnunet_selma.progress import Progress, silent
+from nnunet_selma.running.json_files import read_json, without_nan, write_json
+from nnunet_selma.running.progress import Progress, silent
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes.base import Array, ShapeZYX
 

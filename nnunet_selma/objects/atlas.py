@@ -24,7 +24,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.metrics.blocks import Read
+from nnunet_selma.morphology.blocks import Read
 from nnunet_selma.objects.reading import as_labels
 from nnunet_selma.objects.table import Objects
 from nnunet_selma.structures import SpacingUm

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.metrics.blocks import Block, Read
-from nnunet_selma.metrics.components import Connectivity, label
-from nnunet_selma.progress import Progress
+from nnunet_selma.morphology.blocks import Block, Read
+from nnunet_selma.morphology.components import Connectivity, label
+from nnunet_selma.running.progress import Progress
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes.base import ShapeZYX
 from nnunet_selma.volumes.segmented import has_image, is_label_image, levels

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.metrics.blocks import Read
+from nnunet_selma.morphology.blocks import Read
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes import Volume, open_volume
 from nnunet_selma.volumes.base import Array, ShapeZYX

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_selma.metrics.blocks import Read, blocks
-from nnunet_selma.metrics.centreline import branch_points, centreline_length, skeletons_by_blocks
-from nnunet_selma.metrics.topology import Betti, betti_numbers_by_blocks
+from nnunet_selma.morphology.blocks import Read, blocks
+from nnunet_selma.morphology.centreline import branch_points, centreline_length, skeletons_by_blocks
+from nnunet_selma.morphology.topology import Betti, betti_numbers_by_blocks
 from nnunet_selma.objects.table import Objects
-from nnunet_selma.progress import Progress
+from nnunet_selma.running.progress import Progress
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes.base import Array, ShapeZYX
 

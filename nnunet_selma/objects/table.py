@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_selma.metrics.blocks import Block
-from nnunet_selma.metrics.components import Components, ComponentTable, Connectivity, label
+from nnunet_selma.morphology.blocks import Block
+from nnunet_selma.morphology.components import Components, ComponentTable, Connectivity, label
 from nnunet_selma.volumes.base import Array, ShapeZYX
 
 _Integers = NDArray[np.int64]

@@ -15,16 +15,15 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
-from torch._dynamo import OptimizedModule
-from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_selma.cpu.layers import Trials, accelerate
-from nnunet_selma.cpu.resources import keep_freed_memory, share_cores, usable_cores
-from nnunet_selma.devices import available_device
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.json_files import read_json, write_json
-from nnunet_selma.preprocessed_cases import faults_of_cases
-from nnunet_selma.settings import FinetuningSettings, PretrainingSettings, read_settings
+from nnunet_selma.networks.parts import bare
+from nnunet_selma.nnunet.preprocessed_cases import faults_of_cases
+from nnunet_selma.nnunet.settings import FinetuningSettings, PretrainingSettings, read_settings
+from nnunet_selma.running.cores import keep_freed_memory, share_cores, usable_cores
+from nnunet_selma.running.devices import available_device
+from nnunet_selma.running.json_files import read_json, write_json
+from nnunet_selma.trainers.fast_layers import Trials, accelerate
 
 _LOADING = "nnUNet_n_proc_DA"
 _WRITING = ("PytorchStreamWriter", "unexpected pos", "cannot be opened", "Parent directory")
@@ -49,19 +48,6 @@ def plain_errors() -> Iterator[None]:
     except SelmaError as error:
         print(f"nnunet-selma: {error}", file=sys.stderr)  # noqa: T201 - nnU-Net's commands have no other channel
         raise SystemExit(2) from None
-
-
-def without_ddp(network: nn.Module) -> nn.Module:
-    """The network without the wrapper of DistributedDataParallel."""
-    return network.module if isinstance(network, DistributedDataParallel) else network
-
-
-def bare(network: nn.Module) -> nn.Module:
-    """The network without the wrappers of DistributedDataParallel and torch.compile."""
-    network = without_ddp(network)
-    if isinstance(network, OptimizedModule):
-        network = network._orig_mod
-    return network
 
 
 def fill_momentum(optimizer: torch.optim.Optimizer) -> None:

@@ -11,13 +11,10 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
-from nnunet_selma.calibration import Sample, fit, samples_of, shift_heads
-from nnunet_selma.checkpoints import demand_finite, read_checkpoint
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.json_files import read_json, write_json
-from nnunet_selma.losses import build_loss
-from nnunet_selma.pretexts.base import pretrained_part
-from nnunet_selma.pretrained import (
+from nnunet_selma.finetuning.calibration import Sample, fit, samples_of, shift_heads
+from nnunet_selma.finetuning.losses import build_loss
+from nnunet_selma.finetuning.pretrained import (
     CHOICE,
     SUMMARY,
     Choice,
@@ -27,9 +24,12 @@ from nnunet_selma.pretrained import (
     network_identity,
     other_folds,
 )
-from nnunet_selma.probing import fit_heads, read_voxels
-from nnunet_selma.trainers.base import SelmaTrainer, bare, facts_of, label_channels, plain_errors
-from nnunet_selma.transfer import carry_over, parts_of
+from nnunet_selma.finetuning.probing import fit_heads, read_voxels
+from nnunet_selma.finetuning.transfer import carry_over, parts_of
+from nnunet_selma.networks.parts import bare, pretrained_part
+from nnunet_selma.nnunet.checkpoints import demand_finite, read_checkpoint
+from nnunet_selma.running.json_files import read_json, write_json
+from nnunet_selma.trainers.base import SelmaTrainer, facts_of, label_channels, plain_errors
 
 CALIBRATION = "calibration.json"
 _PROBED_BATCHES = 20
@@ -204,7 +204,7 @@ class SelmaFinetuneTrainer(SelmaTrainer):
             )
 
     def fit_heads(self) -> bool:
-        """Fit the segmentation heads to what was carried over (`nnunet_selma.probing`), to the batches of all processes; False if they stay random."""
+        """Fit the segmentation heads to what was carried over (`nnunet_selma.finetuning.probing`), to the batches of all processes; False if they stay random."""
         network, labels = bare(self.network), self.label_manager
         batches = (next(self.dataloader_train) for _ in range(_PROBED_BATCHES))
         voxels = read_voxels(network, batches, self.device, labels.ignore_label, regions=labels.has_regions)
@@ -297,7 +297,7 @@ class SelmaFinetuneTrainer(SelmaTrainer):
         super().on_train_end()
 
     def calibrate(self) -> None:
-        """Fit the decision threshold on validation cases and fold it into the bias of the segmentation head (`nnunet_selma.calibration`).
+        """Fit the decision threshold on validation cases and fold it into the bias of the segmentation head (`nnunet_selma.finetuning.calibration`).
 
         The result is logged and written as calibration.json beside the checkpoints. Where nothing can be fitted, the log says why, and the
         training ends as it would have without.

@@ -1,6 +1,7 @@
 """`SelmaSSLTrainer`: nnU-Net's training loop with a pretext task in place of the segmentation loss."""
 
 import math
+import re
 import sys
 import time
 from contextlib import nullcontext
@@ -22,27 +23,31 @@ from torch import Tensor, autocast, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_selma import __version__, figures
-from nnunet_selma.checkpoints import PRETEXT, RECORD, TRAINED, adaptation_record, plain
-from nnunet_selma.cpu.layers import accelerate
+from nnunet_selma import __version__
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.json_files import write_json
-from nnunet_selma.planning import TILE_STORE, demand_first_stage
-from nnunet_selma.preprocessed_cases import padding_sentence, shapes_of_cases
-from nnunet_selma.pretexts.base import Pretext, Task, pretrained_part
-from nnunet_selma.pretexts.collapse import alarms, effective_rank, feature_deviation
-from nnunet_selma.pretexts.heads import mean_over_processes
-from nnunet_selma.pretexts.inpainting import MaskedInpainting
-from nnunet_selma.pretexts.learning import as_json, errors_without, movements, starting_weights, unlearnt
-from nnunet_selma.pretrained import SUMMARY, network_identity
+from nnunet_selma.finetuning.pretrained import SUMMARY, network_identity
+from nnunet_selma.networks.parts import bare, pretrained_part, without_ddp
+from nnunet_selma.nnunet.checkpoints import PRETEXT, RECORD, TRAINED, adaptation_record, plain
+from nnunet_selma.nnunet.plans import TILE_STORE, demand_first_stage
+from nnunet_selma.nnunet.preprocessed_cases import padding_sentence, shapes_of_cases
+from nnunet_selma.nnunet.tile_store import TileStore
+from nnunet_selma.pictures import figures
+from nnunet_selma.pretraining.base import Pretext, Task
+from nnunet_selma.pretraining.collapse import alarms, effective_rank, feature_deviation
+from nnunet_selma.pretraining.heads import mean_over_processes
+from nnunet_selma.pretraining.inpainting import MaskedInpainting
+from nnunet_selma.pretraining.learning import as_json, errors_without, movements, starting_weights, unlearnt
+from nnunet_selma.running.json_files import write_json
 from nnunet_selma.structures import PREFIXES, of_case
-from nnunet_selma.tile_store import TileStore
-from nnunet_selma.trainers.base import SelmaTrainer, bare, facts_of, plain_errors, without_ddp
+from nnunet_selma.trainers.base import SelmaTrainer, facts_of, plain_errors
+from nnunet_selma.trainers.fast_layers import accelerate
 
 MOST_IN_HALF = 4096.0
 """Normalised intensity that a network is given in half precision at most: 27 voxels of it, weighted, stay far below 65504."""
 _RAW = 0.01
 """Share of voxels beyond it from which on images are no normalised ones."""
+_MOVED = {"nnunet_selma.pretexts.": "nnunet_selma.pretraining."}
+"""Earlier beginnings of the names of pretexts, as plans may have them, to those of today."""
 _VALIDATION_SEED = 20240
 _MEASURED_BATCHES = 4
 """Batches on which it is measured what the reconstruction loses without a part of the network."""
@@ -65,6 +70,8 @@ def pretext_named(name: str) -> type[Pretext]:
     Raises:
         SelmaError: no such module or class, or it is no pretext.
     """
+    for before, now in _MOVED.items():
+        name = re.sub(rf"^{re.escape(before)}", now, name)
     module, _, last = name.rpartition(".")
     try:
         found = getattr(import_module(module), last)
@@ -74,7 +81,9 @@ def pretext_named(name: str) -> type[Pretext]:
             "folder on PYTHONPATH"
         ) from error
     if not (isinstance(found, type) and issubclass(found, Pretext)):
-        raise SelmaError(f"pretraining.pretext is {name}, which is no subclass of nnunet_selma.pretexts.base.Pretext")
+        raise SelmaError(
+            f"pretraining.pretext is {name}, which is no subclass of nnunet_selma.pretraining.base.Pretext"
+        )
     return found
 
 
@@ -126,7 +135,7 @@ class SelmaSSLTrainer(SelmaTrainer):
     """
 
     section = "pretraining"
-    pretext_class = "nnunet_selma.pretexts.inpainting.MaskedInpainting"
+    pretext_class = "nnunet_selma.pretraining.inpainting.MaskedInpainting"
     """Module and class of the pretext task."""
 
     def initialize(self) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from nnunet_selma.cpu.layers import FastConv3d, accelerate
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.lora import adapter_state, add_lora, load_adapter_state, merged_state
-from nnunet_selma.trainers.base import bare, plain_errors
+from nnunet_selma.finetuning.lora import adapter_state, add_lora, load_adapter_state, merged_state
+from nnunet_selma.networks.parts import bare
+from nnunet_selma.trainers.base import plain_errors
+from nnunet_selma.trainers.fast_layers import FastConv3d, accelerate
 from nnunet_selma.trainers.finetune import SelmaFinetuneTrainer
 
 
@@ -70,7 +71,7 @@ class SelmaFinetuneTrainer_Unfreezing(SelmaFinetuneTrainer):
 
 
 class SelmaFinetuneTrainer_LoRA(SelmaFinetuneTrainer):
-    """The weights of the pretrained part are frozen and adapted by matrices of low rank; all else is trained (`nnunet_selma.lora`).
+    """The weights of the pretrained part are frozen and adapted by matrices of low rank; all else is trained (`nnunet_selma.finetuning.lora`).
 
     Checkpoints hold the plain weights of the adapted network and, so that a run goes on exactly, frozen weights and factors.
     """

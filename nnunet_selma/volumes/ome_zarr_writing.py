@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.json_files import read_json, write_json
+from nnunet_selma.running.json_files import read_json, write_json
 from nnunet_selma.volumes.base import Array, ShapeZYX
 from nnunet_selma.volumes.pyramids import (
     Level,

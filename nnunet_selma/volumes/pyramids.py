@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.parallel import run_tasks
-from nnunet_selma.progress import Progress, silent
+from nnunet_selma.running.parallel import run_tasks
+from nnunet_selma.running.progress import Progress, silent
 from nnunet_selma.volumes.base import Array, ShapeZYX
 
 Reduction = Literal["mean", "mode", "nearest"]

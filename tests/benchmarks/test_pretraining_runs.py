@@ -11,9 +11,9 @@ import torch
 from benchmarks.pretraining.__main__ import fine_tune_as_pretrained
 from benchmarks.pretraining.arms import ARMS, BASE, arm_named, merged
 from benchmarks.pretraining.measuring import Case, in_tiles, middle
-from nnunet_selma.commands import FOLDER_VARIABLES
-from nnunet_selma.json_files import read_json
-from nnunet_selma.settings import read_settings
+from nnunet_selma.nnunet.commands import FOLDER_VARIABLES
+from nnunet_selma.nnunet.settings import read_settings
+from nnunet_selma.running.json_files import read_json
 from nnunet_selma.trainers import TRAINERS
 
 

@@ -3,12 +3,12 @@ import json
 import numpy as np
 import pytest
 
+from nnunet_selma.conversion.tiles import TileSettings
 from nnunet_selma.conversion.unannotated import StoreSettings, UnannotatedSettings, convert_unannotated
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.json_files import read_json, write_json
-from nnunet_selma.settings import with_settings
-from nnunet_selma.tile_store import TileStore
-from nnunet_selma.tiles import TileSettings
+from nnunet_selma.nnunet.settings import with_settings
+from nnunet_selma.nnunet.tile_store import TileStore
+from nnunet_selma.running.json_files import read_json, write_json
 from tests.conftest import write_image
 from tests.plans import plans
 

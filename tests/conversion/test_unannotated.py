@@ -9,11 +9,11 @@ import pytest
 import SimpleITK as sitk
 import tifffile
 
+from nnunet_selma.conversion.tiles import TileSettings
 from nnunet_selma.conversion.unannotated import UnannotatedSettings, convert_unannotated
 from nnunet_selma.conversion.volume_tree import find_volumes
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.json_files import write_json
-from nnunet_selma.tiles import TileSettings
+from nnunet_selma.running.json_files import write_json
 from tests.conftest import write_image
 from tests.plans import plans
 
@@ -181,11 +181,11 @@ def test_several_processes_write_the_same(download, folders, monkeypatch, worker
 IN_LITTLE_MEMORY = """
 import resource, sys
 from pathlib import Path
-from nnunet_selma import tiles
+from nnunet_selma.conversion import tiles
 from nnunet_selma.conversion import preprocessed_dataset, slabs
 from nnunet_selma.conversion.unannotated import StoreSettings, UnannotatedSettings, convert_unannotated
-from nnunet_selma.folders import Folders
-from nnunet_selma.tiles import TileSettings
+from nnunet_selma.nnunet.folders import Folders
+from nnunet_selma.conversion.tiles import TileSettings
 
 source, root, to, limit = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 tiles.SLAB_BYTES = 2**23

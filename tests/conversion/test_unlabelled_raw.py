@@ -3,8 +3,8 @@ import pytest
 
 from nnunet_selma.conversion.unlabelled_raw import has_foreground, store_unlabelled
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.json_files import read_json, write_json
-from nnunet_selma.tile_store import TileStore
+from nnunet_selma.nnunet.tile_store import TileStore
+from nnunet_selma.running.json_files import read_json, write_json
 from tests.conftest import write_image
 from tests.plans import plans
 

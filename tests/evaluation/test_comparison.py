@@ -8,8 +8,8 @@ from scipy import stats
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.evaluation.comparison import class_means, compare, rank
+from nnunet_selma.evaluation.metrics.editions import EDITIONS
 from nnunet_selma.evaluation.scoring import CaseScore
-from nnunet_selma.metrics.editions import EDITIONS
 
 SPOT, TREE = "spot-like", "tree-like"
 # arXiv 2501.03880, table 5: Dice, β0 | Dice, clDice, β0, β1

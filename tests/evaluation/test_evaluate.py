@@ -13,9 +13,9 @@ from scipy import ndimage
 
 from nnunet_selma import cli
 from nnunet_selma.evaluation import EvaluationSettings, evaluate
+from nnunet_selma.evaluation.metrics.mistakes import Mistake, mistakes
+from nnunet_selma.evaluation.metrics.pair import Pair
 from nnunet_selma.evaluation.scoring import read_mask
-from nnunet_selma.metrics.mistakes import Mistake, mistakes
-from nnunet_selma.metrics.pair import Pair
 from tests.conftest import write_image
 
 SHAPE = (14, 16, 18)
@@ -161,7 +161,7 @@ def test_two_files_are_a_pair_whatever_their_names(data, capsys):
 
 
 def test_a_truth_is_computed_once_for_all_methods(data, monkeypatch):
-    from nnunet_selma.metrics import pair
+    from nnunet_selma.evaluation.metrics import pair
 
     thinned = []
     skeleton = pair.skeleton

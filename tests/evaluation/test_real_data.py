@@ -9,8 +9,8 @@ from scipy import ndimage
 
 from benchmarks import official
 from nnunet_selma import cli
-from nnunet_selma.metrics.editions import edition
-from nnunet_selma.metrics.pair import Pair, VolumePair
+from nnunet_selma.evaluation.metrics.editions import edition
+from nnunet_selma.evaluation.metrics.pair import Pair, VolumePair
 from nnunet_selma.structures import from_name, named
 from nnunet_selma.volumes import open_volume, stem
 from tests.conftest import write_image

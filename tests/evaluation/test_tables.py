@@ -7,8 +7,8 @@ import pytest
 
 from nnunet_selma.evaluation import tables
 from nnunet_selma.evaluation.comparison import PairedDifference, rank
+from nnunet_selma.evaluation.metrics.editions import EDITIONS
 from nnunet_selma.evaluation.scoring import CaseScore
-from nnunet_selma.metrics.editions import EDITIONS
 from tests.evaluation.test_comparison import TABLE_5, means_of
 
 

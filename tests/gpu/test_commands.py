@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import multiprocessing
 
-from nnunet_selma import commands
-from tests.pretexts.test_processes import assert_as_one_batch, contrast
+from nnunet_selma.nnunet import commands
+from tests.pretraining.test_processes import assert_as_one_batch, contrast
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from nnunet_selma.losses import TERMS
-from nnunet_selma.trainers.base import are_finite, bare
+from nnunet_selma.finetuning.losses import TERMS
+from nnunet_selma.networks.parts import bare
+from nnunet_selma.trainers.base import are_finite
 from tests.gpu.steps import FINETUNINGS, PRETRAININGS, batch, begin, bytes_of_step, made, seconds, wait
 from tests.trainers.test_trainers import WaitsForTheDevice
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_selma.volume_prediction import Execution, VolumePrediction, predict_volume
+from nnunet_selma.prediction import Execution, VolumePrediction, predict_volume
 from nnunet_selma.volumes import open_volume
 from tests.conftest import write_image
 from tests.gpu.steps import gpu_plans
-from tests.volume_prediction.models import stock, texture, write_model
+from tests.prediction.models import stock, texture, write_model
 
 pytestmark = pytest.mark.gpu
 MOST = {"cuda": 1e-3, "cpu": 1e-5}

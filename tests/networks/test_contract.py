@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_selma.cpu.layers import Trials, accelerate
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.networks.attention_unet import AttentionUNet
 from nnunet_selma.networks.swin_unetr import SwinUNETR
 from nnunet_selma.networks.vit_adapter import ViTAdapter
+from nnunet_selma.trainers.fast_layers import Trials, accelerate
 
 HALVED = [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]]
 FLAT = [[1, 1, 1], [1, 2, 2], [2, 2, 2], [2, 2, 2]]

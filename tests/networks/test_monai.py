@@ -8,11 +8,11 @@ import pytest
 import torch
 from monai.networks import nets
 
-from nnunet_selma.checkpoints import read_checkpoint
 from nnunet_selma.errors import SelmaError
+from nnunet_selma.finetuning.transfer import carry_over
 from nnunet_selma.networks.attention_unet import AttentionUNet
 from nnunet_selma.networks.swin_unetr import SwinUNETR
-from nnunet_selma.transfer import carry_over
+from nnunet_selma.nnunet.checkpoints import read_checkpoint
 
 WRAPPED = {
     "plain": lambda w: w,

@@ -11,9 +11,9 @@ import pytest
 from nnunet_selma import objects
 from nnunet_selma.cli import objects as command
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.metrics.centreline import branch_points, centreline_length, skeleton
-from nnunet_selma.metrics.components import label
-from nnunet_selma.metrics.topology import betti_numbers
+from nnunet_selma.morphology.centreline import branch_points, centreline_length, skeleton
+from nnunet_selma.morphology.components import label
+from nnunet_selma.morphology.topology import betti_numbers
 from nnunet_selma.objects import ObjectSettings, instances, measure_objects, reading
 from nnunet_selma.objects import summary as objects_summary
 from nnunet_selma.volumes import open_volume

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.metrics.blocks import blocks
+from nnunet_selma.morphology.blocks import blocks
 from nnunet_selma.objects import reading
 from nnunet_selma.objects.reading import BLOCK_VOXELS, as_labels, block_edge, open_sources, slices_kept
 from nnunet_selma.volumes.base import Volume

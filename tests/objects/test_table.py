@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from skimage.measure import regionprops
 
-from nnunet_selma.metrics.blocks import blocks
+from nnunet_selma.morphology.blocks import blocks
 from nnunet_selma.objects import table_of
 from nnunet_selma.objects.table import MeasuredComponents
-from tests.metrics.masks import edges
+from tests.morphology.masks import edges
 from tests.objects.volumes import SPACING, blobs, labels, measured
 
 COLUMNS = ("label", "voxels", "centroid", "start", "stop", "mean_intensity", "max_intensity")

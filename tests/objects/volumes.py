@@ -5,7 +5,7 @@ import pytest
 import tifffile
 from hypothesis import strategies as st
 
-from nnunet_selma.metrics.blocks import blocks
+from nnunet_selma.morphology.blocks import blocks
 from nnunet_selma.objects.table import MeasuredComponents
 from nnunet_selma.volumes.ome_zarr_writing import ImageLayout, create_image, create_labels, write_box
 

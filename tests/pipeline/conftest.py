@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_selma import commands
-from nnunet_selma.demo import DemoSize, demo_environment, run_demo
+from nnunet_selma.demo.demo import DemoSize, demo_environment, run_demo
+from nnunet_selma.nnunet import commands
 
 TINY = DemoSize(
     patches=2, patch_edge=32, brain_shape=(32, 64, 64), tile=32, tiles_per_volume=2, test_patches=1, network_patch=16, features=(4, 8, 8),

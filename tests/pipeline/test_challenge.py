@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from nnunet_selma.recipes import RECIPES
+from nnunet_selma.recipes.recipes import RECIPES
 
 PROGRAM = """if True:
     from pathlib import Path
-    from nnunet_selma.challenge import Challenge, usual_arms
-    from nnunet_selma.challenge.data import PhantomSize, draw
-    from nnunet_selma.recipes import run_length
+    from nnunet_selma.recipes.challenge import Challenge, usual_arms
+    from nnunet_selma.recipes.challenge.data import PhantomSize, draw
+    from nnunet_selma.recipes.recipes import run_length
     size = PhantomSize(
         annotated={{"cfos_neuron": 2, "blood_vessel": 1}}, patch_edge=32, brain_shape=(32, 48, 48), test_patches=1, tile=32, tiles_per_volume=2
     )

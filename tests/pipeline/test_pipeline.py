@@ -13,7 +13,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from nnunet_selma import commands
+from nnunet_selma.nnunet import commands
 
 SSL = "nnUNet_results/Dataset500_*/SelmaSSLTrainer__nnUNetSmallPlans_from510__3d_fullres/fold_all"
 FINETUNED = "nnUNet_results/Dataset510_*/SelmaFinetuneTrainer__nnUNetSmallPlans__3d_fullres/fold_0"

@@ -11,7 +11,7 @@ import tifffile
 from nnunet_selma import cli
 from nnunet_selma.conversion.inspection import inspect
 from nnunet_selma.conversion.layouts import find_patches
-from nnunet_selma.demo import DemoSize, run_demo
+from nnunet_selma.demo.demo import DemoSize, run_demo
 from nnunet_selma.volumes import open_volume
 
 pytestmark = pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 import tifffile
 
 from nnunet_selma.conversion.raw_dataset import write_nifti
-from nnunet_selma.phantom.download import octant_slices
+from nnunet_selma.demo.phantom.download import octant_slices
 from nnunet_selma.volumes import open_volume
 
 MODEL = ("-d", "510", "-tr", "SelmaFinetuneTrainer", "-p", "nnUNetSmallPlans", "-f", "0")

@@ -15,14 +15,14 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_selma.calibration import Sample
-from nnunet_selma.cpu.layers import FastConv3d
-from nnunet_selma.json_files import read_json, write_json
-from nnunet_selma.lora import LowRank, merged_state
-from nnunet_selma.losses import TERMS, SumOfTerms
-from nnunet_selma.pretrained import network_identity
-from nnunet_selma.probing import read_voxels
-from nnunet_selma.trainers.base import bare
+from nnunet_selma.finetuning.calibration import Sample
+from nnunet_selma.finetuning.lora import LowRank, merged_state
+from nnunet_selma.finetuning.losses import TERMS, SumOfTerms
+from nnunet_selma.finetuning.pretrained import network_identity
+from nnunet_selma.finetuning.probing import read_voxels
+from nnunet_selma.networks.parts import bare
+from nnunet_selma.running.json_files import read_json, write_json
+from nnunet_selma.trainers.fast_layers import FastConv3d
 from nnunet_selma.trainers.finetune import SelmaFinetuneTrainer
 from nnunet_selma.trainers.strategies import (
     SelmaFinetuneTrainer_FrozenEncoder,

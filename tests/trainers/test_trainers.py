@@ -13,17 +13,18 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nnunet_selma import trainers
-from nnunet_selma.cpu.layers import FastConv3d
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.json_files import write_json
-from nnunet_selma.pretexts.base import Pretext
-from nnunet_selma.pretexts.learning import errors_without
-from nnunet_selma.trainers.base import bare, facts_of, fill_momentum
+from nnunet_selma.networks.parts import bare
+from nnunet_selma.pretraining.base import Pretext
+from nnunet_selma.pretraining.learning import errors_without
+from nnunet_selma.running.json_files import write_json
+from nnunet_selma.trainers.base import facts_of, fill_momentum
+from nnunet_selma.trainers.fast_layers import FastConv3d
 from nnunet_selma.trainers.finetune import SelmaFinetuneTrainer, WarmupPolyLRScheduler
 from nnunet_selma.trainers.ssl import SelmaSSLTrainer, Step, freeze_untrained, pretext_named
 from tests.measures import saved_bytes
 from tests.plans import network, plans
-from tests.pretexts.tasks import task
+from tests.pretraining.tasks import task
 
 DATASET = {
     "channel_names": {"0": "light sheet"},
@@ -581,6 +582,13 @@ def test_the_optimiser_is_a_setting(kind, section, rates, folders):
     assert one.initial_lr == 0.002
 
 
+@pytest.mark.parametrize("last", ["structure.StructureInpainting", "byol.Byol", "distillation.SelfDistillation"])
+def test_plans_that_name_a_pretext_by_its_earlier_module_work(last, folders):
+    one = trainer(SelmaSSLTrainer, folders, pretraining={"pretext": f"nnunet_selma.pretexts.{last}"})
+    one.initialize()
+    assert type(one.pretext).__module__ == f"nnunet_selma.pretraining.{last.split('.')[0]}"
+
+
 @pytest.fixture
 def compiled_frames(monkeypatch):
     """torch.compile without code generation, and a function that counts what it has compiled since the last call."""
@@ -707,7 +715,7 @@ def test_bfloat16_is_a_setting(folders, monkeypatch, capsys):
 
 @pytest.mark.parametrize("kind", [SelmaSSLTrainer, SelmaFinetuneTrainer])
 def test_runs_with_a_seed_are_the_same_to_the_last_bit(kind, folders, monkeypatch):
-    monkeypatch.setattr("nnunet_selma.cpu.layers._seconds", lambda compute: pytest.fail("timed"))
+    monkeypatch.setattr("nnunet_selma.trainers.fast_layers._seconds", lambda compute: pytest.fail("timed"))
     section = "pretraining" if kind is SelmaSSLTrainer else "finetuning"
     shape = (16, 16, 16)
     states = []

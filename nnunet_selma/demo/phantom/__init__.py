@@ -1,0 +1,78 @@
+"""Synthetic light-sheet volumes whose labels, object counts and Betti numbers are known by construction.
+
+`draw` gives one volume in memory; `download` writes whole folder trees as the public downloads have them.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnunet_selma.demo.phantom.canvas import Betti
+from nnunet_selma.demo.phantom.geometry import draw_spots
+from nnunet_selma.demo.phantom.optics import STAINS, light_sheet, tissue_mask
+from nnunet_selma.demo.phantom.vessels import draw_vessels
+from nnunet_selma.structures import named
+
+Shape = tuple[int, int, int]
+
+DRAWN = ("blood_vessel", "cfos_neuron", "cell_nuclei", "AD_plaques", "microglia")
+"""Prefixes of the structures that can be drawn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phantom:
+    """One synthetic volume and the truth about it; arrays are (z, y, x)."""
+
+    structure: str
+    """Prefix of the structure, one of `DRAWN`."""
+    image: NDArray[np.uint16]
+    """What the camera saw; of vessels, stained with wheat germ agglutinin."""
+    second_channel: NDArray[np.uint16] | None = None
+    """Of vessels, stained with Evans blue: the major ones are bright, the minor ones faint."""
+    label: NDArray[np.uint8]
+    """1 on the structure, 0 elsewhere."""
+    tissue: NDArray[np.bool_]
+    """Where tissue is; elsewhere the image is camera offset and noise."""
+    betti: Betti
+    """Objects, loops and cavities of the label: 26-connected foreground, 6-connected background."""
+    spacing_um_zyx: tuple[float, float, float]
+    """Voxel size."""
+
+
+def draw(
+    structure: str,
+    shape_zyx: Shape,
+    rng: np.random.Generator,
+    *,
+    outside: float = 0.0,
+    whole: bool = False,
+    loops: int | None = None,
+) -> Phantom:
+    """Return a phantom of `structure` of `shape_zyx` voxels; the same state of `rng` gives the same volume.
+
+    The share `outside` of the volume, 0 to below 1, lies outside the tissue: beyond its edge, or all around it if
+    `whole`. `loops` is the number of closed loops to draw in a vessel network (default: by volume); `betti` tells how
+    many found room. Raises ValueError for an unknown structure, a shape without voxels and an impossible `outside`.
+    """
+    if structure not in DRAWN:
+        raise ValueError(f"no phantom of structure {structure!r}: choose one of {', '.join(DRAWN)}")
+    if loops is not None and structure != "blood_vessel":
+        raise ValueError(f"{structure} has no loops: `loops` is for blood_vessel only")
+    if len(shape_zyx) != 3 or min(shape_zyx) < 1:
+        raise ValueError(f"shape {shape_zyx}: three positive lengths (z, y, x) are needed")
+    tissue = tissue_mask(shape_zyx, outside, rng, whole=whole)
+    vessels = structure == "blood_vessel"
+    canvas = draw_vessels(tissue, rng, loops=loops) if vessels else draw_spots(structure, tissue, rng)
+    spacing = named(structure).spacing_um_zyx or (1.0, 1.0, 1.0)
+    stains = ("wheat_germ_agglutinin", "evans_blue") if vessels else (structure,)
+    images = [light_sheet(canvas.pieces, canvas.calibre, tissue, spacing, STAINS[stain], rng) for stain in stains]
+    return Phantom(
+        structure=structure,
+        image=images[0],
+        second_channel=images[1] if vessels else None,
+        label=(canvas.pieces > 0).astype(np.uint8),
+        tissue=tissue,
+        betti=canvas.betti,
+        spacing_um_zyx=spacing,
+    )

@@ -1,0 +1,121 @@
+"""The rules of a year: which metrics a structure is judged by, how they are computed, and how submissions are ranked.
+
+Sources: [1] SELMA3D challenge paper (arXiv 2501.03880), section 3.5 and tables 4 to 6; [2] the evaluator of 2024
+(github.com/YingChen7/SELMA3D_challenge-evaluation); [3] that of 2026 (github.com/YingChen7/SELMA3D2026_evaluation, with panoptica 2.1.7)
+and the page on its assessment. `docs/metrics.md` explains every corner.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from math import isnan
+
+from nnunet_selma.errors import SelmaError
+from nnunet_selma.evaluation.metrics.instances import panoptic_quality
+from nnunet_selma.evaluation.metrics.pair import Compared
+from nnunet_selma.structures import Structure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One column of the official table."""
+
+    key: str
+    title: str
+    higher_is_better: bool
+    percent: bool = False
+    """Whether tables show it in percent."""
+    value: Callable[[Compared], float]
+    """As the official evaluator computes it."""
+    corrected: Callable[[Compared], float] | None = None
+    """What it should say, where the official one has corners that say something else."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edition:
+    """The rules of one year."""
+
+    year: int
+    metrics: Mapping[str, tuple[Metric, ...]]
+    """Kind of structure to its metrics, in the order of the tables."""
+    kind: Callable[[Structure], str]
+    """Kind of a structure."""
+    ranked_with: Callable[[Structure], str]
+    """Structures whose cases are averaged together for the ranking; the name of that class."""
+    sample_deviation: bool
+    """Whether its standard deviations are those of a sample (n - 1) or, as the integers behind the paper's tables show, of the cases (n)."""
+
+    def metrics_of(self, structure: Structure) -> tuple[Metric, ...]:
+        """The metrics of a structure."""
+        return self.metrics[self.kind(structure)]
+
+    def score(self, pair: Compared, structure: Structure) -> dict[str, float]:
+        """Metric to value, as the official evaluator has it, NaN included."""
+        return {metric.key: float(metric.value(pair)) for metric in self.metrics_of(structure)}
+
+    def corrected(self, pair: Compared, structure: Structure) -> dict[str, float]:
+        """Metric to what it should say, for metrics with corners; equal to the official value away from them."""
+        return {m.key: float(m.corrected(pair)) for m in self.metrics_of(structure) if m.corrected is not None}
+
+
+def _corrected_panoptic_quality(pair: Compared) -> float:
+    quality = panoptic_quality(pair.instances)
+    return 1.0 if isnan(quality) else quality
+
+
+def _betti_error(dimension: int) -> Callable[[Compared], float]:
+    return lambda pair: abs(pair.betti[0][dimension] - pair.betti[1][dimension])
+
+
+_DICE = Metric(
+    key="dice", title="Dice (%)", higher_is_better=True, percent=True,
+    value=lambda pair: pair.overlap.dice,
+)  # fmt: skip
+_BETTI_0 = Metric(key="betti_0_error", title="β0 error", higher_is_better=False, value=_betti_error(0))
+_BETTI_1 = Metric(key="betti_1_error", title="β1 error", higher_is_better=False, value=_betti_error(1))
+_CLDICE_2024 = Metric(
+    key="cldice", title="clDice (%)", higher_is_better=True, percent=True,
+    value=lambda pair: pair.centrelines.cldice_2024,
+    corrected=lambda pair: pair.centrelines.corrected(pair.centrelines.cldice_2024, pair.overlap),
+)  # fmt: skip
+_CLDICE_2026 = replace(
+    _CLDICE_2024, value=lambda pair: pair.centrelines.cldice_2026,
+    corrected=lambda pair: pair.centrelines.corrected(pair.centrelines.cldice_2026, pair.overlap),
+)  # fmt: skip
+_PANOPTIC_QUALITY = Metric(
+    key="panoptic_quality", title="PQ (%)", higher_is_better=True, percent=True,
+    value=lambda pair: panoptic_quality(pair.instances), corrected=_corrected_panoptic_quality,
+)  # fmt: skip
+
+EDITIONS: Mapping[int, Edition] = {
+    2024: Edition(
+        year=2024,
+        metrics={"spot": (_DICE, _BETTI_0), "tree": (_DICE, _CLDICE_2024, _BETTI_0, _BETTI_1)},
+        kind=lambda structure: structure.kind_2024,
+        ranked_with=lambda structure: f"{structure.kind_2024}-like",
+        sample_deviation=False,
+    ),
+    2026: Edition(
+        year=2026,
+        metrics={"isolated": (_DICE, _PANOPTIC_QUALITY), "contiguous": (_DICE, _CLDICE_2026)},
+        kind=lambda structure: structure.kind_2026,
+        ranked_with=lambda structure: f"{structure.density or 'other'} {structure.kind_2026}",
+        sample_deviation=True,
+    ),
+}
+
+
+def edition(year: int) -> Edition:
+    """The rules of a year.
+
+    Raises:
+        SelmaError: there are none that can be followed; for 2025 it says what is known.
+    """
+    if year == 2025:
+        raise SelmaError(
+            "the rules of SELMA3D 2025 cannot be followed: neither its evaluator nor its metrics were published. What is known: isolated and "
+            "contiguous structures were two tasks, judged apart, with a place of its own for contiguous structures without pretraining. "
+            "Choose 2024 or 2026"
+        )
+    if year not in EDITIONS:
+        raise SelmaError(f"there is no edition {year}: choose {' or '.join(map(str, EDITIONS))}")
+    return EDITIONS[year]

@@ -1,0 +1,79 @@
+"""Names of weights in the checkpoints of others, and the same weights in the networks here.
+
+Others wrap a network in a module (`module.`, `model.`, `backbone.`, `student.`), keep its encoder alone, or build the same network under
+other names. All of that is found by counting: of every beginning of the checkpoint's names, and of every known way to name the network's
+weights, the pair is taken under which most weights of the network are found.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from nnunet_selma.networks.parts import pretrained_part
+
+_TEACHER = "teacher"
+"""Beginning of the names of a moving average. It is taken before the student it follows, as DINO does in its evaluation (arXiv 2104.14294)."""
+
+
+Translate = Callable[[str], str]
+"""From a name in a checkpoint to the name in the network."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """Weights under the names of a network."""
+
+    weights: dict[str, Tensor]
+    how: str = ""
+    """How the checkpoint named them, as a report says it; empty where it did as the network does."""
+
+
+def named_as_in(weights: Mapping[str, Tensor], network: nn.Module) -> Named:
+    """The weights of a checkpoint under the names of a network; unchanged where none of the network's weights is found.
+
+    Args:
+        weights: as the checkpoint names them.
+        network: may say in `monai_names` how MONAI names its weights: regular expressions and their replacements, in order.
+    """
+    names = set(network.state_dict())
+    candidates: list[tuple[int, bool, str, str, Translate]] = []
+    for title, translate in _ways(network).items():
+        counts: Counter[str] = Counter()
+        for key in weights:
+            words = key.split(".")
+            counts.update(
+                ".".join([*words[:first], ""])
+                for first in range(len(words))
+                if translate(".".join(words[first:])) in names
+            )
+        candidates += [(count, _TEACHER in start, title, start, translate) for start, count in sorted(counts.items())]
+    if not candidates:
+        return Named(dict(weights))
+    best = max(candidates, key=lambda candidate: candidate[:2])  # the first of equals
+    _, _, title, start, translate = best
+    as_many = [f"{other[3]!r}" for other in candidates if other[:3] == best[:3] and other is not best]
+    renamed = {translate(key.removeprefix(start)): weight for key, weight in weights.items() if key.startswith(start)}
+    behind = f"behind {start!r}" if start else ""
+    others = f"(as many lie behind {', '.join(as_many)})" if as_many else ""
+    return Named(renamed, " ".join(word for word in (title, behind, others) if word))
+
+
+def _ways(network: nn.Module) -> dict[str, Translate]:
+    """Known ways to name the network's weights, with their titles."""
+    part = pretrained_part(network)
+    monais: Mapping[str, str] = getattr(network, "monai_names", {})
+    ways = {"": _same, f"as those of its {part} alone": lambda key: _replaced(f"{part}.{key}", monais)}
+    return {**ways, "as MONAI names them": lambda key: _replaced(key, monais)} if monais else ways
+
+
+def _same(key: str) -> str:
+    return key
+
+
+def _replaced(key: str, rules: Mapping[str, str]) -> str:
+    for pattern, replacement in rules.items():
+        key = re.sub(pattern, replacement, key)
+    return key

@@ -1,0 +1,1 @@
+"""Connected components, topology and centrelines of masks, computed block by block."""

@@ -1,0 +1,151 @@
+"""Connected components of a mask, of a whole array or block by block with the same result.
+
+Passes over blocks: (1) each block is labelled by itself, its labels are numbered on from those of the block before; (2) where two blocks
+share voxels, the two numbers of each voxel are noted as a pair; (3) after the last block the pairs are joined (components of a graph).
+Memory: one block, a slice of labels of the whole volume (8 bytes a voxel), and about 100 bytes a provisional component; where places and
+sizes are asked for, 50 bytes a foreground voxel of a block beside it.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import cc3d
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from nnunet_selma.morphology.blocks import Block, Box, Read, blocks
+from nnunet_selma.volumes.base import Array, ShapeZYX
+
+Connectivity = Literal[6, 26]
+
+
+def label(mask: Array, connectivity: Connectivity = 26) -> tuple[Array, int]:
+    """Number the components of a mask (z, y, x) from 1 in raster order, 0 is background; returns labels and their number.
+
+    Of integers, voxels that touch are joined where they have the same value.
+    """
+    if not mask.size:
+        return np.zeros(mask.shape, np.uint16), 0
+    voxels = np.ascontiguousarray(mask)
+    if voxels.dtype == np.bool_:
+        voxels = voxels.view(np.uint8)  # for bytes the labelling is faster than for bool
+    labels, n = cc3d.connected_components(voxels, connectivity=connectivity, return_N=True)
+    return labels, int(n)
+
+
+@dataclass(frozen=True)
+class Components:
+    """The 26-connected components of a mask, in raster order of their first voxels; axes are (z, y, x)."""
+
+    sizes: NDArray[np.int64]
+    """Voxels of each, (n,)."""
+    low: NDArray[np.int64]
+    """First corner of each one's box, (n, 3)."""
+    high: NDArray[np.int64]
+    """Corner behind the last voxel of each one's box, (n, 3)."""
+    first: NDArray[np.int64]
+    """First voxel of each in raster order, (n, 3)."""
+
+    def box(self, number: int) -> Box:
+        """The box of a component, counted from 0."""
+        z, y, x = (slice(int(a), int(b)) for a, b in zip(self.low[number], self.high[number], strict=True))
+        return z, y, x
+
+
+def components_by_blocks(read: Read, shape: ShapeZYX, edge: ShapeZYX) -> Components:
+    """The components of the mask `> 0` of a volume, read block by block.
+
+    Args:
+        read: gives the voxels of a box.
+        shape: of the volume, voxels (z, y, x).
+        edge: of a block, voxels (z, y, x).
+    """
+    table = ComponentTable()
+    for block in blocks(shape, edge):
+        table.add(block, *label(read(*block.box) > 0))
+    return table.finish()[0]
+
+
+class ComponentTable:
+    """Components that are labelled block by block, in the order of `blocks`, with their sizes and places."""
+
+    def __init__(self) -> None:
+        self._joined = JoinedComponents()
+        self._parts = [Components(*(np.zeros((0, *more), np.int64) for more in ((), (3,), (3,), (3,))))]
+
+    def add(self, block: Block, labels: Array, n: int) -> int:
+        """As `JoinedComponents.add`."""
+        self._parts.append(_described(labels, n, block))
+        return self._joined.add(block, labels, n)
+
+    def finish(self) -> tuple[Components, NDArray[np.int64]]:
+        """All components, and which of them, from 0, each provisional number has become."""
+        final, n = self._joined.join()
+        if not n:
+            return self._parts[0], final
+        sizes, low, high, first = (
+            np.concatenate([getattr(part, name) for part in self._parts]) for name in ("sizes", "low", "high", "first")
+        )
+        order = np.lexsort((*first.T[::-1], final))  # of each final component the first voxel stands first
+        starts = np.flatnonzero(np.diff(final[order], prepend=-1))
+        firsts = first[order][starts]
+        raster = np.lexsort(firsts.T[::-1])
+        columns = (
+            np.add.reduceat(sizes[order], starts),
+            np.minimum.reduceat(low[order], starts),
+            np.maximum.reduceat(high[order], starts),
+            firsts,
+        )
+        return Components(*(column[raster] for column in columns)), np.argsort(raster)[final]
+
+
+def _described(labels: Array, n: int, block: Block) -> Components:
+    """What a block knows of its components; sizes count its own voxels only."""
+    at = np.flatnonzero(labels)
+    numbers = labels.ravel()[at].astype(np.int64) - 1
+    corners = np.stack(np.unravel_index(at, labels.shape), axis=1) + np.array(block.start)
+    low, high = np.full((n, 3), np.iinfo(np.int64).max), np.zeros((n, 3), np.int64)
+    for axis in range(3):  # numpy is several times faster along one axis than along all
+        np.minimum.at(low[:, axis], numbers, corners[:, axis])
+        np.maximum.at(high[:, axis], numbers, corners[:, axis] + 1)
+    own = (corners < np.array(block.stop)).all(axis=1)
+    first = corners[np.unique(numbers, return_index=True)[1]]
+    return Components(np.bincount(numbers[own], minlength=n), low, high, first)
+
+
+class JoinedComponents:
+    """Components that are labelled block by block, in the order of `blocks`."""
+
+    def __init__(self) -> None:
+        self._provisional = 0
+        self._faces: dict[tuple[int, tuple[int, ...]], tuple[Array, int]] = {}
+        """Last layer of a block along an axis, for the block behind it, and what to add to its labels."""
+        self._pairs: list[NDArray[np.int64]] = []
+
+    def add(self, block: Block, labels: Array, n: int) -> int:
+        """Take in what was labelled in a block's box; returns what to add to its labels to get provisional numbers, from 1."""
+        offset = self._provisional
+        self._provisional += n
+        for axis in range(3):
+            if (axis, block.index) in self._faces:
+                before, offset_before = self._faces.pop((axis, block.index))
+                own = labels.take(0, axis)
+                seen = own > 0
+                pairs = np.stack([before[seen] + np.int64(offset_before), own[seen] + np.int64(offset)], axis=1)
+                changes = np.diff(pairs, axis=0, prepend=-1).any(axis=1)  # few, and so less to sort
+                self._pairs.append(np.unique(pairs[changes], axis=0))
+            if block.end[axis] > block.stop[axis]:
+                behind = tuple(i + (a == axis) for a, i in enumerate(block.index))
+                self._faces[axis, behind] = labels.take(-1, axis), offset
+        return offset
+
+    def join(self) -> tuple[NDArray[np.int64], int]:
+        """Final number, from 0, of each provisional one, and how many there are; to be asked after the last block."""
+        pairs = np.concatenate([np.zeros((0, 2), np.int64), *self._pairs]) - 1
+        graph = coo_array((np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])), shape=(self._provisional,) * 2)
+        if not self._provisional:
+            return np.zeros(0, np.int64), 0
+        n, final = connected_components(graph, directed=False)
+        return final.astype(np.int64), int(n)

@@ -1,0 +1,47 @@
+"""nnU-Net's folders, and where things lie in them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunet_selma.errors import SelmaError
+
+TRAINER_FOLDER = Path(__file__).resolve().parents[1] / "ext_trainers"
+"""With this folder in nnUNet_extTrainer, nnU-Net finds SelmaSSLTrainer and SelmaFinetuneTrainer."""
+MANIFEST = "selma_manifest.json"
+"""In the folder of a dataset that this package converted: source, voxel size and warnings of each case."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folders:
+    """Where nnU-Net keeps its datasets and models: its three environment variables."""
+
+    raw: Path
+    preprocessed: Path
+    results: Path
+
+    def dataset(self, dataset_id: int) -> str:
+        """The folder name of a dataset, of which there may be nothing but models; raises `SelmaError` if there is none, or more than one."""
+
+        def among(*roots: Path) -> set[str]:
+            there = [root for root in roots if root.is_dir()]
+            return {path.name for root in there for path in root.glob(f"Dataset{dataset_id:03d}_*")}
+
+        names = among(self.raw, self.preprocessed) or among(self.results)
+        if len(names) != 1:
+            found = (
+                f"there are several: {', '.join(sorted(names))}"
+                if names
+                else f"there is none in {self.raw}; convert it first"
+            )
+            raise SelmaError(f"dataset {dataset_id}: {found}")
+        return names.pop()
+
+    def plans(self, dataset: str, plans_name: str) -> Path:
+        """The plans file of a dataset; raises `SelmaError` that says which exist or which command makes them."""
+        path = self.preprocessed / dataset / f"{plans_name}.json"
+        if not path.is_file():
+            known = [p.stem for p in sorted(path.parent.glob("*lans*.json")) if "manifest" not in p.stem]
+            command = f"run nnUNetv2_plan_and_preprocess -d {int(dataset[7:10])} -c 3d_fullres first"
+            remedy = f"known plans are {', '.join(known)}" if known else command
+            raise SelmaError(f"{path} does not exist: {remedy}")
+        return path

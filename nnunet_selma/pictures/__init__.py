@@ -1,0 +1,1 @@
+"""Pictures of volumes, segmentations, trainings and evaluations."""

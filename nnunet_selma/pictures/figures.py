@@ -1,0 +1,188 @@
+"""Pictures of trainings, reconstructions and segmentations."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from nnunet_selma.volumes.base import Array
+
+HIT, MISSED, EXTRA = "#e8e8e8", "#ff8c42", "#3fa7d6"
+"""Colours of a prediction: right, missed, too much; told apart by the colour-blind too."""
+METHOD_COLOURS = ("#1b6ca8", "#d1495b", "#2e8b57", "#7a5195", "#ef9b20", "#5a6a72")
+_SAMPLES = 4
+_LEAST_CONTRAST = (
+    1.0  # standard deviations of the normalised case: less is noise, and not worth a grey scale of its own
+)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of that size, inches, which needs no display."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG under a temporary name and rename it."""
+    partial = path.with_name(path.name + ".partial")
+    figure.savefig(partial, dpi=110, format="png")
+    os.replace(partial, path)
+
+
+def loss_curves(history: Mapping[str, Sequence[float]], path: Path) -> None:
+    """Losses of a pretraining, learning rate, reconstruction error beside the trivial one, and every other value of its history."""
+    panels: dict[str, dict[str, str]] = {
+        "loss of the pretext task": {"train_losses": "training", "val_losses": "validation"},
+        "learning rate": {"lrs": ""},
+        "error on masked voxels": {
+            "reconstruction_error": "reconstruction",
+            "trivial_error": "mean of what is visible nearby",
+        },
+    }
+    drawn = {key for lines in panels.values() for key in lines}
+    panels |= {key.replace("_", " "): {key: ""} for key in history if key not in drawn}
+    panels = {title: lines for title, lines in panels.items() if any(key in history for key in lines)}
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = new_figure(3.6 * columns, 2.9 * rows)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis, (title, lines) in zip(axes, panels.items(), strict=False):
+        for (key, label), colour in zip(lines.items(), ("#1b6ca8", "#d1495b"), strict=False):
+            if key in history:
+                axis.plot(np.arange(1, len(history[key]) + 1), history[key], label=label or None, color=colour)
+        values = [value for key in lines for value in history.get(key, ())]
+        axis.set(xlabel="epoch", title=title)
+        if values and min(values) >= 0:
+            axis.set_ylim(0, 1.1 * max(max(values), 1e-9))
+        if any(lines.values()):
+            axis.legend(frameon=False, fontsize=8)
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    save(figure, path)
+
+
+def learning_picture(path: Path, stages: Mapping[str, Mapping[str, float]], errors: Mapping[str, float]) -> None:
+    """How far the weights of each stage have turned from their random start, and the error of the reconstruction without each map.
+
+    Args:
+        path: PNG to write.
+        stages: stage to "turned_degrees" and "size", as in ssl_summary.json.
+        errors: "nothing" and each map to the error without it; empty where it was not measured.
+    """
+    figure = new_figure(7.6 if errors else 4.2, 0.7 + 0.26 * max(len(stages), len(errors), 4))
+    axes = figure.subplots(1, 2 if errors else 1, squeeze=False)[0]
+    names = list(stages)
+    axes[0].barh(names, [stages[name]["turned_degrees"] for name in names], color=METHOD_COLOURS[0])
+    axes[0].set(title="turned from the random start (degrees)", xlim=(0, 90))
+    axes[0].set_xticks([0, 30, 60, 90])
+    if errors:
+        without = [name for name in errors if name != "nothing"]
+        axes[1].barh(without, [errors[name] for name in without], color=METHOD_COLOURS[1])
+        axes[1].axvline(errors["nothing"], color="#333333", linestyle="--", linewidth=1)
+        axes[1].set_title("error without it (dashed: with all)")
+    for axis in axes:
+        axis.invert_yaxis()
+        axis.tick_params(labelsize=8)
+        axis.title.set_fontsize(9)
+    save(figure, path)
+
+
+def reconstruction_sheet(path: Path, patches: Array, visible: Array, output: Array, mask: Array) -> None:
+    """Input, masked input, output, output pasted into what is visible, and error, one row a sample.
+
+    Args:
+        path: where the PNG goes.
+        patches: input, (batch, channel, *patch); the first channel and the middle slice are shown.
+        visible: the input with masked voxels set to zero, same shape.
+        output: the network's answer, same shape.
+        mask: bool (batch, 1, *patch), True is masked.
+    """
+    rows = min(_SAMPLES, len(patches))
+    figure = new_figure(12.5, 2.6 * rows)
+    axes = figure.subplots(rows, 5, squeeze=False)
+    titles = ("input", "what the network sees", "output", "output in the gaps", "error in the gaps")
+    for row in range(rows):
+        image, seen, answer, hidden = (_middle(a[row, 0]) for a in (patches, visible, output, mask))
+        low, high = np.percentile(image, (0.5, 99.5))
+        high = max(high, low + _LEAST_CONTRAST)
+        filled = np.where(hidden, answer, image)
+        error = np.where(hidden, np.abs(answer - image), np.nan)
+        for axis, picture in zip(axes[row], (image, np.where(hidden, np.nan, seen), answer, filled), strict=False):
+            axis.imshow(picture, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+            axis.set_facecolor("#20364a")
+        shown = axes[row, 4].imshow(error, cmap="magma", vmin=0, vmax=(high - low) / 2, interpolation="nearest")
+        axes[row, 4].set_facecolor("white")
+        figure.colorbar(shown, ax=axes[row, 4], shrink=0.8)
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=10)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+    save(figure, path)
+
+
+def _middle(image: Array) -> Array:
+    """The middle slice of a volume, or the picture itself."""
+    return image[image.shape[0] // 2] if image.ndim == 3 else image
+
+
+def segmentation_sheet(path: Path, rows: Sequence[tuple[str, Array, Array, Mapping[str, Array]]]) -> None:
+    """Raw, truth and each prediction against the truth, one row a case, in the slice with most of the structure.
+
+    Args:
+        path: where the PNG goes.
+        rows: (title, raw (z, y, x), truth 0/1 (z, y, x), {name: prediction 0/1 (z, y, x)}).
+    """
+    names = list(rows[0][3])
+    figure = new_figure(2.6 * (3 + len(names)), 2.75 * len(rows) + 0.3)
+    axes = figure.subplots(len(rows), 3 + len(names), squeeze=False)
+    for line, (title, raw, truth, predictions) in zip(axes, rows, strict=True):
+        z = int(np.argmax((truth > 0).sum(axis=(1, 2)))) if truth.any() else len(truth) // 2
+        for axis, picture in zip(line[:2], (raw.max(axis=0), raw[z]), strict=True):
+            low, high = np.percentile(picture, (0.5, 99.7))
+            axis.imshow(picture, cmap="gray", vmin=low, vmax=max(high, low + 1), interpolation="nearest")
+        line[0].set_ylabel(title, fontsize=10)
+        line[1].set_xlabel(f"z = {z}", fontsize=8)
+        line[2].imshow(truth[z], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        for axis, name in zip(line[3:], names, strict=True):
+            axis.imshow(difference(truth[z], predictions[name][z]), interpolation="nearest")
+    for axis, title in zip(axes[0], ("raw, projection along z", "raw, one slice", "truth", *names), strict=True):
+        axis.set_title(title, fontsize=10)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+    handles = [
+        Patch(facecolor=colour, edgecolor="0.5", label=label)
+        for colour, label in ((HIT, "right"), (MISSED, "missed"), (EXTRA, "too much"))
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    save(figure, path)
+
+
+def difference(truth: Array, prediction: Array) -> Array:
+    """A colour picture (y, x, 3) of one slice: what is right, missed and too much; the rest is black."""
+    picture = np.zeros((*truth.shape, 3))
+    truth, prediction = truth > 0, prediction > 0
+    for pixels, colour in ((truth & prediction, HIT), (truth & ~prediction, MISSED), (~truth & prediction, EXTRA)):
+        picture[pixels] = to_rgb(colour)
+    return picture
+
+
+def training_curves(runs: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
+    """Loss and validation Dice of several segmentation trainings, side by side."""
+    figure = new_figure(9, 3.8)
+    losses, scores = figure.subplots(1, 2)
+    for (name, run), colour in zip(runs.items(), METHOD_COLOURS, strict=False):
+        epochs = np.arange(1, len(run["train_losses"]) + 1)
+        losses.plot(epochs, run["train_losses"], color=colour, label=f"{name}, training")
+        losses.plot(epochs, run["val_losses"], color=colour, linestyle="--", label=f"{name}, validation")
+        scores.plot(epochs, run["mean_fg_dice"], color=colour, label=name)
+    losses.set(xlabel="epoch", ylabel="nnU-Net's loss (Dice and cross-entropy)")
+    scores.set(xlabel="epoch", ylabel="Dice on validation patches", ylim=(0, 1))
+    losses.legend(frameon=False, fontsize=8)
+    scores.legend(frameon=False, fontsize=8)
+    save(figure, path)

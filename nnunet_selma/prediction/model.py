@@ -1,0 +1,339 @@
+"""A trained nnU-Net: its plans, its folds, and the logits of a box, computed tile by tile as nnU-Net computes those of a whole volume."""
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from functools import cached_property
+from io import StringIO
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from nnunetv2.utilities.helpers import empty_cache
+
+from nnunet_selma.errors import SelmaError
+from nnunet_selma.morphology.blocks import Box
+from nnunet_selma.nnunet.checkpoints import demand_finite
+from nnunet_selma.nnunet.folders import TRAINER_FOLDER
+from nnunet_selma.prediction.tiling import common, lengths, within
+from nnunet_selma.running.json_files import read_json
+from nnunet_selma.volumes.base import Array, ShapeZYX
+
+_MOST_BATCH = 16
+_TRAINERS = "nnUNet_extTrainer"
+_IN_PLANS = (
+    "configurations", "transpose_forward", "transpose_backward", "original_median_spacing_after_transp",
+    "foreground_intensity_properties_per_channel",
+)  # fmt: skip
+_IN_CONFIGURATION = (
+    "patch_size", "spacing", "normalization_schemes", "use_mask_for_norm", "architecture",
+    *(f"resampling_fn_{what}{more}" for what in ("data", "probabilities") for more in ("", "_kwargs")),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """Which model, and how it predicts."""
+
+    folder: Path
+    """Holds plans.json, dataset.json and the fold folders."""
+    folds: tuple[str, ...]
+    checkpoint: str = "checkpoint_final.pth"
+    mirroring: bool = False
+    step_size: float = 0.5
+    """Of the sliding window, in patches."""
+
+    def demand_complete(self) -> None:
+        """Raise `SelmaError` that says what is missing, or that the number is no step."""
+        needed = ["dataset.json", "plans.json", *(f"fold_{fold}/{self.checkpoint}" for fold in self.folds)]
+        lacking = [name for name in needed if not (self.folder / name).is_file()]
+        if lacking:
+            raise SelmaError(
+                f"{self.folder}: is no complete model, {', '.join(lacking)} is missing; give the folder that holds plans.json and the fold "
+                "folders, and the trained folds with -f"
+            )
+        if not 0 < self.step_size <= 1:
+            raise SelmaError(f"-step_size {self.step_size}: a step is above 0 and at most 1 patch")
+
+    def checkpoint_of(self, fold: str) -> Path:
+        """The file of a fold's weights."""
+        return self.folder / f"fold_{fold}" / self.checkpoint
+
+    def demand_finite(self) -> None:
+        """Raise `SelmaError` where the weights of a fold are NaN or infinite."""
+        for path in map(self.checkpoint_of, self.folds):
+            try:
+                # as nnU-Net reads it
+                weights = torch.load(path, map_location="cpu", weights_only=False)["network_weights"]
+            except (EOFError, UnpicklingError, OSError, BadZipFile, RuntimeError, KeyError, TypeError) as error:
+                raise SelmaError(
+                    f"{path}: cannot be read ({type(error).__name__}: {error}); it is no checkpoint of nnU-Net, or was cut short: copy it again"
+                ) from error
+            demand_finite(weights, str(path))
+
+    def fingerprint(self) -> str:
+        """Tells this model from others: a hash of its plans and weights."""
+        digest = hashlib.sha256()
+        for name in ("plans.json", "dataset.json", *(f"fold_{fold}/{self.checkpoint}" for fold in self.folds)):
+            with (self.folder / name).open("rb") as file:
+                while part := file.read(2**22):
+                    digest.update(part)
+        return digest.hexdigest()[:16]
+
+
+@contextmanager
+def _trainers_found() -> Iterator[None]:
+    """Let nnU-Net find this package's trainers, which a checkpoint may name; a worker of a cluster has nobody else to tell it."""
+    before = os.environ.get(_TRAINERS)
+    os.environ[_TRAINERS] = before or str(TRAINER_FOLDER)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_TRAINERS]
+
+
+class Model:
+    """The network, the weights of its folds, and what the plans say about images.
+
+    Raises:
+        SelmaError: the folder is incomplete, its plans are of another nnU-Net, or it is the second stage of a cascade.
+    """
+
+    def __init__(self, settings: ModelSettings, device: str) -> None:
+        settings.demand_complete()
+        self.settings, self.device = settings, torch.device(device)
+        plans = read_json(settings.folder / "plans.json")
+        lacking = [name for name in _IN_PLANS if name not in plans]
+        if lacking:
+            raise SelmaError(
+                f"{settings.folder / 'plans.json'}: are no plans of nnU-Net v2, without {', '.join(lacking)}; models of version 1 have to be trained "
+                "again"
+            )
+        self.plans = plans
+        self._predictor = self._load(settings)
+        manager = self._predictor.configuration_manager
+        if manager.previous_stage_name is not None:
+            raise SelmaError(
+                f"{settings.folder}: is the second stage of a cascade, which needs the segmentation of the first; take 3d_fullres"
+            )
+        self.configuration: dict[str, Any] = manager.configuration
+        lacking = [name for name in _IN_CONFIGURATION if name not in self.configuration]
+        if lacking:
+            raise SelmaError(
+                f"{settings.folder / 'plans.json'}: are plans of another version of nnU-Net, without {', '.join(lacking)}; train the model with this "
+                "version, or predict with the one that trained it"
+            )
+        self.intensity_properties: dict[str, Any] = plans["foreground_intensity_properties_per_channel"]
+        self.transpose: tuple[int, int, int] = tuple(plans["transpose_forward"])
+
+    def _load(self, settings: ModelSettings) -> Any:
+        from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+        with redirect_stdout(StringIO()):  # it says that a CPU is no GPU
+            predictor = nnUNetPredictor(
+                tile_step_size=settings.step_size, use_mirroring=settings.mirroring, device=self.device, allow_tqdm=False,
+                perform_everything_on_device=self.device.type == "cuda",
+            )  # fmt: skip
+        try:
+            with _trainers_found():
+                predictor.initialize_from_trained_model_folder(
+                    str(settings.folder), settings.folds, settings.checkpoint
+                )
+        except (EOFError, UnpicklingError, OSError, BadZipFile) as error:
+            raise SelmaError(
+                f"{settings.folder}: {settings.checkpoint} of fold {', '.join(settings.folds)} cannot be read ({type(error).__name__}: {error}); "
+                "it is no checkpoint, or was cut short: copy it again"
+            ) from error
+        except (KeyError, AttributeError, RuntimeError, AssertionError, TypeError, ValueError, ImportError) as error:
+            raise SelmaError(
+                f"{settings.folder}: this nnU-Net cannot build the model ({type(error).__name__}: {error}); train it with this version, or "
+                "predict with the one that trained it"
+            ) from error
+        for fold, weights in zip(settings.folds, predictor.list_of_parameters, strict=True):
+            demand_finite(weights, str(settings.checkpoint_of(fold)))
+        try:
+            predictor.network = predictor.network.to(self.device).eval()
+        except (RuntimeError, AssertionError) as error:  # the latter from a PyTorch without CUDA
+            raise SelmaError(f"--device {self.device}: cannot take the model here ({error}); choose another") from error
+        return predictor
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of the image channels."""
+        description = self._predictor.dataset_json
+        return tuple((description.get("modality") or description["channel_names"]).values())
+
+    @property
+    def classes(self) -> dict[int, str]:
+        """Value in the segmentation to its name, without background, in the order of the network's heads."""
+        manager, labels = self._predictor.label_manager, self._predictor.dataset_json["labels"]
+        if manager.has_regions:
+            names = [name for name in labels if name not in ("background", "ignore")]
+            return dict(zip((int(value) for value in manager.regions_class_order), names, strict=True))
+        name_of = {int(np.ravel(value)[0]): name for name, value in labels.items()}
+        return {int(value): name_of[int(value)] for value in manager.foreground_labels}  # in the order of the heads
+
+    @property
+    def heads(self) -> int:
+        """Output channels of the network."""
+        return int(self._predictor.label_manager.num_segmentation_heads)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of one fold."""
+        return sum(one.numel() * one.element_size() for one in self._predictor.network.state_dict().values())
+
+    @property
+    def label_dtype(self) -> np.dtype[Any]:
+        """As nnU-Net writes segmentations."""
+        return np.dtype(np.uint8 if len(self._predictor.label_manager.foreground_labels) < 255 else np.uint16)
+
+    @property
+    def patch(self) -> tuple[int, ...]:
+        """The patch of the plans, two or three axes."""
+        return tuple(self.configuration["patch_size"])
+
+    @property
+    def tile(self) -> ShapeZYX:
+        """The patch as a tile of a volume, nnU-Net's axes: one plane thick for 2D plans."""
+        z, y, x = self.patch if len(self.patch) == 3 else (1, *self.patch)
+        return z, y, x
+
+    @cached_property
+    def _weight(self) -> torch.Tensor:
+        from nnunetv2.inference.sliding_window_prediction import compute_gaussian
+
+        # on the CPU first: nnU-Net keeps the last two in a cache that other code may have filled for other devices
+        gaussian: torch.Tensor = compute_gaussian(
+            self.patch, sigma_scale=1.0 / 8, value_scaling_factor=10, device=torch.device("cpu")
+        )
+        return gaussian.reshape(self.tile).to(self.device)
+
+    @torch.inference_mode()
+    def logits(self, image: torch.Tensor, around: Box, tiles: Sequence[Box], box: Box, batch: int) -> torch.Tensor:
+        """Weighted mean of what the tiles say about a box, half precision as nnU-Net has it, (head, z, y, x).
+
+        Each voxel's sum is added up in nnU-Net's order. Voxels that no tile covers are 0.
+
+        Args:
+            image: normalised, (c, z, y, x), with all tiles.
+            around: where the image lies in the volume.
+            tiles: in nnU-Net's order.
+            box: of the volume.
+            batch: tiles that go through the network together.
+
+        Raises:
+            SelmaError: numbers that are infinite or none; the network overflows, or its weights are none.
+        """
+        folds = self._predictor.list_of_parameters
+        if len(folds) == 1:  # its weights are in the network since it was built
+            return self._logits_of_fold(image, around, tiles, box, batch)
+        network = getattr(self._predictor.network, "_orig_mod", self._predictor.network)
+        total: torch.Tensor | None = None
+        for weights in folds:
+            network.load_state_dict(weights)
+            one = self._logits_of_fold(image, around, tiles, box, batch)
+            total = one if total is None else total.add_(one)
+        assert total is not None
+        return total.div_(len(folds))
+
+    def _logits_of_fold(
+        self, image: torch.Tensor, around: Box, tiles: Sequence[Box], box: Box, batch: int
+    ) -> torch.Tensor:
+        """Logits of one fold, on the CPU; where a GPU is full its sums go to the CPU and tiles one by one, as nnU-Net does."""
+        if self.device.type == "cpu":
+            return self._summed(image, around, tiles, box, batch, self.device)
+        where = self.device if self._fits(lengths(box)) else torch.device("cpu")
+        try:
+            return self._summed(image, around, tiles, box, batch, where).cpu()
+        except RuntimeError:  # as in nnU-Net: memory that runs out has several forms, also those of cuDNN and cuBLAS
+            empty_cache(self.device)
+        try:
+            return self._summed(image, around, tiles, box, 1, torch.device("cpu"))
+        except RuntimeError as error:
+            raise SelmaError(
+                f"{self.settings.folder}: one tile of this model could not be computed on {self.device}, most likely for want of its memory "
+                f"({str(error).partition(chr(10))[0]}); take --device cpu"
+            ) from error
+
+    def _summed(
+        self, image: torch.Tensor, around: Box, tiles: Sequence[Box], box: Box, batch: int, where: torch.device
+    ) -> torch.Tensor:
+        shape = lengths(box)
+        total = torch.zeros((self.heads, *shape), dtype=torch.half, device=where)
+        count = torch.zeros(shape, dtype=torch.half, device=where)
+        weight = self._weight.to(where)
+        with torch.autocast("cuda", enabled=self.device.type == "cuda"):
+            for first in range(0, len(tiles), batch):
+                some = tiles[first : first + batch]
+                for tile, prediction in zip(some, self._predict(image, around, some), strict=True):
+                    weighted = prediction.to(where)
+                    weighted *= weight
+                    shared = common(tile, box)
+                    there, of_tile = within(shared, box), within(shared, tile)
+                    total[(slice(None), *there)] += weighted[(slice(None), *of_tile)]
+                    count[there] += weight[of_tile]
+        count[count == 0] = 1
+        total /= count
+        if not all(bool(torch.isfinite(plane).all()) for plane in total.unbind(1)):
+            raise SelmaError(
+                f"{self.settings.folder}: the network gives numbers that are infinite or none; a training that diverged does so"
+            )
+        return total
+
+    def _predict(self, image: torch.Tensor, around: Box, tiles: Sequence[Box]) -> torch.Tensor:
+        """What the network says about tiles, (tile, head, z, y, x)."""
+        patches = torch.stack([image[(slice(None), *within(tile, around))] for tile in tiles])
+        patches = patches.reshape(len(tiles), -1, *self.patch).to(self.device, non_blocking=True)
+        prediction: torch.Tensor = self._predictor._internal_maybe_mirror_and_predict(patches)
+        return prediction.reshape(len(tiles), -1, *self.tile)
+
+    def _fits(self, shape: Sequence[int]) -> bool:
+        """Whether the sums over a box fit into half of the device's free memory."""
+        if self.device.type != "cuda":
+            return self.device.type == "cpu"
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return 2 * (self.heads + 1) * int(np.prod(shape)) < free / 2
+
+    @cached_property
+    def batch(self) -> int:
+        """Tiles at once: one on a CPU, where more are no faster, or what half of a GPU's free memory holds, by the memory of one."""
+        if self.device.type != "cuda":
+            return 1
+        torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        try:
+            with torch.inference_mode(), torch.autocast("cuda"):
+                self._predictor._internal_maybe_mirror_and_predict(
+                    torch.zeros((1, len(self.channels), *self.patch), device=self.device)
+                )
+        except RuntimeError:  # said where a tile is predicted
+            empty_cache(self.device)
+            return 1
+        one = max(1, torch.cuda.max_memory_allocated(self.device) - before)
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return int(min(_MOST_BATCH, max(1, free / 2 // one)))
+
+    def labels(self, logits: Array) -> Array:
+        """The segmentation of logits (head, z, y, x) as nnU-Net decides it."""
+        decide = self._predictor.label_manager.convert_logits_to_segmentation
+        # a plane at a time: the answer comes as int64
+        return np.stack(
+            [np.asarray(decide(logits[:, plane : plane + 1]), self.label_dtype)[0] for plane in range(logits.shape[1])]
+        )
+
+    def probabilities(self, logits: Array) -> Array:
+        """Probability of each class but background, 0 to 255, (class, z, y, x)."""
+        manager = self._predictor.label_manager
+        first = 0 if manager.has_regions else 1
+        result = np.empty((len(logits) - first, *logits.shape[1:]), np.uint8)
+        for plane in range(logits.shape[1]):
+            probable = manager.apply_inference_nonlin(torch.from_numpy(logits[:, plane])).numpy()
+            result[:, plane] = np.rint(probable[first:] * 255)
+        return result

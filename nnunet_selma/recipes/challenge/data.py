@@ -1,0 +1,236 @@
+"""The data of a challenge in miniature: what is annotated, what is unlabelled, and what is tested, in trees that the converters take.
+
+As in SELMA3D 2024: c-Fos+ cells are fine-tuned on and tested, microglia are tested and never fine-tuned on. Cubes are never parted: every
+second one of these two structures is a test cube, and no voxel of it is trained on, not even without its label.
+"""
+
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from nnunet_selma.conversion.annotated import demand_no_problems
+from nnunet_selma.conversion.checks import read_image, read_label
+from nnunet_selma.conversion.layouts import Patch, find_patches
+from nnunet_selma.conversion.raw_dataset import write_nifti
+from nnunet_selma.conversion.relatives import Signature, find_relations, signature
+from nnunet_selma.conversion.volume_tree import find_volumes
+from nnunet_selma.errors import SelmaError
+from nnunet_selma.running.json_files import read_json, write_json
+from nnunet_selma.structures import Structure, from_name, named
+from nnunet_selma.volumes import is_volume, open_volume
+
+SEEN, UNSEEN = "cfos_neuron", "microglia"
+_NUMBER = re.compile(r"^patchvolume_(\d+)")
+_ORIGINS = "origins.json"
+_PATCH_SIZED = 300**3
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChallengeData:
+    """Where everything lies, and how tiles are cut."""
+
+    annotated: Path
+    """For `convert annotated`."""
+    unlabelled: Path
+    """For `convert unannotated`."""
+    images: Path
+    """Test images, `<case>_0000.nii.gz`."""
+    references: Path
+    """Their truth, `<case>.nii.gz`."""
+    tile: int
+    tiles_per_volume: int
+
+    @classmethod
+    def below(cls, root: Path, *, tile: int, tiles_per_volume: int) -> "ChallengeData":
+        """The usual places below a folder."""
+        return cls(
+            annotated=root / "annotated", unlabelled=root / "unlabelled", images=root / "test" / "images",
+            references=root / "test" / "references", tile=tile, tiles_per_volume=tiles_per_volume,
+        )  # fmt: skip
+
+
+def arrange(
+    sources: Sequence[Path],
+    unlabelled: Sequence[Path],
+    root: Path,
+    *,
+    test_patches: int | None,
+    tile: int = 96,
+    test_groups: Sequence[str] = (),
+) -> ChallengeData:
+    """Arrange downloads into trees of links, and write the test cases as the converters write theirs.
+
+    Args:
+        sources: downloads with annotated patches, each of one layout.
+        unlabelled: further volumes, without labels.
+        root: where the trees are made, anew.
+        test_patches: of each test structure, the first of each cube in turn; None takes all.
+        tile: edge of a tile.
+        test_groups: names of the test cubes, as in "microglia_3941"; empty holds out every second one of the two structures.
+
+    Raises:
+        SelmaError: no test cubes, unknown ones, a source that holds nothing, or a folder at `root` that is none of ours.
+    """
+    patches = [patch for source in sources for patch in _patches(source)]
+    held_out = set(test_groups) or held_out_groups(patches)
+    unknown = held_out - {patch.group for patch in patches}
+    if unknown:
+        raise SelmaError(f"{', '.join(sorted(unknown))}: no such cube is annotated in {', '.join(map(str, sources))}")
+    volumes = [volume for source in unlabelled for volume in find_volumes(source)]
+    _make_room(root, [*sources, *unlabelled])
+    data = ChallengeData.below(root, tile=tile, tiles_per_volume=1)
+    seen = [
+        _write_test_case(patch, data)
+        for prefix in (SEEN, UNSEEN)
+        for patch in _dealt([p for p in patches if p.structure.prefix == prefix and p.group in held_out])[:test_patches]
+    ]
+    links: dict[Path, Path] = {}
+    for number, patch in enumerate(p for p in patches if p.structure.prefix != UNSEEN and p.group not in held_out):
+        folder = data.annotated / str(patch.structure.annotated_folder or patch.structure.prefix)
+        for channel, image in patch.images.items():
+            links[folder / "raw" / f"patchvolume_{number:04d}_{channel:04d}{_ending(image)}"] = image
+        links[folder / "gt" / f"patchvolume_{number:04d}{_ending(patch.label)}"] = patch.label
+    for number, source in enumerate(sources):
+        for image, structure, group in _raw_images(source):
+            if group not in held_out:
+                links[data.unlabelled / structure.prefix / f"{number}-{group}-{image.name}"] = image
+    for number, volume in enumerate(volumes):
+        for channel, path in enumerate(volume.channels):
+            shown = volume.structure.prefix if volume.structure else "other"
+            links[data.unlabelled / shown / f"volume-{number}-{channel}-{path.name}"] = path
+    _demand_unseen(seen, links)
+    for link, path in links.items():
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path.resolve())
+    write_json(root / _ORIGINS, {str(link): str(path) for link, path in links.items()})
+    return data
+
+
+def _patches(source: Path) -> list[Patch]:
+    found = find_patches(source)
+    demand_no_problems(source, found, leave_out_unpaired=True)
+    return found.patches
+
+
+def _make_room(root: Path, sources: Sequence[Path]) -> None:
+    """Remove what an earlier challenge arranged there; raise `SelmaError` rather than touch anything else."""
+    inside = [source for source in sources if source.resolve().is_relative_to(root.resolve())]
+    if inside or (root.exists() and any(root.iterdir()) and not (root / _ORIGINS).is_file()):
+        raise SelmaError(
+            f"{root}: holds something else than what a challenge arranges there; choose another folder with -o"
+        )
+    shutil.rmtree(root, ignore_errors=True)
+    for folder in ("test/images", "test/references"):
+        (root / folder).mkdir(parents=True)
+    write_json(root / _ORIGINS, {})
+
+
+def _write_test_case(patch: Patch, data: ChallengeData) -> tuple[str, Signature]:
+    """Write image and truth in voxel units, as the training cases are; returns the case and the image's signature."""
+    image, _ = read_image(open_volume(patch.images[0]), patch.structure)
+    mask, _ = read_label(open_volume(patch.label))
+    write_nifti(data.images / f"{patch.name}_0000.nii.gz", image, (1.0, 1.0, 1.0))
+    write_nifti(data.references / f"{patch.name}.nii.gz", mask, (1.0, 1.0, 1.0))
+    return patch.name, signature(patch.name, image)
+
+
+def _demand_unseen(tested: Sequence[tuple[str, Signature]], links: Mapping[Path, Path]) -> None:
+    """Raise `SelmaError` if a test image, or a part of one, is also trained on under another name (patch-sized volumes only)."""
+    images = {path for link, path in links.items() if link.parent.name != "gt"}
+    for path in sorted(images):
+        volume = open_volume(path)
+        if prod(volume.shape) > _PATCH_SIZED:
+            continue
+        own = signature(str(path), volume.read())
+        for case, of_case in tested:
+            for relation in find_relations([of_case, own]):
+                if "touch" not in relation.reason:
+                    raise SelmaError(
+                        f"{path}: shows the same tissue as the test case {case} ({relation.reason}); leave that source out"
+                    )
+
+
+def held_out_groups(patches: Sequence[Patch]) -> set[str]:
+    """Every second cube (or patch without cube) of the two test structures, by number.
+
+    Raises:
+        SelmaError: c-Fos+ cells in fewer than two cubes, or no microglia.
+    """
+    held_out = set()
+    for prefix, least in ((SEEN, 2), (UNSEEN, 1)):
+        groups = sorted({(p.number, p.group) for p in patches if p.structure.prefix == prefix})
+        if len(groups) < least:
+            raise SelmaError(
+                f"the challenge needs annotated {named(prefix).title} patches of at least {least} cube(s), and found {len(groups)}; "
+                "give all downloads that hold them with --data, or leave it out for synthetic ones"
+            )
+        held_out |= {group for _, group in groups[1::2] or groups}
+    return held_out
+
+
+def _dealt(patches: Sequence[Patch]) -> list[Patch]:
+    """The first patch of each cube, then the second of each, and so on."""
+    by_group: dict[str, list[Patch]] = {}
+    for patch in patches:
+        by_group.setdefault(patch.group, []).append(patch)
+    turns = range(max((len(of) for of in by_group.values()), default=0))
+    return [of[turn] for turn in turns for of in by_group.values() if turn < len(of)]
+
+
+def _raw_images(source: Path) -> Iterator[tuple[Path, Structure, str]]:
+    """Every raw image with its structure and group, annotated or not."""
+    for folder in sorted(path for path in source.rglob("*") if path.is_dir() and path.name.lower() == "raw"):
+        structure = from_name(folder.resolve().parent.name)
+        for image in sorted(folder.iterdir()):
+            match = _NUMBER.match(image.name)
+            if structure is not None and match is not None and is_volume(image):
+                yield image, structure, f"{structure.prefix}_{int(match[1]):03d}"
+
+
+def _ending(path: Path) -> str:
+    return ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhantomSize:
+    """How much is drawn."""
+
+    annotated: Mapping[str, int]
+    """Structure to patches."""
+    patch_edge: int = 64
+    brain_shape: tuple[int, int, int] = (96, 128, 128)
+    test_patches: int = 4
+    """Of c-Fos+ cells, and of microglia."""
+    tile: int = 64
+    tiles_per_volume: int = 4
+
+
+PHANTOM = PhantomSize(annotated={"cfos_neuron": 4, "cell_nuclei": 2, "AD_plaques": 2, "blood_vessel": 2})
+
+
+def draw(root: Path, *, seed: int, size: PhantomSize = PHANTOM) -> ChallengeData:
+    """Draw a synthetic challenge, unless it is there already."""
+    from nnunet_selma.demo.phantom import draw as draw_phantom
+    from nnunet_selma.demo.phantom.download import write_annotated, write_unannotated
+
+    data = ChallengeData.below(root, tile=size.tile, tiles_per_volume=size.tiles_per_volume)
+    done, wanted = root / "drawn.json", {"seed": seed, "size": repr(size)}
+    if done.is_file() and read_json(done) == wanted:
+        return data
+    _make_room(root, [])
+    rng = np.random.default_rng(seed)
+    shape = (size.patch_edge,) * 3
+    write_annotated(data.annotated, dict(size.annotated), rng, shape_zyx=shape)
+    write_unannotated(data.unlabelled, dict.fromkeys(size.annotated, 1), rng, shape_zyx=size.brain_shape)
+    for prefix in (SEEN, UNSEEN):
+        for number in range(size.test_patches):
+            phantom, case = draw_phantom(prefix, shape, rng), f"{prefix}_{900 + number}"
+            write_nifti(data.images / f"{case}_0000.nii.gz", phantom.image, (1.0, 1.0, 1.0))
+            write_nifti(data.references / f"{case}.nii.gz", phantom.label, (1.0, 1.0, 1.0))
+    write_json(done, wanted)
+    return data
