@@ -21,7 +21,7 @@ class Structure:
     prefix: str
     """How the names of its cases begin; the prefix of the 2026 evaluator where that has one [4]."""
     title: str
-    """What a figure or a table calls it."""
+    """Name in figures and tables."""
     kind_2024: Literal["spot", "tree"]
     """Decides the metrics of 2024 [1]; for structures that came later, by their shape."""
     kind_2026: Literal["isolated", "contiguous"]

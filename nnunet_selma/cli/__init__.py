@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _stopped(chosen: argparse.Namespace) -> str:
-    """What becomes of a command that was interrupted."""
+    """Tell a user who interrupted a command whether the same command goes on or starts again."""
     if getattr(chosen, "starts_anew", False):
         return "stopped; the same command starts from the beginning"
     if getattr(chosen, "output", True) is None:  # evaluate without -o keeps nothing

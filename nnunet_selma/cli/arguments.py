@@ -1,4 +1,4 @@
-"""What several commands take as arguments, and how it is read."""
+"""Arguments that several commands share, and their parsing."""
 
 import argparse
 from math import inf
@@ -58,7 +58,7 @@ def source_plans_arguments(parser: Any) -> None:
 
 
 MOST_WORKERS = 4
-"""Of a default; each takes memory, and a laptop has little to spare."""
+"""Default number of processes at most; each takes memory, and a laptop has little to spare."""
 
 
 def workers_argument(parser: Any, what: str) -> None:

@@ -1,4 +1,4 @@
-"""What the commands get from the terminal and the environment: progress bars, nnU-Net's folders, and a place to complain."""
+"""Terminal and environment of the commands: progress bars, nnU-Net's folders, error messages."""
 
 import os
 import sys

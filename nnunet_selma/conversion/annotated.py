@@ -21,7 +21,7 @@ from nnunet_selma.volumes import open_volume
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotatedSettings:
-    """What a user decides about annotated patches."""
+    """Options for converting annotated patches."""
 
     dataset_id: int = 510
     """nnU-Net's dataset id."""
@@ -32,7 +32,7 @@ class AnnotatedSettings:
     spacing: Spacing | None = None
     """Voxel size to write: the structure table's, 1 voxel, or µm (z, y, x); None is physical for one structure, voxel for several."""
     vessel_channels: VesselChannels = "separate"
-    """Of stains with two channels: one of them, both as two input channels, or each as a case of its own."""
+    """Channels of stains that have two: a single channel, both as two input channels, or each as a case."""
     layout: str | None = None
     """Layout of the source; None to detect it."""
     leave_out_unpaired: bool = False

@@ -1,4 +1,4 @@
-"""What is said about every file, before it is converted (`inspect`) and beside it (the manifest)."""
+"""Facts and warnings about every file, for `inspect` and for the manifest of a conversion."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +27,7 @@ class ImageFacts:
     header_spacing_um_zyx: SpacingUm | None
     """None where the header says 1, 1, 1."""
     table_spacing_um_zyx: SpacingUm | None
-    """What the structure table says."""
+    """Voxel size of the structure table, µm (z, y, x)."""
     warnings: list[str]
 
 

@@ -29,7 +29,7 @@ _SAMPLED_SLICES = 8
 
 @dataclass(kw_only=True)
 class Inspection:
-    """What was found; `problems` would stop a conversion, `warnings` would not."""
+    """Findings of an inspection; `problems` would stop a conversion, `warnings` would not."""
 
     source: str
     layout: str | None = None
@@ -39,7 +39,7 @@ class Inspection:
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     plans: list[str] = field(default_factory=list)
-    """What the converters would do, a sentence each."""
+    """Sentences about what the converters would do."""
 
     def as_json(self) -> dict[str, Any]:
         """The whole inspection as plain values."""
@@ -78,7 +78,7 @@ def inspect(source: Path, settings: UnannotatedSettings | None = None, progress:
 
 
 def _inspect_patches(result: Inspection, source: Path, progress: Progress[Any]) -> set[Path]:
-    """What is to be said about annotated patches; returns the images that have a label."""
+    """Collect findings about annotated patches; returns the images that have a label."""
     try:
         found = find_patches(source)
     except SelmaError as error:

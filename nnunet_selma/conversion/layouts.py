@@ -16,7 +16,7 @@ from nnunet_selma.structures import Structure, from_name
 from nnunet_selma.volumes import is_volume, stem
 
 VesselChannels = Literal["wga", "eb", "both", "separate"]
-"""Of stains with two channels: one of them, both as two input channels, or each as a case of its own."""
+"""Channels of stains that have two: a single channel, both as two input channels, or each as a case."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class Patch:
 
     @property
     def group(self) -> str:
-        """What must stay in one fold: the channels of a patch, the octants of a cube."""
+        """Name of the group that must stay in one fold: the channels of a patch, the octants of a cube."""
         return f"{self.structure.prefix}_{self.number:03d}"
 
     @property
@@ -77,7 +77,7 @@ class Patch:
 
 @dataclass(frozen=True, kw_only=True)
 class FoundPatches:
-    """What a folder holds, read as one layout."""
+    """Files of a folder, read as one layout."""
 
     layout: str
     patches: list[Patch]

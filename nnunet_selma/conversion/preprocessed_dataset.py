@@ -56,7 +56,7 @@ class PreprocessedDataset:
             )
 
     def _what_decides(self) -> dict[str, Any]:
-        """What the stored voxels depend on; the patch size decides only in which chunks they lie."""
+        """Settings on which the stored voxels depend; the patch size decides only in which chunks they lie."""
         wanted = ("spacing", "normalization_schemes", "resampling_fn_data", "resampling_fn_data_kwargs")
         return {"transpose_forward": self.plans["transpose_forward"], **{key: self._own[key] for key in wanted}}
 

@@ -25,7 +25,7 @@ _CELLS = 3  # a face is compared in 3 × 3 cells; one edge of tissue at the same
 
 @dataclass(frozen=True)
 class Signature:
-    """What is kept of one patch: a hash of each plane along each axis, and its six faces, band-passed."""
+    """Fingerprint of a patch: a hash of each plane along each axis, and its six faces, band-passed."""
 
     name: str
     shape: tuple[int, int, int]

@@ -69,7 +69,7 @@ class StagedFolder:
         write_json(self._notes / f"{name}.json", content)
 
     def noted(self, name: str) -> Any | None:
-        """What an earlier run of the same conversion noted."""
+        """Read a note of an earlier run of the same conversion; None if there is none."""
         path = self._notes / f"{name}.json"
         return read_json(path) if path.is_file() else None
 
@@ -86,7 +86,7 @@ class StagedFolder:
 
 
 class StagedDataset(Protocol):
-    """What the datasets that are built on a `StagedFolder` offer; they can be sent to another process, which writes cases too."""
+    """Interface of datasets that are built on a `StagedFolder`; they can be sent to another process, which writes cases too."""
 
     staged: StagedFolder
     folder: Path

@@ -72,7 +72,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class TissueMap:
-    """What the sparse read says about each tile of the grid."""
+    """Tissue and signal of each tile of the grid, from a sparse read of the volume."""
 
     tiles: list[Tile]
     foreground: NDArray[np.float64]

@@ -36,7 +36,7 @@ _WORTH_PROCESSES = 2**28
 
 @dataclass(frozen=True, kw_only=True)
 class UnannotatedSettings:
-    """What a user decides about unannotated volumes."""
+    """Options for converting unannotated volumes."""
 
     dataset_id: int = 500
     """nnU-Net's dataset id."""
@@ -49,11 +49,11 @@ class UnannotatedSettings:
     spacing: Spacing | None = None
     """Voxel size to write: the structure table's, 1 voxel, or µm (z, y, x); None is physical for one structure, voxel for several."""
     vessel_channels: VesselChannels = "separate"
-    """Of stains with two channels: one of them, both as two input channels, or each as a volume of its own."""
+    """Channels of stains that have two: a single channel, both as two input channels, or each as a volume."""
     tiles: TileSettings = field(default_factory=TileSettings)
     """How tiles are chosen."""
     on_bad_slice: OnBadSlice = "error"
-    """What to do about a slice that is missing or unreadable."""
+    """Treatment of a slice that is missing or unreadable."""
     channel: int | None = None
     """Which channel of files that hold several."""
     level: int = 0
@@ -248,7 +248,7 @@ def _slab_tasks(
     spacing: SpacingUm,
     plan: Mapping[str, Any],
 ) -> list[SlabTask]:
-    """What is left to do of one volume."""
+    """Tasks that are left to do for one volume."""
     tiles = [Tile(tuple(start), tuple(shape)) for start, shape in plan["tiles"]]
     left = [tile for tile in tiles if not dataset.staged.has(case_name(volume, tile))]
     return [

@@ -237,7 +237,7 @@ class Demo:
             )
 
     def held_out(self) -> tuple[Path, Path]:
-        """Of a real download: the validation cases of fold 0, which training has not seen."""
+        """Test images of a real download: the validation cases of fold 0, which training has not seen."""
         dataset = self.folders.dataset(ANNOTATED)
         splits: Any = read_json(self.folders.preprocessed / dataset / "splits_final.json")
         test = self.output / "test"

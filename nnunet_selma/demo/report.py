@@ -121,7 +121,7 @@ def _one_of_each(cases: Sequence[str]) -> list[str]:
 
 
 def _logged(fold: Path) -> dict[str, list[float]]:
-    """What nnU-Net logged in a training."""
+    """Read the values that nnU-Net logged in a training."""
     import torch
 
     content = torch.load(fold / "checkpoint_final.pth", map_location="cpu", weights_only=False)  # written by this run
@@ -224,7 +224,7 @@ def _whole_brain(folder: Path) -> str:
 
 
 def _judged(folder: Path) -> str:
-    """What an evaluation wrote, as a part of the page that lies beside its folder."""
+    """Convert the page of an evaluation into a part of the report that lies beside its folder."""
     parts = []
     for block in (folder / "tables.md").read_text(encoding="utf-8").split("\n\n"):
         text = html.escape(block.strip())

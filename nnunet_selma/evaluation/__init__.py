@@ -25,7 +25,7 @@ __all__ = ["Evaluation", "EvaluationSettings", "evaluate", "write_evaluation"]
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
-    """What is asked for."""
+    """Options of an evaluation."""
 
     year: int
     """Edition whose rules count: 2024 or 2026."""
@@ -34,18 +34,18 @@ class EvaluationSettings:
     structure: str | None = None
     """Structure of all cases, where their names do not begin with it."""
     missing: Missing = "error"
-    """What to do about cases that one side lacks."""
+    """Treatment of cases that one side lacks."""
     spacing_um_zyx: SpacingUm | None = None
     """Voxel size, µm, where headers and structure table are not to be believed."""
     extras: Extras = field(default_factory=Extras)
-    """What to measure beyond the official metrics."""
+    """Measurements beyond the official metrics."""
     against: str | None = None
     """Method that every other one is compared with, case by case."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came out."""
+    """Results of an evaluation."""
 
     settings: EvaluationSettings
     reference: Path

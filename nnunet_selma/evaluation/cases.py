@@ -17,7 +17,7 @@ from nnunet_selma.volumes.ome_zarr import is_zarr
 from nnunet_selma.volumes.tiff import has_many_pages, is_tiff, tiff_slices
 
 Missing = Literal["error", "empty", "leave out"]
-"""What to do about a case that one side lacks: stop and name it, take an empty mask for it, or leave it out."""
+"""Treatment of a case that one side lacks: stop and name it, take an empty mask for it, or leave it out."""
 _NAMED = 10
 """So many cases are named in a sentence; the rest is counted."""
 
@@ -110,7 +110,7 @@ def _paired(sides: Sequence[tuple[Path, Mapping[str, Path]]], missing: Missing) 
 
 
 def _is_one(path: Path) -> bool:
-    """Whether it is one volume: a file, an OME-Zarr, or a folder of TIFF slices."""
+    """True if the path is one volume: a file, an OME-Zarr, or a folder of TIFF slices."""
     if not path.is_dir():
         return True
     if is_zarr(path):

@@ -25,22 +25,22 @@ from nnunet_selma.volumes import open_volume
 from nnunet_selma.volumes.base import Array
 
 _FORM = 1
-"""Of the files that keep scores; older ones are not read."""
+"""Version of the files that keep scores; older ones are not read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreTask:
-    """What to do with one case of every method; what they are compared with is the same."""
+    """Options for scoring a case of every method against the same reference."""
 
     cases: Mapping[str, Case]
     """Method to its case."""
     year: int
     extras: Extras
-    """What to measure beyond the official metrics, as far as it fits the structure."""
+    """Measurements beyond the official metrics, as far as they fit the structure."""
     output: Path | None
     """Folder where scores are kept for a run that goes on, and pictures; None keeps nothing."""
     sheets: bool
-    """Whether to draw a picture of the case for each method."""
+    """True if a picture of the case is drawn for each method."""
 
     def kept(self, method: str) -> Path | None:
         """Where the scores of a method lie."""
@@ -55,7 +55,7 @@ class ScoreTask:
 
 @dataclass(frozen=True, kw_only=True)
 class CaseScore:
-    """What came out for one case of one method; NaN where a metric has no value."""
+    """Scores of one case of one method; NaN where a metric has no value."""
 
     method: str
     case: str
@@ -63,7 +63,7 @@ class CaseScore:
     """Prefix of the structure."""
     official: dict[str, float]
     corrected: dict[str, float]
-    """What metrics with corners should say; equal to the official value away from them."""
+    """Corrected values of metrics with corner cases; equal to the official value elsewhere."""
     extra: dict[str, float]
     warnings: tuple[str, ...] = ()
 
@@ -74,7 +74,7 @@ class CaseScore:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "CaseScore":
-        """What `as_json` gave."""
+        """Restore from the result of `as_json`."""
         parts = {
             part: {key: nan if value is None else value for key, value in content[part].items()}
             for part in ("official", "corrected", "extra")
@@ -204,7 +204,7 @@ def read_mask(path: Path) -> tuple[Mask, tuple[str, ...]]:
 
 
 def _made_from(task: ScoreTask, method: str) -> dict[str, Any]:
-    """What the scores and the picture depend on, as it comes back from JSON."""
+    """Settings on which scores and picture depend, as JSON gives them back."""
     case = task.cases[method]
     files = {name: _stamp(getattr(case, name)) for name in ("prediction", "reference", "image")}
     settings = {

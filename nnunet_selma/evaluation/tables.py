@@ -129,7 +129,7 @@ class Column:
 
     @property
     def title(self) -> str:
-        """What it is, and which direction is better."""
+        """Name of the metric in a table, with an arrow in the better direction."""
         return f"{self.metric.title}{', corrected' if self.corrected else ''} {'↑' if self.metric.higher_is_better else '↓'}"
 
     def cell(self, scores: Sequence[CaseScore], method: str, *, sample: bool) -> str:
@@ -158,7 +158,7 @@ def columns(scores: Sequence[CaseScore], rules: Edition, *, corrected: bool) -> 
 
 
 def _corner(score: CaseScore, key: str) -> bool:
-    """Whether the official value is another than the corrected one, NaN included."""
+    """True if the official value differs from the corrected one, NaN included."""
     return key in score.corrected and score.official[key] != score.corrected[key]
 
 
@@ -196,7 +196,7 @@ def without_value(scores: Sequence[CaseScore]) -> list[str]:
 
 
 def extras(scores: Sequence[CaseScore], *, sample: bool, rule: str | None = None) -> Table | None:
-    """What was measured beyond the official metrics, over the cases that have a value; None if nothing was. `rule` matched the objects."""
+    """Table of the measurements beyond the official metrics, over the cases that have a value; None if there is none. `rule` matched the objects."""
     names = list(dict.fromkeys(key for score in scores for key in score.extra))
     if not names:
         return None

@@ -23,7 +23,7 @@ _PARTS = "parametrizations.weight."
 
 
 class LowRank(nn.Module):
-    """What is added to a weight: alpha / rank · up · down, zero at first (section 4.1).
+    """Low-rank addend of a weight: alpha / rank · up · down, zero at first (section 4.1).
 
     Args:
         weight: of the layer, (row, *) in any number of dimensions.

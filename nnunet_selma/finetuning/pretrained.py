@@ -1,4 +1,4 @@
-"""What a pretraining says of itself, and how fine-tuning finds it."""
+"""The summary of a pretraining, and how fine-tuning finds it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ _COMPARED = {
 
 
 def network_identity(configuration: Mapping[str, Any]) -> dict[str, Any]:
-    """What two plans must share so that every weight of one fits into the other: class and arguments of the network."""
+    """Class and arguments of a network: two plans must share them so that every weight of one fits into the other."""
     architecture = configuration["architecture"]
     return {"network_class_name": architecture["network_class_name"], "arch_kwargs": architecture["arch_kwargs"]}
 

@@ -54,7 +54,7 @@ _STEP = re.compile(r"decoder\.(stages|transpconvs|steps|seg_layers)\.(\d+)\.")
 
 @dataclass(frozen=True)
 class Carried:
-    """What became of one tensor of the target network: "copied", "adapted", "random" or "head" (left random on purpose)."""
+    """Fate of a tensor of the target network: "copied", "adapted", "random" or "head" (left random on purpose)."""
 
     key: str
     fate: str
@@ -62,7 +62,7 @@ class Carried:
     copied: int = 0
     """Entries that pretraining decides; the others are random, or zeros that keep new channels from pretrained ones."""
     how: tuple[str, ...] = ()
-    """What was adapted."""
+    """Adaptations of the tensor, in words."""
     part: str = ""
     """Encoder, decoder, last step or heads, as `parts_of` says."""
     before: float = 0.0
@@ -73,7 +73,7 @@ class Carried:
 
 @dataclass(frozen=True)
 class TransferReport:
-    """What was carried over, tensor by tensor."""
+    """Report of the transfer, tensor by tensor."""
 
     tensors: tuple[Carried, ...]
     named: str = ""
@@ -281,7 +281,7 @@ class _Source:
     def fit(
         self, aliases: Sequence[str], old: Tensor, found: Tensor, patch_size: Sequence[int] | None
     ) -> Fitted | None:
-        """What fills a tensor of the target; None: nothing that makes sense."""
+        """Return the value that fills a tensor of the target, or None if the pretrained one does not fit."""
         if getattr(self.network, "key_to_lpe", None) in aliases:
             return self._positions(old, found, patch_size)
         reads_image = any(alias.rpartition(".")[0] in self.reading_the_image for alias in aliases) and old.ndim > 2
@@ -315,7 +315,7 @@ class _Source:
         return value, copied, tuple(how)
 
     def _reads_two_maps(self, key: str, old: Tensor, found: Tensor) -> bool:
-        """Whether a layer reads an upsampled map and a skip connection: twice the channels that its step's upsampling writes."""
+        """True if a layer reads an upsampled map and a skip connection: twice the channels that its step's upsampling writes."""
         step = _STEP.match(key)
         if step is None or step[2] not in self.raising or old.ndim == 1:
             return False

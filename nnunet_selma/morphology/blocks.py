@@ -38,7 +38,7 @@ class Block:
 
     @property
     def box(self) -> Box:
-        """What it reads."""
+        """The block with its margin, as slices (z, y, x)."""
         z, y, x = (slice(a, b) for a, b in zip(self.start, self.end, strict=True))
         return z, y, x
 

@@ -50,9 +50,9 @@ class Piece:
     thin: Mask
     """The skeleton in that box."""
     own: Box = (slice(None), slice(None), slice(None))
-    """What the piece speaks for, as a part of its box; the rest is another piece's."""
+    """Region of the box whose skeleton this piece provides; the rest belongs to another piece."""
     whole: bool = True
-    """Whether it is a component, and not cut out of one."""
+    """True if the piece is a whole component; False if it was cut out of one."""
 
 
 def skeletons_by_blocks(
@@ -123,7 +123,7 @@ def skeleton_overlap_by_blocks(read: Read, read_other: Read, shape: ShapeZYX, ed
 
 
 def _crosses(box: Box, block: Block) -> bool:
-    """Whether a component with this box in a block reaches voxels that the block shares with another."""
+    """True if a component with this box in a block reaches voxels that the block shares with another."""
     return any(
         (side.start == 0 and start > 0) or (side.stop == end - start and end > stop)
         for side, start, stop, end in zip(box, block.start, block.stop, block.end, strict=True)

@@ -102,7 +102,7 @@ class ComponentTable:
 
 
 def _described(labels: Array, n: int, block: Block) -> Components:
-    """What a block knows of its components; sizes count its own voxels only."""
+    """Components of a block; sizes count the block's voxels only."""
     at = np.flatnonzero(labels)
     numbers = labels.ravel()[at].astype(np.int64) - 1
     corners = np.stack(np.unravel_index(at, labels.shape), axis=1) + np.array(block.start)

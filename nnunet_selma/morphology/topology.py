@@ -128,7 +128,7 @@ def _further(words: _Words) -> _Words:
 
 
 def _beside(words: _Words, at: NDArray[np.intp]) -> _Words:
-    """Of the words at these flat indices, none of them at the border: voxels with one of `words` beside them, along any axis."""
+    """At these flat indices, none at the border: words with a bit set where `words` has one beside it, along any axis."""
     flat = words.ravel()
     beside: _Words = flat[at] >> _ONE | flat[at + 1] << _LAST | flat[at] << _ONE | flat[at - 1] >> _LAST
     for step in (words.shape[2], words.shape[1] * words.shape[2]):

@@ -3,4 +3,4 @@
 MONAI_MISSING = (
     "this network is built from MONAI's blocks, which are not installed: pip install 'nnunet-selma[networks]'"
 )
-"""What is said where the optional extra is missing."""
+"""Message where the optional extra is missing."""

@@ -1,4 +1,4 @@
-"""What the networks share: an encoder, a decoder with skip connections, and nnU-Net's deep supervision."""
+"""Parts that the networks share: an encoder, a decoder with skip connections, and nnU-Net's deep supervision."""
 
 import math
 from collections.abc import Sequence
@@ -76,7 +76,7 @@ class EncoderDecoder(nn.Module):
     key_to_lpe: str | None = None
     """Where a learned positional embedding is; None: there is none, and the input may have any size that the strides divide."""
     pretrained_part = "encoder"
-    """What pretext tasks on features train, and what freezing the encoder freezes."""
+    """Submodule that pretext tasks on features train, and that freezing the encoder freezes."""
 
     def __init__(self, encoder: nn.Module, decoder: SkipDecoder, strides: Strides) -> None:
         super().__init__()

@@ -24,7 +24,7 @@ _LEAST_HALVINGS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Design:
-    """What must be known of a network to plan it."""
+    """Facts about a network that planning needs."""
 
     class_name: str
     """Import path, below `nnunet_selma.networks`."""

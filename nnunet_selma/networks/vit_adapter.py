@@ -28,7 +28,7 @@ def _convolution(inputs: int, outputs: int, stride: Sequence[int] = (1, 1, 1)) -
 
 
 class AdaptedEncoder(nn.Module):
-    """What a convolutional stem sees at every scale, plus the transformer's tokens brought to that scale.
+    """Maps of a convolutional stem at every scale, plus the transformer's tokens brought to that scale.
 
     Args:
         vit: the transformer.

@@ -56,7 +56,7 @@ _OF_CONFIGURATION = (
 
 @dataclass(frozen=True)
 class AdaptationRecord:
-    """What nnssl says of a checkpoint, as written: numbers, strings, lists and dictionaries only."""
+    """nnssl's record of a checkpoint, as written: numbers, strings, lists and dictionaries only."""
 
     content: dict[str, Any]
 
@@ -135,7 +135,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def unpickled(path: Path) -> Any:
-    """What a file of `torch.save` holds; no code that it carries is run.
+    """Read a file of `torch.save` without running code that it carries.
 
     Raises:
         SelmaError: it wants to run code, or is no such file.
@@ -214,7 +214,7 @@ def _bare(key: str) -> str:
 
 
 def _lies_in(key: str, modules: tuple[str, ...]) -> bool:
-    """Whether a weight belongs to one of the modules."""
+    """True if a weight belongs to one of the modules."""
     # nnU-Net's decoders list their encoder again: these keys are the encoder's, whatever became of the decoder
     own = key.removeprefix("decoder.") if key.startswith("decoder.encoder.") else key
     return any(own == module or own.startswith(f"{module}.") for module in modules)
@@ -238,7 +238,7 @@ def demand_finite(weights: Mapping[str, Any], name: str) -> None:
 def adaptation_record(
     network: nn.Module, plans: Mapping[str, Any], configuration: str, input_channels: int
 ) -> dict[str, Any] | None:
-    """What nnssl writes of a network trained by these plans; None for a network that does not say where its encoder is.
+    """nnssl's record of a network trained by these plans; None for a network that does not say where its encoder is.
 
     It holds nothing but numbers, strings, lists and dictionaries, and the fields that nnssl's own classes have, no others.
 

@@ -1,4 +1,4 @@
-"""What a user may turn of the pretext tasks; `settings.py` reads it from the plans."""
+"""Settings of the pretext tasks; `settings.py` reads them from the plans."""
 
 from dataclasses import dataclass
 
@@ -58,7 +58,7 @@ class InpaintingSettings:
     counted: str = "all"
     """Voxels whose error counts: "masked" or "all"."""
     fill: str = "zeros"
-    """What stands in masked voxels: "zeros", "noise" (mean and deviation of the visible voxels) or "mean" (of the visible voxels)."""
+    """Content of masked voxels: "zeros", "noise" (mean and standard deviation of the visible voxels) or "mean" (of the visible voxels)."""
     target: str = "intensity"
     """Where errors are measured: "intensity", "residual" (what smoothing takes away) or "gradient" (differences of neighbours)."""
     standardise: bool = False
@@ -83,7 +83,7 @@ class InpaintingSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class StructureSettings:
-    """What structure-aware inpainting does beyond inpainting: where it masks, and what counts."""
+    """Settings of structure-aware inpainting beyond those of inpainting: where it masks, and which errors count."""
 
     kind: str = "both"
     """Structures that count: "bright" voxels, "blobs", "tubes", or "both" of the latter two."""
@@ -144,7 +144,7 @@ class ByolSettings:
     outputs: int = 128
     """Length of a projection."""
     momentum: float = 0.996
-    """Of the target network at the first step; it rises to 1 along a cosine."""
+    """Momentum of the target network at the first step; it rises to 1 along a cosine."""
 
     def __post_init__(self) -> None:
         """Refuse heads without width and momenta that are none."""
@@ -161,7 +161,7 @@ class SimclrSettings:
     outputs: int = 128
     """Length of a projection."""
     temperature: float = 0.1
-    """Of the contrastive loss."""
+    """Temperature of the contrastive loss."""
 
     def __post_init__(self) -> None:
         """Refuse heads without width."""
@@ -181,7 +181,7 @@ class MultitaskSettings:
     structure: float = 1.0
     """Which biological structure the name of the case says."""
     temperature: float = 0.5
-    """Of the contrastive loss."""
+    """Temperature of the contrastive loss."""
 
     def __post_init__(self) -> None:
         """Refuse a task without any term."""
@@ -204,13 +204,13 @@ class DistillationSettings:
     bottleneck: int = 128
     """Length of what the prototypes are compared with."""
     momentum: float = 0.996
-    """Of the teacher at the first step; it rises to 1 along a cosine."""
+    """Momentum of the teacher at the first step; it rises to 1 along a cosine."""
     student_temperature: float = 0.1
-    """Of the student's softmax."""
+    """Temperature of the student's softmax."""
     teacher_temperature: tuple[float, ...] = (0.04, 0.07)
-    """Of the teacher's softmax, at the first step and after the first third of the run."""
+    """Temperature of the teacher's softmax, at the first step and after the first third of the run."""
     centring: str = "centre"
-    """What keeps the teacher from one answer for all: "centre" (a moving mean is taken away) or "sinkhorn"."""
+    """Method that keeps the teacher from giving one answer for all: "centre" (a moving mean is taken away) or "sinkhorn"."""
     local_crops: int = 4
     """Small views that only the student sees."""
     local_crop: tuple[float, ...] = (0.3, 0.5)
@@ -218,7 +218,7 @@ class DistillationSettings:
     mask_ratio: tuple[float, ...] = (0.1, 0.5)
     """Share of a global view's tokens that are masked for the student."""
     patch_weight: float = 1.0
-    """Of the loss on masked tokens, beside that on whole views."""
+    """Weight of the loss on masked tokens, beside that on whole views."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be distilled."""

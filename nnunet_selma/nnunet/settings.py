@@ -113,7 +113,7 @@ class FinetuningSettings:
     lora_rank: int = 8
     """Rank of what `SelmaFinetuneTrainer_LoRA` adds to each weight: more is closer to training all of it."""
     lora_alpha: float = 16.0
-    """What it adds is scaled by lora_alpha / lora_rank."""
+    """The low-rank addend is scaled by lora_alpha / lora_rank."""
     final_validation: bool = True
     """Predict and score all validation cases after the last epoch, as nnU-Net does."""
     save_every: int = 10
@@ -154,7 +154,7 @@ class FinetuningSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class CpuSettings:
-    """What makes training on a CPU faster; nothing here touches a training on a GPU."""
+    """Settings that make training on a CPU faster; none of them touches a training on a GPU."""
 
     fast_layers: bool = True
     """Exchange 3D layers for faster ones with the same results, to rounding."""
@@ -164,7 +164,7 @@ class CpuSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class GpuSettings:
-    """What may make training on a GPU faster; nothing here touches a training on a CPU."""
+    """Settings of training on a GPU; none of them touches a training on a CPU."""
 
     precision: str = "half"
     """Numbers of mixed precision: nnU-Net's "half" (float16), or "bfloat16" on cards that have it, where nothing overflows; `nnUNetv2_predict` stays at half."""

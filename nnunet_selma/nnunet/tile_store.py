@@ -153,7 +153,7 @@ class NormalisedTile:
 
 
 class TileStore(nnUNetDatasetBlosc2):
-    """What nnU-Net's loader reads a tile store with; the label of every tile is empty."""
+    """Dataset class with which nnU-Net's loader reads a tile store; the label of every tile is empty."""
 
     def load_case(self, identifier: str) -> tuple[NormalisedTile, Array, None, dict[str, Any]]:
         """Data, label, nothing for a previous stage, and properties, as nnU-Net's own datasets give them."""

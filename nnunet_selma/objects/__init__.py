@@ -32,7 +32,7 @@ from nnunet_selma.volumes.base import Array, ShapeZYX
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectSettings:
-    """What is measured, and what is written."""
+    """Options for measuring and writing objects."""
 
     labels: Path
     """Any volume of labels, or an OME-Zarr image with label images."""
@@ -45,20 +45,20 @@ class ObjectSettings:
     without_raw: bool = False
     """Measure no intensities."""
     channel: int | None = None
-    """Of the image."""
+    """Channel of the image."""
     spacing_um_zyx: SpacingUm | None = None
     """Instead of what the files say."""
     connectivity: Connectivity = 26
     min_voxels: int = 1
-    """Of the smallest object that is kept."""
+    """Voxels of the smallest object that is kept."""
     max_voxels: int | None = None
-    """Of the largest."""
+    """Voxels of the largest object that is kept."""
     trees: bool = False
-    """Whether to measure the skeleton."""
+    """True if skeletons are measured."""
     instances: Path | None = None
     """OME-Zarr to write with the number of its object at every voxel."""
     overwrite: bool = False
-    """Whether to replace instances that are there."""
+    """True if instances that are there are replaced."""
     atlas: Path | None = None
     transform: Path | None = None
     """From the sample to the atlas."""
@@ -205,7 +205,7 @@ class _Regions:
         return regions
 
     def notes(self, shape: ShapeZYX, columns: Columns) -> list[str]:
-        """What hints at an atlas that does not lie on the sample."""
+        """Warnings about an atlas that does not seem to lie on the sample."""
         notes, regions = [], columns["region"]
         extent = [n * s for n, s in zip(shape, self.sample_um_zyx, strict=True)]
         beyond = np.abs(np.subtract(self.atlas.extent_um_zyx, extent)) > np.maximum(
@@ -226,7 +226,7 @@ class _Regions:
 
 
 def _description(settings: ObjectSettings, sources: Sources, spacing: SpacingUm | None) -> dict[str, Any]:
-    """What was measured, and how."""
+    """Record of the measurement: its results and its settings."""
     paths = {name: str(value) for name, value in asdict(settings).items() if isinstance(value, Path)}
     return {
         "version": __version__, **paths, "labels": str(sources.labels.path), "raw": sources.raw and str(sources.raw.path),

@@ -38,7 +38,7 @@ OUTSIDE = 0
 _PIECE_BYTES = 2**30
 _MM_BELOW = 1.0  # an atlas's voxel is never less than a µm nor more than a mm wide
 _MOST_LABELS = 256
-"""Of a segmentation whose classes are counted apart; numbers of instances are not classes."""
+"""Greatest number of classes of a segmentation that are counted apart; numbers of instances are not classes."""
 _UM3_OF_MM3 = 1e9
 
 
@@ -51,7 +51,7 @@ class Placing:
     sample_step: NDArray[np.float64]
     """From voxels of the sample to a physical distance, (3, 3)."""
     origin: NDArray[np.float64]
-    """Of the atlas."""
+    """Physical position of the atlas's first voxel."""
     to_index: NDArray[np.float64]
     """From a physical distance to voxels of the atlas, (3, 3)."""
 
@@ -159,12 +159,12 @@ def _placed(sample: Path, sample_um_zyx: SpacingUm, unit_um: float) -> tuple[NDA
 
 
 def _direction(header: Any) -> NDArray[np.float64]:
-    """Of each axis (x, y, z) of an image, a column."""
+    """Directions of the axes (x, y, z) of an image, one per column."""
     return np.array(header.GetDirection(), np.float64).reshape(3, 3)
 
 
 def _header(path: Path) -> Any:
-    """What ITK reads of a file's header, or None where it reads no such files."""
+    """Header of a file that ITK reads, or None where ITK reads no such files."""
     if not (is_nifti(path) or is_itk_file(path)):
         return None
     reader = sitk.ImageFileReader()
@@ -187,7 +187,7 @@ def _in_um(spacing_xyz: Sequence[float]) -> SpacingUm | None:
 
 
 def _unit_um(spacing: Sequence[float]) -> float:
-    """Of a header's numbers."""
+    """Micrometres in a unit of a header's spacing: 1000 for millimetres, which are below 1, or 1."""
     return 1000.0 if max(spacing) < _MM_BELOW else 1.0
 
 

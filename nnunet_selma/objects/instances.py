@@ -33,7 +33,7 @@ class InstanceImage:
     path: Path
     shape: ShapeZYX
     edge: ShapeZYX
-    """Of the blocks."""
+    """Shape of the blocks."""
     spacing_um_zyx: SpacingUm | None
     connectivity: Connectivity
 

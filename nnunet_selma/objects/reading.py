@@ -22,7 +22,7 @@ from nnunet_selma.volumes.segmented import class_names, has_image, label_image, 
 SLAB_BYTES = 2**28
 """Slices of one volume that are kept in memory together."""
 BLOCK_VOXELS = 2**24
-"""Of a block: 256³."""
+"""Voxels of a block: 256³."""
 _LEAST_SLICES = (
     8  # in a slab, however large they are: of thinner ones each object would be counted many times, and joined
 )
@@ -32,24 +32,24 @@ _CHUNK = (64, 64, 64)  # where a volume has none
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """What is measured."""
+    """The volume that is measured, with its image if there is one."""
 
     labels: Volume
     raw: Volume | None
     """The image whose intensities are measured, of the labels' shape."""
     spacing_um_zyx: SpacingUm | None
-    """What the files say: the labels, or else the image."""
+    """Voxel size in the files: that of the labels, or else of the image."""
     classes: Mapping[int, str]
     """Label to its name, as far as the file says."""
 
     @property
     def paths(self) -> list[Path]:
-        """What is read."""
+        """Paths of the files that are read."""
         return [volume.path for volume in (self.labels, self.raw) if volume is not None]
 
     @property
     def edge(self) -> ShapeZYX:
-        """Of the blocks they are read in, voxels."""
+        """Shape of the blocks that are read, voxels."""
         volumes = [self.labels] if self.raw is None else [self.labels, self.raw]
         return block_edge(volumes)
 

@@ -1,4 +1,4 @@
-"""What is said of all objects together: how many, how much of the volume, topology, and length of trees."""
+"""Summary of all objects together: how many, how much of the volume, topology, and length of trees."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes.base import Array, ShapeZYX
 
 _MOST_LABELS = 256
-"""Of a segmentation whose classes are listed; numbers of instances are not classes."""
+"""Greatest number of classes of a segmentation that are listed; numbers of instances are not classes."""
 _UM3_OF_MM3 = 1e9
 MOST_THINNED, HALO = 2**27, 64
 """Voxels of the largest box that a component is thinned in whole (about 1.5 GB); of larger ones, voxels around each piece."""

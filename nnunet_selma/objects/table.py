@@ -36,9 +36,9 @@ class Objects:
     stop: _Integers
     """Corner behind its last voxels, (n, 3)."""
     mean_intensity: _Floats
-    """Of the image; NaN where there is none, (n,)."""
+    """Mean intensity of the image; NaN where there is none, (n,)."""
     max_intensity: _Floats
-    """Of the image; NaN where there is none, (n,)."""
+    """Greatest intensity of the image; NaN where there is none, (n,)."""
 
     def __len__(self) -> int:
         return len(self.voxels)
@@ -48,14 +48,14 @@ class Objects:
         return Objects(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
     def touches_border(self, shape: ShapeZYX) -> NDArray[np.bool_]:
-        """Whether each has voxels in the outermost layer of the volume, so that a part of it may lie outside."""
+        """True for objects with voxels in the outermost layer of the volume, so that a part of them may lie outside."""
         touches: NDArray[np.bool_] = (self.start == 0).any(axis=1) | (self.stop == np.array(shape)).any(axis=1)
         return touches
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What a block's own voxels say of its components, (n,) or (n, 3)."""
+    """Measurements of components from the voxels of one block, (n,) or (n, 3)."""
 
     label: _Integers
     position: _Integers

@@ -51,7 +51,7 @@ class LazyArray:
 
 
 def _bounds(key: Any, length: int) -> tuple[slice, Any]:
-    """What to read of an axis, and what to take of it then."""
+    """Slices to read along an axis, and slices to take of them."""
     if not isinstance(key, slice):
         place = range(length)[int(key)]
         return slice(place, place + 1), 0
@@ -62,7 +62,7 @@ def _bounds(key: Any, length: int) -> tuple[slice, Any]:
 
 
 def layers(segmented: Segmented, spacing_um_zyx: SpacingUm | None = None) -> list[LayerData]:
-    """What napari adds: a layer for each channel of the image, and the segmentation over them; reads a part of one plane of each.
+    """Layers for napari: one for each channel of the image, and the segmentation over them; reads a part of one plane of each.
 
     Args:
         segmented: an image, a segmentation, or both.

@@ -32,7 +32,7 @@ class Execution:
 
     device: str = "cpu"
     scheduler: str | None = None
-    """Of a Dask cluster."""
+    """Address of a Dask cluster."""
     shard: tuple[int, int] = (0, 1)
     """This process does the i-th of n shares, from 0."""
     also_tiff: bool = False

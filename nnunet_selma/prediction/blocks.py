@@ -37,7 +37,7 @@ class Prepared:
 
     @cached_property
     def volumes(self) -> list[Volume]:
-        """Of each channel."""
+        """Volumes of the channels."""
         count = int(self.run.facts["channels"])
         if self.run.raw is not None:
             return [open_volume(self.run.raw, channel=channel if count > 1 else None) for channel in range(count)]
@@ -55,7 +55,7 @@ class Prepared:
 
     @cached_property
     def normalisation(self) -> Normalisation:
-        """Of this volume."""
+        """Normalisation of this volume."""
         return normalisation(self.model.configuration, self.model.intensity_properties, self.run.intensities)
 
     @cached_property
@@ -72,7 +72,7 @@ class Prepared:
         return Limits(self.normalisation.apply(low), self.normalisation.apply(high))
 
     def work(self, index: int) -> BoxWork | None:
-        """What predicting a block takes; None where there is nothing to predict."""
+        """Work that a block takes; None where there is nothing to predict."""
         if self.geometry is None:
             return None
         box = common(self.run.blocks[index], self.geometry.crop)
@@ -81,7 +81,7 @@ class Prepared:
         return self.geometry.work(box, self.run.tissue.touches)
 
     def image(self, work: BoxWork) -> torch.Tensor:
-        """What the network sees of a block, (c, z, y, x) with network axes: read, normalised, resampled, padded."""
+        """Input of the network for a block, (c, z, y, x) with network axes: read, normalised, resampled, padded."""
         assert self.geometry is not None
         voxels = np.stack([volume.read(*work.source) for volume in self.volumes])
         normalised = self.normalisation.apply(self.geometry.turn(voxels))
@@ -93,7 +93,7 @@ class Prepared:
         return torch.from_numpy(padded)
 
     def logits(self, work: BoxWork, image: torch.Tensor) -> Array:
-        """What the folds of the network say of a block on their own grid, (head, z, y, x) with network axes."""
+        """Logits of a block on the network's grid, mean over the folds, (head, z, y, x) with network axes."""
         return self.model.logits(image, work.around, work.tiles, work.logits, self.tiles_at_once).numpy()
 
     @cached_property

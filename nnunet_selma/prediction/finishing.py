@@ -48,7 +48,7 @@ def finish(run: Run, seconds: float, *, progress: Progress[Any] = silent) -> dic
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[bool]:
-    """Whether this process is the only one that completes a run; the system takes the lock from one that is killed."""
+    """Yield True if this process alone completes a run; the system takes the lock from a process that is killed."""
     try:
         import fcntl
     except ImportError:  # Windows has other locks

@@ -21,16 +21,16 @@ SpacingZYX = tuple[float, float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class BoxWork:
-    """What predicting one box takes."""
+    """Boxes and tiles that predicting one box takes."""
 
     tiles: list[Box]
     """In nnU-Net's order; network axes, resampled."""
     around: Box
     """All tiles; may reach out of the volume, where nnU-Net pads with zeros."""
     image: Box
-    """What of it lies in the volume."""
+    """Part of the image that lies in the volume."""
     logits: Box
-    """What has to be known of the network's answer."""
+    """Box of logits that is needed."""
     result: Box
     """The box itself, within the crop; network axes, as they were before resampling."""
     source: Box
@@ -44,13 +44,13 @@ class Geometry:
     transpose: tuple[int, int, int]
     """Axis of the volume that becomes each network axis."""
     crop: Box
-    """What of the volume nnU-Net keeps, (z, y, x)."""
+    """Box of the volume that nnU-Net keeps after cropping, (z, y, x)."""
     forward: Resampling
     backward: Resampling
     tiling: Tiling
 
     def work(self, box: Box, wanted: Callable[[Box], bool] = lambda _: True) -> BoxWork | None:
-        """What predicting a box of the volume (z, y, x) takes; None where nothing is to be predicted.
+        """Work that predicting a box of the volume (z, y, x) takes; None where nothing is to be predicted.
 
         Args:
             box: lies within the crop.
@@ -96,7 +96,7 @@ class Geometry:
 
 
 def trained_in_voxels(plans: dict[str, Any]) -> bool:
-    """Whether the images that plans were made from had no voxel size: 1, 1, 1."""
+    """True if the images that plans were made from had no voxel size: 1, 1, 1."""
     return spacing_from_header(tuple(plans["original_median_spacing_after_transp"])) is None
 
 

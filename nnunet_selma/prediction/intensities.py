@@ -1,4 +1,4 @@
-"""What nnU-Net's preprocessing asks of a whole volume, gathered slab by slab: its non-zero box, mean, deviation, lowest and highest value.
+"""Intensities that nnU-Net's preprocessing needs of a whole volume, slab by slab: its non-zero box, mean, standard deviation, lowest and highest value.
 
 Sums are exact to float64 rounding; nnU-Net adds up float32 numbers, so that its mean may differ in the seventh digit. That, and nothing
 else, keeps normalised voxels from being equal bit by bit.
@@ -29,11 +29,11 @@ Planes = tuple[Array, Array, Array]
 
 @dataclass(frozen=True, kw_only=True)
 class Intensities:
-    """Of a volume, or of a slab of it; axes are (z, y, x)."""
+    """Intensities of a volume, or of a slab of it; axes are (z, y, x)."""
 
     shape: ShapeZYX
     sums: NDArray[np.float64]
-    """Of each channel."""
+    """Sum of each channel."""
     squares: NDArray[np.float64]
     """Sum of squares of each channel."""
     low: Planes
@@ -47,7 +47,7 @@ class Intensities:
 
     @staticmethod
     def of(slab: Array) -> "Intensities":
-        """Of a slab (c, z, y, x); raises `ValueError` for NaN or infinite values."""
+        """Measure a slab (c, z, y, x); raises `ValueError` for NaN or infinite values."""
         channels, *shape = slab.shape
         flat = slab.reshape(channels, -1)
         sums, squares = np.zeros(channels), np.zeros(channels)
@@ -65,7 +65,7 @@ class Intensities:
         )  # fmt: skip
 
     def beside(self, other: "Intensities", axis: int) -> "Intensities":
-        """Of both parts, this one in front along an axis."""
+        """Join two parts, this one in front along an axis."""
 
         def join(name: str, combine: Callable[[Array, Array], Array]) -> Planes:
             pairs = list(zip(getattr(self, name), getattr(other, name), strict=True))
@@ -132,7 +132,7 @@ def _by_planes(values: Array, reduction: Callable[..., Array]) -> Planes:
 
 
 def joined(parts: Iterable[Intensities], axis: int) -> Intensities:
-    """Of parts one behind the other along an axis."""
+    """Join the intensities of parts that lie one behind the other along an axis."""
     return reduce(lambda one, other: one.beside(other, axis), parts)
 
 

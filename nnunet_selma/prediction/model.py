@@ -46,7 +46,7 @@ class ModelSettings:
     checkpoint: str = "checkpoint_final.pth"
     mirroring: bool = False
     step_size: float = 0.5
-    """Of the sliding window, in patches."""
+    """Step of the sliding window, in patches."""
 
     def demand_complete(self) -> None:
         """Raise `SelmaError` that says what is missing, or that the number is no step."""
@@ -186,12 +186,12 @@ class Model:
 
     @property
     def weight_bytes(self) -> int:
-        """Of one fold."""
+        """Bytes of the weights of one fold."""
         return sum(one.numel() * one.element_size() for one in self._predictor.network.state_dict().values())
 
     @property
     def label_dtype(self) -> np.dtype[Any]:
-        """As nnU-Net writes segmentations."""
+        """Type of the labels, as nnU-Net writes segmentations."""
         return np.dtype(np.uint8 if len(self._predictor.label_manager.foreground_labels) < 255 else np.uint16)
 
     @property
@@ -288,14 +288,14 @@ class Model:
         return total
 
     def _predict(self, image: torch.Tensor, around: Box, tiles: Sequence[Box]) -> torch.Tensor:
-        """What the network says about tiles, (tile, head, z, y, x)."""
+        """Logits of tiles, (tile, head, z, y, x)."""
         patches = torch.stack([image[(slice(None), *within(tile, around))] for tile in tiles])
         patches = patches.reshape(len(tiles), -1, *self.patch).to(self.device, non_blocking=True)
         prediction: torch.Tensor = self._predictor._internal_maybe_mirror_and_predict(patches)
         return prediction.reshape(len(tiles), -1, *self.tile)
 
     def _fits(self, shape: Sequence[int]) -> bool:
-        """Whether the sums over a box fit into half of the device's free memory."""
+        """True if the sums over a box fit into half of the device's free memory."""
         if self.device.type != "cuda":
             return self.device.type == "cpu"
         free, _ = torch.cuda.mem_get_info(self.device)

@@ -78,5 +78,5 @@ def demand_place(settings: VolumePrediction, *, tiff: bool, overwrite: bool) -> 
 
 
 def _is_slices(folder: Path, name: str) -> bool:
-    """Whether a folder holds nothing but slices that `write_slices` wrote."""
+    """True if a folder holds nothing but slices that `write_slices` wrote."""
     return folder.is_dir() and all(re.fullmatch(rf"{re.escape(name)}_\d+\.tif", one.name) for one in folder.iterdir())

@@ -30,24 +30,24 @@ class Resampling:
     before: ShapeZYX
     after: ShapeZYX
     order: int
-    """Of the spline."""
+    """Order of the spline."""
     across: int | None = None
     """The axis of thick slices: planes are resampled apart, and along it the nearest one is taken; None resamples all axes together."""
 
     @property
     def changes(self) -> bool:
-        """Whether there is anything to do."""
+        """True if the grids differ."""
         return self.before != self.after
 
     @property
     def _planes_change(self) -> bool:
-        """Whether planes across the thick axis are resampled themselves."""
+        """True if planes across the thick axis are resampled themselves."""
         return any(
             a != b for axis, (a, b) in enumerate(zip(self.before, self.after, strict=True)) if axis != self.across
         )
 
     def needed(self, box: Box) -> Box:
-        """What of the grid before has to be known for a box of the grid after; bounds are voxels."""
+        """Box of the grid before that is needed for a box of the grid after; bounds are voxels."""
         if not self.changes:
             return box
         z, y, x = (self._needed_along(axis, bounds) for axis, bounds in enumerate(box))
@@ -157,7 +157,7 @@ class Limits:
     high: Array
 
     def of(self, channel: int) -> tuple[Array, Array]:
-        """Of one channel."""
+        """Lowest and highest values of one channel."""
         return self.low[channel], self.high[channel]
 
 
@@ -169,7 +169,7 @@ def configured_resampling(
     spacing: Sequence[float],
     target: Sequence[float],
 ) -> Resampling:
-    """What a configuration of the plans does between two grids.
+    """Resampling that a configuration of the plans does between two grids.
 
     Args:
         settings: the configuration, as in plans.json.

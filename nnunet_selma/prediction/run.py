@@ -52,7 +52,7 @@ class Run:
 
     @cached_property
     def settings(self) -> VolumePrediction:
-        """What was asked for."""
+        """Settings of the run."""
         return VolumePrediction.from_json(self._content["settings"])
 
     @property
@@ -73,18 +73,18 @@ class Run:
 
     @property
     def overwrite(self) -> bool:
-        """Whether it replaces what is there."""
+        """True if the run replaces what is there."""
         return bool(self._content["overwrite"])
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the settings led to: shape and type of the volume, grids, model."""
+        """Facts that follow from the settings: shape and type of the volume, grids, model."""
         facts: dict[str, Any] = self._content["facts"]
         return facts
 
     @property
     def shape(self) -> ShapeZYX:
-        """Of the volume, (z, y, x)."""
+        """Shape of the volume, (z, y, x)."""
         z, y, x = self.facts["shape"]
         return z, y, x
 
@@ -174,17 +174,17 @@ class Run:
         write_json(self.folder / "blocks" / f"{index:06d}.json", record)
 
     def block_records(self) -> list[dict[str, Any]]:
-        """What was said about each block that is whole."""
+        """Records of all blocks that are whole."""
         return [read_json(path) for path in sorted((self.folder / "blocks").glob("*.json"))]
 
     @cached_property
     def intensities(self) -> Intensities:
-        """Of the whole volume; all slabs have been read."""
+        """Intensities of the whole volume; all slabs have been read."""
         return joined((Intensities.from_arrays(arrays) for arrays in self._slab_files()), axis=0)
 
     @cached_property
     def tissue(self) -> Tissue:
-        """What is predicted of the volume; all slabs have been read."""
+        """Region of the volume that is predicted; all slabs have been read."""
         mask = self.folder / "mask.npy"
         if mask.is_file():
             return Tissue(np.load(mask))
@@ -233,7 +233,7 @@ def _age(path: Path) -> float:
 
 
 def difference(run: Run, settings: VolumePrediction, facts: dict[str, Any]) -> str | None:
-    """What makes the result of a run that was interrupted another one; None where nothing does."""
+    """Name what makes the result of an interrupted run another one; None where nothing does."""
     found = read_json(run.folder / RUN)
     return _difference({key: found.get(key) for key in _IDENTITY}, content(settings, facts, overwrite=False))
 
@@ -249,7 +249,7 @@ def demand_same(run: Run, settings: VolumePrediction, facts: dict[str, Any]) -> 
 
 
 def content(settings: VolumePrediction, facts: dict[str, Any], *, overwrite: bool) -> dict[str, Any]:
-    """What `run.json` holds of a new run."""
+    """Content of `run.json` for a new run."""
     whole = {
         "format": _FORMAT,
         "settings": settings.as_json(),

@@ -1,4 +1,4 @@
-"""What decides the result of a prediction, and how large a block the memory allows."""
+"""Settings that decide the result of a prediction, and the largest block that the memory allows."""
 
 import json
 import re
@@ -30,7 +30,7 @@ class VolumePrediction:
     inputs: tuple[Path, ...]
     """The volume, or its channels in the order of the model's."""
     channels: tuple[int, ...] | None = None
-    """Of one file that holds several, those the model sees, in its order; None: as many as it sees."""
+    """Channels of a file that holds several, in the order of the model's inputs; None: as many as it has inputs."""
     output: Path
     model: ModelSettings
     spacing_um_zyx: tuple[float, float, float] | None = None
@@ -46,7 +46,7 @@ class VolumePrediction:
     raw: bool = True
     """Put the image beside the labels."""
     name: str = "segmentation"
-    """Of the label image."""
+    """Name of the label image."""
     version: OmeZarrVersion = "0.5"
     block: int | None = None
     """Edge of a block, voxels; None: as large as the memory allows."""
@@ -55,7 +55,7 @@ class VolumePrediction:
 
     @property
     def beside_input(self) -> bool:
-        """Whether the labels go into the OME-Zarr that is predicted."""
+        """True if the labels go into the OME-Zarr that is predicted."""
         return len(self.inputs) == 1 and self.output.resolve() == self.inputs[0].resolve()
 
     @property
@@ -115,16 +115,16 @@ class VolumePrediction:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
-    """What a block of a model costs."""
+    """Memory that a block of a model takes."""
 
     channels: int
     voxel_bytes: int
-    """Of one channel of the image."""
+    """Bytes of a voxel of one channel of the image."""
     heads: int
     tile: ShapeZYX
     """Edges along the axes of the volume."""
     features: int
-    """Of the network's first stage."""
+    """Features of the network's first stage."""
     folds: int = 1
     weights: int = 0
     """Bytes of one fold's."""

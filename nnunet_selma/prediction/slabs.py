@@ -63,7 +63,7 @@ def open_channels(settings: VolumePrediction, channels: int) -> list[Volume]:
 
 
 def _holds_several(path: Path, level: int) -> bool:
-    """Whether a file wants to be told which of its channels to read."""
+    """True if a reader needs the number of a channel for this file."""
     try:
         open_volume(path, level=level if is_zarr(path) else 0)
     except SelmaError:

@@ -22,11 +22,11 @@ from nnunet_selma.volumes.ome_zarr_writing import ImageLayout, create_image, cre
 _SLAB = 64
 """Slices that are read together, where the memory allows."""
 _SLAB_COPIES = 6
-"""Of a slab while it is read: as it comes, as it is kept, where it is 0, and parts of it in float64."""
+"""Copies of a slab in memory while it is read: as it comes, as it is kept, where it is 0, and parts of it in float64."""
 _RAW_SHARD = 1024
 _LEAST_BLOCK = 16
 _COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
-"""Of classes, red, green, blue: those of Okabe and Ito, which the colour-blind tell apart."""
+"""Colours of classes, red, green, blue: those of Okabe and Ito, which the colour-blind tell apart."""
 
 
 def begun(settings: VolumePrediction, device: str, *, overwrite: bool) -> Run:
@@ -69,14 +69,14 @@ def begun(settings: VolumePrediction, device: str, *, overwrite: bool) -> Run:
 
 
 def _other(run: Run, settings: VolumePrediction, facts: dict[str, Any]) -> bool:
-    """Whether an interrupted run is to be overwritten, and not itself the one that overwrites and goes on."""
+    """True if the existing run must be discarded; False if it was itself started with `--overwrite` and can resume."""
     if not (run.folder / RUN).is_file():  # no run at all
         return True
     return not run.overwrite or difference(run, settings, facts) is not None
 
 
 def _facts(settings: VolumePrediction, model: Model, device: str) -> dict[str, Any]:
-    """What makes the result besides the settings, and the grids of slabs and blocks."""
+    """Everything besides the settings that decides the result, and the grids of slabs and blocks."""
     volumes = open_channels(settings, len(model.channels))
     first = volumes[0]
     shape, dtype = first.shape, stored_dtype(volumes)

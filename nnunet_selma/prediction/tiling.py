@@ -14,7 +14,7 @@ class Tiling:
     """The tiles of a volume."""
 
     shape: ShapeZYX
-    """Of the volume."""
+    """Shape of the volume."""
     tile: ShapeZYX
     """The patch of the plans; one plane thick for 2D plans."""
     step: float
@@ -64,7 +64,7 @@ def hull(boxes: list[Box]) -> Box:
 
 
 def common(one: Box, other: Box) -> Box:
-    """What two boxes share; empty along an axis where they share nothing."""
+    """Intersection of two boxes; empty along an axis where they do not meet."""
     z, y, x = (
         slice(max(a.start, b.start), max(a.start, b.start, min(a.stop, b.stop)))
         for a, b in zip(one, other, strict=True)

@@ -106,7 +106,7 @@ class Tissue:
         return float(self.cells.mean())
 
     def touches(self, box: Box) -> bool:
-        """Whether there is tissue in a box of voxels (z, y, x)."""
+        """True if there is tissue in a box of voxels (z, y, x)."""
         return bool(self.cells[self._of(box)].any())
 
     def mask(self, box: Box) -> NDArray[np.bool_]:

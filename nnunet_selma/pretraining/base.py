@@ -1,4 +1,4 @@
-"""What a pretext task is, and how it looks into a network."""
+"""Interface of pretext tasks, and functions that read a network's features."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from nnunet_selma.nnunet.settings import Settings
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a pretext is made for."""
+    """Context in which a pretext is made."""
 
     network: nn.Module
     """The network to train, without the wrappers of DistributedDataParallel and torch.compile."""
@@ -76,7 +76,7 @@ class Pretext(nn.Module, ABC):
         return [network]
 
     def diagnostics(self, network: nn.Module, patches: Tensor) -> dict[str, float]:
-        """What tells a user whether it learns, measured on every validation batch; logged and drawn under these names."""
+        """Measurements on a validation batch that tell a user whether the network learns; logged and drawn under these names."""
         return {}
 
     def embed(self, network: nn.Module, patches: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class Pretext(nn.Module, ABC):
         return pooled(deepest_features(network, patches))
 
     def get_extra_state(self) -> dict[str, int]:
-        """What a run that goes on must know beyond the weights."""
+        """State beyond the weights that a continued run needs."""
         return {"steps_done": self.steps_done}
 
     def set_extra_state(self, state: dict[str, int]) -> None:

@@ -1,4 +1,4 @@
-"""What tells whether a pretraining learns: the spread of its features, and alarms for a user."""
+"""Signs of whether a pretraining learns: the spread of its features, and alarms for a user."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -78,7 +78,7 @@ class SelfDistillation(Pretext):
 
     @torch.no_grad()
     def targets(self, features: Tensor, name: str) -> Tensor:
-        """What the teacher says of features (sample, feature), as probabilities (sample, prototype)."""
+        """Teacher's answer to features (sample, feature), as probabilities (sample, prototype)."""
         heads = cast(nn.ModuleDict, self.teacher["heads"])
         return self.sharpened(heads[name](features), name)
 
@@ -132,7 +132,7 @@ class SelfDistillation(Pretext):
         return first + (last - first) * min(1.0, 3 * self.steps_done / max(1, self.steps))
 
     def cross_entropy(self, wanted: Tensor, answered: Tensor) -> Tensor:
-        """Of the student's scores with the teacher's probabilities, (sample, prototype) each; one number a sample."""
+        """Cross entropy of the student's scores with the teacher's probabilities, (sample, prototype) each; a number per sample."""
         return -(wanted * (answered.float() / self.settings.student_temperature).log_softmax(1)).sum(1)
 
     def after_step(self, network: nn.Module) -> None:
@@ -155,7 +155,7 @@ class SelfDistillation(Pretext):
         return {"teacher_agreement": float(agreement), "prototypes_used": float(entropy.exp())}
 
     def embed(self, network: nn.Module, patches: Tensor) -> Tensor:
-        """What the student's head compares with the prototypes: it is what collapses, (batch, bottleneck)."""
+        """Vectors that the student's head compares with the prototypes, in which a collapse shows, (batch, bottleneck)."""
         head = cast(PrototypeHead, self.student["view"])
         return head.places(pooled(deepest_features(network, patches)))
 
@@ -175,7 +175,7 @@ class PrototypeHead(nn.Module):
         return functional.linear(self.places(features), functional.normalize(self.prototypes, dim=-1))
 
     def places(self, features: Tensor) -> Tensor:
-        """What is compared with the prototypes, of length 1, (…, inputs) to (…, bottleneck)."""
+        """Vectors of length 1 that are compared with the prototypes, (…, inputs) to (…, bottleneck)."""
         return functional.normalize(self.layers(features), dim=-1)
 
 

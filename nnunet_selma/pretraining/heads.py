@@ -1,4 +1,4 @@
-"""What pretexts on features share: heads, teachers, and their schedules."""
+"""Parts that pretexts on features share: heads, teachers, and their schedules."""
 
 import math
 from collections.abc import Iterable

@@ -109,7 +109,7 @@ class MaskedInpainting(Pretext):
         return {}
 
     def draw_task(self, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the network sees, what it should answer, and the mask, of a batch (batch, channel, *patch)."""
+        """Input of the network, its target, and the mask, for a batch (batch, channel, *patch)."""
         mask = self.draw_mask(patches)
         shown = self.brought_to_unit(patches, ~mask) if self.settings.standardise else patches
         return fill_mask(shown, mask, self.settings.fill, self.generator), self.as_answer(shown), mask

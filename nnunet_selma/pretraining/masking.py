@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 _LEAST_RESPONSE = 0.05
-"""Of a block, in units of the patch's mean: blocks without any structure are still masked now and then."""
+"""Least response of a block, in units of the patch's mean: blocks without any structure are still masked now and then."""
 
 
 def block_shape(edge: int, patch: Sequence[int], spacing: Sequence[float]) -> list[int]:

@@ -12,7 +12,7 @@ from nnunet_selma.pretraining.masking import block_shape, draw_block_masks, fill
 from nnunet_selma.pretraining.structure_response import structure_response
 
 _MOST_WEIGHT = 10.0
-"""Of a voxel: a single bright speck must not be the whole loss."""
+"""Greatest weight of a voxel: a single bright speck must not be the whole loss."""
 _ON_A_TUBE = 1.5
 """Response of a block, in units of the patch's mean, from which it lies on a tube."""
 

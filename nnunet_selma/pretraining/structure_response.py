@@ -93,7 +93,7 @@ def blob_and_tube(hessian: dict[tuple[int, int], Tensor]) -> tuple[Tensor, Tenso
 
 
 def determinant(hessian: dict[tuple[int, int], Tensor]) -> Tensor:
-    """Of a symmetric matrix of three axes."""
+    """Determinant of a symmetric matrix of three axes."""
     xx, yy, zz = hessian[0, 0], hessian[1, 1], hessian[2, 2]
     xy, xz, yz = hessian[0, 1], hessian[0, 2], hessian[1, 2]
     return xx * (yy * zz - yz.square()) - xy * (xy * zz - yz * xz) + xz * (xy * yz - yy * xz)

@@ -12,7 +12,7 @@ from torch.nn import functional
 from nnunet_selma.nnunet.pretext_settings import ViewSettings
 
 _RADIUS = 3
-"""Of a Gaussian's kernel, in standard deviations."""
+"""Radius of a Gaussian's kernel, in standard deviations."""
 
 
 def draw(count: int, low_high: Sequence[float], generator: torch.Generator) -> Tensor:

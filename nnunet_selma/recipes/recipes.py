@@ -24,7 +24,7 @@ class Size:
     patch_edge: int | None = None
     batch_size: int | None = None
     features: tuple[int, ...] | None = None
-    """Of each stage for nnU-Net's own network, one number for the others."""
+    """Features of each stage of nnU-Net's own network, a single number for the others."""
     settings: SettingsChange = field(default_factory=dict)
     """Settings of this scale, above all the length of the runs."""
 
@@ -116,7 +116,7 @@ _TINY = {"pretraining": run_length(8, 32, every=4), "finetuning": run_length(8, 
 """256 steps each: minutes on two cores, and nowhere near what a method can do."""
 _TINY_UNET = Size(patch_edge=32, batch_size=2, features=(16, 32, 64), settings=_TINY)
 _ADAMW_PRETRAINING = {"pretraining": {"optimizer": "adamw", "learning_rate": 3e-4}}
-"""As nnU-Net trains its own transformers; pretexts that compare views collapse with its SGD and a momentum of 0.99."""
+"""Settings of nnU-Net's own transformers; with its SGD and a momentum of 0.99, pretexts that compare views collapse."""
 _FINETUNED = {"carry": "all", "encoder_rate": 1.0, "decoder_rate": 1.0, "fit_head": False, "calibrate": False}
 _INPAINTED = {
     "mask_ratio": 0.6,
@@ -329,7 +329,7 @@ def from_scratch(recipe: Recipe) -> Recipe:
 
 
 def as_table(recipe: Recipe, scale: Scale) -> str:
-    """What `recipe show` prints: the parts, the settings, and the paper's words beside what is done."""
+    """Text of `recipe show`: the parts, the settings, and the paper's words beside what is done."""
     size = recipe.size(scale)
     lines = [
         recipe.title,

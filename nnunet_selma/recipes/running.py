@@ -44,7 +44,7 @@ class RecipeRun:
 
     @property
     def name(self) -> str:
-        """Of the run's plans, in both datasets."""
+        """Name of the run's plans, in both datasets."""
         return f"{self.plans_name}_{self.recipe.name}_{self.scale}{self.suffix}"
 
     @property

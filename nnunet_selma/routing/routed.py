@@ -28,10 +28,10 @@ ROUTES = "routes.json"
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionSettings:
-    """What nnU-Net's command is told, and what is removed after it."""
+    """Options of nnU-Net's command, and of the removal of small components after it."""
 
     folds: tuple[str, ...] = ("0",)
-    """Of each model; several are averaged."""
+    """Folds of each model; several are averaged."""
     checkpoint: str = "checkpoint_final.pth"
     step_size: float = 0.5
     """Step of the sliding window, in patches."""

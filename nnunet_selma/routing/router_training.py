@@ -40,7 +40,7 @@ _LEAST_PATCH = 32
 _LEARNING_RATE = 1e-3
 """Adam's usual one."""
 _MOST_VOXELS = 2**28
-"""Of all patches that are kept, two bytes each."""
+"""Voxels of all patches that are kept at most; each takes two bytes."""
 _MOST_OF_A_CASE = 16
 _OF_A_SLAB = 4
 """Patches that are read from the same planes."""
@@ -50,7 +50,7 @@ _JUDGED = 32
 
 @dataclass(frozen=True, kw_only=True)
 class RouterTraining:
-    """What is trained, and how long."""
+    """Options for training a router."""
 
     classes: tuple[str, ...] = ()
     """Prefixes of structures, and `other` for all that is left; empty: each structure there is."""
@@ -62,7 +62,7 @@ class RouterTraining:
     large: bool = False
     """DenseNet-121 instead of a network for CPUs."""
     seed: int = 0
-    """Of weights, places and mirroring."""
+    """Seed of weights, places and mirroring."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
@@ -78,14 +78,14 @@ class RouterTraining:
 
 @dataclass(frozen=True)
 class Learnt:
-    """What became of a class."""
+    """Result for a class."""
 
     cases: int
-    """That were trained on."""
+    """Number of cases that were trained on."""
     recognised: float
     """Share of their patches."""
     unseen: tuple[bool, ...] = ()
-    """Whether each case that was left out is recognised."""
+    """For each case that was left out, True if it was recognised."""
 
 
 def train_router(
@@ -222,7 +222,7 @@ def _recognised(router: DenseNetRouter, number: int, patches: Tensor) -> float:
 def _unseen(
     router: DenseNetRouter, cases: Sequence[str], images: Mapping[str, Path], progress: Progress[Any]
 ) -> dict[str, list[bool]]:
-    """Of each class, whether each of its cases is recognised."""
+    """For each class, whether each of its unseen cases is recognised."""
     found: dict[str, list[bool]] = {name: [] for name in router.classes}
     for case in progress(cases, "judging") if cases else ():
         name = class_of(case, router.classes)

@@ -51,7 +51,7 @@ class Router(ABC):
     """Prefixes of structures, and `other`."""
     patch_zyx: ShapeZYX
     channels: int
-    """Of a volume that it looks at, from the first."""
+    """Channels of a volume that the router reads, from the first."""
     device: torch.device
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""What both trainers share: settings from the plans, checkpoints that are whole or absent, errors without a traceback."""
+"""Base of both trainers: settings from the plans, checkpoints that are whole or absent, errors without a traceback."""
 
 import os
 import random
@@ -142,7 +142,7 @@ class SelmaTrainer(nnUNetTrainer):
         return seed
 
     def initialize(self) -> None:
-        """As nnU-Net, with random weights that the seed decides, on a CPU with what makes it fast, on a GPU in the precision of the settings."""
+        """Initialise as nnU-Net does, with random weights that the seed decides, fast layers on a CPU, and the precision of the settings on a GPU."""
         on_cpu = self.device.type == "cpu"
         if on_cpu:
             self._prepare_cpu()
@@ -182,7 +182,7 @@ class SelmaTrainer(nnUNetTrainer):
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """What the optimiser trains; a subclass adds groups, or freezes parameters before."""
+        """Parameters that the optimiser trains; a subclass adds groups, or freezes parameters before."""
         return [{"params": [p for p in self.network.parameters() if p.requires_grad]}]
 
     def _prepare_cpu(self) -> None:
@@ -257,7 +257,7 @@ class SelmaTrainer(nnUNetTrainer):
         return loaders
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
-        """As nnU-Net; an optimiser that was saved unfused, or on another device, goes on as this one was made."""
+        """Load as nnU-Net does; an optimiser that was saved unfused, or on another device, goes on as this one was made."""
         try:
             super().load_checkpoint(filename_or_checkpoint)
         except (ValueError, KeyError) as error:  # another number of parameter groups, or another kind of optimiser

@@ -102,7 +102,7 @@ class SelmaFinetuneTrainer(SelmaTrainer):
     """True once an epoch was trained in this process."""
 
     def initialize(self) -> None:
-        """As nnU-Net; remembers the random weights, to see whether somebody replaced them."""
+        """Initialise as nnU-Net does, and remember the random weights, to see later whether they were replaced."""
         super().initialize()
         self._start = self._first_weights()
 
@@ -132,7 +132,7 @@ class SelmaFinetuneTrainer(SelmaTrainer):
         return [{"params": parameters, "part": part, "rate": 1.0} for part, parameters in groups.items() if parameters]
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """As nnU-Net, at the learning rates of this step."""
+        """Train as nnU-Net does, at the learning rates of this step."""
         self.has_trained = True
         self.lr_scheduler.before_step()
         result: dict[str, Any] = super().train_step(batch)
@@ -222,7 +222,7 @@ class SelmaFinetuneTrainer(SelmaTrainer):
         return bool(changes)
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
-        """As nnU-Net; nothing is carried over later, though what is frozen and was not pretrained looks untouched."""
+        """Load as nnU-Net does; nothing is carried over later, though frozen random weights look untouched."""
         super().load_checkpoint(filename_or_checkpoint)
         self.goes_on = True
 
@@ -346,7 +346,7 @@ class SelmaFinetuneTrainer(SelmaTrainer):
         return {"trainer_name": "nnUNetTrainer"} if stock else {}
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """As nnU-Net, if wished for; without a GPU not mirrored, which would take eight times as long, unless the plans say otherwise."""
+        """Validate as nnU-Net does, if the settings say so; without a GPU not mirrored, which would take eight times as long, unless the plans say otherwise."""
         if not self.settings.finetuning.final_validation:
             self.print_to_log_file("The final validation is left out (finetuning.final_validation turns it on).")
             return

@@ -139,7 +139,7 @@ class SelmaSSLTrainer(SelmaTrainer):
     """Module and class of the pretext task."""
 
     def initialize(self) -> None:
-        """As nnU-Net, without deep supervision and without foreground oversampling."""
+        """Initialise as nnU-Net does, without deep supervision and without foreground oversampling."""
         with plain_errors():
             demand_first_stage(self.configuration_manager.configuration, self.configuration_name)
         self.enable_deep_supervision = False
@@ -323,7 +323,7 @@ class SelmaSSLTrainer(SelmaTrainer):
         self.pretext.eval()
 
     def on_train_epoch_start(self) -> None:
-        """As nnU-Net, and the pretext too."""
+        """Start the epoch as nnU-Net does, and put the pretext into training mode."""
         super().on_train_epoch_start()
         self.pretext.train()
 
@@ -384,7 +384,7 @@ class SelmaSSLTrainer(SelmaTrainer):
         self.current_epoch += 1
 
     def history(self) -> dict[str, list[float]]:
-        """What was logged for each epoch: losses, learning rate, and the pretext's diagnostics."""
+        """Logged values of each epoch: losses, learning rate, and the pretext's diagnostics."""
         logged = self.logger.local_logger.my_fantastic_logging
         own = [key for key in logged if key not in _NNUNETS]
         return {key: [float(value) for value in logged[key]] for key in (*_LOSSES, *own)}
@@ -402,7 +402,7 @@ class SelmaSSLTrainer(SelmaTrainer):
         }
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
-        """As nnU-Net, and the state of the pretext."""
+        """Load as nnU-Net does, and the state of the pretext."""
         super().load_checkpoint(filename_or_checkpoint)
         if isinstance(filename_or_checkpoint, str):
             content = torch.load(filename_or_checkpoint, map_location=self.device, weights_only=False)
@@ -457,7 +457,7 @@ class SelmaSSLTrainer(SelmaTrainer):
         return [next(loader)["data"] for _ in range(_MEASURED_BATCHES)]
 
     def summary(self) -> dict[str, Any]:
-        """What fine-tuning, and a reader, must know about this run."""
+        """Summary of this run for fine-tuning, and for a reader."""
         history = self.history()
         own = self.configuration_manager.configuration
         return {

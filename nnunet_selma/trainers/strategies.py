@@ -1,4 +1,4 @@
-"""What becomes of the pretrained part in fine-tuning: it stays frozen, is frozen for the first epochs, or is adapted at low rank.
+"""Treatments of the pretrained part in fine-tuning: it stays frozen, is frozen for the first epochs, or is adapted at low rank.
 
 That part is the encoder, or what the network's attribute `pretrained_part` names. `SelmaFinetuneTrainer` trains it like the rest. All
 write the checkpoints of a plain network.
@@ -25,7 +25,7 @@ class SelmaFinetuneTrainer_FrozenEncoder(SelmaFinetuneTrainer):
         return super().configure_optimizers()
 
     def on_train_epoch_start(self) -> None:
-        """As nnU-Net; running statistics are frozen too."""
+        """Start the epoch as nnU-Net does; running statistics are frozen too."""
         super().on_train_epoch_start()
         self.pretrained().eval()
 
@@ -62,7 +62,7 @@ class SelmaFinetuneTrainer_Unfreezing(SelmaFinetuneTrainer):
                 parameter.grad = None
 
     def on_train_epoch_start(self) -> None:
-        """As nnU-Net; running statistics are frozen too."""
+        """Start the epoch as nnU-Net does; running statistics are frozen too."""
         super().on_train_epoch_start()
         if self.current_epoch < self.frozen_epochs():
             self.pretrained().eval()
@@ -104,7 +104,7 @@ class SelmaFinetuneTrainer_LoRA(SelmaFinetuneTrainer):
         return {**super().checkpoint_changes(), **changes}
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
-        """As nnU-Net, then frozen weights and factors as they were."""
+        """Load as nnU-Net does, then restore frozen weights and factors."""
         super().load_checkpoint(filename_or_checkpoint)
         content = filename_or_checkpoint
         if isinstance(content, str):

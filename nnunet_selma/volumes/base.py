@@ -1,4 +1,4 @@
-"""What every volume offers, and the intensities the project works with."""
+"""Interface of every volume, and the intensities that the project works with."""
 
 import re
 from abc import ABC, abstractmethod
@@ -28,16 +28,16 @@ class Volume(ABC):
     """Voxel size in µm; None where the file does not say (a spacing of 1, 1, 1 says nothing)."""
 
     plane_wise: bool = True
-    """Whether whole slices, in order, are the cheap way to read it; otherwise boxes are (chunks, memory maps)."""
+    """True if whole slices, in order, are the cheap way to read it; False if boxes are (chunks, memory maps)."""
 
     slices_apart: bool = False
-    """Whether a slice read alone costs no more than one of many (a file each); otherwise each read starts from the front."""
+    """True if each slice is its own file, so that single slices are cheap to read; otherwise each read starts from the front."""
 
     chunk_zyx: ShapeZYX | None = None
-    """What is read whole, voxels; None where that are slices, or a memory map."""
+    """Shape of the chunks that are read whole, voxels; None for slices and memory maps."""
 
     read_whole: bool = False
-    """Whether reading any part of it takes memory for all of it."""
+    """True if reading any part takes memory for all of it."""
 
     @property
     def repaired(self) -> tuple[str, ...]:

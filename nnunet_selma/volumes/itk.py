@@ -19,7 +19,7 @@ def is_itk_file(path: Path) -> bool:
 
 
 def _is_compressed(path: Path) -> bool:
-    """Whether an MHA or MHD says so in its header."""
+    """True if the header of an MHA or MHD says that its voxels are compressed."""
     with path.open("rb") as file:
         header = file.read(_HEADER_BYTES)
     return re.search(rb"^CompressedData\s*=\s*True", header, re.MULTILINE | re.IGNORECASE) is not None

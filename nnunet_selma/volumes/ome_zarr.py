@@ -9,7 +9,7 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.volumes.base import Array, Volume
 
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError)
-"""What zarr and missing entries of metadata raise."""
+"""Exceptions of zarr and of missing metadata."""
 _METADATA = ("zarr.json", ".zattrs", ".zgroup", ".zarray")
 _UM = {"angstrom": 1e-4, "nanometer": 1e-3, "micrometer": 1.0, "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6}
 

@@ -53,7 +53,7 @@ _CHANNEL_COLOURS = ("FF00FF", "00FF00", "00FFFF", "FFFF00", "FF0000", "0000FF")
 
 @dataclass(frozen=True, kw_only=True)
 class ImageLayout:
-    """What an image to be written is like.
+    """Layout of an image to be written.
 
     Raises:
         SelmaError: shards that no whole number of chunks fills, or a dtype that the reduction or a label image cannot have.
@@ -64,9 +64,9 @@ class ImageLayout:
     spacing_um_zyx: tuple[float, float, float] | None
     """Voxel size in µm; None for voxels without a unit."""
     shard_zyx: ShapeZYX
-    """What one writer writes whole, voxels; a multiple of `chunk_zyx`. OME-Zarr 0.4 has no shards, but a file for each chunk."""
+    """Voxels that a writer writes whole; a multiple of `chunk_zyx`. OME-Zarr 0.4 has no shards, but a file for each chunk."""
     chunk_zyx: ShapeZYX
-    """What a reader reads whole, voxels."""
+    """Voxels that a reader reads whole."""
     reduction: Reduction
     name: str
     channels: tuple[str, ...] = ()
@@ -229,7 +229,7 @@ def _documents(path: Path, layout: ImageLayout) -> dict[str, Any]:
 
 
 def _attributes(path: Path, layout: ImageLayout, models: Any) -> dict[str, Any]:
-    """What the image's group says: its axes and resolutions, and how to show them."""
+    """Metadata of the image's group: its axes and resolutions, and how to show them."""
     axis, dataset = models.axes.Axis, models.multiscales.Dataset
     spacing = layout.spacing_um_zyx or (1.0, 1.0, 1.0)
     unit = None if layout.spacing_um_zyx is None else "micrometer"

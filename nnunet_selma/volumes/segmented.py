@@ -100,12 +100,12 @@ def label_image(path: Path, name: str | None = None) -> Path | None:
 
 
 def has_image(path: Path) -> bool:
-    """Whether an OME-Zarr has an image at its root, beside label images."""
+    """True if an OME-Zarr has an image at its root, beside label images."""
     return bool(_multiscale(path))
 
 
 def is_label_image(path: Path) -> bool:
-    """Whether a folder is an OME-Zarr image that says it holds labels."""
+    """True if a folder is an OME-Zarr image that says it holds labels."""
     return "image-label" in _attributes(path)
 
 
@@ -134,7 +134,7 @@ def _shape(shape: ShapeZYX) -> str:
 
 
 def _name(path: Path) -> str:
-    """What the file is called; of a label image, what the OME-Zarr around it is called too."""
+    """Name of the file; of a label image, the name of the OME-Zarr around it too."""
     path = path.resolve()
     return f"{path.parent.parent.name}, {path.name}" if path.parent.name == "labels" else path.name
 

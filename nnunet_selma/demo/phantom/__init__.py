@@ -27,9 +27,9 @@ class Phantom:
     structure: str
     """Prefix of the structure, one of `DRAWN`."""
     image: NDArray[np.uint16]
-    """What the camera saw; of vessels, stained with wheat germ agglutinin."""
+    """Image of the camera; of vessels, the channel stained with wheat germ agglutinin."""
     second_channel: NDArray[np.uint16] | None = None
-    """Of vessels, stained with Evans blue: the major ones are bright, the minor ones faint."""
+    """Second channel of vessels, stained with Evans blue: major vessels are bright, minor ones faint."""
     label: NDArray[np.uint8]
     """1 on the structure, 0 elsewhere."""
     tissue: NDArray[np.bool_]

@@ -58,7 +58,7 @@ class AnnotatedPatch:
     structure: str
     """Key of the structure, as `draw` takes it."""
     number: str
-    """What stands behind `patchvolume_` in the label's name: `007`, or `<cube>_<octant>`."""
+    """Part of a label's name behind `patchvolume_`: `007`, or `<cube>_<octant>`."""
     raw: tuple[Path, ...]
     """One file per channel."""
     label: Path

@@ -24,7 +24,7 @@ CAMERA_FULL = 65535
 
 @dataclass(frozen=True, kw_only=True)
 class Stain:
-    """What one stain looks like; ranges are drawn log-uniformly once per volume."""
+    """Appearance of one stain; ranges are drawn log-uniformly once per volume."""
 
     background: Range
     """Grey values of autofluorescent tissue above the camera's offset."""

@@ -23,11 +23,11 @@ class Metric:
     title: str
     higher_is_better: bool
     percent: bool = False
-    """Whether tables show it in percent."""
+    """True if tables show the metric in percent."""
     value: Callable[[Compared], float]
     """As the official evaluator computes it."""
     corrected: Callable[[Compared], float] | None = None
-    """What it should say, where the official one has corners that say something else."""
+    """Corrected value, where the official one is wrong in corner cases."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Edition:
     ranked_with: Callable[[Structure], str]
     """Structures whose cases are averaged together for the ranking; the name of that class."""
     sample_deviation: bool
-    """Whether its standard deviations are those of a sample (n - 1) or, as the integers behind the paper's tables show, of the cases (n)."""
+    """True if standard deviations are those of a sample (n - 1); False if, as behind the paper's tables, they are those of the cases (n)."""
 
     def metrics_of(self, structure: Structure) -> tuple[Metric, ...]:
         """The metrics of a structure."""

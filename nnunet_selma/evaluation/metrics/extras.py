@@ -1,4 +1,4 @@
-"""What users of these images ask for beyond the official tables: objects found, distance of surfaces, volume and length."""
+"""Measurements beyond the official tables: objects found, distance of surfaces, volume and length."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from nnunet_selma.structures import SpacingUm, Structure
 
 @dataclass(frozen=True, kw_only=True)
 class Extras:
-    """What to measure."""
+    """Choice of measurements."""
 
     objects: MatchingRule | None = None
     """Precision, recall, F1 and count error of objects that match by this rule; for spot-like and isolated structures."""
@@ -23,14 +23,14 @@ class Extras:
     """Volume, µm³, and length of the centreline, µm, of tree-like structures, in the prediction and in the reference."""
 
     def of(self, structure: Structure) -> "Extras":
-        """What of it fits a structure."""
+        """The measurements that fit a structure."""
         spots = structure.kind_2024 == "spot" or structure.kind_2026 == "isolated"
         trees = structure.kind_2024 == "tree" or structure.kind_2026 == "contiguous"
         return Extras(objects=self.objects if spots else None, hd95=self.hd95, size=self.size and trees)
 
     @property
     def need_spacing(self) -> bool:
-        """Whether something is measured in µm."""
+        """True if any measurement is in µm."""
         return self.hd95 or self.size or (self.objects is not None and self.objects.kind == "distance")
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with a prediction, voxel by voxel, for pictures."""
+"""Mistakes of a prediction, voxel by voxel, for pictures."""
 
 from enum import IntEnum
 
@@ -10,7 +10,7 @@ from nnunet_selma.evaluation.metrics.pair import Pair
 
 
 class Mistake(IntEnum):
-    """What a voxel shows; 0 is background on both sides."""
+    """Kinds of voxels; 0 is background on both sides."""
 
     RIGHT = 1
     MISSED = 2
@@ -41,7 +41,7 @@ def mistakes(pair: Pair) -> NDArray[np.uint8]:
 
 
 def _of_pairs(found: Instances) -> NDArray[np.uint8]:
-    """What the voxels of each overlapping pair are: the largest piece of an object is right, smaller ones are split or merged."""
+    """Kind of the voxels of each overlapping pair: the largest piece of an object is right, smaller ones are split or merged."""
     kinds = np.full(len(found.pairs), Mistake.RIGHT, np.uint8)
     for side, kind in ((1, Mistake.SPLIT), (0, Mistake.MERGED)):
         owner = found.pairs[:, side]

@@ -15,7 +15,7 @@ from nnunet_selma.volumes.base import Array, ShapeZYX
 
 
 class Compared(Protocol):
-    """What the official metrics are made of."""
+    """Prediction and reference, with everything that the official metrics are computed from."""
 
     @property
     def overlap(self) -> Overlap:

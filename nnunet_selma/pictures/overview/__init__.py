@@ -1,4 +1,4 @@
-"""What a picture of a whole segmentation shows: projections along three axes, where objects are, and how large.
+"""Data of a picture of a whole segmentation: projections along three axes, where objects are, and how large.
 
 One pass over the segmentation at its finest resolution, so that no single voxel is lost, and one over the image, at a coarser one where it
 has one. Memory: a block and the pictures, as `projections` says, and what `objects.table` needs to measure objects across blocks (4 bytes a
@@ -48,7 +48,7 @@ class DensityMap:
     """How dense the objects are, all along z."""
 
     values: NDArray[np.float64]
-    """Of each cell, (y, x)."""
+    """Density of objects in each cell, (y, x)."""
     unit: str
     cell_yx: tuple[float, float]
     """Edges of a cell, µm or voxels; cells at the end may be smaller."""
@@ -117,14 +117,14 @@ def overview(
 
 @dataclass(frozen=True, kw_only=True)
 class _Seen:
-    """What one pass over a segmentation gives."""
+    """Results of one pass over a segmentation."""
 
     shape: ShapeZYX
     voxel: SpacingUm
     cell: ShapeZYX
     """Voxels that became one pixel."""
     bits: Pictures
-    """Of the classes."""
+    """A bit for each class behind a pixel."""
     counts: Pictures
     """Foreground voxels."""
     components: MeasuredComponents | None
@@ -136,7 +136,7 @@ class _Seen:
 
     @property
     def one_class(self) -> bool:
-        """Whether values are not told apart: some are above the classes, as where objects are numbered or the mask is 255."""
+        """True if values are not told apart, because some are above the classes: objects are numbered, or the mask is 255."""
         return bool((self.bits[0] & _OTHER).any())
 
     @property

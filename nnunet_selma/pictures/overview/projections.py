@@ -72,7 +72,7 @@ def cells_of(shape: ShapeZYX, cell: ShapeZYX) -> ShapeZYX:
 
 
 def in_cells(voxels: Array, start: ShapeZYX, cell: ShapeZYX, join: Join) -> Array:
-    """What becomes of the voxels of each cell; cells count from the volume's first voxel, the box begins at `start`.
+    """Reduce the voxels of each cell; cells count from the volume's first voxel, the box begins at `start`.
 
     All voxels that stand at one place of their cells are taken together, several times faster than `reduceat`.
     """

@@ -19,7 +19,7 @@ from nnunet_selma.pictures.overview.shown_objects import ShownObjects
 from nnunet_selma.volumes.base import Array
 
 CLASS_COLOURS = ("#ff9d2e", "#56b4e9", "#e377c2", "#f0e442", "#2fb58c", "#9d8cff", "#e0492f")
-"""Of the classes, over grey; the first four are told apart by the colour-blind too (after Okabe and Ito)."""
+"""Colours of the classes, over grey; the first four are told apart by the colour-blind too (after Okabe and Ito)."""
 _INK, _PALE, _BAR = "#1c2733", "#66727d", "#1b6ca8"
 _TITLE, _TEXT, _SMALL = 30, 21, 18  # points; the page is twice as wide as a slide
 _PANEL, _SIDE, _LEAST_HEIGHT = 9.2, 7.4, 7.8  # inches: longer side of a panel, width of the right column, least height
@@ -96,7 +96,7 @@ class _Views:
 
     @property
     def _depth(self) -> float:
-        """What the other two views add to the first."""
+        """Width that the view along the other axis adds to a page."""
         return 0.0 if self.flat else self.extent_zyx[0] + self.gap
 
     @property
@@ -113,7 +113,7 @@ class _Views:
 
     @property
     def inches(self) -> float:
-        """Of a µm or voxel."""
+        """Inches of a µm or voxel."""
         return _PANEL / max(self.width, self.height)
 
     def places(self) -> list[tuple[str, float, float, float, float]]:

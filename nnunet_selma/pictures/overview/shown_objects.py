@@ -20,13 +20,13 @@ class ShownObjects:
     """How large the objects of a segmentation are, and where."""
 
     sizes: NDArray[np.float64]
-    """Of each, µm³; voxels where the voxel size is not known."""
+    """Volume of each object, µm³; voxels where the voxel size is not known."""
     places: NDArray[np.float64]
     """The centroid of each, (n, 3), z, y, x, µm from the first corner of the volume; voxels where the voxel size is not known."""
 
     @staticmethod
     def of(voxels: ArrayLike, centroids: ArrayLike, spacing_um_zyx: SpacingUm) -> "ShownObjects":
-        """Of numbers of voxels, (n,), and mean indices of voxels, (n, 3)."""
+        """Build from numbers of voxels, (n,), and mean indices of voxels, (n, 3)."""
         sizes = np.asarray(voxels, np.float64) * float(np.prod(spacing_um_zyx))
         places = (np.asarray(centroids, np.float64) + 0.5) * np.array(spacing_um_zyx)
         return ShownObjects(sizes, places)

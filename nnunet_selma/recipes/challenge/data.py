@@ -205,7 +205,7 @@ class PhantomSize:
     patch_edge: int = 64
     brain_shape: tuple[int, int, int] = (96, 128, 128)
     test_patches: int = 4
-    """Of c-Fos+ cells, and of microglia."""
+    """Number of test patches of c-Fos+ cells, and of microglia."""
     tile: int = 64
     tiles_per_volume: int = 4
 

@@ -1,4 +1,4 @@
-"""What a challenge in miniature writes: the tables of the paper (4 and 6), and how much seeds differ."""
+"""Tables of a challenge in miniature, as tables 4 and 6 of the paper, and how much seeds differ."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
