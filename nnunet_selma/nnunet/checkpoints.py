@@ -238,7 +238,7 @@ def demand_finite(weights: Mapping[str, Any], name: str) -> None:
 def adaptation_record(
     network: nn.Module, plans: Mapping[str, Any], configuration: str, input_channels: int
 ) -> dict[str, Any] | None:
-    """nnssl's record of a network trained by these plans; None for a network that does not say where its encoder is.
+    """Nnssl's record of a network trained by these plans; None for a network that does not say where its encoder is.
 
     It holds nothing but numbers, strings, lists and dictionaries, and the fields that nnssl's own classes have, no others.
 
