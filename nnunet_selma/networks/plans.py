@@ -10,7 +10,7 @@ from typing import Any
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.networks import MONAI_MISSING
 from nnunet_selma.nnunet.folders import Folders
-from nnunet_selma.nnunet.plans import Plans, fitting_patch
+from nnunet_selma.nnunet.plans import Plans, fitting_patch, whole_configuration
 from nnunet_selma.nnunet.settings import with_settings
 from nnunet_selma.running.json_files import read_json, write_json
 
@@ -175,7 +175,7 @@ def _halved(edges: Sequence[int], halvings: int) -> tuple[int, list[int]]:
 
 def _of_dimension(plans: Plans, configuration: str, network: str, dimensions: int) -> dict[str, Any]:
     """A copy of the configuration that stands alone; raises `SelmaError` if it is none of this dimension."""
-    whole = {name: _whole(plans, name) for name in plans["configurations"]}
+    whole = {name: whole_configuration(plans, name) for name in plans["configurations"]}
     fitting = [
         name for name, own in whole.items() if len(own["patch_size"]) == dimensions and not own.get("previous_stage")
     ]
@@ -189,11 +189,3 @@ def _of_dimension(plans: Plans, configuration: str, network: str, dimensions: in
     # it would name a configuration that the new plans do not have
     own.pop("next_stage", None)
     return own
-
-
-def _whole(plans: Plans, name: str) -> dict[str, Any]:
-    """A copy of a configuration with what it inherits."""
-    own = dict(plans["configurations"][name])
-    while parent := own.pop("inherits_from", None):
-        own = {**plans["configurations"][parent], **own}
-    return deepcopy(own)

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nnunet_selma.errors import SelmaError
+from nnunet_selma.nnunet.plans import whole_configuration
 
 RECORD = "nnssl_adaptation_plan"
 TRAINED = "selma_trained"
@@ -238,7 +239,7 @@ def demand_finite(weights: Mapping[str, Any], name: str) -> None:
 def adaptation_record(
     network: nn.Module, plans: Mapping[str, Any], configuration: str, input_channels: int
 ) -> dict[str, Any] | None:
-    """Nnssl's record of a network trained by these plans; None for a network that does not say where its encoder is.
+    """Record that nnssl writes of a network trained by these plans; None for a network that does not say where its encoder is.
 
     It holds nothing but numbers, strings, lists and dictionaries, and the fields that nnssl's own classes have, no others.
 
@@ -250,9 +251,7 @@ def adaptation_record(
     """
     if not hasattr(network, "key_to_encoder"):
         return None
-    own = dict(plans["configurations"][configuration])
-    while parent := own.pop("inherits_from", None):
-        own = {**plans["configurations"][parent], **own}
+    own = whole_configuration(plans, configuration)
     of_configuration = {key: own[key] for key in _OF_CONFIGURATION}
     of_configuration["spacing_style"] = "median"
     of_configuration["resampling_fn_mask"] = own["resampling_fn_seg"]

@@ -48,11 +48,18 @@ def own_configuration(plans: Plans, configuration: str) -> dict[str, Any]:
 
 def pretraining_configuration(plans: Plans, configuration: str) -> dict[str, Any]:
     """The configuration with what it inherits; raises `SelmaError` where there is none of that name, or it is a second stage."""
-    whole = dict(own_configuration(plans, configuration))
-    while parent := whole.pop("inherits_from", None):
-        whole = {**plans["configurations"][parent], **whole}
+    own_configuration(plans, configuration)
+    whole = whole_configuration(plans, configuration)
     demand_first_stage(whole, configuration)
     return whole
+
+
+def whole_configuration(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A copy of a configuration with everything that it inherits, as nnU-Net's `PlansManager` resolves it."""
+    whole = dict(plans["configurations"][name])
+    while parent := whole.pop("inherits_from", None):
+        whole = {**plans["configurations"][parent], **whole}
+    return deepcopy(whole)
 
 
 def demand_first_stage(configuration: Mapping[str, Any], name: str) -> None:

@@ -32,6 +32,18 @@ class Task:
     """Where patches and network are."""
 
 
+@dataclass(frozen=True)
+class Reconstruction:
+    """A network's answer to masked patches, each (batch, channel, *patch) but the mask."""
+
+    visible: Tensor
+    """Input of the network, in the unit of its answer."""
+    target: Tensor
+    output: Tensor
+    mask: Tensor
+    """True where voxels were hidden, bool (batch, 1, *patch)."""
+
+
 class Pretext(nn.Module, ABC):
     """A self-supervised loss: it owns its heads and its teacher, if any, and is given the network to train.
 
@@ -41,6 +53,8 @@ class Pretext(nn.Module, ABC):
 
     trains_decoder = True
     """False: only what `pretrained_part` names is trained; the rest of the network stays random and is not carried over."""
+    uses_skips = True
+    """False: the decoder reads the coarsest map alone."""
     asks_every_step = False
     """True: every step of the decoder answers, and the heads of all of them are trained."""
     mirrors = True
@@ -74,6 +88,10 @@ class Pretext(nn.Module, ABC):
     def called(self, network: nn.Module) -> list[nn.Module]:
         """Modules that a step calls, which are compiled where nnU-Net compiles its network: a subclass that calls parts of it returns these."""
         return [network]
+
+    def reconstruct(self, network: nn.Module, patches: Tensor) -> Reconstruction | None:
+        """The network's reconstruction of masked patches; None for a pretext that reconstructs nothing."""
+        return None
 
     def diagnostics(self, network: nn.Module, patches: Tensor) -> dict[str, float]:
         """Measurements on a validation batch that tell a user whether the network learns; logged and drawn under these names."""

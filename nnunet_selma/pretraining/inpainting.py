@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.pretraining.base import Pretext, Task, feature_shape
+from nnunet_selma.pretraining.base import Pretext, Reconstruction, Task, feature_shape
 from nnunet_selma.pretraining.masking import block_shape, draw_block_masks, fill_mask, moments, repeated
 from nnunet_selma.pretraining.sparse import demand_sparse_encoder, downsampled, sparse
 from nnunet_selma.pretraining.views import gaussian_blur
@@ -47,7 +47,7 @@ class MaskedInpainting(Pretext):
             )
         if self.settings.deep_supervision and not self.can_ask_every_step:
             raise SelmaError(f"inpainting.deep_supervision is not for {type(self).__name__}; set it to false")
-        self.asks_every_step = self.settings.deep_supervision
+        self.asks_every_step, self.uses_skips = self.settings.deep_supervision, self.settings.skips
         self.stride = [1] * len(task.patch)
         if self.settings.sparse or self.settings.aligned:
             self.stride = [length // places for length, places in zip(task.patch, feature_shape(task)[1:], strict=True)]
@@ -167,6 +167,12 @@ class MaskedInpainting(Pretext):
             weights
         )
         return {"inpainting": total}
+
+    @torch.no_grad()
+    def reconstruct(self, network: nn.Module, patches: Tensor) -> Reconstruction:
+        """The network's reconstruction of masked patches."""
+        visible, target, mask = self.draw_task(patches)
+        return Reconstruction(self.as_answer(visible), target, self.answer(network, visible, mask).float(), mask)
 
     @torch.no_grad()
     def diagnostics(self, network: nn.Module, patches: Tensor) -> dict[str, float]:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from nnunet_selma.networks.parts import stage_of
 from nnunet_selma.nnunet.checkpoints import distinct
-from nnunet_selma.pretraining.inpainting import MaskedInpainting, masked_error
+from nnunet_selma.pretraining.base import Pretext
+from nnunet_selma.pretraining.inpainting import masked_error
 
 LEAST_TURN = 0.25
 """Angle by which the weights of the deepest stage have turned ÷ that of the finest stage, from which on the deepest counts as moved."""
@@ -62,9 +63,7 @@ def movements(start: Mapping[str, Tensor], network: nn.Module) -> list[Movement]
 
 
 @torch.no_grad()
-def errors_without(
-    pretext: MaskedInpainting, network: nn.Module, batches: Sequence[Tensor], seed: int = 0
-) -> dict[str, float]:
+def errors_without(pretext: Pretext, network: nn.Module, batches: Sequence[Tensor], seed: int = 0) -> dict[str, float]:
     """Squared error on masked voxels with the whole network, and with one of the encoder's maps replaced by zeros.
 
     Args:
@@ -75,8 +74,8 @@ def errors_without(
 
     Returns:
         "nothing" to the error of the whole network, "bottleneck" to that without the coarsest map, and, where the pretext uses skip
-        connections, "skip 0" (the finest), "skip 1", … to those without each. Empty for a network without an encoder that gives several
-        maps. A sparse pretext puts its tokens into masked places all the same.
+        connections, "skip 0" (the finest), "skip 1", … to those without each. Empty for a pretext that reconstructs nothing, and for a
+        network without an encoder that gives several maps. A sparse pretext puts its tokens into masked places all the same.
     """
     encoder = getattr(network, "encoder", None)
     if encoder is None or not hasattr(network, "decoder"):
@@ -86,15 +85,16 @@ def errors_without(
         pretext.reseed(seed)
         errors = []
         for patches in batches:
-            visible, target, mask = pretext.draw_task(patches)
-            errors.append(float(masked_error(pretext.answer(network, visible, mask), target, mask)))
+            shown = pretext.reconstruct(network, patches)
+            assert shown is not None
+            errors.append(float(masked_error(shown.output, shown.target, shown.mask)))
         return sum(errors) / len(errors)
 
     maps = encoder(batches[0])
-    if isinstance(maps, Tensor):
+    if isinstance(maps, Tensor) or pretext.reconstruct(network, batches[0]) is None:
         return {}
     count = len(maps)
-    skips = range(count - 1) if pretext.settings.skips else range(0)
+    skips = range(count - 1) if pretext.uses_skips else range(0)
     errors = {"nothing": error()}
     for name, number in [*((f"skip {number}", number) for number in skips), ("bottleneck", count - 1)]:
         with without_map(encoder, number):

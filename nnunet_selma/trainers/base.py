@@ -388,11 +388,7 @@ class SelmaTrainer(nnUNetTrainer):
             return
         partial = f"{filename}.partial"
         try:
-            super().save_checkpoint(partial)
-            changes = self.checkpoint_changes()
-            if changes:
-                content = torch.load(partial, map_location="cpu", weights_only=False)
-                torch.save({**content, **changes}, partial)
+            torch.save({**self._nnunets_checkpoint(), **self.checkpoint_changes()}, partial)
             if self.trials.transposed:
                 self.trials.write(self._trials_file)
             os.replace(partial, filename)
@@ -405,6 +401,20 @@ class SelmaTrainer(nnUNetTrainer):
                 ) from error
         finally:
             Path(partial).unlink(missing_ok=True)
+
+    def _nnunets_checkpoint(self) -> dict[str, Any]:
+        """Entries of a checkpoint, as nnU-Net's `save_checkpoint` has them."""
+        return {
+            "network_weights": bare(self.network).state_dict(),
+            "optimizer_state": self.optimizer.state_dict(),
+            "grad_scaler_state": None if self.grad_scaler is None else self.grad_scaler.state_dict(),
+            "logging": self.logger.get_checkpoint(),
+            "_best_ema": self._best_ema,
+            "current_epoch": self.current_epoch + 1,
+            "init_args": self.my_init_kwargs,
+            "trainer_name": type(self).__name__,
+            "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
+        }
 
     def checkpoint_changes(self) -> dict[str, Any]:
         """Entries of the checkpoint that differ from nnU-Net's."""

@@ -35,7 +35,6 @@ from nnunet_selma.pictures import figures
 from nnunet_selma.pretraining.base import Pretext, Task
 from nnunet_selma.pretraining.collapse import alarms, effective_rank, feature_deviation
 from nnunet_selma.pretraining.heads import mean_over_processes
-from nnunet_selma.pretraining.inpainting import MaskedInpainting
 from nnunet_selma.pretraining.learning import as_json, errors_without, movements, starting_weights, unlearnt
 from nnunet_selma.running.json_files import write_json
 from nnunet_selma.structures import PREFIXES, of_case
@@ -425,15 +424,12 @@ class SelmaSSLTrainer(SelmaTrainer):
         errors: dict[str, float] = {}
         self.pretext.reseed(_VALIDATION_SEED)
         self.pretext.eval()
-        if isinstance(self.pretext, MaskedInpainting):
-            with self.autocast():
-                batches = [representable(batch.to(self.device)) for batch in self._validation_batches()]
-            visible, target, mask = self.pretext.draw_task(batches[0])
-            with self.autocast():
-                output = self.pretext.answer(bare(self.network), visible, mask).float()
-            shown = (tensor.cpu().numpy() for tensor in (target, self.pretext.as_answer(visible), output, mask))
-            figures.reconstruction_sheet(folder / "reconstruction.png", *shown)
-            with self.autocast():
+        with self.autocast():
+            batches = [representable(batch.to(self.device)) for batch in self._validation_batches()]
+            shown = self.pretext.reconstruct(bare(self.network), batches[0])
+            if shown is not None:
+                parts = (tensor.cpu().numpy() for tensor in (shown.target, shown.visible, shown.output, shown.mask))
+                figures.reconstruction_sheet(folder / "reconstruction.png", *parts)
                 errors = errors_without(self.pretext, bare(self.network), batches, _VALIDATION_SEED)
         moved = movements(self.start, bare(self.network))
         learnt = as_json(moved, errors)
