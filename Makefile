@@ -9,13 +9,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 demo: $(VENV)/.installed
 	$(BIN)/nnunet-selma demo -o demo $(if $(DATA),--data "$(DATA)")
 
-# the second line rehearses on a CPU what make gpu checks
+# two processes with a compute thread each; the second line rehearses on a CPU what make gpu checks
 test: lint
-	$(BIN)/pytest
-	$(BIN)/pytest tests/gpu --device cpu
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/gpu --device cpu -n 2
 
 quick: lint
-	$(BIN)/pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 --dist loadgroup
 
 # on a CUDA device; refreshes the table in docs/performance.md
 gpu: $(VENV)/.test-installed
