@@ -52,11 +52,11 @@ def _common(parser: argparse.ArgumentParser) -> None:
 
 
 def _view(chosen: argparse.Namespace) -> int:
-    from nnunet_selma.pictures.viewing import demand_napari, layers, show
+    from nnunet_selma.pictures.viewing import check_napari, layers, show
     from nnunet_selma.volumes.segmented import image_at
 
     found = image_at(chosen.image, label=chosen.label, labels=chosen.labels)
-    demand_napari()
+    check_napari()
     # Qt would abort without a word that helps
     if sys.platform.startswith("linux") and not any(os.environ.get(name) for name in _DISPLAYS):
         raise SelmaError(

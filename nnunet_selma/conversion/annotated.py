@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_selma.conversion.checks import as_json, demand_equal_shapes, read_image, read_label
+from nnunet_selma.conversion.checks import as_json, check_equal_shapes, read_image, read_label
 from nnunet_selma.conversion.layouts import FoundPatches, Patch, VesselChannels, find_patches
-from nnunet_selma.conversion.raw_dataset import RawDataset, dataset_folder_name, demand_free_id
+from nnunet_selma.conversion.raw_dataset import RawDataset, check_free_id, dataset_folder_name
 from nnunet_selma.conversion.relatives import Relation, Signature, find_relations, signature
 from nnunet_selma.conversion.spacing import Spacing, default_spacing, spacing_of
 from nnunet_selma.conversion.splits import joined_groups, make_splits
@@ -111,7 +111,7 @@ def _channel_sets(patch: Patch, mode: VesselChannels) -> list[tuple[str, tuple[i
     return [("", tuple(channel for channel, stain in stains.items() if stain == mode))]
 
 
-def demand_no_problems(source: Path, found: FoundPatches, *, leave_out_unpaired: bool = False) -> None:
+def check_no_problems(source: Path, found: FoundPatches, *, leave_out_unpaired: bool = False) -> None:
     """Raise the first problem of a source as `SelmaError`, and say how many more there are."""
     stopping = found.problems + ([] if leave_out_unpaired else found.unpaired)
     if stopping:
@@ -131,14 +131,14 @@ def convert_annotated(
         SelmaError: anything that makes the source or the request unusable; nothing is left that nnU-Net would take for whole.
     """
     folder_name = dataset_folder_name(settings.dataset_id, settings.name)
-    demand_free_id(settings.dataset_id, folder_name, (folders.raw, folders.preprocessed, folders.results))
+    check_free_id(settings.dataset_id, folder_name, (folders.raw, folders.preprocessed, folders.results))
     found = find_patches(source, settings.layout, settings.structures)
-    demand_no_problems(source, found, leave_out_unpaired=settings.leave_out_unpaired)
+    check_no_problems(source, found, leave_out_unpaired=settings.leave_out_unpaired)
     if not found.patches:
         raise SelmaError(f"{source}: no raw image has a ground truth")
     cases, channels = plan_cases(found.patches, settings)
     for case in cases:
-        demand_equal_shapes({str(path): open_volume(path) for path in (*case.images, case.label)})
+        check_equal_shapes({str(path): open_volume(path) for path in (*case.images, case.label)})
     files = sorted({path for case in cases for path in (*case.images, case.label)})
     identity = {
         **vars(settings),

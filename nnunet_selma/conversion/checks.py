@@ -118,7 +118,7 @@ def read_label(volume: Volume) -> tuple[Array, LabelFacts]:
     return mask, facts
 
 
-def demand_equal_shapes(volumes: dict[str, Volume]) -> None:
+def check_equal_shapes(volumes: dict[str, Volume]) -> None:
     """Raise `SelmaError` unless all volumes of a patch have one shape; reads headers only."""
     (_, first), *others = volumes.items()
     for _, volume in others:

@@ -10,7 +10,7 @@ from nnunet_selma.conversion.annotated import AnnotatedSettings, plan_cases
 from nnunet_selma.conversion.checks import (
     ImageFacts,
     LabelFacts,
-    demand_equal_shapes,
+    check_equal_shapes,
     image_facts,
     read_image,
     read_label,
@@ -113,7 +113,7 @@ def _inspect_patch(result: Inspection, patch: Patch) -> list[Signature]:
     """Facts of one patch into the result; returns the signatures of its images."""
     images = {str(path): open_volume(path) for path in patch.images.values()}
     label = open_volume(patch.label)
-    demand_equal_shapes({**images, str(patch.label): label})
+    check_equal_shapes({**images, str(patch.label): label})
     read = [read_image(volume, patch.structure) for volume in images.values()]
     _, label_facts = read_label(label)
     result.patches[patch.name] = ([facts for _, facts in read], label_facts)

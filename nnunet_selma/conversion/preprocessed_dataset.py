@@ -10,7 +10,7 @@ from nnunet_selma.conversion.staging import StagedFolder
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.nnunet.folders import MANIFEST
 from nnunet_selma.nnunet.settings import KEY
-from nnunet_selma.nnunet.tile_store import demand_supported, write_case
+from nnunet_selma.nnunet.tile_store import check_supported, write_case
 from nnunet_selma.running.json_files import read_json, write_json
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes.base import Array
@@ -36,8 +36,8 @@ class PreprocessedDataset:
     ) -> None:
         self.dataset_folder, self.plans = preprocessed_root / folder_name, dict(plans)
         ((self.configuration, self._own),) = plans["configurations"].items()
-        demand_supported(self._own)
-        self._demand_channels()
+        check_supported(self._own)
+        self._check_channels()
         identifier = self._own["data_identifier"]
         self.folder = self.dataset_folder / identifier
         # nnU-Net allows no file but cases in the folder it reads
@@ -47,7 +47,7 @@ class PreprocessedDataset:
         if self.staged.complete:
             self._write_plans()
 
-    def _demand_channels(self) -> None:
+    def _check_channels(self) -> None:
         described = self.dataset_folder / "dataset.json"
         wanted = len(self._own["normalization_schemes"])
         if described.is_file() and len(read_json(described)["channel_names"]) != wanted:

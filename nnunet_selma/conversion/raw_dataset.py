@@ -31,7 +31,7 @@ def dataset_folder_name(dataset_id: int, name: str) -> str:
     return f"Dataset{dataset_id:03d}_{name}"
 
 
-def demand_free_id(dataset_id: int, folder_name: str, roots: Sequence[Path]) -> None:
+def check_free_id(dataset_id: int, folder_name: str, roots: Sequence[Path]) -> None:
     """Raise `SelmaError` if a dataset of another name has the id in one of nnU-Net's folders (nnU-Net would not tell them apart)."""
     for root in roots:
         for other in sorted(root.glob(f"Dataset{dataset_id:03d}*")) if root.is_dir() else []:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_selma.conversion.layouts import VesselChannels
-from nnunet_selma.conversion.raw_dataset import RawDataset, dataset_folder_name, demand_free_id
+from nnunet_selma.conversion.raw_dataset import RawDataset, check_free_id, dataset_folder_name
 from nnunet_selma.conversion.slabs import SlabTask, case_name, convert_slab
 from nnunet_selma.conversion.spacing import Spacing, default_spacing, spacing_of
 from nnunet_selma.conversion.staging import StagedDataset, StagedFolder
@@ -24,7 +24,7 @@ from nnunet_selma.conversion.tiles import (
 from nnunet_selma.conversion.volume_tree import UnlabelledVolume, find_volumes
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.nnunet.folders import Folders
-from nnunet_selma.nnunet.plans import Plans, demand_same_unit, store_plans
+from nnunet_selma.nnunet.plans import Plans, check_same_unit, store_plans
 from nnunet_selma.running.parallel import run_tasks
 from nnunet_selma.running.progress import Progress, silent
 from nnunet_selma.structures import SpacingUm, named
@@ -104,7 +104,7 @@ def convert_unannotated(
         SelmaError: anything that makes the source unusable; nothing is left that nnU-Net would take for whole.
     """
     folder_name = dataset_folder_name(settings.dataset_id, settings.name)
-    demand_free_id(settings.dataset_id, folder_name, (folders.raw, folders.preprocessed, folders.results))
+    check_free_id(settings.dataset_id, folder_name, (folders.raw, folders.preprocessed, folders.results))
     if store is not None:  # what is wrong with the plans is said before volumes are opened
         store_plans(store.plans_from, folder_name, folders, **store.choice)
     volumes = find_volumes(
@@ -165,8 +165,8 @@ def _store_dataset(
     from nnunet_selma.conversion.preprocessed_dataset import PreprocessedDataset
 
     plans = store_plans(store.plans_from, folder_name, folders, **store.choice)
-    _demand_channels(channels, plans)
-    demand_same_unit(folders.dataset(store.plans_from), folders, folder_name, spacings)
+    _check_channels(channels, plans)
+    check_same_unit(folders.dataset(store.plans_from), folders, folder_name, spacings)
     return PreprocessedDataset(folders.preprocessed, folder_name, plans, identity)
 
 
@@ -185,7 +185,7 @@ def _convert(
     return repaired
 
 
-def _demand_channels(count: int, plans: Plans) -> None:
+def _check_channels(count: int, plans: Plans) -> None:
     (own,) = plans["configurations"].values()
     if len(own["normalization_schemes"]) != count:
         raise SelmaError(

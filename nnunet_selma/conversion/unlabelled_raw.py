@@ -10,7 +10,7 @@ import numpy as np
 from nnunet_selma.conversion.preprocessed_dataset import PreprocessedDataset
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.nnunet.folders import Folders
-from nnunet_selma.nnunet.plans import demand_like_datasets, store_plans
+from nnunet_selma.nnunet.plans import check_like_datasets, store_plans
 from nnunet_selma.running.json_files import read_json
 from nnunet_selma.running.parallel import run_tasks
 from nnunet_selma.running.progress import Progress, silent
@@ -59,7 +59,7 @@ def store_unlabelled(
     source, target = folders.dataset(source_id), folders.dataset(target_id)
     raw = folders.raw / target
     plans = store_plans(source_id, target, folders, plans_name=plans_name, configuration=configuration)
-    demand_like_datasets(source, target, folders)
+    check_like_datasets(source, target, folders)
     cases = _cases(raw)
     identity = {
         "source": raw,
@@ -104,7 +104,7 @@ def _store(task: _CaseTask) -> Generator[int, None, None]:
     images = [to_intensities(np.asarray(channel), path) for channel, path in zip(voxels, paths, strict=True)]
     if voxels.shape[1] > 1:
         for path in task.files:
-            _demand_whole(Path(path))
+            _check_whole(Path(path))
     task.dataset.write(task.case, images, None, (z, y, x), {"spacing_zyx": [z, y, x]})
     yield 1
 
@@ -115,7 +115,7 @@ def _stamp(path: str) -> list[Any]:
     return [path, facts.st_size, facts.st_mtime_ns]
 
 
-def _demand_whole(path: Path) -> None:
+def _check_whole(path: Path) -> None:
     """Raise `SelmaError` for a file that is cut short or holds NaN; nnU-Net's reader gives zeros there."""
     if is_volume(path):
         to_intensities(open_volume(path).read(), str(path))

@@ -140,7 +140,7 @@ def evaluate(
         spacing_um_zyx=settings.spacing_um_zyx,
     )  # fmt: skip
     one = next(iter(cases.values()))
-    _demand_spacing(one, settings.extras)
+    _check_spacing(one, settings.extras)
     warnings += _useless(one, settings.extras)
     tasks = [
         ScoreTask(
@@ -160,7 +160,7 @@ def evaluate(
     return Evaluation(settings, reference, dict(predictions), scores, list(dict.fromkeys(warnings)))
 
 
-def _demand_spacing(cases: Iterable[Case], extras: Extras) -> None:
+def _check_spacing(cases: Iterable[Case], extras: Extras) -> None:
     unknown = {c.name for c in cases if c.spacing_um_zyx is None and extras.of(c.structure).need_spacing}
     if unknown:
         raise SelmaError(

@@ -78,7 +78,7 @@ def find_cases(
         for method, of in guesses.items()
     }  # fmt: skip
     every = [case for of in cases.values() for case in of]
-    _demand_same_shapes(every)
+    _check_same_shapes(every)
     odd = _unfitting(every)
     for method, of_method in cases.items():
         cases[method] = [replace(case, image=None) if case.name in odd else case for case in of_method]
@@ -191,7 +191,7 @@ def _spacing(path: Path | None) -> SpacingUm | None:
     return None if path is None else open_volume(path).spacing_um_zyx
 
 
-def _demand_same_shapes(cases: Iterable[Case]) -> None:
+def _check_same_shapes(cases: Iterable[Case]) -> None:
     different: list[str] = []
     for case in cases:
         if case.reference is not None and case.prediction is not None:

@@ -42,7 +42,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.finetuning.naming import named_as_in
 from nnunet_selma.networks.parts import pretrained_part, stage_of
-from nnunet_selma.nnunet.checkpoints import Checkpoint, demand_finite, distinct
+from nnunet_selma.nnunet.checkpoints import Checkpoint, check_finite, distinct
 
 _HEADS = (".seg_layers.",)
 _LEAST_SHARE, _LEAST_SHARE_OF_PART = 0.2, 0.5
@@ -201,7 +201,7 @@ def carry_over(
                 value, copied, how = fitted
                 fitting_parameters[key] = copied
                 if part in carried_parts:
-                    demand_finite({key: value}, name)
+                    check_finite({key: value}, name)
                     before, after = (
                         float(weight.float().square().sum()) if old.ndim > 1 else 0.0 for weight in (old, value)
                     )
@@ -329,7 +329,7 @@ class _Source:
         ours = _grid(patch_size, old.shape[1])
         if theirs and ours and theirs != ours and found.shape[2] == old.shape[2]:
             how = f"grid {_times(theirs)} → {_times(ours)}"
-            return regridded(found, theirs, ours), old.numel(), (how,)
+            return regrid(found, theirs, ours), old.numel(), (how,)
         return (found, old.numel(), ()) if found.shape == old.shape else None
 
 
@@ -416,7 +416,7 @@ def _grid(patch_size: Sequence[int] | None, tokens: int) -> tuple[int, ...] | No
     return tuple(size // edge for size in patch_size) if divided else None
 
 
-def regridded(embedding: Tensor, grid: Sequence[int], new_grid: Sequence[int]) -> Tensor:
+def regrid(embedding: Tensor, grid: Sequence[int], new_grid: Sequence[int]) -> Tensor:
     """An embedding (1, token, channel) of a grid of tokens, interpolated linearly to another grid."""
     maps = embedding.transpose(1, 2).reshape(1, -1, *grid)  # (1, channel, *grid)
     mode = "trilinear" if len(grid) == 3 else "bilinear"

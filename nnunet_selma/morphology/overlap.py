@@ -25,7 +25,7 @@ class Overlap:
         return 2 * self.both / total if total else 1.0
 
 
-def demand_same_shape(prediction: Array, reference: Array) -> None:
+def check_same_shape(prediction: Array, reference: Array) -> None:
     """Raises ValueError if the shapes of two arrays differ."""
     if prediction.shape != reference.shape:
         raise ValueError(
@@ -39,7 +39,7 @@ def overlap(prediction: Array, reference: Array) -> Overlap:
     Raises:
         ValueError: the shapes differ.
     """
-    demand_same_shape(prediction, reference)
+    check_same_shape(prediction, reference)
     p, r = prediction > 0, reference > 0
     return Overlap(int(np.count_nonzero(p)), int(np.count_nonzero(r)), int(np.count_nonzero(p & r)))
 

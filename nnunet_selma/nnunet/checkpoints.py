@@ -221,7 +221,7 @@ def _lies_in(key: str, modules: tuple[str, ...]) -> bool:
     return any(own == module or own.startswith(f"{module}.") for module in modules)
 
 
-def demand_finite(weights: Mapping[str, Any], name: str) -> None:
+def check_finite(weights: Mapping[str, Any], name: str) -> None:
     """Raise `SelmaError` where weights are NaN or infinite.
 
     Args:

@@ -50,7 +50,7 @@ def pretraining_configuration(plans: Plans, configuration: str) -> dict[str, Any
     """The configuration with what it inherits; raises `SelmaError` where there is none of that name, or it is a second stage."""
     own_configuration(plans, configuration)
     whole = whole_configuration(plans, configuration)
-    demand_first_stage(whole, configuration)
+    check_first_stage(whole, configuration)
     return whole
 
 
@@ -62,7 +62,7 @@ def whole_configuration(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
     return deepcopy(whole)
 
 
-def demand_first_stage(configuration: Mapping[str, Any], name: str) -> None:
+def check_first_stage(configuration: Mapping[str, Any], name: str) -> None:
     """Raise `SelmaError` for the second stage of a cascade, whose network reads a segmentation beside the image."""
     if configuration.get("previous_stage"):
         raise SelmaError(
@@ -133,7 +133,7 @@ def plan_pretraining(
     source, target = folders.dataset(source_id), folders.dataset(target_id)
     # what is wrong is said before anything is written
     pretraining_configuration(read_json(folders.plans(source, plans_name)), configuration)
-    demand_like_datasets(source, target, folders)
+    check_like_datasets(source, target, folders)
     name = f"{plans_name}_from{source_id:03d}"
     (folders.preprocessed / target).mkdir(parents=True, exist_ok=True)
     from nnunetv2.experiment_planning.plans_for_pretraining.move_plans_between_datasets import (
@@ -163,17 +163,17 @@ def store_plans(source_id: int, dataset: str, folders: Folders, *, plans_name: s
     return plans
 
 
-def demand_like_datasets(source: str, target: str, folders: Folders) -> None:
+def check_like_datasets(source: str, target: str, folders: Folders) -> None:
     """Raise `SelmaError` if two raw datasets, by their folders' names, differ in the number of channels or in the unit of their spacing."""
     channels = [read_json(folders.raw / name / "dataset.json")["channel_names"] for name in (source, target)]
     if len(channels[0]) != len(channels[1]):
         raise SelmaError(
             f"{source} has {len(channels[0])} input channel(s), {target} has {len(channels[1])}; convert both with the same --vessel-channels"
         )
-    demand_same_unit(source, folders, target, _spacings(folders, target))
+    check_same_unit(source, folders, target, _spacings(folders, target))
 
 
-def demand_same_unit(source: str, folders: Folders, target: str, spacings: Sequence[Sequence[float]] | None) -> None:
+def check_same_unit(source: str, folders: Folders, target: str, spacings: Sequence[Sequence[float]] | None) -> None:
     """Raise `SelmaError` if a raw dataset has its spacing in voxels and another in µm, or the other way round.
 
     Args:

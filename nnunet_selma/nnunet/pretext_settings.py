@@ -5,23 +5,23 @@ from dataclasses import dataclass
 from nnunet_selma.errors import SelmaError
 
 
-def demand_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Refuse a word that is none of the choices."""
     if value not in choices:
         raise SelmaError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
 
 
-def _demand_share(name: str, value: float) -> None:
+def _check_share(name: str, value: float) -> None:
     if not 0 < value < 1:
         raise SelmaError(f"{name} is {value}; give a share between 0 and 1")
 
 
-def _demand_range(name: str, values: tuple[float, ...], least: float) -> None:
+def _check_range(name: str, values: tuple[float, ...], least: float) -> None:
     if len(values) != 2 or not least <= values[0] <= values[1]:
         raise SelmaError(f"{name} is {list(values)}; give the lowest and the highest value, from {least:g}")
 
 
-def _demand_above(section: str, settings: object, names: tuple[str, ...], least: float = 0.0) -> None:
+def _check_above(section: str, settings: object, names: tuple[str, ...], least: float = 0.0) -> None:
     """Refuse numbers that are not above `least`."""
     for name in names:
         if getattr(settings, name) <= least:
@@ -67,18 +67,18 @@ class InpaintingSettings:
 
     def __post_init__(self) -> None:
         """Refuse values that mask nothing or everything."""
-        _demand_share("inpainting.mask_ratio", self.mask_ratio)
+        _check_share("inpainting.mask_ratio", self.mask_ratio)
         if self.first_ratio is not None:
-            _demand_share("inpainting.first_ratio", self.first_ratio)
-        demand_choice("inpainting.counted", self.counted, COUNTED)
+            _check_share("inpainting.first_ratio", self.first_ratio)
+        check_choice("inpainting.counted", self.counted, COUNTED)
         if not self.block_edges or min(self.block_edges) < 1:
             raise SelmaError(
                 f"inpainting.block_edges is {self.block_edges}; give one or more edges of at least 1 voxel"
             )
         if self.block_shape is not None and min(self.block_shape, default=0) < 1:
             raise SelmaError(f"inpainting.block_shape is {self.block_shape}; give a number of voxels for each axis")
-        demand_choice("inpainting.fill", self.fill, FILLS)
-        demand_choice("inpainting.target", self.target, TARGETS)
+        check_choice("inpainting.fill", self.fill, FILLS)
+        check_choice("inpainting.target", self.target, TARGETS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,14 +100,14 @@ class StructureSettings:
 
     def __post_init__(self) -> None:
         """Refuse what finds nothing."""
-        demand_choice("structure.kind", self.kind, STRUCTURES)
+        check_choice("structure.kind", self.kind, STRUCTURES)
         if not self.scales or min(self.scales) <= 0:
             raise SelmaError(f"structure.scales is {self.scales}; give one or more radii above 0")
         if min(self.preference, self.weight) < 0:
             raise SelmaError("structure.preference and structure.weight are numbers from 0")
         if not 0 <= self.cut_share <= 1:
             raise SelmaError(f"structure.cut_share is {self.cut_share}; give a share from 0 to 1")
-        _demand_share("structure.cut_ratio", self.cut_ratio)
+        _check_share("structure.cut_ratio", self.cut_ratio)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +130,7 @@ class ViewSettings:
     def __post_init__(self) -> None:
         """Refuse ranges that are none."""
         for name, least in (("crop", 0.1), ("gamma", 0.1), ("contrast", 0.0), ("blur", 0.0)):
-            _demand_range(f"views.{name}", getattr(self, name), least)
+            _check_range(f"views.{name}", getattr(self, name), least)
         if self.crop[1] > 1 or self.noise < 0:
             raise SelmaError("views.crop is a share of the patch, at most 1, and views.noise a number from 0")
 
@@ -148,8 +148,8 @@ class ByolSettings:
 
     def __post_init__(self) -> None:
         """Refuse heads without width and momenta that are none."""
-        _demand_above("byol", self, ("hidden", "outputs"))
-        _demand_share("byol.momentum", self.momentum)
+        _check_above("byol", self, ("hidden", "outputs"))
+        _check_share("byol.momentum", self.momentum)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +165,7 @@ class SimclrSettings:
 
     def __post_init__(self) -> None:
         """Refuse heads without width."""
-        _demand_above("simclr", self, ("hidden", "outputs", "temperature"))
+        _check_above("simclr", self, ("hidden", "outputs", "temperature"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +190,7 @@ class MultitaskSettings:
             raise SelmaError(
                 "multitask.inpainting, rotation, contrast and structure are weights from 0, not all of them 0"
             )
-        _demand_above("multitask", self, ("temperature",))
+        _check_above("multitask", self, ("temperature",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,15 +222,15 @@ class DistillationSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be distilled."""
-        demand_choice("distillation.centring", self.centring, CENTRINGS)
-        _demand_range("distillation.local_crop", self.local_crop, 0.05)
-        _demand_range("distillation.mask_ratio", self.mask_ratio, 0.0)
-        _demand_range("distillation.teacher_temperature", self.teacher_temperature, 1e-3)
+        check_choice("distillation.centring", self.centring, CENTRINGS)
+        _check_range("distillation.local_crop", self.local_crop, 0.05)
+        _check_range("distillation.mask_ratio", self.mask_ratio, 0.0)
+        _check_range("distillation.teacher_temperature", self.teacher_temperature, 1e-3)
         if max(self.local_crop) > 1 or self.mask_ratio[1] >= 1:
             raise SelmaError(
                 "distillation.local_crop and distillation.mask_ratio are shares of a patch, and not all of it can be masked"
             )
-        _demand_above("distillation", self, ("prototypes", "hidden", "bottleneck", "student_temperature"))
-        _demand_share("distillation.momentum", self.momentum)
+        _check_above("distillation", self, ("prototypes", "hidden", "bottleneck", "student_temperature"))
+        _check_share("distillation.momentum", self.momentum)
         if self.local_crops < 0:
             raise SelmaError(f"distillation.local_crops is {self.local_crops}; give 0 or more")

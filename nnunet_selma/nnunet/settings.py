@@ -15,7 +15,7 @@ from nnunet_selma.nnunet.pretext_settings import (
     SimclrSettings,
     StructureSettings,
     ViewSettings,
-    demand_choice,
+    check_choice,
 )
 
 OPTIMIZERS = ("sgd", "adamw")
@@ -28,9 +28,9 @@ def _steps(run: Any) -> int:
     return epochs * int(run.iterations_per_epoch or 250)
 
 
-def _demand_run(section: str, run: Any) -> None:
+def _check_run(section: str, run: Any) -> None:
     """Refuse a run without epochs or steps, checkpoints that are never written, and optimisers that do not exist."""
-    demand_choice(f"{section}.optimizer", run.optimizer, OPTIMIZERS)
+    check_choice(f"{section}.optimizer", run.optimizer, OPTIMIZERS)
     if run.seed is not None and run.seed < 0:
         raise SelmaError(f"{section}.seed is {run.seed}; give 0 or more")
     if run.learning_rate is not None and run.learning_rate <= 0:
@@ -71,7 +71,7 @@ class PretrainingSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
-        _demand_run("pretraining", self)
+        _check_run("pretraining", self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,11 +130,11 @@ class FinetuningSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
-        _demand_run("finetuning", self)
+        _check_run("finetuning", self)
         if self.warmup_steps < 0:
             raise SelmaError(f"finetuning.warmup_steps is {self.warmup_steps}; give 0 or more")
-        demand_choice("finetuning.carry", self.carry, CARRIED)
-        demand_choice("finetuning.head", self.head, ("new", "keep"))
+        check_choice("finetuning.carry", self.carry, CARRIED)
+        check_choice("finetuning.head", self.head, ("new", "keep"))
         if self.head == "keep" and self.carry != "all":
             raise SelmaError(
                 f"finetuning.head is keep and finetuning.carry {self.carry}: heads can be kept only with the decoder they read; set carry to all"
@@ -143,7 +143,7 @@ class FinetuningSettings:
             if not 0 < getattr(self, name) <= 1:
                 raise SelmaError(f"finetuning.{name} is {getattr(self, name)}; give a factor above 0 and at most 1")
         losses = ("dice_ce", "dice", "dice_focal", "dice_focal_boundary", "dice_ce_cldice")
-        demand_choice("finetuning.loss", self.loss, losses)
+        check_choice("finetuning.loss", self.loss, losses)
         if self.frozen_epochs is not None and self.frozen_epochs < 0:
             raise SelmaError(f"finetuning.frozen_epochs is {self.frozen_epochs}; give 0 or more")
         if self.lora_rank < 1:
@@ -173,7 +173,7 @@ class GpuSettings:
 
     def __post_init__(self) -> None:
         """Refuse another precision."""
-        demand_choice("gpu.precision", self.precision, ("half", "bfloat16"))
+        check_choice("gpu.precision", self.precision, ("half", "bfloat16"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,11 +204,11 @@ def read_settings(plans: Mapping[str, Any]) -> Settings:
         SelmaError: a section or a setting that does not exist, or a value that makes no sense.
     """
     stored = plans.get(KEY, {})
-    _demand_known(stored, _SECTIONS, "section")
+    _check_known(stored, _SECTIONS, "section")
     sections = {}
     for name, kind in _SECTIONS.items():
         values = stored.get(name, {})
-        _demand_known(values, {f.name: f for f in fields(kind)}, f"setting of {name}")
+        _check_known(values, {f.name: f for f in fields(kind)}, f"setting of {name}")
         hints = get_type_hints(kind)
         given = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
         for key, value in given.items():
@@ -236,7 +236,7 @@ def _described(hint: Any) -> str:
     return "a list like [4, 8]" if get_origin(hint) is tuple else words[hint]
 
 
-def _demand_known(given: Mapping[str, Any], known: Mapping[str, Any], what: str) -> None:
+def _check_known(given: Mapping[str, Any], known: Mapping[str, Any], what: str) -> None:
     for name in given:
         if name not in known:
             raise SelmaError(f"{name!r} is no {what}; known are {', '.join(known)}")

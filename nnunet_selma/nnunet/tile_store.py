@@ -29,7 +29,7 @@ _SCHEMES = {"ZScoreNormalization": True, "NoNormalization": False}
 _LEAST_DEVIATION = 1e-8  # nnU-Net's
 
 
-def demand_supported(configuration: Mapping[str, Any]) -> None:
+def check_supported(configuration: Mapping[str, Any]) -> None:
     """Raise `SelmaError` unless the configuration's normalisation can be done on a crop."""
     for scheme, masked in zip(configuration["normalization_schemes"], configuration["use_mask_for_norm"], strict=True):
         if scheme not in _SCHEMES or masked:

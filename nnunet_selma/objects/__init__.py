@@ -19,11 +19,11 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.morphology.blocks import Block, blocks
 from nnunet_selma.morphology.components import Connectivity
 from nnunet_selma.objects.atlas import Atlas, open_atlas, read_region_names, region_table, regions_of
-from nnunet_selma.objects.instances import InstanceImage, demand_free, write_instances
+from nnunet_selma.objects.instances import InstanceImage, check_free, write_instances
 from nnunet_selma.objects.reading import Sources, open_sources
 from nnunet_selma.objects.summary import HALO, counts, topology, trees
 from nnunet_selma.objects.table import MeasuredComponents, Objects
-from nnunet_selma.objects.writing import Columns, demand_writable, write_table
+from nnunet_selma.objects.writing import Columns, check_writable, write_table
 from nnunet_selma.running.json_files import read_json, without_nan, write_json
 from nnunet_selma.running.progress import Progress, silent
 from nnunet_selma.structures import SpacingUm
@@ -100,13 +100,13 @@ def measure_objects(settings: ObjectSettings, progress: Progress[Any] = silent) 
     Raises:
         SelmaError: something cannot be read or written; what can be known before the first pass is said before it.
     """
-    demand_writable(settings.output)
+    check_writable(settings.output)
     sources = open_sources(
         settings.labels, name=settings.label, raw=settings.raw, without_raw=settings.without_raw, channel=settings.channel
     )  # fmt: skip
     instances = settings.instances and settings.instances.resolve()
     if instances is not None:
-        demand_free(instances, sources.paths, sources.labels.shape, overwrite=settings.overwrite)
+        check_free(instances, sources.paths, sources.labels.shape, overwrite=settings.overwrite)
     spacing = settings.spacing_um_zyx or sources.spacing_um_zyx
     regions = _Regions.of(settings, sources.labels.path, spacing)
     if settings.summary.is_file() and "betti" not in read_json(settings.summary):
@@ -190,7 +190,7 @@ class _Regions:
             raise SelmaError(
                 f"{settings.labels}: does not say how large its voxels are, and an atlas is in µm; give the voxel size with --spacing Z,Y,X"
             )
-        demand_writable(settings.region_table)
+        check_writable(settings.region_table)
         atlas = open_atlas(
             settings.atlas, sample=labels, sample_um_zyx=spacing, transform=settings.transform, spacing_um_zyx=settings.atlas_spacing_um_zyx
         )  # fmt: skip

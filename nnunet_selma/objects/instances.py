@@ -48,7 +48,7 @@ class InstanceImage:
         return self.path.parent.parent if self.path.parent.name == "labels" else None
 
 
-def demand_free(path: Path, sources: Sequence[Path], shape: ShapeZYX, *, overwrite: bool) -> None:
+def check_free(path: Path, sources: Sequence[Path], shape: ShapeZYX, *, overwrite: bool) -> None:
     """Raise `SelmaError` if an image cannot be written there.
 
     Something lies there that is not to be replaced, the image it would belong to has other voxels, or a library is missing.

@@ -17,7 +17,7 @@ Columns = Mapping[str, Array]
 _ROWS = 2**16  # written together
 
 
-def demand_writable(path: Path) -> None:
+def check_writable(path: Path) -> None:
     """Raise `SelmaError` unless a table of that name can be written: its ending, the folder, the library."""
     if path.suffix not in _WRITERS:
         raise SelmaError(f"{path}: a table is written as .csv or .parquet; choose one of these endings")
@@ -35,9 +35,9 @@ def write_table(path: Path, columns: Columns) -> None:
     """Write a table; what was there is replaced when the new one is whole.
 
     Raises:
-        SelmaError: as `demand_writable`.
+        SelmaError: as `check_writable`.
     """
-    demand_writable(path)
+    check_writable(path)
     partial = path.with_name(path.name + ".partial")
     try:
         _WRITERS[path.suffix](partial, columns)

@@ -96,7 +96,7 @@ def show(title: str, layers: list[LayerData]) -> None:
     Raises:
         SelmaError: napari, or what it draws windows with, is not installed.
     """
-    demand_napari()
+    check_napari()
     import napari  # type: ignore[import-untyped]
 
     viewer = napari.Viewer(title=title)
@@ -109,7 +109,7 @@ def show(title: str, layers: list[LayerData]) -> None:
     napari.run()
 
 
-def demand_napari() -> None:
+def check_napari() -> None:
     """Raise `SelmaError` that says how to get napari, if it or what it draws windows with is not installed."""
     if find_spec("napari") is None or not any(find_spec(name) for name in _QT):
         raise SelmaError(

@@ -12,15 +12,15 @@ from math import prod
 from typing import Any
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.prediction.blocks import BlockTask, Prepared, predict_block, prepared
+from nnunet_selma.prediction.blocks import BlockTask, Prepared, open_blocks, predict_block
 from nnunet_selma.prediction.finishing import finish, write_slices
-from nnunet_selma.prediction.place import complete, demand_place, resolved
+from nnunet_selma.prediction.place import check_place, complete, resolved
 from nnunet_selma.prediction.run import Run, sweep
 from nnunet_selma.prediction.settings import VolumePrediction
 from nnunet_selma.prediction.slabs import SlabTask, read_slab
-from nnunet_selma.prediction.start import begun
+from nnunet_selma.prediction.start import start_run
 from nnunet_selma.prediction.tiling import lengths
-from nnunet_selma.running.cluster import connected, finished
+from nnunet_selma.running.cluster import connect_cluster, submit_tasks
 from nnunet_selma.running.progress import Meter, Progress, Work, silent, silent_meter
 
 __all__ = ["Execution", "VolumePrediction", "predict_volume"]
@@ -65,13 +65,13 @@ def predict_volume(
         if execution.also_tiff:
             write_slices(settings, progress)
         return known
-    demand_place(settings, tiff=execution.also_tiff, overwrite=execution.overwrite)
+    check_place(settings, tiff=execution.also_tiff, overwrite=execution.overwrite)
     started = time.monotonic()
-    run = begun(settings, execution.device, overwrite=execution.overwrite)
+    run = start_run(settings, execution.device, overwrite=execution.overwrite)
     say(f"{'×'.join(map(str, run.shape))} voxels, blocks of {'×'.join(map(str, run.facts['block']))}: {run.folder}")
     if run.facts["in voxels"]:
         say("the model was trained in units of voxels: the volume is taken as it is, whatever its voxel size")
-    with connected(execution.scheduler, threads=2) if execution.scheduler else nullcontext() as client:
+    with connect_cluster(execution.scheduler, threads=2) if execution.scheduler else nullcontext() as client:
         _read(run, execution, client, meter)
         for name in run.repaired:
             say(f"interpolated: {name}")
@@ -114,7 +114,7 @@ def _read(run: Run, execution: Execution, client: Any, meter: Meter) -> None:
 def _each(work: Work[Any, None], tasks: Sequence[Any], client: Any) -> Iterator[int]:
     """Do tasks, here or on a cluster; yields their numbers as they are done."""
     if client is not None:
-        for number, _, _ in finished(client, work, tasks):
+        for number, _, _ in submit_tasks(client, work, tasks):
             yield tasks[number].index
         return
     for task in tasks:
@@ -135,7 +135,7 @@ def _predict(run: Run, execution: Execution, client: Any, meter: Meter) -> None:
         tasks = [BlockTask(run.folder, run.id, i, execution.device) for i in to_do]
         here = client is None
         for index in (
-            _overlapped(prepared(run.folder, run.id, execution.device), to_do)
+            _overlapped(open_blocks(run.folder, run.id, execution.device), to_do)
             if here
             else _each(predict_block, tasks, client)
         ):

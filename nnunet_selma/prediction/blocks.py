@@ -120,7 +120,7 @@ class Prepared:
     def store(self, index: int, work: BoxWork, logits: Array, seconds: float) -> None:
         """Turn logits into labels, write them, and say that the block is whole; `seconds` were spent on its tiles."""
         labels, probable = self.answer(index, work, logits)
-        self.run.demand_current()
+        self.run.check_current()
         start = tuple(bounds.start for bounds in self.run.blocks[index])
         write_box(self.run.labels, start, labels)  # type: ignore[arg-type]
         if probable is not None:
@@ -135,12 +135,12 @@ class Prepared:
 
 
 @lru_cache(maxsize=1)
-def prepared(folder: Path, run_id: str, device: str) -> Prepared:
-    """The run of a folder, opened once in a process; another run in the same folder has another id."""
+def open_blocks(folder: Path, run_id: str, device: str) -> Prepared:
+    """Open the run of a folder, once per process; another run in the same folder has another id."""
     level_array.cache_clear()
     forget_source()
     run = Run(folder)
-    run.demand_current(run_id)
+    run.check_current(run_id)
     return Prepared(run, device)
 
 
@@ -161,7 +161,7 @@ class BlockTask:
 def predict_block(task: BlockTask) -> Generator[int, None, None]:
     """Predict one block and write it."""
     with _READING:
-        own = prepared(task.folder, task.run_id, task.device)
+        own = open_blocks(task.folder, task.run_id, task.device)
         work = own.work(task.index)
         image = None if work is None else own.image(work)
     if work is None or image is None:

@@ -18,7 +18,7 @@ from nnunetv2.utilities.helpers import empty_cache
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.morphology.blocks import Box
-from nnunet_selma.nnunet.checkpoints import demand_finite
+from nnunet_selma.nnunet.checkpoints import check_finite
 from nnunet_selma.nnunet.folders import TRAINER_FOLDER
 from nnunet_selma.prediction.tiling import common, lengths, within
 from nnunet_selma.running.json_files import read_json
@@ -48,7 +48,7 @@ class ModelSettings:
     step_size: float = 0.5
     """Step of the sliding window, in patches."""
 
-    def demand_complete(self) -> None:
+    def check_complete(self) -> None:
         """Raise `SelmaError` that says what is missing, or that the number is no step."""
         needed = ["dataset.json", "plans.json", *(f"fold_{fold}/{self.checkpoint}" for fold in self.folds)]
         lacking = [name for name in needed if not (self.folder / name).is_file()]
@@ -64,7 +64,7 @@ class ModelSettings:
         """The file of a fold's weights."""
         return self.folder / f"fold_{fold}" / self.checkpoint
 
-    def demand_finite(self) -> None:
+    def check_finite(self) -> None:
         """Raise `SelmaError` where the weights of a fold are NaN or infinite."""
         for path in map(self.checkpoint_of, self.folds):
             try:
@@ -74,7 +74,7 @@ class ModelSettings:
                 raise SelmaError(
                     f"{path}: cannot be read ({type(error).__name__}: {error}); it is no checkpoint of nnU-Net, or was cut short: copy it again"
                 ) from error
-            demand_finite(weights, str(path))
+            check_finite(weights, str(path))
 
     def fingerprint(self) -> str:
         """Tells this model from others: a hash of its plans and weights."""
@@ -106,7 +106,7 @@ class Model:
     """
 
     def __init__(self, settings: ModelSettings, device: str) -> None:
-        settings.demand_complete()
+        settings.check_complete()
         self.settings, self.device = settings, torch.device(device)
         plans = read_json(settings.folder / "plans.json")
         lacking = [name for name in _IN_PLANS if name not in plans]
@@ -156,7 +156,7 @@ class Model:
                 "predict with the one that trained it"
             ) from error
         for fold, weights in zip(settings.folds, predictor.list_of_parameters, strict=True):
-            demand_finite(weights, str(settings.checkpoint_of(fold)))
+            check_finite(weights, str(settings.checkpoint_of(fold)))
         try:
             predictor.network = predictor.network.to(self.device).eval()
         except (RuntimeError, AssertionError) as error:  # the latter from a PyTorch without CUDA

@@ -41,7 +41,7 @@ def complete(settings: VolumePrediction) -> dict[str, Any] | None:
     if settings.staging.exists() or not settings.record.is_file() or not labels.exists():
         return None
     known = read_json(settings.record)
-    settings.model.demand_complete()
+    settings.model.check_complete()
     asked = {
         **settings.as_json(),
         "max_memory": known.get("settings", {}).get("max_memory"),
@@ -50,7 +50,7 @@ def complete(settings: VolumePrediction) -> dict[str, Any] | None:
     return known if same else None
 
 
-def demand_place(settings: VolumePrediction, *, tiff: bool, overwrite: bool) -> None:
+def check_place(settings: VolumePrediction, *, tiff: bool, overwrite: bool) -> None:
     """Raise `SelmaError` where nothing can be written, or something is there that is not to be replaced."""
     parent = settings.output.parent
     if not parent.is_dir():

@@ -60,7 +60,7 @@ class Run:
         """Tells this run from an earlier one in the same folder."""
         return str(self._content["id"])
 
-    def demand_current(self, run_id: str | None = None) -> None:
+    def check_current(self, run_id: str | None = None) -> None:
         """Raise `SelmaError` where the folder is no longer that of this run: nothing may be written into that of another."""
         try:
             current = read_json(self.folder / RUN)["id"] == (run_id or self.id)
@@ -161,7 +161,7 @@ class Run:
 
     def note_slab(self, index: int, intensities: Intensities, means: Array, repaired: Sequence[str]) -> None:
         """Say that a slab was read."""
-        self.demand_current()
+        self.check_current()
         path = self.folder / "slabs" / f"{index:06d}.npz"
         partial = path.with_name(f"{path.name}.{uuid4().hex[:8]}.partial")  # another share may read the same slab
         with partial.open("wb") as file:
@@ -170,7 +170,7 @@ class Run:
 
     def note_block(self, index: int, record: dict[str, Any]) -> None:
         """Say that a block is whole."""
-        self.demand_current()
+        self.check_current()
         write_json(self.folder / "blocks" / f"{index:06d}.json", record)
 
     def block_records(self) -> list[dict[str, Any]]:
@@ -238,7 +238,7 @@ def difference(run: Run, settings: VolumePrediction, facts: dict[str, Any]) -> s
     return _difference({key: found.get(key) for key in _IDENTITY}, content(settings, facts, overwrite=False))
 
 
-def demand_same(run: Run, settings: VolumePrediction, facts: dict[str, Any]) -> None:
+def check_same(run: Run, settings: VolumePrediction, facts: dict[str, Any]) -> None:
     """Raise `SelmaError` where a run that was interrupted would have had another result."""
     different = difference(run, settings, facts)
     if different:

@@ -173,10 +173,10 @@ class MemoryPlan:
         edges = range(chunk, _MOST_BLOCK + 1, chunk)
         fitting = [edge for edge in edges if self.bytes(cut(edge, shape, chunk)) <= max_memory * GB]
         if not fitting:
-            self.demand_fits(cut(chunk, shape, chunk), max_memory)
+            self.check_fits(cut(chunk, shape, chunk), max_memory)
         return cut(fitting[-1], shape, chunk)
 
-    def demand_fits(self, block: ShapeZYX, max_memory: float) -> None:
+    def check_fits(self, block: ShapeZYX, max_memory: float) -> None:
         """Raise `SelmaError` where a block takes more than the memory."""
         needed = self.bytes(block) / GB
         if needed > max_memory:

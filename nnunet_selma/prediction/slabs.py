@@ -91,7 +91,7 @@ class SlabTask:
 @lru_cache(maxsize=1)
 def _source(folder: Path, run_id: str) -> tuple[Run, list[Volume], float]:
     run = Run(folder)
-    run.demand_current(run_id)
+    run.check_current(run_id)
     volumes = open_channels(run.settings, int(run.facts["channels"]))
     return run, volumes, max(intensity_unit(volume) for volume in volumes)
 
@@ -130,7 +130,7 @@ def _read(task: SlabTask) -> None:
             ) from error
         means.append(cell_means(slab, planes.start, run.shape[0], unit))
         if run.raw is not None:
-            run.demand_current()
+            run.check_current()
             write_box(run.raw, (planes.start, 0, 0), slab if len(volumes) > 1 else slab[0])  # whole planes
     brightness: NDArray[np.float32] = np.concatenate(means, axis=1)
     repaired = [name for volume in volumes for name in volume.repaired]

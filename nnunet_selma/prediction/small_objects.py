@@ -35,7 +35,7 @@ def remove_small_in_file(source: Path, target: Path, least_voxels: int) -> int:
     Raises:
         SelmaError: the file is no three-dimensional NIfTI or is damaged, or the result could not be written whole.
     """
-    demand_nifti(source)
+    check_nifti(source)
     mask, removed = remove_small(open_volume(source).read(), least_voxels)
     stored = nibabel.load(source)
     content = nibabel.Nifti1Image(mask.T, stored.affine, stored.header, dtype=mask.dtype).to_bytes()
@@ -73,7 +73,7 @@ def remove_small_in_folder(
     }
 
 
-def demand_nifti(path: Path) -> None:
+def check_nifti(path: Path) -> None:
     """Raise `SelmaError` unless the file is one whose small components can be removed."""
     if not is_nifti(path):
         raise SelmaError(f"{path}: small components are removed from NIfTI files only (.nii, .nii.gz)")

@@ -11,7 +11,7 @@ from nnunet_selma import __version__
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.prediction.geometry import geometry, spacing_in_plans, trained_in_voxels
 from nnunet_selma.prediction.model import Model
-from nnunet_selma.prediction.run import RUN, Run, content, demand_same, difference, remove
+from nnunet_selma.prediction.run import RUN, Run, check_same, content, difference, remove
 from nnunet_selma.prediction.settings import BASE_BYTES, GB, MemoryPlan, VolumePrediction, chunk_edge, cut
 from nnunet_selma.prediction.slabs import open_channels, stored_dtype
 from nnunet_selma.prediction.tissue import CELL, cells_of_mask
@@ -29,7 +29,7 @@ _COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 11
 """Colours of classes, red, green, blue: those of Okabe and Ito, which the colour-blind tell apart."""
 
 
-def begun(settings: VolumePrediction, device: str, *, overwrite: bool) -> Run:
+def start_run(settings: VolumePrediction, device: str, *, overwrite: bool) -> Run:
     """The folder of a run with its empty images: a new one, or that of a run that was interrupted.
 
     A new folder gets its name when it is whole, so that several processes may begin the same run.
@@ -46,7 +46,7 @@ def begun(settings: VolumePrediction, device: str, *, overwrite: bool) -> Run:
     model = Model(settings.model, "cpu")
     found = _facts(settings, model, device)
     if run.folder.exists() and not (overwrite and _other(run, settings, found)):
-        demand_same(run, settings, found)
+        check_same(run, settings, found)
         return run
     if overwrite:
         remove(run.folder)
@@ -62,7 +62,7 @@ def begun(settings: VolumePrediction, device: str, *, overwrite: bool) -> Run:
         except OSError:
             if not run.folder.exists():
                 raise
-            demand_same(run, settings, found)  # another process was faster
+            check_same(run, settings, found)  # another process was faster
     finally:
         remove(new.folder)
     return Run(run.folder)
@@ -96,7 +96,7 @@ def _facts(settings: VolumePrediction, model: Model, device: str) -> dict[str, A
             raise SelmaError(f"--block {settings.block}: give a power of two from {_LEAST_BLOCK} on, such as 256")
         chunk = min(chunk, settings.block)
         block = cut(settings.block, shape, chunk)
-        plan.demand_fits(block, settings.max_memory)
+        plan.check_fits(block, settings.max_memory)
     plane_wise = any(volume.plane_wise for volume in volumes)
     copied = not settings.beside_input and (plane_wise or settings.raw)
     row = shape[2] * dtype.itemsize * len(volumes) * _SLAB_COPIES

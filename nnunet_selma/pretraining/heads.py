@@ -60,7 +60,7 @@ class _Gathered(torch.autograd.Function):
         return total.chunk(torch.distributed.get_world_size())[torch.distributed.get_rank()]
 
 
-def gathered(features: Tensor) -> Tensor:
+def gather_features(features: Tensor) -> Tensor:
     """Features (batch, feature) of all processes, with gradients; every process has equally many."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return features

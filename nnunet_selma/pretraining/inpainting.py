@@ -11,7 +11,7 @@ from torch.nn import functional
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.pretraining.base import Pretext, Reconstruction, Task, feature_shape
 from nnunet_selma.pretraining.masking import block_shape, draw_block_masks, fill_mask, moments, repeated
-from nnunet_selma.pretraining.sparse import demand_sparse_encoder, downsampled, sparse
+from nnunet_selma.pretraining.sparse import check_sparse_encoder, downsampled, sparse
 from nnunet_selma.pretraining.views import gaussian_blur
 
 _LEAST_DEVIATION = 0.02
@@ -39,7 +39,7 @@ class MaskedInpainting(Pretext):
                 f"inpainting.block_shape has {len(shape)} numbers, the patch {len(task.patch)} axes; give one for each"
             )
         if self.settings.sparse or not self.settings.skips:
-            demand_encoder_and_decoder(task.network)
+            check_encoder_and_decoder(task.network)
         if self.settings.deep_supervision and not hasattr(getattr(task.network, "decoder", None), "deep_supervision"):
             raise SelmaError(
                 f"inpainting.deep_supervision needs a decoder that answers at every step, and {type(task.network).__name__} has none; "
@@ -54,7 +54,7 @@ class MaskedInpainting(Pretext):
         self.tokens = nn.ParameterList()
         if self.settings.sparse:
             encoder = task.network.get_submodule("encoder")
-            demand_sparse_encoder(encoder)
+            check_sparse_encoder(encoder)
             ones = [1] * len(task.patch)
             self.tokens.extend(
                 nn.Parameter(torch.zeros(1, channels, *ones)) for channels in map_channels(task, encoder)
@@ -189,7 +189,7 @@ def finest(answer: Tensor | list[Tensor]) -> Tensor:
     return answer if isinstance(answer, Tensor) else answer[0]
 
 
-def demand_encoder_and_decoder(network: nn.Module) -> None:
+def check_encoder_and_decoder(network: nn.Module) -> None:
     """Raise `SelmaError` unless a network has an encoder whose maps its decoder reads."""
     if not (hasattr(network, "encoder") and hasattr(network, "decoder")):
         raise SelmaError(

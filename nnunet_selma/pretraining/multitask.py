@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nnunet_selma.pretraining.base import Task, feature_shape, pooled
-from nnunet_selma.pretraining.heads import gathered, projector
+from nnunet_selma.pretraining.heads import gather_features, projector
 from nnunet_selma.pretraining.inpainting import MaskedInpainting, finest
 from nnunet_selma.pretraining.simclr import nt_xent
 from nnunet_selma.pretraining.views import change_contrast, draw
@@ -65,7 +65,7 @@ class MultiTask(MaskedInpainting):
         encoder, decoder = network.get_submodule("encoder"), network.get_submodule("decoder")
         maps = self.maps(encoder, visible, mask)
         features = pooled(maps[-1])
-        first, second = (gathered(half) for half in self.contrast(features).chunk(2))
+        first, second = (gather_features(half) for half in self.contrast(features).chunk(2))
         turns_drawn = torch.tensor(turns).to(features.device, non_blocking=True)
         terms: dict[str, Callable[[], Tensor]] = {
             "inpainting": lambda: self.error(finest(decoder(maps)), target, mask),

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from nnunet_selma.networks.parts import pretrained_part
 from nnunet_selma.pretraining.base import Pretext, Task, deepest_features, feature_shape, pooled
-from nnunet_selma.pretraining.heads import gathered, projector
+from nnunet_selma.pretraining.heads import gather_features, projector
 from nnunet_selma.pretraining.views import view
 
 
@@ -34,7 +34,7 @@ class Simclr(Pretext):
         """NT-Xent between two views of each patch, over the batches of all processes."""
         views = [view(patches, self.views, self.spacing, self.generator) for _ in range(2)]
         first, second = self.project(network, torch.cat(views)).chunk(2)
-        return {"nt_xent": nt_xent(gathered(first), gathered(second), self.settings.temperature)}
+        return {"nt_xent": nt_xent(gather_features(first), gather_features(second), self.settings.temperature)}
 
     @torch.no_grad()
     def diagnostics(self, network: nn.Module, patches: Tensor) -> dict[str, float]:

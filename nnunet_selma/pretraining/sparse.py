@@ -19,7 +19,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from nnunet_selma.errors import SelmaError
 
 
-def demand_sparse_encoder(encoder: nn.Module) -> None:
+def check_sparse_encoder(encoder: nn.Module) -> None:
     """Raise `SelmaError` unless all norms of an encoder are instance norms and it has convolutions."""
     layers = list(encoder.modules())
     others = [

@@ -93,7 +93,7 @@ def predict_routed(
     routes = []
     for case, files in progress(list(find_cases(source, ending).items()), "routing"):
         chosen = choose(case, files, router, models)
-        _demand_channels(chosen, len(files), descriptions[chosen.model])
+        _check_channels(chosen, len(files), descriptions[chosen.model])
         routes.append(chosen)
     output.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".routed_", dir=output) as temporary:
@@ -156,8 +156,8 @@ def _descriptions(
                 f"--model {name}={folder}: the router knows no {name}; its classes are {', '.join(router.classes)}"
             )
         model = ModelSettings(folder=folder, folds=settings.folds, checkpoint=settings.checkpoint)
-        model.demand_complete()
-        model.demand_finite()
+        model.check_complete()
+        model.check_finite()
     return {name: read_json(folder / "dataset.json") for name, folder in models.items()}
 
 
@@ -177,7 +177,7 @@ def _file_ending(
     return ending
 
 
-def _demand_channels(chosen: Route, channels: int, description: Mapping[str, Any]) -> None:
+def _check_channels(chosen: Route, channels: int, description: Mapping[str, Any]) -> None:
     names = list((description.get("modality") or description["channel_names"]).values())  # as nnU-Net looks for them
     if channels != len(names):
         raise SelmaError(

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.finetuning.pretrained import CHECKPOINT
 from nnunet_selma.networks import MONAI_MISSING
-from nnunet_selma.nnunet.checkpoints import PRETEXT, demand_finite, unpickled
+from nnunet_selma.nnunet.checkpoints import PRETEXT, check_finite, unpickled
 from nnunet_selma.pretraining.base import deepest_features, pooled
 from nnunet_selma.running.json_files import read_json
 from nnunet_selma.structures import PREFIXES, named
@@ -150,7 +150,7 @@ def _of_file(path: Path, device: torch.device) -> DenseNetRouter:
         classes = [class_named(name) for name in content["classes"]]
         router = DenseNetRouter(classes, content["patch"], content["architecture"], device)
         router.network.load_state_dict(content["state"])
-        demand_finite(content["state"], str(path))
+        check_finite(content["state"], str(path))
     except SelmaError:
         raise
     except (TypeError, KeyError, IndexError, ValueError, RuntimeError, AttributeError) as error:
@@ -173,10 +173,10 @@ def _of_pretraining(folder: Path, device: torch.device) -> PretextRouter:
             )
     content = unpickled(path)
     weight, bias, classes = _head(content, path)
-    demand_finite({**content["network_weights"], "structure.weight": weight, "structure.bias": bias}, str(path))
+    check_finite({**content["network_weights"], "structure.weight": weight, "structure.bias": bias}, str(path))
     plans = PlansManager(read_json(plans_file))
     own = plans.get_configuration(content["init_args"]["configuration"])
-    _demand_supported(own.configuration, path)
+    _check_supported(own.configuration, path)
     channels = determine_num_input_channels(plans, own, read_json(dataset_file))
     # as SelmaSSLTrainer builds it
     network = get_network_from_plans(
@@ -225,7 +225,7 @@ def _head(content: Any, path: Path) -> tuple[Tensor, Tensor, list[str]]:
     return weight[seen], bias[seen], classes
 
 
-def _demand_supported(configuration: Mapping[str, Any], path: Path) -> None:
+def _check_supported(configuration: Mapping[str, Any], path: Path) -> None:
     schemes = set(configuration["normalization_schemes"])
     if len(configuration["patch_size"]) != 3 or schemes != {"ZScoreNormalization"}:
         raise SelmaError(

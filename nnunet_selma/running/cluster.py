@@ -11,7 +11,7 @@ from nnunet_selma.running.progress import Result, Task, Work
 
 
 @contextmanager
-def connected(scheduler: str, threads: int = 1) -> Iterator[Any]:
+def connect_cluster(scheduler: str, threads: int = 1) -> Iterator[Any]:
     """A client of the scheduler at an address (`tcp://host:8786`), or of `local:N` worker processes that do so many tasks at once.
 
     Raises:
@@ -52,10 +52,10 @@ def _forwarded() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith("nnUNet_")}
 
 
-def finished(
+def submit_tasks(
     client: Any, work: Work[Task, Result], tasks: Sequence[Task]
 ) -> Generator[tuple[int, int, Result], None, None]:
-    """The number of every task, its steps and its result, as they finish; what a worker that dies was doing is done by another.
+    """Submit tasks, and yield the number, steps and result of each when it finishes; a task of a worker that dies is done by another one.
 
     Raises:
         SelmaError: from a task, or a task that four workers died of; the other tasks are cancelled.

@@ -40,7 +40,7 @@ def run_tasks(
         workers: most processes at a time.
         label: what the progress bar is called.
         progress: shows the steps.
-        scheduler: of a Dask cluster (`cluster.connected`) that does them instead of processes here.
+        scheduler: of a Dask cluster (`cluster.connect_cluster`) that does them instead of processes here.
 
     Raises:
         SelmaError: from a task; the others are stopped.
@@ -70,11 +70,11 @@ def _here(work: Work[Task, Result], tasks: Sequence[Task], results: list[Result]
 def _on_cluster(
     work: Work[Task, Result], tasks: Sequence[Task], results: list[Result], scheduler: str
 ) -> Generator[int, None, None]:
-    from nnunet_selma.running.cluster import connected, finished
+    from nnunet_selma.running.cluster import connect_cluster, submit_tasks
 
     done: dict[int, Result] = {}
-    with connected(scheduler) as client:
-        for number, steps, result in finished(client, work, tasks):
+    with connect_cluster(scheduler) as client:
+        for number, steps, result in submit_tasks(client, work, tasks):
             done[number] = result
             yield steps
     results.extend(done[number] for number in range(len(tasks)))

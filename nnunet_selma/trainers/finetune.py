@@ -27,7 +27,7 @@ from nnunet_selma.finetuning.pretrained import (
 from nnunet_selma.finetuning.probing import fit_heads, read_voxels
 from nnunet_selma.finetuning.transfer import carry_over, parts_of
 from nnunet_selma.networks.parts import bare, pretrained_part
-from nnunet_selma.nnunet.checkpoints import demand_finite, read_checkpoint
+from nnunet_selma.nnunet.checkpoints import check_finite, read_checkpoint
 from nnunet_selma.running.json_files import read_json, write_json
 from nnunet_selma.trainers.base import SelmaTrainer, facts_of, label_channels, plain_errors
 
@@ -186,7 +186,7 @@ class SelmaFinetuneTrainer(SelmaTrainer):
                 self.carry_over()
         else:
             with plain_errors():
-                demand_finite(bare(self.network).state_dict(), "-pretrained_weights")
+                check_finite(bare(self.network).state_dict(), "-pretrained_weights")
             # nnU-Net leaves the heads random there
             self.slow_down({part: rate for part, rate in self.carried_rates().items() if part != "heads"})
             self.reads_carried = True

@@ -28,7 +28,7 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.finetuning.pretrained import SUMMARY, network_identity
 from nnunet_selma.networks.parts import bare, pretrained_part, without_ddp
 from nnunet_selma.nnunet.checkpoints import PRETEXT, RECORD, TRAINED, adaptation_record, plain
-from nnunet_selma.nnunet.plans import TILE_STORE, demand_first_stage
+from nnunet_selma.nnunet.plans import TILE_STORE, check_first_stage
 from nnunet_selma.nnunet.preprocessed_cases import padding_sentence, shapes_of_cases
 from nnunet_selma.nnunet.tile_store import TileStore
 from nnunet_selma.pictures import figures
@@ -140,7 +140,7 @@ class SelmaSSLTrainer(SelmaTrainer):
     def initialize(self) -> None:
         """Initialise as nnU-Net does, without deep supervision and without foreground oversampling."""
         with plain_errors():
-            demand_first_stage(self.configuration_manager.configuration, self.configuration_name)
+            check_first_stage(self.configuration_manager.configuration, self.configuration_name)
         self.enable_deep_supervision = False
         # a crop around a foreground voxel may hang over the border, and what nnU-Net pads there would be learnt as background
         self.oversample_foreground_percent = 0.0

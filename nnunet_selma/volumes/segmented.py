@@ -50,7 +50,7 @@ def segmentation_at(path: Path, *, label: str | None = None, raw: Path | None = 
     if raw is None and place.parent.name == "labels" and has_image(place.parent.parent):
         raw = place.parent.parent
     channels = tuple(levels(raw, channel) for channel in range(_channels(raw))) if raw else ()
-    demand_same_voxels(labels, channels)
+    check_same_voxels(labels, channels)
     return Segmented(name=_name(path), labels=labels, channels=channels, classes=class_names(inside or path))
 
 
@@ -119,7 +119,7 @@ def class_names(path: Path) -> dict[int, str]:
     return names
 
 
-def demand_same_voxels(labels: Levels, channels: tuple[Levels, ...]) -> None:
+def check_same_voxels(labels: Levels, channels: tuple[Levels, ...]) -> None:
     """Raise `SelmaError` if no resolution of the image has the shape of the segmentation."""
     for image in channels:
         if labels[0].shape not in [level.shape for level in image]:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_selma.conversion.raw_dataset import RawDataset, dataset_folder_name, demand_free_id, write_nifti
+from nnunet_selma.conversion.raw_dataset import RawDataset, check_free_id, dataset_folder_name, write_nifti
 from nnunet_selma.errors import SelmaError
 
 DISK_FULL = """
@@ -51,10 +51,10 @@ def test_names_nnunet_would_not_take(number, name):
 def test_an_id_of_another_dataset_is_taken_wherever_it_lies(tmp_path):
     for root in ("raw", "preprocessed"):
         (tmp_path / root).mkdir()
-    demand_free_id(5, "Dataset005_A", [tmp_path / "raw", tmp_path / "preprocessed", tmp_path / "none"])
+    check_free_id(5, "Dataset005_A", [tmp_path / "raw", tmp_path / "preprocessed", tmp_path / "none"])
     (tmp_path / "preprocessed" / "Dataset005_B").mkdir()
     with pytest.raises(SelmaError, match=r"id 5 is taken by .*Dataset005_B"):
-        demand_free_id(5, "Dataset005_A", [tmp_path / "raw", tmp_path / "preprocessed"])
+        check_free_id(5, "Dataset005_A", [tmp_path / "raw", tmp_path / "preprocessed"])
 
 
 def test_other_settings_start_the_staging_folder_anew(tmp_path):

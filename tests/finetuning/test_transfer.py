@@ -15,7 +15,7 @@ from nnunet_selma.finetuning.transfer import (
     common_block,
     mean_filter,
     parts_of,
-    regridded,
+    regrid,
     with_kernel,
     with_taps,
 )
@@ -444,7 +444,7 @@ def test_a_positional_embedding_of_an_unknown_grid_stays_random(patch, ours):
 @given(st.tuples(*[st.integers(1, 4)] * 3), st.tuples(*[st.integers(1, 4)] * 3))
 def test_a_constant_embedding_stays_constant_on_any_grid(grid, new_grid):
     embedding = torch.tensor([1.0, -2.0]).expand(1, prod(grid), 2)
-    moved = regridded(embedding, grid, new_grid)
+    moved = regrid(embedding, grid, new_grid)
     torch.testing.assert_close(moved, torch.tensor([1.0, -2.0]).expand(1, prod(new_grid), 2))
 
 

@@ -6,7 +6,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.nnunet.tile_store import TileStore, demand_supported, nonzero_box, write_case
+from nnunet_selma.nnunet.tile_store import TileStore, check_supported, nonzero_box, write_case
 from tests.plans import plans
 
 
@@ -111,7 +111,7 @@ def test_without_normalisation_values_are_the_files(tmp_path, rng):
 @pytest.mark.parametrize(("scheme", "masked"), [("CTNormalization", False), ("ZScoreNormalization", True)])
 def test_a_normalisation_that_a_crop_cannot_know_is_refused(scheme, masked):
     with pytest.raises(SelmaError, match="--to raw"):
-        demand_supported({"normalization_schemes": [scheme], "use_mask_for_norm": [masked]})
+        check_supported({"normalization_schemes": [scheme], "use_mask_for_norm": [masked]})
 
 
 def test_a_disk_that_is_full_is_an_error_and_leaves_no_case(tmp_path, rng, monkeypatch):

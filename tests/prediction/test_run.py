@@ -17,10 +17,10 @@ import torch
 from nnunet_selma import cli, prediction
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.prediction import Execution, VolumePrediction, finishing, predict_volume
-from nnunet_selma.prediction.blocks import prepared
+from nnunet_selma.prediction.blocks import open_blocks
 from nnunet_selma.prediction.place import resolved
 from nnunet_selma.prediction.slabs import SlabTask, read_slab
-from nnunet_selma.prediction.start import begun
+from nnunet_selma.prediction.start import start_run
 from nnunet_selma.running.json_files import read_json, write_json
 from nnunet_selma.volumes import open_volume
 from nnunet_selma.volumes.ome_zarr_writing import write_box
@@ -409,10 +409,10 @@ def test_a_kill_at_any_moment_of_the_end_leaves_what_the_next_call_completes(bra
 
 def half_done(settings):
     """A run with one block that is predicted and not written yet."""
-    run = begun(settings, "cpu", overwrite=False)
+    run = start_run(settings, "cpu", overwrite=False)
     for index in range(len(run.slabs)):
         list(read_slab(SlabTask(run.folder, run.id, index)))
-    own = prepared(run.folder, run.id, "cpu")
+    own = open_blocks(run.folder, run.id, "cpu")
     work = own.work(0)
     return own, work, own.logits(work, own.image(work))
 
@@ -421,7 +421,7 @@ def test_a_process_that_outlives_its_run_writes_nothing_into_the_next_one(brain,
     settings = resolved(replace(brain, output=tmp_path / "brain.ome.zarr"))
     own, work, logits = half_done(settings)
     other = replace(settings, model=write_model(tmp_path / "other", seed=9))
-    new = begun(other, "cpu", overwrite=True)
+    new = start_run(other, "cpu", overwrite=True)
     with pytest.raises(SelmaError, match="another process has completed or replaced this run"):
         own.store(0, work, logits, 0.0)
     with pytest.raises(SelmaError, match="another process has completed or replaced this run"):
@@ -449,7 +449,7 @@ def test_overwriting_goes_on_where_it_was_interrupted(brain, tmp_path, monkeypat
                 predict_volume(settings, Execution(overwrite=overwrite))
     known = read_json(settings.staging / "run.json")["id"]
     stamp = max(one.stat().st_mtime_ns for one in settings.staging.glob("blocks/*"))
-    again = begun(resolved(settings), "cpu", overwrite=True)
+    again = start_run(resolved(settings), "cpu", overwrite=True)
     assert again.id == known
     assert max(one.stat().st_mtime_ns for one in settings.staging.glob("blocks/*")) == stamp
     predict_volume(settings, Execution(overwrite=True))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import multiprocessing
 
-from nnunet_selma.pretraining.heads import gathered
+from nnunet_selma.pretraining.heads import gather_features
 from nnunet_selma.pretraining.simclr import nt_xent
 from tests.plans import network, plans
 from tests.pretraining.test_distillation import pretext
@@ -22,7 +22,7 @@ def features(rank):
 def contrast(rank, device="cpu"):
     """Loss and gradients of one process for its share of the features."""
     first, second = (part.to(device).requires_grad_() for part in features(rank))
-    loss = nt_xent(gathered(first), gathered(second), 0.5)
+    loss = nt_xent(gather_features(first), gather_features(second), 0.5)
     loss.backward()
     return loss.detach(), first.grad, second.grad
 

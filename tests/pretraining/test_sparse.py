@@ -5,7 +5,7 @@ from torch.nn import functional
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.pretraining.inpainting import MaskedInpainting
-from nnunet_selma.pretraining.sparse import demand_sparse_encoder, downsampled, sparse, visible_norm
+from nnunet_selma.pretraining.sparse import check_sparse_encoder, downsampled, sparse, visible_norm
 from tests.plans import network, plans
 from tests.pretraining.tasks import task, unknown
 
@@ -59,7 +59,7 @@ def test_the_norm_is_pytorchs_over_the_visible_voxels():
 
 def test_other_norms_are_refused_with_a_sentence():
     with pytest.raises(SelmaError, match=r"inpainting\.sparse needs a convolutional encoder with instance norm"):
-        demand_sparse_encoder(nn.Sequential(nn.Conv3d(1, 1, 3), nn.BatchNorm3d(1)))
+        check_sparse_encoder(nn.Sequential(nn.Conv3d(1, 1, 3), nn.BatchNorm3d(1)))
 
 
 def test_the_decoder_reads_tokens_where_it_is_masked():

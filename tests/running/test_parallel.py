@@ -7,7 +7,7 @@ import time
 import pytest
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.running.cluster import connected, finished
+from nnunet_selma.running.cluster import connect_cluster, submit_tasks
 from nnunet_selma.running.parallel import run_tasks
 
 
@@ -59,8 +59,8 @@ def test_a_cluster_gives_the_same():
     assert [task for task, _ in results] == [3, 1, 2]
     assert all(pid != os.getpid() for _, pid in results)
     assert seen == [6]
-    with connected("local:1") as client:
-        assert sorted((number, steps) for number, steps, _ in finished(client, count, [3, 1])) == [(0, 3), (1, 1)]
+    with connect_cluster("local:1") as client:
+        assert sorted((number, steps) for number, steps, _ in submit_tasks(client, count, [3, 1])) == [(0, 3), (1, 1)]
     with pytest.raises(SelmaError, match="task 2 cannot be done"):
         run_tasks(fail, [2], steps=1, workers=1, label="", scheduler="local:1")
 

@@ -9,7 +9,7 @@ from nnunet_selma.evaluation.metrics.instances import Instances, instances, inst
 from nnunet_selma.morphology.blocks import Mask, Read, blocks
 from nnunet_selma.morphology.centreline import Centrelines, skeleton, skeleton_overlap_by_blocks
 from nnunet_selma.morphology.components import label
-from nnunet_selma.morphology.overlap import Overlap, demand_same_shape, overlap
+from nnunet_selma.morphology.overlap import Overlap, check_same_shape, overlap
 from nnunet_selma.morphology.topology import Betti, betti_numbers, betti_numbers_by_blocks
 from nnunet_selma.volumes.base import Array, ShapeZYX
 
@@ -71,7 +71,7 @@ class Pair:
         self.prediction, self.reference = (
             side if isinstance(side, Segmentation) else Segmentation(side) for side in (prediction, reference)
         )
-        demand_same_shape(self.prediction.mask, self.reference.mask)
+        check_same_shape(self.prediction.mask, self.reference.mask)
 
     @cached_property
     def overlap(self) -> Overlap:

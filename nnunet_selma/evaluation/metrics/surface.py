@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion
 from scipy.spatial import cKDTree
 
-from nnunet_selma.morphology.overlap import demand_same_shape
+from nnunet_selma.morphology.overlap import check_same_shape
 from nnunet_selma.volumes.base import Array
 
 
@@ -20,7 +20,7 @@ def hd95(prediction: Array, reference: Array, spacing_um_zyx: tuple[float, float
     Raises:
         ValueError: the shapes differ.
     """
-    demand_same_shape(prediction, reference)
+    check_same_shape(prediction, reference)
     p, r = (_surface(mask) * spacing_um_zyx for mask in (prediction, reference))
     if not len(p) or not len(r):
         return 0.0 if len(p) == len(r) else nan

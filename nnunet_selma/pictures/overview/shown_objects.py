@@ -67,7 +67,7 @@ def _csv(path: Path) -> NDArray[np.float64]:
     with path.open(encoding="utf-8", newline="") as file:
         rows = csv.reader(file)
         names = next(rows, [])
-        _demand_columns(names, path)
+        _check_columns(names, path)
         at = [names.index(name) for name in _COLUMNS]
 
         def numbers() -> Iterator[tuple[float, ...]]:
@@ -84,12 +84,12 @@ def _parquet(path: Path) -> NDArray[np.float64]:
         raise SelmaError(
             f"{path}: reading Parquet needs pyarrow; install it with: pip install 'nnunet-selma[brains]', or give .csv"
         ) from error
-    _demand_columns(parquet.read_schema(path).names, path)
+    _check_columns(parquet.read_schema(path).names, path)
     table = parquet.read_table(path, columns=list(_COLUMNS))
     return np.stack([np.asarray(table[name], float) for name in _COLUMNS], axis=1)
 
 
-def _demand_columns(names: Sequence[str], path: Path) -> None:
+def _check_columns(names: Sequence[str], path: Path) -> None:
     lacking = [name for name in _COLUMNS if name not in names]
     if lacking:
         raise SelmaError(f"{path}: has no column {', '.join(lacking)}; give the table that nnunet-selma objects wrote")

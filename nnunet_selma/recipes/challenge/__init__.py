@@ -73,7 +73,7 @@ class Challenge:
         """Everything; returns the page with the tables. `pairs` are the arms to compare, by default each with its own from random weights."""
         environment = self.environment
         folders = Folders(**{name: Path(environment[f"nnUNet_{name}"]) for name in ("raw", "preprocessed", "results")})
-        self.demand_same_run()
+        self.check_same_run()
         self.prepare(folders, environment)
         for seed in range(self.seeds):
             for arm in self.arms:
@@ -82,7 +82,7 @@ class Challenge:
         names = [arm.name for arm in self.arms]
         return write_results(self.output, names, self.references(), self.budgets(folders), self.say, pairs)
 
-    def demand_same_run(self) -> None:
+    def check_same_run(self) -> None:
         """Note what decides the results; raise `SelmaError` where the folder holds those of another challenge."""
         tested = sorted(path.name for path in self.data.references.glob("*.nii.gz"))
         arms = {arm.name: {"changes": arm.changes, "recipe": repr(arm.recipe)} for arm in self.arms}

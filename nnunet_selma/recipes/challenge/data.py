@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_selma.conversion.annotated import demand_no_problems
+from nnunet_selma.conversion.annotated import check_no_problems
 from nnunet_selma.conversion.checks import read_image, read_label
 from nnunet_selma.conversion.layouts import Patch, find_patches
 from nnunet_selma.conversion.raw_dataset import write_nifti
@@ -103,7 +103,7 @@ def arrange(
         for channel, path in enumerate(volume.channels):
             shown = volume.structure.prefix if volume.structure else "other"
             links[data.unlabelled / shown / f"volume-{number}-{channel}-{path.name}"] = path
-    _demand_unseen(seen, links)
+    _check_unseen(seen, links)
     for link, path in links.items():
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(path.resolve())
@@ -113,7 +113,7 @@ def arrange(
 
 def _patches(source: Path) -> list[Patch]:
     found = find_patches(source)
-    demand_no_problems(source, found, leave_out_unpaired=True)
+    check_no_problems(source, found, leave_out_unpaired=True)
     return found.patches
 
 
@@ -139,7 +139,7 @@ def _write_test_case(patch: Patch, data: ChallengeData) -> tuple[str, Signature]
     return patch.name, signature(patch.name, image)
 
 
-def _demand_unseen(tested: Sequence[tuple[str, Signature]], links: Mapping[Path, Path]) -> None:
+def _check_unseen(tested: Sequence[tuple[str, Signature]], links: Mapping[Path, Path]) -> None:
     """Raise `SelmaError` if a test image, or a part of one, is also trained on under another name (patch-sized volumes only)."""
     images = {path for link, path in links.items() if link.parent.name != "gt"}
     for path in sorted(images):
