@@ -39,23 +39,37 @@ def comparisons(quick: bool = False) -> list[Comparison]:
     found = [_comparison("betti", "cfos_neuron", quick)]
     found += [_comparison(metric, "microglia", quick) for metric in _WHAT]
     share = replace(
-        found[-1], name="judge_skeleton_microglia", what=f"how much of a case is thinning, {source('microglia', quick)}", target=0.0,
-        ours=replace(found[-1].ours, label="thinning both masks", arguments={**found[-1].ours.arguments, "metric": "skeleton"}),
+        found[-1],
+        name="judge_skeleton_microglia",
+        what=f"how much of a case is thinning, {source('microglia', quick)}",
+        target=0.0,
+        ours=replace(
+            found[-1].ours, label="thinning both masks", arguments={**found[-1].ours.arguments, "metric": "skeleton"}
+        ),
         other=replace(found[-1].ours, label="our whole case"),
-    )  # fmt: skip
+    )
     return [*found, share]
 
 
 def _comparison(metric: str, structure: str, quick: bool) -> Comparison:
     what, target = _WHAT[metric]
     ours, other = (
-        Side(label=label, start=start, arguments={"structure": structure, "metric": metric, "quick": quick}, environment=_PINNED)
+        Side(
+            label=label,
+            start=start,
+            arguments={"structure": structure, "metric": metric, "quick": quick},
+            environment=_PINNED,
+        )
         for label, start in (("ours", start_ours), ("scikit-image, as the official evaluator has it", start_official))
-    )  # fmt: skip
+    )
     return Comparison(
-        name=f"judge_{metric}_{structure}", what=f"{what}, {source(structure, quick)}", ours=ours, other=other, target=target,
+        name=f"judge_{metric}_{structure}",
+        what=f"{what}, {source(structure, quick)}",
+        ours=ours,
+        other=other,
+        target=target,
         repetitions=1 if quick else 9,
-    )  # fmt: skip
+    )
 
 
 def source(structure: str, quick: bool) -> str:
@@ -120,8 +134,11 @@ def _official_skeletons(reference: Array, prediction: Array) -> list[int]:
 
 
 _OFFICIAL: dict[str, Callable[..., Any]] = {
-    "betti": official.betti_2024, "cldice": official.cldice_2024, "case": _official_case, "skeleton": _official_skeletons,
-}  # fmt: skip
+    "betti": official.betti_2024,
+    "cldice": official.cldice_2024,
+    "case": _official_case,
+    "skeleton": _official_skeletons,
+}
 
 
 def _start(structure: str, metric: str, quick: bool, metrics: Mapping[str, Callable[..., Any]]) -> Measure:

@@ -45,9 +45,19 @@ class Stack:
     def arguments(self) -> list[str]:
         """Arguments of `nnunet-selma convert unannotated` that both ways share."""
         return [
-            "--structure", "microglia", "-d", "500", "--spacing", "voxel", "--tile", str(self.tile), "--tiles-per-volume", str(self.tiles),
-            "--min-foreground", "0",
-        ]  # fmt: skip
+            "--structure",
+            "microglia",
+            "-d",
+            "500",
+            "--spacing",
+            "voxel",
+            "--tile",
+            str(self.tile),
+            "--tiles-per-volume",
+            str(self.tiles),
+            "--min-foreground",
+            "0",
+        ]
 
     def draw(self, folder: Path) -> Path:
         """Write the slices."""
@@ -220,27 +230,53 @@ def comparisons(quick: bool = False) -> list[Comparison]:
     stock = "raw, then nnU-Net's fingerprint and preprocessing"
     found = [
         Comparison(
-            name="first_batch", what=f"from {stack.slices} TIFF slices of {stack.edge}² to the first batch", target=5.0, repetitions=3,
-            ours=side(ours, first_batch, "store"), other=side(stock, first_batch, "stock"),
+            name="first_batch",
+            what=f"from {stack.slices} TIFF slices of {stack.edge}² to the first batch",
+            target=5.0,
+            repetitions=3,
+            ours=side(ours, first_batch, "store"),
+            other=side(stock, first_batch, "stock"),
         ),
         Comparison(
-            name="patches_from_slices", what=f"reading a patch of {stack.patch}³, slices of {wide.edge}²", target=10.0,
+            name="patches_from_slices",
+            what=f"reading a patch of {stack.patch}³, slices of {wide.edge}²",
+            target=10.0,
             ours=replace(side(ours, patches_a_second, "store"), arguments={"way": "store", "stack": wide}),
-            other=replace(side("the same crop from the TIFF slices", patches_a_second, "slices"), arguments={"way": "slices", "stack": wide}),
+            other=replace(
+                side("the same crop from the TIFF slices", patches_a_second, "slices"),
+                arguments={"way": "slices", "stack": wide},
+            ),
         ),
         Comparison(
-            name="patches_from_stock", what=f"reading a patch of {stack.patch}³", target=1.0,
-            ours=side(ours, patches_a_second, "store"), other=side("nnU-Net's preprocessed cases", patches_a_second, "stock"),
+            name="patches_from_stock",
+            what=f"reading a patch of {stack.patch}³",
+            target=1.0,
+            ours=side(ours, patches_a_second, "store"),
+            other=side("nnU-Net's preprocessed cases", patches_a_second, "stock"),
         ),
         *(
             Comparison(
-                name=f"disk_{name}", what=f"what lies on disk{words}", unit="MB", target=4.0, repetitions=1,
-                ours=Side(label=ours, start=disk, arguments={"way": "store", "stack": few, "compressed": compressed}, environment=_PINNED),
-                other=Side(label=stock, start=disk, arguments={"way": "stock", "stack": few, "compressed": compressed}, environment=_PINNED),
+                name=f"disk_{name}",
+                what=f"what lies on disk{words}",
+                unit="MB",
+                target=4.0,
+                repetitions=1,
+                ours=Side(
+                    label=ours,
+                    start=disk,
+                    arguments={"way": "store", "stack": few, "compressed": compressed},
+                    environment=_PINNED,
+                ),
+                other=Side(
+                    label=stock,
+                    start=disk,
+                    arguments={"way": "stock", "stack": few, "compressed": compressed},
+                    environment=_PINNED,
+                ),
             )
             for name, words, compressed in (("voxels", ", before compression", False), ("files", "", True))
         ),
-    ]  # fmt: skip
+    ]
     return [replace(one, repetitions=1) for one in found] if quick else found
 
 
@@ -292,12 +328,24 @@ def conversion_comparisons(quick: bool = False) -> list[Comparison]:
         for stack, kind in ((base, "uncompressed"), (zipped, "zlib")):
             found.append(
                 Comparison(
-                    name=f"convert_{way}_{kind}", what=f"{stack.slices} {kind} slices of {stack.edge}², {stack.tiles} tiles of {stack.tile}³",
-                    target=0.8, repetitions=3 if way == "store" else 2,
-                    ours=Side(label=f"convert {label}, two processes", start=rate, arguments={"way": way, "stack": stack}, environment=_PINNED),
-                    other=Side(label="cat the files, then decode them", start=rate, arguments={"way": "cat", "stack": stack}, environment=_PINNED),
+                    name=f"convert_{way}_{kind}",
+                    what=f"{stack.slices} {kind} slices of {stack.edge}², {stack.tiles} tiles of {stack.tile}³",
+                    target=0.8,
+                    repetitions=3 if way == "store" else 2,
+                    ours=Side(
+                        label=f"convert {label}, two processes",
+                        start=rate,
+                        arguments={"way": way, "stack": stack},
+                        environment=_PINNED,
+                    ),
+                    other=Side(
+                        label="cat the files, then decode them",
+                        start=rate,
+                        arguments={"way": "cat", "stack": stack},
+                        environment=_PINNED,
+                    ),
                 )
-            )  # fmt: skip
+            )
     shallow, deep = (
         (small, replace(small, slices=96))
         if quick
@@ -305,9 +353,15 @@ def conversion_comparisons(quick: bool = False) -> list[Comparison]:
     )
     found.append(
         Comparison(
-            name="memory", what="peak memory of a conversion", unit="MB", target=0.9, repetitions=1,
+            name="memory",
+            what="peak memory of a conversion",
+            unit="MB",
+            target=0.9,
+            repetitions=1,
             ours=Side(label=f"{deep.slices} slices", start=peak_memory, arguments={"stack": deep}, environment=_PINNED),
-            other=Side(label=f"{shallow.slices} slices", start=peak_memory, arguments={"stack": shallow}, environment=_PINNED),
+            other=Side(
+                label=f"{shallow.slices} slices", start=peak_memory, arguments={"stack": shallow}, environment=_PINNED
+            ),
         )
-    )  # fmt: skip
+    )
     return [replace(one, repetitions=1) for one in found] if quick else found

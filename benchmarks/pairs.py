@@ -91,9 +91,16 @@ def compare(comparison: Comparison, *, apart: bool = True, say: Callable[[str], 
                 costs[index].append((ours, other)[index]())
             say(f"  {costs[0][-1]:.4g} against {costs[1][-1]:.4g} {comparison.unit}: {costs[1][-1] / costs[0][-1]:.2f}")
     return Result(
-        name=comparison.name, what=comparison.what, ours=comparison.ours.label, other=comparison.other.label,
-        unit=comparison.unit, target=comparison.target, costs_ours=costs[0], costs_other=costs[1], note=comparison.note,
-    )  # fmt: skip
+        name=comparison.name,
+        what=comparison.what,
+        ours=comparison.ours.label,
+        other=comparison.other.label,
+        unit=comparison.unit,
+        target=comparison.target,
+        costs_ours=costs[0],
+        costs_other=costs[1],
+        note=comparison.note,
+    )
 
 
 @contextmanager

@@ -29,8 +29,9 @@ def machine() -> dict[str, str]:
     return {
         "date": date.today().isoformat(),
         "machine": f"{model}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
-        "versions": ", ".join(f"{name} {version(name)}" for name in _VERSIONS) + f", Python {platform.python_version()}",
-    }  # fmt: skip
+        "versions": ", ".join(f"{name} {version(name)}" for name in _VERSIONS)
+        + f", Python {platform.python_version()}",
+    }
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:

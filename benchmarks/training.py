@@ -114,28 +114,61 @@ def comparisons(quick: bool = False) -> list[Comparison]:
     unpinned = dict.fromkeys(("OMP_NUM_THREADS", "nnUNet_n_proc_DA", "nnUNet_def_n_proc"))
     found.append(
         Comparison(
-            name="loaded_steps", what=f"steps with loading and augmentation: {DEMO.title}", target=1.0,
-            ours=Side(label="SelmaFinetuneTrainer, its own threads and processes", start=loaded_steps, arguments={"kind": "finetune", "plan": DEMO}, environment=unpinned),
-            other=Side(label="nnUNetTrainer, its own threads and processes", start=loaded_steps, arguments={"kind": "stock", "plan": DEMO}, environment=unpinned),
+            name="loaded_steps",
+            what=f"steps with loading and augmentation: {DEMO.title}",
+            target=1.0,
+            ours=Side(
+                label="SelmaFinetuneTrainer, its own threads and processes",
+                start=loaded_steps,
+                arguments={"kind": "finetune", "plan": DEMO},
+                environment=unpinned,
+            ),
+            other=Side(
+                label="nnUNetTrainer, its own threads and processes",
+                start=loaded_steps,
+                arguments={"kind": "stock", "plan": DEMO},
+                environment=unpinned,
+            ),
         )
-    )  # fmt: skip
+    )
     for plan, name in ((DEMO, "demo_plan"), (LARGER, "48_plan")):
         for suffix, instructions, environment in _INSTRUCTIONS:
             pinned = {**_PINNED, **environment}
             found.append(
                 Comparison(
-                    name=f"floor_{name}{suffix}", what=f"how far a step could go: {plan.title}{instructions}", target=0.0,
-                    ours=Side(label="its convolutions alone", start=convolutions, arguments={"plan": plan}, environment=pinned),
-                    other=Side(label="SelmaFinetuneTrainer's whole step", start=steps, arguments={"kind": "finetune", "plan": plan}, environment=pinned),
+                    name=f"floor_{name}{suffix}",
+                    what=f"how far a step could go: {plan.title}{instructions}",
+                    target=0.0,
+                    ours=Side(
+                        label="its convolutions alone", start=convolutions, arguments={"plan": plan}, environment=pinned
+                    ),
+                    other=Side(
+                        label="SelmaFinetuneTrainer's whole step",
+                        start=steps,
+                        arguments={"kind": "finetune", "plan": plan},
+                        environment=pinned,
+                    ),
                 )
-            )  # fmt: skip
+            )
         found.append(
             Comparison(
-                name=f"overhead_{name}", what=f"a whole pretraining step: {plan.title}", target=1 / 1.05,
-                ours=Side(label="SelmaSSLTrainer", start=steps, arguments={"kind": "pretrain", "plan": plan, "count": 10}, environment=_PINNED),
-                other=Side(label="its network alone: forward, backward, optimiser", start=bare_steps, arguments={"plan": plan, "count": 10}, environment=_PINNED),
+                name=f"overhead_{name}",
+                what=f"a whole pretraining step: {plan.title}",
+                target=1 / 1.05,
+                ours=Side(
+                    label="SelmaSSLTrainer",
+                    start=steps,
+                    arguments={"kind": "pretrain", "plan": plan, "count": 10},
+                    environment=_PINNED,
+                ),
+                other=Side(
+                    label="its network alone: forward, backward, optimiser",
+                    start=bare_steps,
+                    arguments={"plan": plan, "count": 10},
+                    environment=_PINNED,
+                ),
             )
-        )  # fmt: skip
+        )
     return [_tiny(one) for one in found] if quick else found
 
 
@@ -145,10 +178,22 @@ def _step(
     kind = "pretrain" if against == "pretrain" else "finetune"
     labels = {"stock": "nnUNetTrainer", "pretrain": "SelmaSSLTrainer with PyTorch's layers"}
     return Comparison(
-        name=name, what=f"training step: {what}", target=target,
-        ours=Side(label="SelmaSSLTrainer" if kind == "pretrain" else "SelmaFinetuneTrainer", start=steps, arguments={"kind": kind, "plan": plan}, environment={**_PINNED, **environment}),
-        other=Side(label=labels[against], start=steps, arguments={"kind": against, "plan": plan, "settings": settings}, environment={**_PINNED, **environment}),
-    )  # fmt: skip
+        name=name,
+        what=f"training step: {what}",
+        target=target,
+        ours=Side(
+            label="SelmaSSLTrainer" if kind == "pretrain" else "SelmaFinetuneTrainer",
+            start=steps,
+            arguments={"kind": kind, "plan": plan},
+            environment={**_PINNED, **environment},
+        ),
+        other=Side(
+            label=labels[against],
+            start=steps,
+            arguments={"kind": against, "plan": plan, "settings": settings},
+            environment={**_PINNED, **environment},
+        ),
+    )
 
 
 def _tiny(comparison: Comparison) -> Comparison:

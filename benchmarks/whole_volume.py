@@ -88,12 +88,19 @@ def comparisons(quick: bool = False) -> list[Comparison]:
     for other, label in ((start_cc3d, "cc3d on the array in memory"), (start_dask, "dask_image.ndmeasure.label")):
         found.append(
             Comparison(
-                name=f"objects_{other.__name__.removeprefix('start_')}", what=f"labelling {edge}³ voxels of spots, file to count",
-                ours=Side(label="components by blocks of 128³", start=start_blocks, arguments={"edge": edge}, environment=_PINNED),
-                other=Side(label=label, start=other, arguments={"edge": edge}, environment=_PINNED), target=0.5 if other is start_cc3d else 1.0,
+                name=f"objects_{other.__name__.removeprefix('start_')}",
+                what=f"labelling {edge}³ voxels of spots, file to count",
+                ours=Side(
+                    label="components by blocks of 128³",
+                    start=start_blocks,
+                    arguments={"edge": edge},
+                    environment=_PINNED,
+                ),
+                other=Side(label=label, start=other, arguments={"edge": edge}, environment=_PINNED),
+                target=0.5 if other is start_cc3d else 1.0,
                 repetitions=1 if quick else 3,
             )
-        )  # fmt: skip
+        )
     return found
 
 
@@ -104,9 +111,14 @@ def _prediction(name: str, task: Task, quick: bool, *, target: float = 0.0, repe
         for label, start in ((f"predict-volume --max-memory {_MEMORY}", start_ours), ("nnUNetv2_predict", start_stock))
     )
     return Comparison(
-        name=name, what=task.words, ours=ours, other=other, unit={"seconds": "s", "memory": "MB", "tiles": "tiles"}[task.cost],
-        target=target, repetitions=1 if quick else repetitions,
-    )  # fmt: skip
+        name=name,
+        what=task.words,
+        ours=ours,
+        other=other,
+        unit={"seconds": "s", "memory": "MB", "tiles": "tiles"}[task.cost],
+        target=target,
+        repetitions=1 if quick else repetitions,
+    )
 
 
 def volume(edge: int, *, empty: bool) -> Array:
@@ -139,20 +151,33 @@ def _model(folder: Path, content: dict[str, Any]) -> None:
     write_json(folder / "dataset.json", DATASET)
     torch.save(
         {
-            "network_weights": network.state_dict(), "trainer_name": "nnUNetTrainer", "init_args": {"configuration": "3d_fullres"},
+            "network_weights": network.state_dict(),
+            "trainer_name": "nnUNetTrainer",
+            "init_args": {"configuration": "3d_fullres"},
             "inference_allowed_mirroring_axes": (0, 1, 2),
         },
         folder / "fold_0" / "checkpoint_final.pth",
-    )  # fmt: skip
+    )
 
 
 def start_ours(task: Task) -> Measure:
     """predict-volume, from one NIfTI, image and pyramid included."""
     root = _prepared(task)
     command = [
-        "-m", "nnunet_selma.cli", "predict-volume", str(root / "in" / "brain_0000.nii.gz"), "-o", str(root / "ours.ome.zarr"), "-m", str(root / "model"),
-        "--overwrite", "--max-memory", _MEMORY, "-step_size", task.step,
-    ]  # fmt: skip
+        "-m",
+        "nnunet_selma.cli",
+        "predict-volume",
+        str(root / "in" / "brain_0000.nii.gz"),
+        "-o",
+        str(root / "ours.ome.zarr"),
+        "-m",
+        str(root / "model"),
+        "--overwrite",
+        "--max-memory",
+        _MEMORY,
+        "-step_size",
+        task.step,
+    ]
 
     def tiles() -> float:
         seconds(command)

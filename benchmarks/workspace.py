@@ -50,12 +50,17 @@ class Plan:
         )
         own["architecture"]["arch_kwargs"].update(
             {
-                "n_stages": stages, "features_per_stage": list(self.features),
+                "n_stages": stages,
+                "features_per_stage": list(self.features),
                 "kernel_sizes": [[1 if thin and axis == 0 else 3 for axis in range(axes)] for thin in flat],
-                "strides": [[1] * axes, *([1 if thin and axis == 0 else 2 for axis in range(axes)] for thin in flat[1:])],
-                blocks[0]: [blocks[1]] * stages, blocks[2]: [blocks[3]] * (stages - 1),
+                "strides": [
+                    [1] * axes,
+                    *([1 if thin and axis == 0 else 2 for axis in range(axes)] for thin in flat[1:]),
+                ],
+                blocks[0]: [blocks[1]] * stages,
+                blocks[2]: [blocks[3]] * (stages - 1),
             }
-        )  # fmt: skip
+        )
         return {**content, "dataset_name": NAME, "selma": settings or {}}
 
     @property

@@ -25,7 +25,10 @@ def peak_within(limit, *arguments):
     """Run a command with so many bytes beyond what the process has after its imports; returns its peak memory in bytes. Linux only."""
     done = subprocess.run(
         [sys.executable, "-c", RUN, str(limit), *map(str, arguments)],
-        capture_output=True, text=True, check=False, env={"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "MPLBACKEND": "agg"},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "MPLBACKEND": "agg"},
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return int(re.search(r"peak (\d+)", done.stdout)[1])

@@ -4,9 +4,25 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _VIEWS = {
-    "view", "_unsafe_view", "detach", "expand", "slice", "select", "permute", "transpose", "unsqueeze", "squeeze", "alias", "as_strided", "t",
-    "reshape", "narrow", "split", "unbind", "unfold",
-}  # fmt: skip
+    "view",
+    "_unsafe_view",
+    "detach",
+    "expand",
+    "slice",
+    "select",
+    "permute",
+    "transpose",
+    "unsqueeze",
+    "squeeze",
+    "alias",
+    "as_strided",
+    "t",
+    "reshape",
+    "narrow",
+    "split",
+    "unbind",
+    "unfold",
+}
 
 
 def saved_bytes(work):

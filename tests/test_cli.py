@@ -93,14 +93,25 @@ def not_a_number_in_a_volume(source, rng):
 
 
 ANNOTATED = {
-    nothing: "in: there is no such", empty: "no annotated patches", raw_without_gt: "patchvolume_000_0000.nii.gz: no ground truth",
-    gt_without_raw: "patchvolume_000.nii.gz: no raw", shape_mismatch: "patchvolume_000.nii.gz has 8 × 9 × 11", four_axes: "patchvolume_000_0000.nii.gz: has the shape",
-    not_a_number: "patchvolume_000_0000.nii.gz: holds NaN", infinite: "patchvolume_000_0000.nii.gz: holds NaN or infinite",
-    truncated_nifti: "patchvolume_000_0000.nii.gz: cannot be read", unknown_structure: "kidney: unknown structure",
-}  # fmt: skip
+    nothing: "in: there is no such",
+    empty: "no annotated patches",
+    raw_without_gt: "patchvolume_000_0000.nii.gz: no ground truth",
+    gt_without_raw: "patchvolume_000.nii.gz: no raw",
+    shape_mismatch: "patchvolume_000.nii.gz has 8 × 9 × 11",
+    four_axes: "patchvolume_000_0000.nii.gz: has the shape",
+    not_a_number: "patchvolume_000_0000.nii.gz: holds NaN",
+    infinite: "patchvolume_000_0000.nii.gz: holds NaN or infinite",
+    truncated_nifti: "patchvolume_000_0000.nii.gz: cannot be read",
+    unknown_structure: "kidney: unknown structure",
+}
 UNANNOTATED = {
-    nothing: "in: there is no such", empty: "no volumes", truncated_tiff: "i_Z7.tif: ", missing_slice: "after i_Z6.tif (number 7)", colour_tiff: "i_Z7.tif: is a colour image", not_a_number_in_a_volume: "v.nii.gz: holds NaN",
-}  # fmt: skip
+    nothing: "in: there is no such",
+    empty: "no volumes",
+    truncated_tiff: "i_Z7.tif: ",
+    missing_slice: "after i_Z6.tif (number 7)",
+    colour_tiff: "i_Z7.tif: is a colour image",
+    not_a_number_in_a_volume: "v.nii.gz: holds NaN",
+}
 CASES = [("annotated", *one) for one in ANNOTATED.items()] + [("unannotated", *one) for one in UNANNOTATED.items()]
 
 

@@ -58,9 +58,11 @@ def write_brain(path, *, raw=True, names=("segmentation",), channels=0, version=
     for name in names:
         properties = [{"label-value": 2, "name": "blood vessel"}]
         write_levels(
-            parent.create_group(name), [labels, labels[:, ::2, ::2]], version=version,
+            parent.create_group(name),
+            [labels, labels[:, ::2, ::2]],
+            version=version,
             **{"image-label": {"properties": properties}},
-        )  # fmt: skip
+        )
     return image, labels
 
 
@@ -173,8 +175,16 @@ def damaged(brain, folder):
 
 
 ERRORS = [
-    label_missing, label_of_a_file, several_labels, other_shape, no_channel, nothing_there, no_picture, no_folder, damaged,
-]  # fmt: skip
+    label_missing,
+    label_of_a_file,
+    several_labels,
+    other_shape,
+    no_channel,
+    nothing_there,
+    no_picture,
+    no_folder,
+    damaged,
+]
 
 
 @pytest.mark.parametrize("case", ERRORS, ids=lambda case: case.__name__)
@@ -187,9 +197,17 @@ def test_a_sentence_says_what_is_wrong(case, brain, tmp_path, monkeypatch):
 
 
 INDICES = [
-    (slice(None),) * 3, (2,), (2, slice(3, 9)), (slice(1, 5), 4, slice(0, 40, 3)), (..., 7), (1, ..., slice(2, 4)), (-1, 2, 3),
-    (np.int64(3), slice(None), slice(None)), ..., slice(2, 2),
-]  # fmt: skip
+    (slice(None),) * 3,
+    (2,),
+    (2, slice(3, 9)),
+    (slice(1, 5), 4, slice(0, 40, 3)),
+    (..., 7),
+    (1, ..., slice(2, 4)),
+    (-1, 2, 3),
+    (np.int64(3), slice(None), slice(None)),
+    ...,
+    slice(2, 2),
+]
 
 
 @pytest.mark.parametrize("index", INDICES, ids=str)
@@ -213,8 +231,10 @@ def test_layers_of_a_prediction(tmp_path):
     first, second, labels = layers(image_at(tmp_path / "brain.ome.zarr"))
     assert [first[2], second[2], labels[2]] == ["image", "image", "labels"]
     assert [one[1]["name"] for one in (first, second, labels)] == [
-        "image, channel 0", "image, channel 1", "segmentation",
-    ]  # fmt: skip
+        "image, channel 0",
+        "image, channel 1",
+        "segmentation",
+    ]
     for data, options, _ in (first, second, labels):
         assert [level.shape for level in data] == [SHAPE, (6, 16, 20)]
         assert (options["scale"], options["multiscale"]) == (SPACING, True)

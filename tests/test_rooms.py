@@ -9,9 +9,27 @@ from tests.conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "nnunet_selma"
 ROOMS = [
-    "errors", "structures", "running", "volumes", "nnunet", "morphology", "networks", "conversion", "pretraining", "finetuning", "objects",
-    "pictures", "trainers", "ext_trainers", "evaluation", "prediction", "routing", "demo", "recipes", "cli",
-]  # fmt: skip
+    "errors",
+    "structures",
+    "running",
+    "volumes",
+    "nnunet",
+    "morphology",
+    "networks",
+    "conversion",
+    "pretraining",
+    "finetuning",
+    "objects",
+    "pictures",
+    "trainers",
+    "ext_trainers",
+    "evaluation",
+    "prediction",
+    "routing",
+    "demo",
+    "recipes",
+    "cli",
+]
 
 
 MODULES = {

@@ -5,10 +5,18 @@ from nnunet_selma.errors import SelmaError
 
 # the folder names of the public downloads, and the prefixes of the 2026 evaluator
 FOLDERS = {
-    "VessAP_vessel": "blood_vessel", "vessel": "blood_vessel", "cFos-Active_Neurons": "cfos_neuron", "c-Fos_brain_cells": "cfos_neuron",
-    "cFos": "cfos_neuron", "shannel_cells": "cell_nuclei", "cell_nucleus": "cell_nuclei", "AD_plaques": "AD_plaques",
-    "Ab_plaques": "AD_plaques", "microglia": "microglia", "Sox9_Chondrogenic_cells": "chondrogenic_cell",
-}  # fmt: skip
+    "VessAP_vessel": "blood_vessel",
+    "vessel": "blood_vessel",
+    "cFos-Active_Neurons": "cfos_neuron",
+    "c-Fos_brain_cells": "cfos_neuron",
+    "cFos": "cfos_neuron",
+    "shannel_cells": "cell_nuclei",
+    "cell_nucleus": "cell_nuclei",
+    "AD_plaques": "AD_plaques",
+    "Ab_plaques": "AD_plaques",
+    "microglia": "microglia",
+    "Sox9_Chondrogenic_cells": "chondrogenic_cell",
+}
 CONTIGUOUS_2026 = {"axonalmarker", "blood_vessel", "gutnerve", "lymphatic_vessel", "peripheral_nerve"}
 ISOLATED_2026 = {"AD_plaques", "cell_nuclei", "cfos_neuron", "microglia", "protein"}
 

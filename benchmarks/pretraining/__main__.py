@@ -83,9 +83,12 @@ def run(chosen: argparse.Namespace, arms: Sequence[Arm], seeds: Sequence[int]) -
 
     stage = SCREENING if chosen.stage == "screening" else CONFIRMATION
     study = Study(
-        sources=tuple(path.resolve() for path in chosen.data), unlabelled=tuple(path.resolve() for path in chosen.unlabelled),
-        output=chosen.output.resolve(), results=chosen.results.resolve(), device=chosen.device,
-    )  # fmt: skip
+        sources=tuple(path.resolve() for path in chosen.data),
+        unlabelled=tuple(path.resolve() for path in chosen.unlabelled),
+        output=chosen.output.resolve(),
+        results=chosen.results.resolve(),
+        device=chosen.device,
+    )
     study.prepare(stage)
     if chosen.stage == "answers":
         from benchmarks.pretraining.answers import write_answers
@@ -125,8 +128,9 @@ def fine_tune_as_pretrained(study: Any, stage: Any, waiting: Sequence[Entry], po
                 pending |= {pool.submit(study.finetune, stage, arm, seed, labels): "" for arm, seed, labels in runs}
             minutes = (time.monotonic() - started) / 60
             print(
-                f"{finished}/{total} trainings, {minutes:.1f} min, about {minutes / finished * (total - finished):.0f} min left", flush=True
-            )  # fmt: skip
+                f"{finished}/{total} trainings, {minutes:.1f} min, about {minutes / finished * (total - finished):.0f} min left",
+                flush=True,
+            )
     if failures:
         raise SystemExit(f"{len(failures)} trainings failed, the first with {failures[0]}")
 

@@ -15,13 +15,29 @@ from nnunet_selma.recipes.recipes import SettingsChange
 BASE: dict[str, dict[str, Any]] = {
     "pretraining": {"learning_rate": 1e-2, "optimizer": "sgd"},
     "inpainting": {
-        "mask_ratio": 0.6, "first_ratio": None, "block_edges": [4, 8, 16], "aligned": False, "skips": True, "sparse": False,
-        "deep_supervision": False, "counted": "masked", "fill": "zeros", "target": "intensity", "standardise": True,
+        "mask_ratio": 0.6,
+        "first_ratio": None,
+        "block_edges": [4, 8, 16],
+        "aligned": False,
+        "skips": True,
+        "sparse": False,
+        "deep_supervision": False,
+        "counted": "masked",
+        "fill": "zeros",
+        "target": "intensity",
+        "standardise": True,
     },
     "finetuning": {
-        "learning_rate": 1e-2, "optimizer": "sgd", "warmup_steps": 51, "carry": "all", "encoder_rate": 1.0, "decoder_rate": 1.0, "fit_head": False, "loss": "dice_ce",
+        "learning_rate": 1e-2,
+        "optimizer": "sgd",
+        "warmup_steps": 51,
+        "carry": "all",
+        "encoder_rate": 1.0,
+        "decoder_rate": 1.0,
+        "fit_head": False,
+        "loss": "dice_ce",
     },
-}  # fmt: skip
+}
 """Settings of every arm: inpainting and fine-tuning as they were when the study began."""
 
 
@@ -92,11 +108,13 @@ def long(name: str, changes: Mapping[str, Mapping[str, Any]], pretext: str = "Se
     """A pretext that is trained for `LONG` steps, carried over in two ways: a tenth as fast as a high and as a low rate of the rest."""
     return [
         Arm(
-            name=f"{name}, rate {rate:g}, a tenth as fast", pretext=pretext, steps=LONG,
+            name=f"{name}, rate {rate:g}, a tenth as fast",
+            pretext=pretext,
+            steps=LONG,
             changes=merged(changes, slower(0.1), finetuned(learning_rate=rate)),
         )
         for rate in (3e-2, 1e-2)
-    ]  # fmt: skip
+    ]
 
 
 def ways(name: str, changes: Mapping[str, Mapping[str, Any]], steps: int) -> list[Arm]:
@@ -118,10 +136,13 @@ def ways(name: str, changes: Mapping[str, Mapping[str, Any]], steps: int) -> lis
     }
     return [
         Arm(
-            name=f"{name}, {kind}", steps=steps, changes=merged(changes, more), finetuning=f"SelmaFinetuneTrainer{trainer}"
+            name=f"{name}, {kind}",
+            steps=steps,
+            changes=merged(changes, more),
+            finetuning=f"SelmaFinetuneTrainer{trainer}",
         )
         for kind, (more, trainer) in kinds.items()
-    ]  # fmt: skip
+    ]
 
 
 def probed(name: str, changes: Mapping[str, Mapping[str, Any]]) -> list[Arm]:
@@ -135,11 +156,12 @@ def probed(name: str, changes: Mapping[str, Mapping[str, Any]]) -> list[Arm]:
     rates["rate 0.03, a thirtieth as fast"] = (3e-2, 0.03)
     return [
         Arm(
-            name=f"{name}, {kind}", steps=LONG,
+            name=f"{name}, {kind}",
+            steps=LONG,
             changes=merged(changes, slower(factor), finetuned(learning_rate=rate, fit_head=True)),
         )
         for kind, (rate, factor) in rates.items()
-    ]  # fmt: skip
+    ]
 
 
 ARMS = {

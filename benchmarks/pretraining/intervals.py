@@ -52,11 +52,14 @@ def read_runs(folder: Path) -> list[Run]:
     contents = [read_json(path) for path in sorted(folder.glob("*.json"))]
     runs = [
         Run(
-            stage=content["stage"], arm=content["arm"], seed=content["seed"], labels=content["labels"],
+            stage=content["stage"],
+            arm=content["arm"],
+            seed=content["seed"],
+            labels=content["labels"],
             points={point["steps"]: point["cases"] for point in content["points"]},
         )
         for content in contents
-    ]  # fmt: skip
+    ]
     return sorted(runs, key=lambda run: (run.arm, run.labels is None, run.labels or 0, run.seed))
 
 

@@ -56,8 +56,12 @@ def test_cases(images: Path, references: Path, trainer: Any, octants: Sequence[i
         truth = open_volume(path).read() > 0
         name = path.name.removesuffix(".nii.gz")
         image, _, _ = preprocessor.run_case(
-            [str(images / f"{name}_0000.nii.gz")], None, trainer.plans_manager, trainer.configuration_manager, trainer.dataset_json
-        )  # fmt: skip
+            [str(images / f"{name}_0000.nii.gz")],
+            None,
+            trainer.plans_manager,
+            trainer.configuration_manager,
+            trainer.dataset_json,
+        )
         if image.shape[1:] != truth.shape:
             raise ValueError(f"{name}: preprocessing changed the shape from {truth.shape} to {image.shape[1:]}")
         if truth.any():

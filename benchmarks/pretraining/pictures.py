@@ -18,8 +18,14 @@ from benchmarks.pretraining.tables import AVERAGE_PRECISION, CALIBRATED_DICE, ST
 
 # the palette of Okabe and Ito, which the colour-blind can tell apart; black is for the first arm, the baseline
 _STYLES = (
-    ("#000000", "o"), ("#0072b2", "s"), ("#d55e00", "D"), ("#009e73", "^"), ("#cc79a7", "v"), ("#e69f00", "P"), ("#56b4e9", "X"),
-)  # fmt: skip
+    ("#000000", "o"),
+    ("#0072b2", "s"),
+    ("#d55e00", "D"),
+    ("#009e73", "^"),
+    ("#cc79a7", "v"),
+    ("#e69f00", "P"),
+    ("#56b4e9", "X"),
+)
 _APART = 1.035  # factor between the arms on the axis of patches, so that their seeds lie side by side
 _LABEL_SIZE = 14
 _COLUMNS = 2  # of the legend, so that long names of arms fit
@@ -63,9 +69,12 @@ def label_efficiency(runs: Sequence[Run], path: Path, arms: Sequence[str], all_p
         axis.set_title(name, fontsize=_LABEL_SIZE, fontweight="bold")
     axes[0].set_ylabel("Dice, calibrated threshold (%)", fontsize=_LABEL_SIZE)
     _finish(
-        figure, axes[0], path, f"Dice by number of annotated patches, after {steps} steps of fine-tuning",
+        figure,
+        axes[0],
+        path,
+        f"Dice by number of annotated patches, after {steps} steps of fine-tuning",
         "line: mean over cubes and seeds; band: lowest to highest seed; small marks: single seeds",
-    )  # fmt: skip
+    )
 
 
 def learning_curves(runs: Sequence[Run], path: Path, arms: Sequence[str]) -> None:
@@ -97,9 +106,12 @@ def learning_curves(runs: Sequence[Run], path: Path, arms: Sequence[str]) -> Non
     for axis in axes[2:]:
         axis.set_xlabel("steps of fine-tuning", fontsize=_LABEL_SIZE)
     _finish(
-        figure, axes[0], path, "Segmentation as fine-tuning goes on, with and without pretraining",
+        figure,
+        axes[0],
+        path,
+        "Segmentation as fine-tuning goes on, with and without pretraining",
         "line: mean over cubes and seeds; band: lowest to highest seed",
-    )  # fmt: skip
+    )
 
 
 def _styles(arms: Sequence[str]) -> dict[str, tuple[str, str]]:
@@ -128,9 +140,13 @@ def _finish(figure: Figure, labelled: Any, path: Path, title: str, explanation: 
     figure.suptitle(f"{title}\n{explanation}", fontsize=_LABEL_SIZE)
     handles, labels = labelled.get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(_COLUMNS, max(1, len(labels))), frameon=False,
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=min(_COLUMNS, max(1, len(labels))),
+        frameon=False,
         fontsize=_LABEL_SIZE,
-    )  # fmt: skip
+    )
     canvas = FigureCanvasAgg(figure)
     partial = path.with_name(path.name + ".partial")
     figure.set_dpi(110)

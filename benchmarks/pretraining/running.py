@@ -149,8 +149,11 @@ class Study:
                 if key in summary["history"]
             }
             pretraining = {
-                "steps": arm.steps or stage.pretraining_steps, **read_json(path.parent / "seconds.json"), "final": last, "learnt": summary.get("learnt"),
-            }  # fmt: skip
+                "steps": arm.steps or stage.pretraining_steps,
+                **read_json(path.parent / "seconds.json"),
+                "final": last,
+                "learnt": summary.get("learnt"),
+            }
             checkpoint = str(path)
         points = stage.points if labels is None else tuple(point for point in stage.points if point <= 512)[-1:]
         length = run_length(max(points) // STEPS_PER_EPOCH, STEPS_PER_EPOCH) | {"seed": seed, "pretrained": checkpoint}
@@ -184,11 +187,19 @@ class Study:
         write_json(
             result,
             {
-                "stage": result.parent.name, "arm": arm.name, "seed": seed, "labels": labels, "pretext": arm.pretext, "trainer": arm.finetuning,
-                "changes": {key: dict(value) for key, value in arm.changes.items()}, "pretraining": pretraining,
-                "seconds": round(time.monotonic() - started, 1), "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"), "points": measured,
+                "stage": result.parent.name,
+                "arm": arm.name,
+                "seed": seed,
+                "labels": labels,
+                "pretext": arm.pretext,
+                "trainer": arm.finetuning,
+                "changes": {key: dict(value) for key, value in arm.changes.items()},
+                "pretraining": pretraining,
+                "seconds": round(time.monotonic() - started, 1),
+                "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "points": measured,
             },
-        )  # fmt: skip
+        )
         shutil.rmtree(trainer.output_folder, ignore_errors=True)
 
 

@@ -46,10 +46,16 @@ def add_to(parts: Any) -> None:
 
 def _convert_annotated(chosen: argparse.Namespace) -> int:
     settings = AnnotatedSettings(
-        dataset_id=chosen.dataset_id, name=chosen.name, structures=chosen.structures, spacing=chosen.spacing,
-        vessel_channels=chosen.vessel_channels, layout=chosen.layout, leave_out_unpaired=chosen.leave_out_unpaired,
-        folds=chosen.folds, seed=chosen.seed,
-    )  # fmt: skip
+        dataset_id=chosen.dataset_id,
+        name=chosen.name,
+        structures=chosen.structures,
+        spacing=chosen.spacing,
+        vessel_channels=chosen.vessel_channels,
+        layout=chosen.layout,
+        leave_out_unpaired=chosen.leave_out_unpaired,
+        folds=chosen.folds,
+        seed=chosen.seed,
+    )
     where = folders()
     manifest = convert_annotated(chosen.source, settings, where, progress)
     _print_cases(manifest, where.raw / dataset_folder_name(chosen.dataset_id, chosen.name))
@@ -59,10 +65,19 @@ def _convert_annotated(chosen: argparse.Namespace) -> int:
 
 def _convert_unannotated(chosen: argparse.Namespace) -> int:
     settings = UnannotatedSettings(
-        dataset_id=chosen.dataset_id, name=chosen.name, structures=chosen.structures, structure=chosen.structure,
-        spacing=chosen.spacing, vessel_channels=chosen.vessel_channels, on_bad_slice=chosen.on_bad_slice, channel=chosen.channel, level=chosen.level,
-        tiles=TileSettings(tile=chosen.tile, per_volume=chosen.tiles_per_volume, min_foreground=chosen.min_foreground, seed=chosen.seed),
-    )  # fmt: skip
+        dataset_id=chosen.dataset_id,
+        name=chosen.name,
+        structures=chosen.structures,
+        structure=chosen.structure,
+        spacing=chosen.spacing,
+        vessel_channels=chosen.vessel_channels,
+        on_bad_slice=chosen.on_bad_slice,
+        channel=chosen.channel,
+        level=chosen.level,
+        tiles=TileSettings(
+            tile=chosen.tile, per_volume=chosen.tiles_per_volume, min_foreground=chosen.min_foreground, seed=chosen.seed
+        ),
+    )
     where = folders()
     store = _store(chosen)
     manifest = convert_unannotated(

@@ -19,9 +19,12 @@ def add_to(parts: Any) -> None:
         "--reference", type=path, required=True, metavar="PATH", help="folder of ground truths, or one file"
     )
     parser.add_argument(
-        "--prediction", required=True, nargs="+", metavar="[NAME=]PATH",
+        "--prediction",
+        required=True,
+        nargs="+",
+        metavar="[NAME=]PATH",
         help="folder of predictions, or one file; several are ranked. NAME stands in the tables (default: the folder's name)",
-    )  # fmt: skip
+    )
     parser.add_argument("--edition", type=int, required=True, metavar="2024|2026", help="whose rules count")
     parser.add_argument(
         "--corrected", action="store_true", help="beside a metric with corners, what it should say (docs/metrics.md)"
@@ -36,20 +39,28 @@ def add_to(parts: Any) -> None:
     parser.add_argument("--images", type=path, metavar="PATH", help="folder of raw images, shown in the pictures")
     missing = parser.add_mutually_exclusive_group()
     missing.add_argument(
-        "--allow-missing", dest="missing", action="store_const", const="empty", default="error",
+        "--allow-missing",
+        dest="missing",
+        action="store_const",
+        const="empty",
+        default="error",
         help="score a case that one side lacks as empty, instead of stopping",
-    )  # fmt: skip
+    )
     missing.add_argument(
-        "--leave-out-missing", dest="missing", action="store_const", const="leave out",
+        "--leave-out-missing",
+        dest="missing",
+        action="store_const",
+        const="leave out",
         help="score only the cases that both sides have",
-    )  # fmt: skip
+    )
     parser.add_argument("--no-sheets", dest="sheets", action="store_false", help="draw no picture of each case")
     workers_argument(parser, "each holds one case")
     more = parser.add_argument_group("beyond the official metrics")
     more.add_argument(
-        "--objects", metavar="RULE",
+        "--objects",
+        metavar="RULE",
         help="precision, recall, F1 and count error of objects that match by iou:0.3, overlap, or distance:10 (µm between centres)",
-    )  # fmt: skip
+    )
     more.add_argument("--hd95", action="store_true", help="95th percentile of the Hausdorff distance, µm")
     more.add_argument("--size", action="store_true", help="volume and length of tree-like structures, µm³ and µm")
     more.add_argument(
@@ -69,14 +80,24 @@ def _evaluate(chosen: argparse.Namespace) -> int:
     methods = _methods(chosen.prediction)
     other = _other(chosen.against, methods) if chosen.against else None
     settings = EvaluationSettings(
-        year=chosen.edition, corrected=chosen.corrected, structure=chosen.structure, missing=chosen.missing,
-        spacing_um_zyx=chosen.spacing, extras=Extras(objects=rule, hd95=chosen.hd95, size=chosen.size),
+        year=chosen.edition,
+        corrected=chosen.corrected,
+        structure=chosen.structure,
+        missing=chosen.missing,
+        spacing_um_zyx=chosen.spacing,
+        extras=Extras(objects=rule, hd95=chosen.hd95, size=chosen.size),
         against=other,
-    )  # fmt: skip
+    )
     evaluation = evaluate(
-        chosen.reference, methods, settings, output=chosen.output, images=chosen.images, sheets=chosen.sheets,
-        workers=chosen.workers, progress=progress,
-    )  # fmt: skip
+        chosen.reference,
+        methods,
+        settings,
+        output=chosen.output,
+        images=chosen.images,
+        sheets=chosen.sheets,
+        workers=chosen.workers,
+        progress=progress,
+    )
     print(evaluation.markdown())
     if chosen.output:
         write_evaluation(evaluation, chosen.output)

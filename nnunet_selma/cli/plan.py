@@ -20,9 +20,15 @@ from nnunet_selma.running.json_files import read_json, write_json
 
 def _plan_small(chosen: argparse.Namespace) -> int:
     path = write_small_plans(
-        chosen.dataset_id, chosen.plans, chosen.save_as, folders(),
-        configuration=chosen.configuration, patch_edge=chosen.patch, batch_size=chosen.batch, features=chosen.features,
-    )  # fmt: skip
+        chosen.dataset_id,
+        chosen.plans,
+        chosen.save_as,
+        folders(),
+        configuration=chosen.configuration,
+        patch_edge=chosen.patch,
+        batch_size=chosen.batch,
+        features=chosen.features,
+    )
     own = read_json(path)["configurations"][chosen.configuration]
     print(
         f"{path}: patch {own['patch_size']}, batch {own['batch_size']}, features {own['architecture']['arch_kwargs']['features_per_stage']}"
@@ -34,9 +40,16 @@ def _plan_small(chosen: argparse.Namespace) -> int:
 def _plan_network(chosen: argparse.Namespace) -> int:
     name = chosen.save_as or f"{chosen.plans}_{chosen.network}"
     path = write_network_plans(
-        chosen.dataset_id, chosen.plans, name, folders(), network=chosen.network, configuration=chosen.configuration,
-        patch_edge=chosen.patch, batch_size=chosen.batch, features=chosen.features,
-    )  # fmt: skip
+        chosen.dataset_id,
+        chosen.plans,
+        name,
+        folders(),
+        network=chosen.network,
+        configuration=chosen.configuration,
+        patch_edge=chosen.patch,
+        batch_size=chosen.batch,
+        features=chosen.features,
+    )
     ((configuration, own),) = read_json(path)["configurations"].items()
     print(f"{path}: {chosen.network} for {configuration}, patch {own['patch_size']}, batch {own['batch_size']}")
     which = f"-p {name} -c {configuration}"
@@ -57,9 +70,14 @@ def _plan_pretraining(chosen: argparse.Namespace) -> int:
         if chosen.no_preprocess:
             raise SelmaError("--no-preprocess: images without labels are stored by this command; leave it out")
         plans = store_unlabelled(
-            chosen.source_id, chosen.target_id, where, plans_name=chosen.plans, configuration=chosen.configuration,
-            workers=chosen.workers, progress=progress,
-        )  # fmt: skip
+            chosen.source_id,
+            chosen.target_id,
+            where,
+            plans_name=chosen.plans,
+            configuration=chosen.configuration,
+            workers=chosen.workers,
+            progress=progress,
+        )
     if not chosen.no_preprocess:
         _look_at_cases(where, chosen.target_id, plans, chosen.configuration)
     print(f"next: nnUNetv2_train {chosen.target_id} {chosen.configuration} all -tr SelmaSSLTrainer -p {plans}")

@@ -19,9 +19,13 @@ def _train_router(chosen: argparse.Namespace) -> int:
 
     where = folders()
     settings = RouterTraining(
-        classes=tuple(class_named(name) for name in chosen.classes), patch=chosen.patch, steps=chosen.steps, batch=chosen.batch,
-        large=chosen.large, seed=chosen.seed,
-    )  # fmt: skip
+        classes=tuple(class_named(name) for name in chosen.classes),
+        patch=chosen.patch,
+        steps=chosen.steps,
+        batch=chosen.batch,
+        large=chosen.large,
+        seed=chosen.seed,
+    )
     if chosen.output.is_dir() or not chosen.output.parent.is_dir():
         raise SelmaError(f"{chosen.output}: give a file in a folder that exists, as in -o router.pt")
     name = where.dataset(chosen.dataset_id)
@@ -55,9 +59,14 @@ def _predict_routed(chosen: argparse.Namespace) -> int:
     from nnunet_selma.routing.routers import open_router
 
     settings = PredictionSettings(
-        folds=tuple(chosen.folds), checkpoint=chosen.checkpoint, step_size=chosen.step_size, mirroring=not chosen.disable_tta,
-        device=chosen.device, workers=chosen.workers, remove_below=chosen.remove_below,
-    )  # fmt: skip
+        folds=tuple(chosen.folds),
+        checkpoint=chosen.checkpoint,
+        step_size=chosen.step_size,
+        mirroring=not chosen.disable_tta,
+        device=chosen.device,
+        workers=chosen.workers,
+        remove_below=chosen.remove_below,
+    )
     models = _models(chosen.models)
     router = open_router(chosen.router, available_device(chosen.device))
     # a checkpoint may name a trainer of this package, which nnU-Net finds by this variable
@@ -110,13 +119,18 @@ def add_to(parts: Any) -> None:
     train.add_argument("-d", dest="dataset_id", type=int, required=True, help="annotated dataset, in nnUNet_raw")
     train.add_argument("-o", dest="output", type=path, required=True, metavar="FILE", help="file to write: router.pt")
     train.add_argument(
-        "--classes", nargs="+", default=(), metavar="NAME",
+        "--classes",
+        nargs="+",
+        default=(),
+        metavar="NAME",
         help="structures to tell apart, and other for all that is left (default: each structure of the dataset)",
-    )  # fmt: skip
+    )
     train.add_argument(
-        "-f", dest="fold", default="all",
+        "-f",
+        dest="fold",
+        default="all",
         help="leave out the validation cases of this fold, and say how many of them are recognised (default: train on all)",
-    )  # fmt: skip
+    )
     train.add_argument("--steps", type=int, default=300, help="(default: %(default)s)")
     train.add_argument("--patch", type=int, default=64, help="edge of a patch, voxels (default: %(default)s)")
     train.add_argument("--batch", type=int, default=8, help="patches in a step (default: %(default)s)")
@@ -144,19 +158,29 @@ def _add_predict_routed(parts: Any) -> None:
     )
     routed.add_argument("-o", dest="output", type=path, required=True, metavar="FOLDER", help="folder to write")
     routed.add_argument(
-        "--router", type=path, required=True, metavar="PATH",
+        "--router",
+        type=path,
+        required=True,
+        metavar="PATH",
         help="file of train-router, or the fold folder of a finished pretraining by SelmaSSLTrainer_MultiTask",
-    )  # fmt: skip
+    )
     routed.add_argument(
-        "--model", dest="models", action="append", required=True, metavar="CLASS=FOLDER",
+        "--model",
+        dest="models",
+        action="append",
+        required=True,
+        metavar="CLASS=FOLDER",
         help="the trained model of a class, or of all others (other=FOLDER); once for each model",
-    )  # fmt: skip
+    )
     routed.add_argument("-f", dest="folds", nargs="+", default=["0"], help="folds, or all (default: 0)")
     routed.add_argument("--checkpoint", default="checkpoint_final.pth", help="(default: %(default)s)")
     routed.add_argument(
-        "--remove-below", type=int, default=5, metavar="VOXELS",
+        "--remove-below",
+        type=int,
+        default=5,
+        metavar="VOXELS",
         help="remove components of fewer voxels; 0 removes none (default: %(default)s)",
-    )  # fmt: skip
+    )
     _device_argument(routed)
     routed.add_argument("--disable_tta", action="store_true", help="no mirroring: faster, a little less accurate")
     routed.add_argument("-step_size", type=float, default=0.5, help="of the sliding window (default: %(default)s)")

@@ -17,18 +17,35 @@ def _predict_volume(chosen: argparse.Namespace) -> int:
 
     folder = chosen.model or _trained(chosen)
     settings = VolumePrediction(
-        inputs=tuple(chosen.inputs), channels=None if chosen.channel is None else tuple(chosen.channel), output=chosen.output,
+        inputs=tuple(chosen.inputs),
+        channels=None if chosen.channel is None else tuple(chosen.channel),
+        output=chosen.output,
         model=ModelSettings(
-            folder=folder, folds=tuple(chosen.folds or _trained_folds(folder, chosen.checkpoint)), checkpoint=chosen.checkpoint, mirroring=chosen.tta, step_size=chosen.step_size
+            folder=folder,
+            folds=tuple(chosen.folds or _trained_folds(folder, chosen.checkpoint)),
+            checkpoint=chosen.checkpoint,
+            mirroring=chosen.tta,
+            step_size=chosen.step_size,
         ),
-        spacing_um_zyx=chosen.spacing, level=chosen.level, on_bad_slice=chosen.on_bad_slice, tissue_only=not chosen.everything,
-        mask=chosen.mask, probabilities=chosen.probabilities, raw=not chosen.no_raw, name=chosen.name, version=chosen.version,
-        block=chosen.block, max_memory=chosen.max_memory,
-    )  # fmt: skip
+        spacing_um_zyx=chosen.spacing,
+        level=chosen.level,
+        on_bad_slice=chosen.on_bad_slice,
+        tissue_only=not chosen.everything,
+        mask=chosen.mask,
+        probabilities=chosen.probabilities,
+        raw=not chosen.no_raw,
+        name=chosen.name,
+        version=chosen.version,
+        block=chosen.block,
+        max_memory=chosen.max_memory,
+    )
     execution = Execution(
-        device=chosen.device if chosen.scheduler else _device(chosen.device), scheduler=chosen.scheduler, shard=_shard(chosen.shard), also_tiff=chosen.also == "tiff",
+        device=chosen.device if chosen.scheduler else _device(chosen.device),
+        scheduler=chosen.scheduler,
+        shard=_shard(chosen.shard),
+        also_tiff=chosen.also == "tiff",
         overwrite=chosen.overwrite,
-    )  # fmt: skip
+    )
     print(f"model: {folder}, fold {', '.join(settings.model.folds)}", flush=True)
     record = predict_volume(
         settings, execution, progress=progress, meter=meter, say=lambda line: print(line, flush=True)
@@ -80,10 +97,20 @@ def add_to(parts: Any) -> None:
         "predict-volume", help="predict a whole brain, in constant memory, with any nnU-Net model; writes an OME-Zarr"
     )
     parser.add_argument(
-        "inputs", type=path, nargs="+", metavar="INPUT",
+        "inputs",
+        type=path,
+        nargs="+",
+        metavar="INPUT",
         help="folder of TIFF slices, multi-page TIFF, NIfTI, NRRD, MHA or OME-Zarr; of a model with several channels one for each",
-    )  # fmt: skip
-    parser.add_argument("-o", dest="output", type=path, required=True, metavar="OUT.ome.zarr", help="an input OME-Zarr gets the labels itself")  # fmt: skip
+    )
+    parser.add_argument(
+        "-o",
+        dest="output",
+        type=path,
+        required=True,
+        metavar="OUT.ome.zarr",
+        help="an input OME-Zarr gets the labels itself",
+    )
     parser.add_argument(
         "-m", dest="model", type=path, metavar="FOLDER", help="trained model: plans.json and fold folders"
     )
@@ -115,9 +142,11 @@ def add_to(parts: Any) -> None:
         "--channel", type=int, nargs="+", metavar="N", help="of a file that holds several: those the model sees, from 0"
     )
     parser.add_argument(
-        "--on-bad-slice", choices=("error", "interpolate"), default="error",
+        "--on-bad-slice",
+        choices=("error", "interpolate"),
+        default="error",
         help="a slice that is missing or unreadable: stop, or put the mean of its neighbours there (default: %(default)s)",
-    )  # fmt: skip
+    )
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--mask",

@@ -32,10 +32,18 @@ def _show(chosen: argparse.Namespace) -> int:
 def _run(chosen: argparse.Namespace) -> int:
     available_device(chosen.device)
     run = RecipeRun(
-        recipe=recipe_named(chosen.name), source_id=chosen.source_id, target_id=chosen.target_id, folders=folders(), plans_name=chosen.plans,
-        scale=chosen.scale, fold=chosen.fold, device=chosen.device, changes=parse_assignments(chosen.assignments), say=_say,
+        recipe=recipe_named(chosen.name),
+        source_id=chosen.source_id,
+        target_id=chosen.target_id,
+        folders=folders(),
+        plans_name=chosen.plans,
+        scale=chosen.scale,
+        fold=chosen.fold,
+        device=chosen.device,
+        changes=parse_assignments(chosen.assignments),
+        say=_say,
         environment={"nnUNet_extTrainer": os.environ.get("nnUNet_extTrainer") or str(TRAINER_FOLDER)},
-    )  # fmt: skip
+    )
     print(f"fine-tuned model: {run.run()}")
     print(
         f"predict with: nnUNetv2_predict -d {run.source_id} -i IN -o OUT -f {run.fold} -tr {run.recipe.finetuning} "
@@ -56,9 +64,15 @@ def _challenge(chosen: argparse.Namespace) -> int:
         else draw(root, seed=0)
     )
     page = Challenge(
-        data=data, output=chosen.output, arms=usual_arms([recipe_named(name).name for name in chosen.recipes]), seeds=chosen.seeds,
-        scale=chosen.scale, device=chosen.device, say=_say, changes=parse_assignments(chosen.assignments),
-    ).run()  # fmt: skip
+        data=data,
+        output=chosen.output,
+        arms=usual_arms([recipe_named(name).name for name in chosen.recipes]),
+        seeds=chosen.seeds,
+        scale=chosen.scale,
+        device=chosen.device,
+        say=_say,
+        changes=parse_assignments(chosen.assignments),
+    ).run()
     print(page.read_text(encoding="utf-8"))
     print(f"tables: {page}")
     return 0

@@ -35,9 +35,11 @@ def add_to(parts: Any) -> None:
     )
     overview.add_argument("--channel", type=int, default=0, help="of the image, to show (default: %(default)s)")
     overview.add_argument(
-        "--objects", type=path, metavar="FILE",
+        "--objects",
+        type=path,
+        metavar="FILE",
         help="table of nnunet-selma objects, .csv or .parquet (default: objects are counted anew, which takes longer)",
-    )  # fmt: skip
+    )
     _common(overview)
     overview.set_defaults(run=_overview, starts_anew=True)
 

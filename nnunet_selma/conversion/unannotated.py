@@ -176,9 +176,14 @@ def _convert(
     """Do all tasks; returns which slices of each volume stand interpolated."""
     small = sum(task.bytes for task in tasks) < _WORTH_PROCESSES
     done = run_tasks(
-        convert_slab, tasks, steps=sum(task.steps for task in tasks), workers=1 if small else workers,
-        label="converting slices", progress=progress, scheduler=scheduler,
-    )  # fmt: skip
+        convert_slab,
+        tasks,
+        steps=sum(task.steps for task in tasks),
+        workers=1 if small else workers,
+        label="converting slices",
+        progress=progress,
+        scheduler=scheduler,
+    )
     repaired: dict[str, set[str]] = {}
     for task, names in zip(tasks, done, strict=True):
         repaired.setdefault(task.volume.name, set()).update(names)
@@ -253,8 +258,13 @@ def _slab_tasks(
     left = [tile for tile in tiles if not dataset.staged.has(case_name(volume, tile))]
     return [
         SlabTask(
-            dataset=dataset, volume=volume, channels=channels, spacing_zyx=spacing,
-            log_threshold=plan["log_threshold"], unit=plan["unit"], tiles=slab,
+            dataset=dataset,
+            volume=volume,
+            channels=channels,
+            spacing_zyx=spacing,
+            log_threshold=plan["log_threshold"],
+            unit=plan["unit"],
+            tiles=slab,
         )
         for slab in slabs(left, sum(channel.dtype.itemsize for channel in channels))
-    ]  # fmt: skip
+    ]

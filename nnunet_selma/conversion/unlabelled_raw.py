@@ -74,9 +74,11 @@ def store_unlabelled(
         ]
         run_tasks(_store, tasks, steps=len(tasks), workers=workers, label="storing cases", progress=progress)
         dataset.finish(
-            channels=list(read_json(raw / "dataset.json")["channel_names"].values()), foreground="tissue",
-            description="images of a raw dataset without labels", facts={},
-        )  # fmt: skip
+            channels=list(read_json(raw / "dataset.json")["channel_names"].values()),
+            foreground="tissue",
+            description="images of a raw dataset without labels",
+            facts={},
+        )
     return str(plans["plans_name"])
 
 

@@ -99,10 +99,17 @@ class Demo:
         comparison = Comparison(images, references, predictions, self.evaluate(images, references, predictions))
         brain = None if data else self.whole_brain(source)
         return write_report(
-            self.output / "report", comparison, self.run_folder(UNLABELLED, "SelmaSSLTrainer", PRETRAINING_PLANS, "all"),
-            {name: self.run_folder(ANNOTATED, "SelmaFinetuneTrainer", plans, "0") for name, plans in ((WITH, PLANS), (WITHOUT, SCRATCH_PLANS))},
-            self.commands, synthetic=data is None, brain=brain,
-        )  # fmt: skip
+            self.output / "report",
+            comparison,
+            self.run_folder(UNLABELLED, "SelmaSSLTrainer", PRETRAINING_PLANS, "all"),
+            {
+                name: self.run_folder(ANNOTATED, "SelmaFinetuneTrainer", plans, "0")
+                for name, plans in ((WITH, PLANS), (WITHOUT, SCRATCH_PLANS))
+            },
+            self.commands,
+            synthetic=data is None,
+            brain=brain,
+        )
 
     def do(self, *command: str, **environment: str) -> None:
         """Print a command, run it, and remember how long it took."""
@@ -169,9 +176,17 @@ class Demo:
             nnUNet_n_proc_DA="1",
         )
         self.do(
-            "nnunet-selma", "plan-small", "-d", annotated, "--patch", str(size.network_patch), "--batch", str(size.batch),
-            "--features", *map(str, size.features),
-        )  # fmt: skip
+            "nnunet-selma",
+            "plan-small",
+            "-d",
+            annotated,
+            "--patch",
+            str(size.network_patch),
+            "--batch",
+            str(size.batch),
+            "--features",
+            *map(str, size.features),
+        )
 
     def convert_unlabelled(self, source: Path) -> None:
         """Convert the unannotated volumes; of a download that has none, the training images of fold 0, without their labels."""
@@ -181,9 +196,21 @@ class Demo:
         except NothingFoundError:
             source = self.training_images()
         self.do(
-            "nnunet-selma", "convert", "unannotated", str(source), "-d", unlabelled, "--spacing", "voxel",
-            "--tile", str(size.tile), "--tiles-per-volume", str(size.tiles_per_volume), "--seed", str(self.seed),
-        )  # fmt: skip
+            "nnunet-selma",
+            "convert",
+            "unannotated",
+            str(source),
+            "-d",
+            unlabelled,
+            "--spacing",
+            "voxel",
+            "--tile",
+            str(size.tile),
+            "--tiles-per-volume",
+            str(size.tiles_per_volume),
+            "--seed",
+            str(self.seed),
+        )
         self.do("nnunet-selma", "plan-pretraining", "-s", annotated, "-t", unlabelled, "-p", PLANS, "--workers", "1")
 
     def training_images(self) -> Path:
@@ -258,9 +285,29 @@ class Demo:
         for name, plans in ((WITH, PLANS), (WITHOUT, SCRATCH_PLANS)):
             predictions[name] = self.output / "predictions" / name.replace(" ", "_")
             self.do(
-                "nnUNetv2_predict", "-d", str(ANNOTATED), "-i", str(images), "-o", str(predictions[name]), "-f", "0",
-                "-tr", "SelmaFinetuneTrainer", "-c", "3d_fullres", "-p", plans, "-device", self.device, "--disable_tta", "-npp", "1", "-nps", "1",
-            )  # fmt: skip
+                "nnUNetv2_predict",
+                "-d",
+                str(ANNOTATED),
+                "-i",
+                str(images),
+                "-o",
+                str(predictions[name]),
+                "-f",
+                "0",
+                "-tr",
+                "SelmaFinetuneTrainer",
+                "-c",
+                "3d_fullres",
+                "-p",
+                plans,
+                "-device",
+                self.device,
+                "--disable_tta",
+                "-npp",
+                "1",
+                "-nps",
+                "1",
+            )
         return predictions
 
     def evaluate(self, images: Path, references: Path, predictions: dict[str, Path]) -> dict[int, Path]:
@@ -270,9 +317,19 @@ class Demo:
             folders[year] = self.output / "report" / f"evaluation_{year}"
             shutil.rmtree(folders[year], ignore_errors=True)
             self.do(
-                "nnunet-selma", "evaluate", "--reference", str(references), "--prediction",
-                *(f"{name}={folder}" for name, folder in predictions.items()), "--edition", str(year), "--corrected", "-o", str(folders[year]), *pictures,
-            )  # fmt: skip
+                "nnunet-selma",
+                "evaluate",
+                "--reference",
+                str(references),
+                "--prediction",
+                *(f"{name}={folder}" for name, folder in predictions.items()),
+                "--edition",
+                str(year),
+                "--corrected",
+                "-o",
+                str(folders[year]),
+                *pictures,
+            )
         return folders
 
     def whole_brain(self, download: Path) -> Path | None:
@@ -290,9 +347,25 @@ class Demo:
         )
         brain, table = folder / "brain.ome.zarr", folder / "cells.csv"
         self.do(
-            "nnunet-selma", "predict-volume", str(slices), "-o", str(brain), "-d", str(ANNOTATED), "-tr", "SelmaFinetuneTrainer", "-p", PLANS,
-            "-f", "0", "--spacing", "4,2,2", "--device", self.device, "--overwrite",
-        )  # fmt: skip
+            "nnunet-selma",
+            "predict-volume",
+            str(slices),
+            "-o",
+            str(brain),
+            "-d",
+            str(ANNOTATED),
+            "-tr",
+            "SelmaFinetuneTrainer",
+            "-p",
+            PLANS,
+            "-f",
+            "0",
+            "--spacing",
+            "4,2,2",
+            "--device",
+            self.device,
+            "--overwrite",
+        )
         self.do("nnunet-selma", "objects", str(brain), "-o", str(table))
         self.do("nnunet-selma", "overview", str(brain), "-o", str(folder / "overview.png"), "--objects", str(table))
         return folder

@@ -136,19 +136,26 @@ def evaluate(
             f"{settings.against}: there is no other method to compare with it; methods are {', '.join(predictions)}"
         )
     cases, warnings = find_cases(
-        reference, predictions, structure=settings.structure, missing=settings.missing, images=images if output and sheets else None,
+        reference,
+        predictions,
+        structure=settings.structure,
+        missing=settings.missing,
+        images=images if output and sheets else None,
         spacing_um_zyx=settings.spacing_um_zyx,
-    )  # fmt: skip
+    )
     one = next(iter(cases.values()))
     _check_spacing(one, settings.extras)
     warnings += _useless(one, settings.extras)
     tasks = [
         ScoreTask(
-            cases={method: of_method[number] for method, of_method in cases.items()}, year=settings.year,
-            extras=settings.extras, output=output, sheets=sheets,
+            cases={method: of_method[number] for method, of_method in cases.items()},
+            year=settings.year,
+            extras=settings.extras,
+            output=output,
+            sheets=sheets,
         )
         for number in range(len(one))
-    ]  # fmt: skip
+    ]
     if output:
         output.mkdir(parents=True, exist_ok=True)
     steps = len(tasks) * len(cases)

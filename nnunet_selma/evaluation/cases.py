@@ -70,13 +70,17 @@ def find_cases(
     cases = {
         method: [
             Case(
-                name=name, structure=structures[name], reference=truths.get(name), prediction=of.get(name), image=pictures.get(name),
+                name=name,
+                structure=structures[name],
+                reference=truths.get(name),
+                prediction=of.get(name),
+                image=pictures.get(name),
                 spacing_um_zyx=spacing_um_zyx or _spacing(truths.get(name)) or structures[name].spacing_um_zyx,
             )
             for name in sorted(names, key=lambda name: (PREFIXES.index(structures[name].prefix), name))
         ]
         for method, of in guesses.items()
-    }  # fmt: skip
+    }
     every = [case for of in cases.values() for case in of]
     _check_same_shapes(every)
     odd = _unfitting(every)

@@ -119,12 +119,20 @@ def compare(
         low, high = _interval(difference, seed)
         rows.append(
             PairedDifference(
-                structure=structure, metric=key, cases=len(pairs), without_value=len(values) - len(pairs),
-                mean=_mean(pairs[:, 0]), other_mean=_mean(pairs[:, 1]), difference=_mean(difference), low=low, high=high,
+                structure=structure,
+                metric=key,
+                cases=len(pairs),
+                without_value=len(values) - len(pairs),
+                mean=_mean(pairs[:, 0]),
+                other_mean=_mean(pairs[:, 1]),
+                difference=_mean(difference),
+                low=low,
+                high=high,
                 p=float(wilcoxon(difference).pvalue) if difference.any() else nan,
-                better=int((gain > 0).sum()), worse=int((gain < 0).sum()),
+                better=int((gain > 0).sum()),
+                worse=int((gain < 0).sum()),
             )
-        )  # fmt: skip
+        )
     return rows
 
 

@@ -12,9 +12,12 @@ from nnunet_selma.pictures.figures import EXTRA, HIT, METHOD_COLOURS, MISSED, ne
 from nnunet_selma.volumes.base import Array
 
 MISTAKES = {
-    Mistake.RIGHT: (HIT, "right"), Mistake.MISSED: (MISSED, "missed"), Mistake.EXTRA: (EXTRA, "too much"),
-    Mistake.SPLIT: ("#f5e663", "found as a piece apart (split)"), Mistake.MERGED: ("#a05195", "run into another object (merged)"),
-}  # fmt: skip
+    Mistake.RIGHT: (HIT, "right"),
+    Mistake.MISSED: (MISSED, "missed"),
+    Mistake.EXTRA: (EXTRA, "too much"),
+    Mistake.SPLIT: ("#f5e663", "found as a piece apart (split)"),
+    Mistake.MERGED: ("#a05195", "run into another object (merged)"),
+}
 _LINEAR_UP_TO = 100  # percentages, and errors that one axis can show
 
 
@@ -84,17 +87,29 @@ def score_boxes(path: Path, rows: Sequence[tuple[str, Sequence[tuple[str, Mappin
                 numbers = np.asarray(values.get(method, ()), float)
                 drawn = numbers[~np.isnan(numbers)]
                 axis.boxplot(
-                    [drawn], positions=[place], orientation="horizontal", widths=0.6, showfliers=False, patch_artist=True,
-                    boxprops={"facecolor": colour, "alpha": 0.25, "edgecolor": colour}, medianprops={"color": colour},
-                    whiskerprops={"color": colour}, capprops={"color": colour},
-                )  # fmt: skip
+                    [drawn],
+                    positions=[place],
+                    orientation="horizontal",
+                    widths=0.6,
+                    showfliers=False,
+                    patch_artist=True,
+                    boxprops={"facecolor": colour, "alpha": 0.25, "edgecolor": colour},
+                    medianprops={"color": colour},
+                    whiskerprops={"color": colour},
+                    capprops={"color": colour},
+                )
                 heights = place + jitter.uniform(-0.18, 0.18, len(drawn))
                 axis.plot(drawn, heights, ".", color=colour, markersize=4, alpha=0.8)
                 if len(drawn) < len(numbers):
                     axis.annotate(
-                        f"{len(numbers) - len(drawn)} NaN", (1, place), xycoords=("axes fraction", "data"),
-                        ha="right", va="center", fontsize=7, color=colour,
-                    )  # fmt: skip
+                        f"{len(numbers) - len(drawn)} NaN",
+                        (1, place),
+                        xycoords=("axes fraction", "data"),
+                        ha="right",
+                        va="center",
+                        fontsize=7,
+                        color=colour,
+                    )
             if any(max(numbers, default=0) > _LINEAR_UP_TO for numbers in values.values()):
                 axis.set_xscale("symlog", linthresh=10)
                 axis.set_xlim(left=0)

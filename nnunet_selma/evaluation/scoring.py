@@ -134,10 +134,14 @@ def _score(task: ScoreTask, method: str, reference: _Reference) -> CaseScore:
     case, rules = task.cases[method], edition(task.year)
     pair, warnings = _read_pair(case, reference)
     score = CaseScore(
-        method=method, case=case.name, structure=case.structure.prefix,
-        official=rules.score(pair, case.structure), corrected=rules.corrected(pair, case.structure),
-        extra=measure(pair, task.extras.of(case.structure), case.spacing_um_zyx), warnings=warnings,
-    )  # fmt: skip
+        method=method,
+        case=case.name,
+        structure=case.structure.prefix,
+        official=rules.score(pair, case.structure),
+        corrected=rules.corrected(pair, case.structure),
+        extra=measure(pair, task.extras.of(case.structure), case.spacing_um_zyx),
+        warnings=warnings,
+    )
     if (sheet := task.sheet(method)) is not None:
         sheet.parent.mkdir(parents=True, exist_ok=True)
         raw, unreadable = _raw(case)
@@ -147,9 +151,13 @@ def _score(task: ScoreTask, method: str, reference: _Reference) -> CaseScore:
             for m in rules.metrics_of(case.structure)
         )
         pictures.evaluation_sheet(
-            sheet, title=f"{case.name} ({case.structure.title}), {method}\n{shown}",
-            raw=raw, truth=pair.reference.mask, prediction=pair.prediction.mask, mistakes=mistakes(pair),
-        )  # fmt: skip
+            sheet,
+            title=f"{case.name} ({case.structure.title}), {method}\n{shown}",
+            raw=raw,
+            truth=pair.reference.mask,
+            prediction=pair.prediction.mask,
+            mistakes=mistakes(pair),
+        )
     return score
 
 
@@ -208,9 +216,13 @@ def _made_from(task: ScoreTask, method: str) -> dict[str, Any]:
     case = task.cases[method]
     files = {name: _stamp(getattr(case, name)) for name in ("prediction", "reference", "image")}
     settings = {
-        "form": _FORM, "version": __version__, "year": task.year, "structure": case.structure.prefix, "spacing": case.spacing_um_zyx,
+        "form": _FORM,
+        "version": __version__,
+        "year": task.year,
+        "structure": case.structure.prefix,
+        "spacing": case.spacing_um_zyx,
         "extras": asdict(task.extras),
-    }  # fmt: skip
+    }
     content: dict[str, Any] = json.loads(json.dumps({**files, **settings}))
     return content
 

@@ -61,9 +61,19 @@ def as_latex(table: Table) -> str:
 
 _LATEX = {
     **{character: "\\" + character for character in "&%_#${}"},
-    "\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "β": r"$\beta$", "β0": r"$\beta_0$", "β1": r"$\beta_1$", "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "–": "--",
-}  # fmt: skip
+    "\\": r"\textbackslash{}",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "β": r"$\beta$",
+    "β0": r"$\beta_0$",
+    "β1": r"$\beta_1$",
+    "±": r"$\pm$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "–": "--",
+}
 _TO_ESCAPE = re.compile("|".join(re.escape(text) for text in sorted(_LATEX, key=len, reverse=True)))
 
 

@@ -350,12 +350,24 @@ def samples_of(trainer: nnUNetTrainer, most_cases: int = 16) -> list[Sample]:
         raise SelmaError(f"{type(bare(network)).__name__} has no decoder whose threshold could be fitted")
     training, supervised = network.training, decoder.deep_supervision
     predictor = nnUNetPredictor(
-        tile_step_size=0.5, use_gaussian=True, use_mirroring=False, perform_everything_on_device=trainer.device.type != "cpu",
-        device=trainer.device, verbose=False, verbose_preprocessing=False, allow_tqdm=False,
-    )  # fmt: skip
+        tile_step_size=0.5,
+        use_gaussian=True,
+        use_mirroring=False,
+        perform_everything_on_device=trainer.device.type != "cpu",
+        device=trainer.device,
+        verbose=False,
+        verbose_preprocessing=False,
+        allow_tqdm=False,
+    )
     predictor.manual_initialization(
-        network, trainer.plans_manager, trainer.configuration_manager, None, trainer.dataset_json, type(trainer).__name__, None
-    )  # fmt: skip
+        network,
+        trainer.plans_manager,
+        trainer.configuration_manager,
+        None,
+        trainer.dataset_json,
+        type(trainer).__name__,
+        None,
+    )
     _, validated = trainer.do_split()
     names = _spread(sorted(validated), most_cases)
     if trainer.is_ddp:  # one process alone would keep the others waiting until they give up

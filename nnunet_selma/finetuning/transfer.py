@@ -119,8 +119,10 @@ class TransferReport:
             size = math.sqrt(after / before) if before and after else 1.0
             rate = (rates or {}).get(tensors[0].part, 1.0) / (size if adaptive else size**2)
             lines.append(
-                f"{stage:<28}" + "".join(f"{counts[fate]:>13,}" for fate in titles) + f"{size:>8.2f}{rate:>8.2f}  {how}".rstrip()
-            )  # fmt: skip
+                f"{stage:<28}"
+                + "".join(f"{counts[fate]:>13,}" for fate in titles)
+                + f"{size:>8.2f}{rate:>8.2f}  {how}".rstrip()
+            )
         return "\n".join(
             [
                 *lines,
@@ -205,9 +207,7 @@ def carry_over(
                     before, after = (
                         float(weight.float().square().sum()) if old.ndim > 1 else 0.0 for weight in (old, value)
                     )
-                    fate = Carried(
-                        key, "adapted" if how else "copied", old.numel(), copied, how, part, before, after
-                    )  # fmt: skip
+                    fate = Carried(key, "adapted" if how else "copied", old.numel(), copied, how, part, before, after)
                     fitting.append((old, value))
         fates.append(fate)
     report = TransferReport(tuple(fates), source.how)

@@ -80,20 +80,41 @@ def _attention_unet(features: int, strides: list[list[int]]) -> dict[str, Any]:
 NETWORKS: dict[str, Design] = {
     # Hatamizadeh et al. 2022; bioAI and XunDJ (SELMA3D paper, sections 4.2.2 and 4.2.3)
     "swin_unetr": Design(
-        class_name="swin_unetr.SwinUNETR", configuration="3d_fullres", dimensions=3, halvings=5, features=48, unit=12,
-        arch_kwargs=_swin_unetr, settings=_ADAMW, needs_monai=True,
+        class_name="swin_unetr.SwinUNETR",
+        configuration="3d_fullres",
+        dimensions=3,
+        halvings=5,
+        features=48,
+        unit=12,
+        arch_kwargs=_swin_unetr,
+        settings=_ADAMW,
+        needs_monai=True,
     ),
     # Tonyxu (section 4.2.4), which does not say how large its transformer was: here ViT-S, with tokens of 8³ voxels
     "vit_adapter": Design(
-        class_name="vit_adapter.ViTAdapter", configuration="3d_fullres", dimensions=3, halvings=3, features=384, unit=48,
-        arch_kwargs=_vit_adapter, settings=_ADAMW, needs_monai=False,
+        class_name="vit_adapter.ViTAdapter",
+        configuration="3d_fullres",
+        dimensions=3,
+        halvings=3,
+        features=384,
+        unit=48,
+        arch_kwargs=_vit_adapter,
+        settings=_ADAMW,
+        needs_monai=False,
     ),
     # Oktay et al. 2018; Wu (section 4.2.5)
     "attention_unet": Design(
-        class_name="attention_unet.AttentionUNet", configuration="2d", dimensions=2, halvings=4, features=32, unit=2,
-        arch_kwargs=_attention_unet, settings={}, needs_monai=True,
+        class_name="attention_unet.AttentionUNet",
+        configuration="2d",
+        dimensions=2,
+        halvings=4,
+        features=32,
+        unit=2,
+        arch_kwargs=_attention_unet,
+        settings={},
+        needs_monai=True,
     ),
-}  # fmt: skip
+}
 
 
 def network_plans(

@@ -60,9 +60,14 @@ class SwinEncoder(nn.Module):
         hidden = [feature_size * 2**stage for stage in range(len(depths) + 1)]
         self.output_channels = [feature_size, *hidden]
         self.swin = Swin(
-            in_chans=input_channels, embed_dim=feature_size, window_size=(window_size,) * 3, patch_size=tuple(token),
-            depths=tuple(depths), num_heads=tuple(num_heads), spatial_dims=3,
-        )  # fmt: skip
+            in_chans=input_channels,
+            embed_dim=feature_size,
+            window_size=(window_size,) * 3,
+            patch_size=tuple(token),
+            depths=tuple(depths),
+            num_heads=tuple(num_heads),
+            spatial_dims=3,
+        )
         self.blocks = nn.ModuleList(
             UnetrBasicBlock(in_channels=inputs, out_channels=outputs, stride=1, **_BLOCK)
             for inputs, outputs in zip([input_channels, *hidden], self.output_channels, strict=True)

@@ -46,13 +46,24 @@ _VERSION_1 = ("conv_blocks_context.", "conv_blocks_localization.")
 """Names in the networks of nnU-Net's version 1."""
 # the fields of nnssl's Plan and ConfigurationPlan, which refuse others
 _OF_PLANS = (
-    "dataset_name", "plans_name", "original_median_spacing_after_transp", "image_reader_writer", "transpose_forward",
-    "transpose_backward", "experiment_planner_used",
-)  # fmt: skip
+    "dataset_name",
+    "plans_name",
+    "original_median_spacing_after_transp",
+    "image_reader_writer",
+    "transpose_forward",
+    "transpose_backward",
+    "experiment_planner_used",
+)
 _OF_CONFIGURATION = (
-    "data_identifier", "preprocessor_name", "normalization_schemes", "use_mask_for_norm", "resampling_fn_data",
-    "resampling_fn_data_kwargs", "spacing", "patch_size",
-)  # fmt: skip
+    "data_identifier",
+    "preprocessor_name",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "resampling_fn_data",
+    "resampling_fn_data_kwargs",
+    "spacing",
+    "patch_size",
+)
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def write_case(
         "class_locations": {},
         "mean": [mean for mean, _ in moments],
         "standard_deviation": [deviation for _, deviation in moments],
-    }  # fmt: skip
+    }
     voxels = np.ascontiguousarray(_resampled(voxels, spacing, plans, configuration))
     blocks, chunks = comp_blosc2_params(voxels.shape, own["patch_size"], voxels.itemsize)
     partial = path.with_name(f".partial_{path.name}.b2nd")

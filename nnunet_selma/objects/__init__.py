@@ -74,9 +74,11 @@ class ObjectSettings:
         if self.min_voxels < 1 or (self.max_voxels is not None and self.max_voxels < self.min_voxels):
             raise SelmaError("--min-voxels is at least 1, and --max-voxels no less than --min-voxels")
         of_atlas = {
-            "--transform": self.transform, "--atlas-spacing": self.atlas_spacing_um_zyx, "--region-names": self.region_names,
+            "--transform": self.transform,
+            "--atlas-spacing": self.atlas_spacing_um_zyx,
+            "--region-names": self.region_names,
             "--regions": self.regions,
-        }  # fmt: skip
+        }
         given = [option for option, value in of_atlas.items() if value is not None]
         if self.atlas is None and given:
             raise SelmaError(f"{given[0]} is for an atlas: give it with --atlas FILE")
@@ -102,8 +104,12 @@ def measure_objects(settings: ObjectSettings, progress: Progress[Any] = silent) 
     """
     check_writable(settings.output)
     sources = open_sources(
-        settings.labels, name=settings.label, raw=settings.raw, without_raw=settings.without_raw, channel=settings.channel
-    )  # fmt: skip
+        settings.labels,
+        name=settings.label,
+        raw=settings.raw,
+        without_raw=settings.without_raw,
+        channel=settings.channel,
+    )
     instances = settings.instances and settings.instances.resolve()
     if instances is not None:
         check_free(instances, sources.paths, sources.labels.shape, overwrite=settings.overwrite)
@@ -132,10 +138,15 @@ def measure_objects(settings: ObjectSettings, progress: Progress[Any] = silent) 
         )
         write_instances(target, sources.read_labels, parts, ids, progress)
     notes = [*_notes(settings, spacing, left_out, skeletons), *(regions.notes(shape, columns) if regions else ())]
-    summary: dict[str, Any] = without_nan({
-        **_description(settings, sources, spacing), **counts(objects, left_out, shape, spacing, sources.classes),
-        "betti": betti._asdict(), "trees": skeletons, "notes": notes,
-    })  # fmt: skip
+    summary: dict[str, Any] = without_nan(
+        {
+            **_description(settings, sources, spacing),
+            **counts(objects, left_out, shape, spacing, sources.classes),
+            "betti": betti._asdict(),
+            "trees": skeletons,
+            "notes": notes,
+        }
+    )
     write_json(settings.summary, summary)
     return summary
 
@@ -160,16 +171,20 @@ def table_of(objects: Objects, shape: ShapeZYX, spacing_um_zyx: SpacingUm | None
     """The columns of the table, in raster order of the objects' first voxels; NaN where something is not known."""
     spacing = spacing_um_zyx or (np.nan,) * 3
     columns: dict[str, Array] = {
-        "id": np.arange(1, len(objects) + 1), "label": objects.label, "voxels": objects.voxels,
+        "id": np.arange(1, len(objects) + 1),
+        "label": objects.label,
+        "voxels": objects.voxels,
         "volume_um3": objects.voxels * prod(spacing),
-    }  # fmt: skip
+    }
     columns |= {f"centroid_{axis}_um": objects.centroid[:, i] * spacing[i] for i, axis in enumerate("zyx")}
     columns |= {f"centroid_{axis}": objects.centroid[:, i] for i, axis in enumerate("zyx")}
     columns |= {f"start_{axis}": objects.start[:, i] for i, axis in enumerate("zyx")}
     columns |= {f"stop_{axis}": objects.stop[:, i] for i, axis in enumerate("zyx")}
     return columns | {
-        "mean_intensity": objects.mean_intensity, "max_intensity": objects.max_intensity, "touches_border": objects.touches_border(shape)
-    }  # fmt: skip
+        "mean_intensity": objects.mean_intensity,
+        "max_intensity": objects.max_intensity,
+        "touches_border": objects.touches_border(shape),
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,8 +207,12 @@ class _Regions:
             )
         check_writable(settings.region_table)
         atlas = open_atlas(
-            settings.atlas, sample=labels, sample_um_zyx=spacing, transform=settings.transform, spacing_um_zyx=settings.atlas_spacing_um_zyx
-        )  # fmt: skip
+            settings.atlas,
+            sample=labels,
+            sample_um_zyx=spacing,
+            transform=settings.transform,
+            spacing_um_zyx=settings.atlas_spacing_um_zyx,
+        )
         names = read_region_names(settings.region_names) if settings.region_names else {}
         return _Regions(atlas=atlas, names=names, sample_um_zyx=spacing, table=settings.region_table)
 
@@ -229,10 +248,16 @@ def _description(settings: ObjectSettings, sources: Sources, spacing: SpacingUm 
     """Record of the measurement: its results and its settings."""
     paths = {name: str(value) for name, value in asdict(settings).items() if isinstance(value, Path)}
     return {
-        "version": __version__, **paths, "labels": str(sources.labels.path), "raw": sources.raw and str(sources.raw.path),
-        "shape_zyx": list(sources.labels.shape), "spacing_um_zyx": spacing and list(spacing), "connectivity": settings.connectivity,
-        "min_voxels": settings.min_voxels, "max_voxels": settings.max_voxels,
-    }  # fmt: skip
+        "version": __version__,
+        **paths,
+        "labels": str(sources.labels.path),
+        "raw": sources.raw and str(sources.raw.path),
+        "shape_zyx": list(sources.labels.shape),
+        "spacing_um_zyx": spacing and list(spacing),
+        "connectivity": settings.connectivity,
+        "min_voxels": settings.min_voxels,
+        "max_voxels": settings.max_voxels,
+    }
 
 
 def _notes(

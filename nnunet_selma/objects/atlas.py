@@ -138,9 +138,12 @@ def open_atlas(
     unit_um = float(ratios.mean())
     sample_origin, sample_step = _placed(sample, sample_um_zyx, unit_um)
     placing = Placing(
-        transform=_read_transform(transform), sample_origin=sample_origin, sample_step=sample_step, origin=np.array(header.GetOrigin()),
+        transform=_read_transform(transform),
+        sample_origin=sample_origin,
+        sample_step=sample_step,
+        origin=np.array(header.GetOrigin()),
         to_index=np.linalg.inv(_direction(header) * header.GetSpacing()).astype(np.float64),
-    )  # fmt: skip
+    )
     return Atlas(volume=volume, spacing_um_zyx=spacing, placing=placing)
 
 
@@ -239,9 +242,13 @@ def _counts(voxels: Array) -> tuple[Array, Array]:
 
 
 def region_table(
-    atlas: Atlas, sizes: Mapping[int, int], regions: NDArray[np.int64], objects: Objects, sample_um_zyx: SpacingUm,
+    atlas: Atlas,
+    sizes: Mapping[int, int],
+    regions: NDArray[np.int64],
+    objects: Objects,
+    sample_um_zyx: SpacingUm,
     names: Mapping[int, str],
-) -> dict[str, Array]:  # fmt: skip
+) -> dict[str, Array]:
     """A row for each region and label: objects, the region's volume, objects per mm³ and mean volume of an object.
 
     Volume and density of `outside` are NaN, and so is the mean of no objects. Of more than 256 labels, which are then numbers of
@@ -260,10 +267,14 @@ def region_table(
     mm3[region == OUTSIDE] = np.nan
     mean = np.divide(voxels, count, out=np.full(len(count), np.nan), where=count > 0)
     return {
-        "region": region, "name": np.array([names.get(int(r), "outside" if r == OUTSIDE else "") for r in region]),
-        "label": label, "objects": count, "region_volume_mm3": mm3, "objects_per_mm3": count / mm3,
+        "region": region,
+        "name": np.array([names.get(int(r), "outside" if r == OUTSIDE else "") for r in region]),
+        "label": label,
+        "objects": count,
+        "region_volume_mm3": mm3,
+        "objects_per_mm3": count / mm3,
         "mean_object_volume_um3": mean * np.prod(sample_um_zyx),
-    }  # fmt: skip
+    }
 
 
 def read_region_names(path: Path) -> dict[int, str]:

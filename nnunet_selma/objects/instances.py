@@ -103,9 +103,16 @@ def write_instances(
     version = (image_version(target.image) if target.image else None) or "0.5"
     shard, chunk = _stored_in(target.edge, target.shape)
     layout = ImageLayout(
-        shape=target.shape, dtype=dtype, spacing_um_zyx=target.spacing_um_zyx, shard_zyx=shard, chunk_zyx=chunk,
-        reduction="nearest", name=target.path.name.removesuffix(".zarr").removesuffix(".ome"), label_colours={}, version=version,
-    )  # fmt: skip
+        shape=target.shape,
+        dtype=dtype,
+        spacing_um_zyx=target.spacing_um_zyx,
+        shard_zyx=shard,
+        chunk_zyx=chunk,
+        reduction="nearest",
+        name=target.path.name.removesuffix(".zarr").removesuffix(".ome"),
+        label_colours={},
+        version=version,
+    )
     shutil.rmtree(target.staging, ignore_errors=True)
     try:
         create_image(target.staging, layout)

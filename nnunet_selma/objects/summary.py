@@ -87,9 +87,12 @@ def counts(
 def _of_label(objects: Objects, number: int, um3: float | None, names: Mapping[int, str]) -> dict[str, Any]:
     voxels = objects.voxels[objects.label == number]
     return {
-        "label": number, "name": names.get(number), "objects": len(voxels), "voxels": int(voxels.sum()),
+        "label": number,
+        "name": names.get(number),
+        "objects": len(voxels),
+        "voxels": int(voxels.sum()),
         "volume_um3": um3 and um3 * int(voxels.sum()),
-    }  # fmt: skip
+    }
 
 
 def sentences(summary: Mapping[str, Any]) -> Sequence[str]:

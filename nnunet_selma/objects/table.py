@@ -109,10 +109,14 @@ class MeasuredComponents:
     ) -> Objects:
         nothing = np.full(len(found.sizes), np.nan)
         return Objects(
-            label=labels, voxels=found.sizes, centroid=position / found.sizes[:, None], start=found.low, stop=found.high,
+            label=labels,
+            voxels=found.sizes,
+            centroid=position / found.sizes[:, None],
+            start=found.low,
+            stop=found.high,
             mean_intensity=intensity / found.sizes if self._with_raw else nothing,
             max_intensity=brightest if self._with_raw else nothing,
-        )  # fmt: skip
+        )
 
 
 def _measured(block: Block, labels: Array, n: int, values: Array, raw: Array | None) -> _Part:

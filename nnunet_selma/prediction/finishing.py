@@ -83,14 +83,24 @@ def _record(run: Run, seconds: float) -> dict[str, Any]:
     predicted = [one for one in blocks if one["tiles"]]
     voxels = int(np.prod(run.shape))
     return {
-        "settings": run.settings.as_json(), "facts": run.facts, "interpolated slices": run.repaired,
+        "settings": run.settings.as_json(),
+        "facts": run.facts,
+        "interpolated slices": run.repaired,
         "result": {
-            "voxels": voxels, "foreground": sum(one["foreground"] for one in blocks), "tissue share": round(run.tissue.share, 4),
-            "blocks": len(blocks), "blocks without tissue": len(blocks) - len(predicted), "tiles": sum(one["tiles"] for one in blocks),
-            "seconds of prediction": round(sum(one["seconds"] for one in blocks), 1), "seconds of the last call": round(seconds, 1),
+            "voxels": voxels,
+            "foreground": sum(one["foreground"] for one in blocks),
+            "tissue share": round(run.tissue.share, 4),
+            "blocks": len(blocks),
+            "blocks without tissue": len(blocks) - len(predicted),
+            "tiles": sum(one["tiles"] for one in blocks),
+            "seconds of prediction": round(sum(one["seconds"] for one in blocks), 1),
+            "seconds of the last call": round(seconds, 1),
         },
-        "machine": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy", "zarr")}},
-    }  # fmt: skip
+        "machine": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "numpy", "zarr")},
+        },
+    }
 
 
 def write_slices(settings: VolumePrediction, progress: Progress[Any] = silent) -> None:

@@ -152,10 +152,12 @@ def geometry(
             f"the volume has {before} voxels of {tuple(own)}, less than one of the model's {tuple(wanted)}; check the voxel size (--spacing)"
         )
     return Geometry(
-        transpose=transpose, crop=crop, forward=configured_resampling(configuration, "data", before, after, own, wanted),
+        transpose=transpose,
+        crop=crop,
+        forward=configured_resampling(configuration, "data", before, after, own, wanted),
         backward=configured_resampling(configuration, "probabilities", after, before, wanted, own),
         tiling=Tiling(shape=after, tile=tile, step=step),
-    )  # fmt: skip
+    )
 
 
 def _shape(lengths: Any) -> ShapeZYX:

@@ -60,9 +60,14 @@ class Intensities:
         zero = slab == 0
         low, high = (slab, slab) if not zero.any() else (_without(slab, zero, np.inf), _without(slab, zero, -np.inf))
         return Intensities(
-            shape=(shape[0], shape[1], shape[2]), sums=sums, squares=squares, low=_by_planes(low, np.min), high=_by_planes(high, np.max),
-            zeros=_by_planes(zero, np.sum), empty=_by_planes(zero.all(axis=0, keepdims=True), np.sum),
-        )  # fmt: skip
+            shape=(shape[0], shape[1], shape[2]),
+            sums=sums,
+            squares=squares,
+            low=_by_planes(low, np.min),
+            high=_by_planes(high, np.max),
+            zeros=_by_planes(zero, np.sum),
+            empty=_by_planes(zero.all(axis=0, keepdims=True), np.sum),
+        )
 
     def beside(self, other: "Intensities", axis: int) -> "Intensities":
         """Join two parts, this one in front along an axis."""
@@ -77,9 +82,14 @@ class Intensities:
             for a, (one, other_one) in enumerate(zip(self.shape, other.shape, strict=True))
         )
         return Intensities(
-            shape=(z, y, x), sums=self.sums + other.sums, squares=self.squares + other.squares,
-            low=join("low", np.minimum), high=join("high", np.maximum), zeros=join("zeros", np.add), empty=join("empty", np.add),
-        )  # fmt: skip
+            shape=(z, y, x),
+            sums=self.sums + other.sums,
+            squares=self.squares + other.squares,
+            low=join("low", np.minimum),
+            high=join("high", np.maximum),
+            zeros=join("zeros", np.add),
+            empty=join("empty", np.add),
+        )
 
     @property
     def box(self) -> Box | None:

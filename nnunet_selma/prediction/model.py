@@ -27,13 +27,20 @@ from nnunet_selma.volumes.base import Array, ShapeZYX
 _MOST_BATCH = 16
 _TRAINERS = "nnUNet_extTrainer"
 _IN_PLANS = (
-    "configurations", "transpose_forward", "transpose_backward", "original_median_spacing_after_transp",
+    "configurations",
+    "transpose_forward",
+    "transpose_backward",
+    "original_median_spacing_after_transp",
     "foreground_intensity_properties_per_channel",
-)  # fmt: skip
+)
 _IN_CONFIGURATION = (
-    "patch_size", "spacing", "normalization_schemes", "use_mask_for_norm", "architecture",
+    "patch_size",
+    "spacing",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "architecture",
     *(f"resampling_fn_{what}{more}" for what in ("data", "probabilities") for more in ("", "_kwargs")),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,9 +144,12 @@ class Model:
 
         with redirect_stdout(StringIO()):  # it says that a CPU is no GPU
             predictor = nnUNetPredictor(
-                tile_step_size=settings.step_size, use_mirroring=settings.mirroring, device=self.device, allow_tqdm=False,
+                tile_step_size=settings.step_size,
+                use_mirroring=settings.mirroring,
+                device=self.device,
+                allow_tqdm=False,
                 perform_everything_on_device=self.device.type == "cuda",
-            )  # fmt: skip
+            )
         try:
             with _trainers_found():
                 predictor.initialize_from_trained_model_folder(

@@ -116,9 +116,12 @@ class Resampling:
             plane = voxels.take(index, across)
             if self._planes_change:
                 plane = self._spline(
-                    plane, tuple(source[axis] for axis in axes), tuple(box[axis] for axis in axes), axes,
+                    plane,
+                    tuple(source[axis] for axis in axes),
+                    tuple(box[axis] for axis in axes),
+                    axes,
                     None if limits is None else (limits[0][first + index], limits[1][first + index]),
-                )  # fmt: skip
+                )
             planes[shown == index] = plane
 
     def _spline(

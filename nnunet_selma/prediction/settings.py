@@ -141,9 +141,16 @@ class MemoryPlan:
         for edge, axis in zip(model.tile, model.transpose, strict=True):
             tile[axis] = edge
         return MemoryPlan(
-            channels=len(model.channels), voxel_bytes=voxel_bytes, heads=model.heads, tile=(tile[0], tile[1], tile[2]), features=max(features[0], 16),
-            folds=len(model.settings.folds), weights=model.weight_bytes, probabilities=probabilities, scale=scale,
-        )  # fmt: skip
+            channels=len(model.channels),
+            voxel_bytes=voxel_bytes,
+            heads=model.heads,
+            tile=(tile[0], tile[1], tile[2]),
+            features=max(features[0], 16),
+            folds=len(model.settings.folds),
+            weights=model.weight_bytes,
+            probabilities=probabilities,
+            scale=scale,
+        )
 
     def bytes(self, block: ShapeZYX) -> float:
         """Peak memory of predicting blocks of so many voxels, with the next block's image and the last one's logits and labels beside it."""

@@ -117,12 +117,21 @@ def _facts(settings: VolumePrediction, model: Model, device: str) -> dict[str, A
             f"--max-memory {settings.max_memory:g}: reading one slice of all channels takes about {(slab * rows * row + BASE_BYTES) / GB:.1f} GB; give at least that"
         )
     return {
-        "shape": list(shape), "dtype": str(dtype), "channels": len(volumes), "spacing_um_zyx": None if spacing is None else list(spacing),
-        "model": settings.model.fingerprint(), "block": list(block), "chunk": chunk, "in voxels": trained_in_voxels(model.plans), "slab": slab, "rows": rows, "copied": copied,
+        "shape": list(shape),
+        "dtype": str(dtype),
+        "channels": len(volumes),
+        "spacing_um_zyx": None if spacing is None else list(spacing),
+        "model": settings.model.fingerprint(),
+        "block": list(block),
+        "chunk": chunk,
+        "in voxels": trained_in_voxels(model.plans),
+        "slab": slab,
+        "rows": rows,
+        "copied": copied,
         # half precision on a GPU: blocks of both do not belong into one result
         "precision": "half" if device.startswith("cuda") else "single",
         "versions": {"nnunet_selma": __version__, "nnunetv2": version("nnunetv2")},
-    }  # fmt: skip
+    }
 
 
 def _make_images(run: Run, model: Model) -> None:
@@ -141,10 +150,16 @@ def _make_images(run: Run, model: Model) -> None:
         create_image(
             run.raw,
             ImageLayout(
-                dtype=np.dtype(facts["dtype"]), shard_zyx=(facts["slab"], across, across), chunk_zyx=(min(facts["slab"], chunk), flat, flat),
-                reduction="mean", name=stem(settings.output), window=(low, high) if high > low else None, channels=model.channels if facts["channels"] > 1 else (), **common,
+                dtype=np.dtype(facts["dtype"]),
+                shard_zyx=(facts["slab"], across, across),
+                chunk_zyx=(min(facts["slab"], chunk), flat, flat),
+                reduction="mean",
+                name=stem(settings.output),
+                window=(low, high) if high > low else None,
+                channels=model.channels if facts["channels"] > 1 else (),
+                **common,
             ),
-        )  # fmt: skip
+        )
     classes = model.classes
     colours = {
         value: (name, (*_COLOURS[place % len(_COLOURS)], 255)) for place, (value, name) in enumerate(classes.items())
@@ -152,16 +167,22 @@ def _make_images(run: Run, model: Model) -> None:
     cube: dict[str, Any] = {"shard_zyx": block, "chunk_zyx": (chunk, chunk, chunk)}
     create_image(
         run.labels,
-        ImageLayout(dtype=model.label_dtype, reduction="mode", name=settings.name, label_colours=colours, **cube, **common),
-    )  # fmt: skip
+        ImageLayout(
+            dtype=model.label_dtype, reduction="mode", name=settings.name, label_colours=colours, **cube, **common
+        ),
+    )
     create_labels(run.output, [settings.name], settings.version)
     if settings.probabilities:
         create_image(
             run.probabilities,
             ImageLayout(
-                dtype=np.dtype(np.uint8), reduction="mean", name=f"probability of {', '.join(classes.values())}",
-                channels=tuple(classes.values()), **cube, **common,
+                dtype=np.dtype(np.uint8),
+                reduction="mean",
+                name=f"probability of {', '.join(classes.values())}",
+                channels=tuple(classes.values()),
+                **cube,
+                **common,
             ),
-        )  # fmt: skip
+        )
     if settings.mask is not None:
         np.save(run.folder / "mask.npy", cells_of_mask(open_volume(settings.mask), run.shape, spacing))

@@ -100,8 +100,13 @@ class MaskedInpainting(Pretext):
         """Masks for a batch, bool (batch, 1, *patch); aligned ones are drawn on the grid of the network's coarsest map."""
         grid = [length // stride for length, stride in zip(patches.shape[2:], self.stride, strict=True)]
         masks = draw_block_masks(
-            grid, self.draw_blocks(patches), ratio=self.ratio, rng=self.rng, generator=self.generator, **self.where_to_mask(patches)
-        )  # fmt: skip
+            grid,
+            self.draw_blocks(patches),
+            ratio=self.ratio,
+            rng=self.rng,
+            generator=self.generator,
+            **self.where_to_mask(patches),
+        )
         return repeated(masks, self.stride)
 
     def where_to_mask(self, patches: Tensor) -> dict[str, Any]:

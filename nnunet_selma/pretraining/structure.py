@@ -85,9 +85,15 @@ class StructureInpainting(MaskedInpainting):
             smallest = [max(1, edge // stride) for edge, stride in zip(smallest, self.stride, strict=True)]
             tubes = self.on_grid(self.response(patches, "tubes"))
             gaps = draw_block_masks(
-                tubes.shape[1:], [smallest] * len(patches), ratio=self.structure.cut_ratio, rng=self.rng, generator=self.generator,
-                response=tubes, preference=0.0, least=_ON_A_TUBE,
-            )  # fmt: skip
+                tubes.shape[1:],
+                [smallest] * len(patches),
+                ratio=self.structure.cut_ratio,
+                rng=self.rng,
+                generator=self.generator,
+                response=tubes,
+                preference=0.0,
+                least=_ON_A_TUBE,
+            )
             gaps = repeated(gaps, self.stride)
             masks = torch.stack([gap if one else mask for gap, mask, one in zip(gaps, masks, cut, strict=True)])
         return masks

@@ -127,12 +127,38 @@ class RecipeRun:
         """Train, or go on where a killed training wrote its last checkpoint."""
         goes_on = ["--c"] if any((folder / f"checkpoint_{one}.pth").is_file() for one in ("latest", "final")) else []
         self.do(
-            "nnUNetv2_train", str(dataset_id), self.recipe.configuration, fold, "-tr", trainer, "-p", self.name, "-device", self.device, *goes_on
-        )  # fmt: skip
+            "nnUNetv2_train",
+            str(dataset_id),
+            self.recipe.configuration,
+            fold,
+            "-tr",
+            trainer,
+            "-p",
+            self.name,
+            "-device",
+            self.device,
+            *goes_on,
+        )
 
     def predict(self, images: Path, output: Path, *options: str) -> None:
         """Segment the images with the fine-tuned model, with nnU-Net's command."""
         self.do(
-            "nnUNetv2_predict", "-d", str(self.source_id), "-i", str(images), "-o", str(output), "-f", self.fold, "-tr", self.recipe.finetuning,
-            "-c", self.recipe.configuration, "-p", self.name, "-device", self.device, *options,
-        )  # fmt: skip
+            "nnUNetv2_predict",
+            "-d",
+            str(self.source_id),
+            "-i",
+            str(images),
+            "-o",
+            str(output),
+            "-f",
+            self.fold,
+            "-tr",
+            self.recipe.finetuning,
+            "-c",
+            self.recipe.configuration,
+            "-p",
+            self.name,
+            "-device",
+            self.device,
+            *options,
+        )

@@ -60,8 +60,12 @@ class Route:
     def as_json(self, removed: int) -> dict[str, Any]:
         """As it stands in `routes.json`."""
         return {
-            "case": self.case, "class": self.seen, "probabilities": self.probabilities, "model": self.model, "removed_components": removed,
-        }  # fmt: skip
+            "case": self.case,
+            "class": self.seen,
+            "probabilities": self.probabilities,
+            "model": self.model,
+            "removed_components": removed,
+        }
 
 
 def predict_routed(
@@ -210,10 +214,27 @@ def _predict(
 
 def _command(images: Path, results: Path, model: Path, settings: PredictionSettings) -> list[str]:
     return [
-        "nnUNetv2_predict_from_modelfolder", "-i", str(images), "-o", str(results), "-m", str(model), "-f", *settings.folds,
-        "-chk", settings.checkpoint, "-step_size", str(settings.step_size), "-device", settings.device, "-npp", str(settings.workers),
-        "-nps", str(settings.workers), *([] if settings.mirroring else ["--disable_tta"]),
-    ]  # fmt: skip
+        "nnUNetv2_predict_from_modelfolder",
+        "-i",
+        str(images),
+        "-o",
+        str(results),
+        "-m",
+        str(model),
+        "-f",
+        *settings.folds,
+        "-chk",
+        settings.checkpoint,
+        "-step_size",
+        str(settings.step_size),
+        "-device",
+        settings.device,
+        "-npp",
+        str(settings.workers),
+        "-nps",
+        str(settings.workers),
+        *([] if settings.mirroring else ["--disable_tta"]),
+    ]
 
 
 def _link(file: Path, link: Path) -> None:

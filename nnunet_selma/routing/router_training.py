@@ -164,8 +164,12 @@ def _images(dataset: Path) -> dict[str, Path]:
 
 
 def _read(
-    members: Mapping[str, Sequence[str]], images: Mapping[str, Path], edge: int, rng: np.random.Generator, progress: Progress[Any]
-) -> dict[str, Tensor]:  # fmt: skip
+    members: Mapping[str, Sequence[str]],
+    images: Mapping[str, Path],
+    edge: int,
+    rng: np.random.Generator,
+    progress: Progress[Any],
+) -> dict[str, Tensor]:
     """Standardised patches (patch, channel, z, y, x) of each class, in half precision."""
     tasks = [(name, case) for name, cases in members.items() for case in cases]
     count = min(_MOST_OF_A_CASE, max(1, _MOST_VOXELS // (len(tasks) * edge**3)))
@@ -188,8 +192,12 @@ def random_corners(shape: ShapeZYX, edge: int, count: int, rng: np.random.Genera
 
 
 def _train(
-    router: DenseNetRouter, kept: Sequence[Tensor], settings: RouterTraining, rng: np.random.Generator, progress: Progress[Any]
-) -> None:  # fmt: skip
+    router: DenseNetRouter,
+    kept: Sequence[Tensor],
+    settings: RouterTraining,
+    rng: np.random.Generator,
+    progress: Progress[Any],
+) -> None:
     router.network.train()
     optimizer = torch.optim.Adam(router.network.parameters(), _LEARNING_RATE)
     # a decay to zero lets the statistics of batch norm, which prediction uses, come to rest

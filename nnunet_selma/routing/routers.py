@@ -118,8 +118,16 @@ class PretextRouter(Router):
     """
 
     def __init__(
-        self, network: nn.Module, head: tuple[Tensor, Tensor], classes: Sequence[str], *, patch: Sequence[int], order: Sequence[int], channels: int, device: torch.device
-    ) -> None:  # fmt: skip
+        self,
+        network: nn.Module,
+        head: tuple[Tensor, Tensor],
+        classes: Sequence[str],
+        *,
+        patch: Sequence[int],
+        order: Sequence[int],
+        channels: int,
+        device: torch.device,
+    ) -> None:
         self.network, self.classes = network.to(device).eval(), tuple(classes)
         self.weight, self.bias = (tensor.to(device) for tensor in head)
         self.axes = [0, 1, *(2 + axis for axis in order)]
@@ -180,9 +188,13 @@ def _of_pretraining(folder: Path, device: torch.device) -> PretextRouter:
     channels = determine_num_input_channels(plans, own, read_json(dataset_file))
     # as SelmaSSLTrainer builds it
     network = get_network_from_plans(
-        own.network_arch_class_name, own.network_arch_init_kwargs, own.network_arch_init_kwargs_req_import, channels, channels,
+        own.network_arch_class_name,
+        own.network_arch_init_kwargs,
+        own.network_arch_init_kwargs_req_import,
+        channels,
+        channels,
         deep_supervision=False,
-    )  # fmt: skip
+    )
     try:
         network.load_state_dict(content["network_weights"])
     except RuntimeError as error:

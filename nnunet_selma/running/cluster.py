@@ -30,11 +30,15 @@ def connect_cluster(scheduler: str, threads: int = 1) -> Iterator[Any]:
         environment = {"OMP_NUM_THREADS": cores, "MKL_NUM_THREADS": cores, "OPENBLAS_NUM_THREADS": cores}
         with (
             distributed.LocalCluster(
-                n_workers=count, threads_per_worker=threads, dashboard_address=None, memory_limit=0, silence_logs=40,
+                n_workers=count,
+                threads_per_worker=threads,
+                dashboard_address=None,
+                memory_limit=0,
+                silence_logs=40,
                 env={**environment, **_forwarded()},
             ) as own,
             distributed.Client(own) as client,
-        ):  # fmt: skip
+        ):
             yield client
         return
     try:

@@ -177,8 +177,13 @@ class SelmaTrainer(nnUNetTrainer):
             )
         else:
             optimizer = torch.optim.SGD(
-                self.parameter_groups(), self.initial_lr, momentum=0.99, nesterov=True, weight_decay=self.weight_decay, fused=fused
-            )  # fmt: skip
+                self.parameter_groups(),
+                self.initial_lr,
+                momentum=0.99,
+                nesterov=True,
+                weight_decay=self.weight_decay,
+                fused=fused,
+            )
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
 
     def parameter_groups(self) -> list[dict[str, Any]]:

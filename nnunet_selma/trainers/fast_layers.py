@@ -140,9 +140,18 @@ class _Convolution(torch.autograd.Function):
 
         def stock(patches_too: bool, weight_too: bool) -> tuple[Tensor | None, Tensor | None]:
             both: tuple[Tensor | None, Tensor | None, Tensor | None] = _convolution_backward(
-                gradient, patches, weight, None, ctx.stride, ctx.padding, (1, 1, 1), False, (0, 0, 0), 1,
+                gradient,
+                patches,
+                weight,
+                None,
+                ctx.stride,
+                ctx.padding,
+                (1, 1, 1),
+                False,
+                (0, 0, 0),
+                1,
                 (patches_too, weight_too, False),
-            )  # fmt: skip
+            )
             return both[0], both[1]
 
         needs_patches, needs_weight, needs_bias = ctx.needs_input_grad[:3]

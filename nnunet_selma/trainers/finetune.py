@@ -117,8 +117,13 @@ class SelmaFinetuneTrainer(SelmaTrainer):
         length = self.num_iterations_per_epoch
         warmup = min(self.settings.finetuning.warmup_steps, self.num_epochs * length // 10)
         return optimizer, WarmupPolyLRScheduler(
-            optimizer, self.initial_lr, max(1, self.num_epochs), steps_per_epoch=length, warmup_steps=warmup, restart=self.frozen_epochs()
-        )  # fmt: skip
+            optimizer,
+            self.initial_lr,
+            max(1, self.num_epochs),
+            steps_per_epoch=length,
+            warmup_steps=warmup,
+            restart=self.frozen_epochs(),
+        )
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """A group for each part of the network, so that what was carried over may learn more slowly than the rest."""
@@ -168,9 +173,13 @@ class SelmaFinetuneTrainer(SelmaTrainer):
                     f"finetuning.loss is {name}, which needs one class a voxel, and this dataset has regions; set it to dice_ce"
                 )
         loss = build_loss(
-            name, batch_dice=own.batch_dice, ignore_label=self.label_manager.ignore_label, ddp=self.is_ddp,
-            spacing=own.spacing[-len(own.patch_size) :], patch_size=own.patch_size,
-        )  # fmt: skip
+            name,
+            batch_dice=own.batch_dice,
+            ignore_label=self.label_manager.ignore_label,
+            ddp=self.is_ddp,
+            spacing=own.spacing[-len(own.patch_size) :],
+            patch_size=own.patch_size,
+        )
         if isinstance(nnunets, DeepSupervisionWrapper):
             loss = DeepSupervisionWrapper(loss, nnunets.weight_factors)
         return loss
@@ -234,9 +243,14 @@ class SelmaFinetuneTrainer(SelmaTrainer):
             return
         settings, checkpoint = self.settings.finetuning, read_checkpoint(path)
         report = carry_over(
-            checkpoint, bare(self.network), str(path), patch_size=self.configuration_manager.patch_size, carry=settings.carry,
-            keep_head=settings.head == "keep", label_channels=label_channels(self),
-        )  # fmt: skip
+            checkpoint,
+            bare(self.network),
+            str(path),
+            patch_size=self.configuration_manager.patch_size,
+            carry=settings.carry,
+            keep_head=settings.head == "keep",
+            label_channels=label_channels(self),
+        )
         self.keeps_head = settings.head == "keep"
         carried = {part for part in self.carried_rates() if report.share_of(part) > _MOSTLY} - {"heads"}
         carried |= {"heads"} if self.keeps_head else set()

@@ -176,9 +176,14 @@ class SelmaSSLTrainer(SelmaTrainer):
         name = self.settings.pretraining.pretext or self.pretext_class
         own = self.configuration_manager
         task = Task(
-            network=bare(self.network), settings=self.settings, patch=tuple(own.patch_size), spacing=tuple(own.spacing[-len(own.patch_size) :]),
-            channels=self.num_input_channels, steps=self.num_epochs * self.num_iterations_per_epoch, device=self.device,
-        )  # fmt: skip
+            network=bare(self.network),
+            settings=self.settings,
+            patch=tuple(own.patch_size),
+            spacing=tuple(own.spacing[-len(own.patch_size) :]),
+            channels=self.num_input_channels,
+            steps=self.num_epochs * self.num_iterations_per_epoch,
+            device=self.device,
+        )
         with plain_errors():
             return pretext_named(name)(task)
 
@@ -447,9 +452,14 @@ class SelmaSSLTrainer(SelmaTrainer):
         _, cases = self.get_tr_and_val_datasets()
         patch = self.configuration_manager.patch_size
         loader = nnUNetDataLoader(
-            cases, self.batch_size, patch, patch, self.label_manager, oversample_foreground_percent=0.0,
+            cases,
+            self.batch_size,
+            patch,
+            patch,
+            self.label_manager,
+            oversample_foreground_percent=0.0,
             transforms=self.get_validation_transforms(None),
-        )  # fmt: skip
+        )
         return [next(loader)["data"] for _ in range(_MEASURED_BATCHES)]
 
     def summary(self) -> dict[str, Any]:

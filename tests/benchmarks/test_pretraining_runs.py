@@ -105,9 +105,11 @@ def test_an_arm_is_pretrained_fine_tuned_and_measured_once(real_data, tmp_path, 
     threads = torch.get_num_threads()
     stage = replace(SCREENING, octants=(0,), pretraining_steps=4, points=(STEPS_PER_EPOCH,))
     study = Study(
-        sources=(real_data / "delivr", real_data / "selma3d_crops"), unlabelled=(real_data / "wu_unlabelled",), output=tmp_path / "study",
+        sources=(real_data / "delivr", real_data / "selma3d_crops"),
+        unlabelled=(real_data / "wu_unlabelled",),
+        output=tmp_path / "study",
         results=tmp_path / "results",
-    )  # fmt: skip
+    )
     study.prepare(stage)
     for name in ("random", "no skips"):
         study.finetune(stage, ARMS[name], 0, labels=1)

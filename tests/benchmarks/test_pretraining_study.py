@@ -45,9 +45,16 @@ def write_study(folder, stages=("screening", "confirmation", "labels"), arms=(BA
                         for steps in CURVE
                     ]
                     content = {
-                        "stage": stage, "arm": arm, "seed": seed, "labels": labels, "changes": {}, "pretraining": None,
-                        "seconds": 1.0, "finished": "2026-01-01", "points": points,
-                    }  # fmt: skip
+                        "stage": stage,
+                        "arm": arm,
+                        "seed": seed,
+                        "labels": labels,
+                        "changes": {},
+                        "pretraining": None,
+                        "seconds": 1.0,
+                        "finished": "2026-01-01",
+                        "points": points,
+                    }
                     (folder / stage / f"{arm}_{labels}_{seed}.json").write_text(json.dumps(content))
     return folder
 
@@ -59,10 +66,16 @@ def scores(level, rng):
             for octant in range(octants):
                 value = float(np.clip(level + 0.03 * rng.normal(), 0, 1))
                 cases[f"{structure}_{cube}_{octant}"] = {
-                    "structure": structure, "cube": f"{structure}_{cube}", "average_precision": value, "dice": value - 0.05,
-                    "dice_calibrated": value, "cldice": None if octant == 0 else value, "betti_0": 100 * (1 - value),
-                    "betti_1": 0.0, "predicted_over_true": 1.4,
-                }  # fmt: skip
+                    "structure": structure,
+                    "cube": f"{structure}_{cube}",
+                    "average_precision": value,
+                    "dice": value - 0.05,
+                    "dice_calibrated": value,
+                    "cldice": None if octant == 0 else value,
+                    "betti_0": 100 * (1 - value),
+                    "betti_1": 0.0,
+                    "predicted_over_true": 1.4,
+                }
     return cases
 
 

@@ -38,8 +38,12 @@ def test_tiles_lie_in_the_store_with_everything_training_reads(brain, planned):
     manifest = convert_unannotated(source, SETTINGS, planned, store=STORE)
     dataset = planned.preprocessed / "Dataset500_SELMA3Dunlabelled"
     assert {p.name for p in dataset.iterdir()} == {
-        IDENTIFIER, f"{IDENTIFIER}_selma_manifest.json", "dataset.json", "dataset_fingerprint.json", "nnUNetPlans_from510_store.json",
-    }  # fmt: skip
+        IDENTIFIER,
+        f"{IDENTIFIER}_selma_manifest.json",
+        "dataset.json",
+        "dataset_fingerprint.json",
+        "nnUNetPlans_from510_store.json",
+    }
     assert not list(planned.raw.iterdir())
     store = TileStore(str(dataset / IDENTIFIER))
     assert store.identifiers == sorted(manifest["cases"])

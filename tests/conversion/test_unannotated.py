@@ -232,8 +232,11 @@ def test_memory_does_not_grow_with_the_stack(tmp_path, rng, to):
             assert depth * _PLANE[0] * _PLANE[1] * 2 > 4.5 * limit
         done = subprocess.run(
             [sys.executable, "-c", IN_LITTLE_MEMORY, str(source), str(root), to, str(limit)],
-            capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
         assert done.returncode == 0, done.stderr[-2000:]
         used[depth] = int(done.stdout.split()[-1]) / 10**6
     assert used[512] < used[64] + 20  # MB

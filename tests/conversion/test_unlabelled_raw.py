@@ -16,8 +16,10 @@ def dataset(folders, images, labels=(), *, channels=1):
         (folders.preprocessed / name).mkdir(parents=True)
         described = {
             "channel_names": {str(number): f"stain {number}" for number in range(channels)},
-            "labels": {"background": 0}, "numTraining": len(images), "file_ending": ".nii.gz",
-        }  # fmt: skip
+            "labels": {"background": 0},
+            "numTraining": len(images),
+            "file_ending": ".nii.gz",
+        }
         write_json(folders.raw / name / "dataset.json", described)
     content = plans()
     own = content["configurations"]["3d_fullres"]

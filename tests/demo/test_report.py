@@ -3,8 +3,10 @@ import pytest
 from nnunet_selma.demo.report import by_structure, findings
 
 SCORES = {
-    "cfos_neuron_1": {"with": 0.8, "without": 0.6}, "cfos_neuron_2": {"with": 0.6, "without": 0.6}, "blood_vessel_1": {"with": 0.1, "without": 0.3},
-}  # fmt: skip
+    "cfos_neuron_1": {"with": 0.8, "without": 0.6},
+    "cfos_neuron_2": {"with": 0.6, "without": 0.6},
+    "blood_vessel_1": {"with": 0.1, "without": 0.3},
+}
 
 
 def test_means_are_over_cases_then_over_structures():

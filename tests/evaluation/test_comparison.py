@@ -51,8 +51,10 @@ def score(method, case, structure, **official):
 
 def test_the_ranks_of_2026_are_means_over_classes_then_over_kinds():
     rows = [  # structure, PQ or clDice of a and of b
-        ("cfos_neuron", 0.9, 0.1), ("AD_plaques", 0.9, 0.1), ("blood_vessel", 0.1, 0.9),
-    ]  # fmt: skip
+        ("cfos_neuron", 0.9, 0.1),
+        ("AD_plaques", 0.9, 0.1),
+        ("blood_vessel", 0.1, 0.9),
+    ]
     scores = [
         score(
             method, f"{s}_1", s, dice=v, **{"panoptic_quality" if s in ("cfos_neuron", "AD_plaques") else "cldice": v}

@@ -43,9 +43,19 @@ def data(tmp_path, rng):
 
 def run(data, *arguments, prediction="shifted", edition="2024", reference="truth"):
     return cli.main(
-        ["evaluate", "--reference", str(data / reference), "--prediction", *(str(data / p) for p in prediction.split()), "--edition", edition,
-         "--workers", "1", *arguments]
-    )  # fmt: skip
+        [
+            "evaluate",
+            "--reference",
+            str(data / reference),
+            "--prediction",
+            *(str(data / p) for p in prediction.split()),
+            "--edition",
+            edition,
+            "--workers",
+            "1",
+            *arguments,
+        ]
+    )
 
 
 def cases(folder):
@@ -68,9 +78,20 @@ def test_a_prediction_equal_to_the_truth_is_perfect(data, edition, capsys):
 def test_everything_is_written(data, capsys):
     out = data / "out"
     code = run(
-        data, "-o", str(out), "--images", str(data / "raw"), "--corrected", "--against", str(data / "eroded"), "--objects", "iou:0.3", "--hd95",
-        "--size", prediction="truth shifted",
-    )  # fmt: skip
+        data,
+        "-o",
+        str(out),
+        "--images",
+        str(data / "raw"),
+        "--corrected",
+        "--against",
+        str(data / "eroded"),
+        "--objects",
+        "iou:0.3",
+        "--hd95",
+        "--size",
+        prediction="truth shifted",
+    )
     assert code == 0
     content = json.loads((out / "evaluation.json").read_text())
     assert content["settings"]["year"] == 2024
@@ -97,8 +118,10 @@ def test_several_processes_find_the_same(data):
     one, two = (evaluate(data / "truth", folders, settings, workers=workers) for workers in (1, 2))
     assert repr(one.scores) == repr(two.scores)  # NaN is not equal to itself
     assert [(s.method, s.case) for s in one.scores[:3]] == [
-        ("shifted", "blood_vessel_1"), ("shifted", "cfos_neuron_1"), ("shifted", "cfos_neuron_2"),
-    ]  # fmt: skip
+        ("shifted", "blood_vessel_1"),
+        ("shifted", "cfos_neuron_1"),
+        ("shifted", "cfos_neuron_2"),
+    ]
 
 
 def test_a_second_run_goes_on_from_the_scores_of_the_first(data, monkeypatch):

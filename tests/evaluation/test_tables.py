@@ -14,17 +14,27 @@ from tests.evaluation.test_comparison import TABLE_5, means_of
 
 def scores(method="ours", cldice=(0.6, 0.8)):
     spots = [
-        CaseScore(method=method, case=f"cfos_neuron_{n}", structure="cfos_neuron", official={"dice": d, "betti_0_error": b}, corrected={}, extra={})
+        CaseScore(
+            method=method,
+            case=f"cfos_neuron_{n}",
+            structure="cfos_neuron",
+            official={"dice": d, "betti_0_error": b},
+            corrected={},
+            extra={},
+        )
         for n, (d, b) in enumerate([(0.5, 1.0), (0.7, 4.0)])
-    ]  # fmt: skip
+    ]
     trees = [
         CaseScore(
-            method=method, case=f"microglia_{n}", structure="microglia",
+            method=method,
+            case=f"microglia_{n}",
+            structure="microglia",
             official={"dice": 0.5, "cldice": c, "betti_0_error": 12.0, "betti_1_error": float(n)},
-            corrected={"cldice": 0.0 if isnan(c) else c}, extra={"hd95_um": 3.0},
+            corrected={"cldice": 0.0 if isnan(c) else c},
+            extra={"hd95_um": 3.0},
         )
         for n, c in enumerate(cldice)
-    ]  # fmt: skip
+    ]
     return [*spots, *trees]
 
 
@@ -113,9 +123,16 @@ def test_names_cannot_break_a_table():
 
 def test_more_structures_go_into_further_tables():
     many = [
-        CaseScore(method="a", case=f"{s}_1", structure=s, official={"dice": 1.0, "panoptic_quality": 1.0}, corrected={}, extra={})
+        CaseScore(
+            method="a",
+            case=f"{s}_1",
+            structure=s,
+            official={"dice": 1.0, "panoptic_quality": 1.0},
+            corrected={},
+            extra={},
+        )
         for s in ("cfos_neuron", "cell_nuclei", "AD_plaques", "microglia")
-    ]  # fmt: skip
+    ]
     assert [len(table) for table in tables.columns(many, EDITIONS[2026], corrected=False)] == [6, 2]
 
 
@@ -139,9 +156,19 @@ def test_the_table_of_ranks():
 
 def test_the_paired_table():
     row = PairedDifference(
-        structure="microglia", metric="dice", cases=7, without_value=1, mean=0.7150, other_mean=0.6987, difference=0.0163, low=0.001, high=0.03,
-        p=0.0312, better=5, worse=2,
-    )  # fmt: skip
+        structure="microglia",
+        metric="dice",
+        cases=7,
+        without_value=1,
+        mean=0.7150,
+        other_mean=0.6987,
+        difference=0.0163,
+        low=0.001,
+        high=0.03,
+        p=0.0312,
+        better=5,
+        worse=2,
+    )
     table = tables.paired([row], "with", "without", EDITIONS[2024])
     line = "| microglia | Dice (%) ↑ | 7 (1 NaN) | 71.50 | 69.87 | 1.63 | 0.10 to 3.00 | 5 / 2 | 0.0312 |"
     assert line in tables.as_markdown(table)

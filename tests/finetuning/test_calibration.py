@@ -72,7 +72,10 @@ def test_offsets_undo_a_constant_and_stay_where_nothing_is_gained():
     moved = fit(cases(2, bias=4.0, voxels=40_000, rare=0.4))
     assert moved.offsets[1] == pytest.approx(-4, abs=1)
     assert moved.dice_after > moved.dice_before + 0.05
-    shifted = [Sample(s.name, s.logits + torch.tensor(moved.offsets)[:, None], s.labels) for s in cases(2, bias=4.0, voxels=40_000, rare=0.4)]  # fmt: skip
+    shifted = [
+        Sample(s.name, s.logits + torch.tensor(moved.offsets)[:, None], s.labels)
+        for s in cases(2, bias=4.0, voxels=40_000, rare=0.4)
+    ]
     assert fit(shifted).dice_after <= moved.dice_after + TOLERANCE + 1e-9
     separated = torch.tensor([[0.0, 0.0], [-3.0, 3.0]])
     assert fit([Sample("a", separated, torch.tensor([0, 1]))]).offsets == (0.0, 0.0)
@@ -137,7 +140,9 @@ def test_several_classes_get_better_together():
     def mean(offsets):
         per_class = []
         for label in (1, 2, 3):
-            pairs = [((s.logits.double() + torch.tensor(offsets).double()[:, None]).argmax(0), s.labels) for s in samples]  # fmt: skip
+            pairs = [
+                ((s.logits.double() + torch.tensor(offsets).double()[:, None]).argmax(0), s.labels) for s in samples
+            ]
             per_class.append(np.mean([dice((p == label).numpy(), (t == label).numpy()) for p, t in pairs]))
         return np.mean(per_class)
 
@@ -277,9 +282,7 @@ def ready(folders, rng):
         data = rng.normal(size=(1, 20, 16, 24)).astype(np.float32)
         labels = (data > 1).astype(np.int8)
         labels[:, 0] = -1
-        nnUNetDatasetBlosc2.save_case(
-            data, labels, {}, str(folder / name), chunks=data.shape, blocks=data.shape
-        )  # fmt: skip
+        nnUNetDatasetBlosc2.save_case(data, labels, {}, str(folder / name), chunks=data.shape, blocks=data.shape)
     given_trainer.fold = "all"
     given_trainer.initialize()
     return given_trainer

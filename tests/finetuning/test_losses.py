@@ -41,8 +41,13 @@ def case(dimensions=3, classes=3, *, batch=2, seed=0, ignored=0.0):
 
 def loss_named(name, space, *, batch_dice=False, ignore_label=None, spacing=None):
     return build_loss(
-        name, batch_dice=batch_dice, ignore_label=ignore_label, ddp=False, spacing=spacing or (1.0,) * len(space), patch_size=space
-    )  # fmt: skip
+        name,
+        batch_dice=batch_dice,
+        ignore_label=ignore_label,
+        ddp=False,
+        spacing=spacing or (1.0,) * len(space),
+        patch_size=space,
+    )
 
 
 def output_of(logits, labels, known=None):

@@ -8,8 +8,11 @@ from nnunet_selma.nnunet.checkpoints import read_checkpoint
 from tests.plans import network, plans
 
 WRAPPED = {
-    "module.": "behind 'module.'", "model.": "behind 'model.'", "net.module.backbone.": "behind 'net.module.backbone.'", "": "",
-}  # fmt: skip
+    "module.": "behind 'module.'",
+    "model.": "behind 'model.'",
+    "net.module.backbone.": "behind 'net.module.backbone.'",
+    "": "",
+}
 
 
 def pair():

@@ -17,10 +17,21 @@ CPU = torch.device("cpu")
 def unet(classes=2, *, deep_supervision=True):
     torch.manual_seed(0)
     return PlainConvUNet(
-        input_channels=1, n_stages=3, features_per_stage=[8, 16, 16], conv_op=nn.Conv3d, kernel_sizes=3, strides=[1, 2, 2], num_classes=classes,
-        n_conv_per_stage=1, n_conv_per_stage_decoder=1, conv_bias=True, norm_op=nn.InstanceNorm3d, norm_op_kwargs={"affine": True}, nonlin=nn.LeakyReLU,
+        input_channels=1,
+        n_stages=3,
+        features_per_stage=[8, 16, 16],
+        conv_op=nn.Conv3d,
+        kernel_sizes=3,
+        strides=[1, 2, 2],
+        num_classes=classes,
+        n_conv_per_stage=1,
+        n_conv_per_stage_decoder=1,
+        conv_bias=True,
+        norm_op=nn.InstanceNorm3d,
+        norm_op_kwargs={"affine": True},
+        nonlin=nn.LeakyReLU,
         deep_supervision=deep_supervision,
-    )  # fmt: skip
+    )
 
 
 def probed(network, loaded, ignore_label=None, **more):

@@ -32,11 +32,20 @@ def unet(family=PlainConvUNet, *, features=(4, 6, 8), kernels=3, strides=None, i
     blocks = "n_conv_per_stage" if family is PlainConvUNet else "n_blocks_per_stage"
     torch.manual_seed(seed)
     net = family(
-        input_channels=inputs, n_stages=stages, features_per_stage=list(features), conv_op=nn.Conv3d, kernel_sizes=kernels,
-        strides=strides or [[1] * 3] + [[2] * 3] * (stages - 1), num_classes=2, n_conv_per_stage_decoder=[2] * (stages - 1),
-        conv_bias=True, nonlin=nn.LeakyReLU, nonlin_kwargs={}, **{blocks: [2] * stages},
+        input_channels=inputs,
+        n_stages=stages,
+        features_per_stage=list(features),
+        conv_op=nn.Conv3d,
+        kernel_sizes=kernels,
+        strides=strides or [[1] * 3] + [[2] * 3] * (stages - 1),
+        num_classes=2,
+        n_conv_per_stage_decoder=[2] * (stages - 1),
+        conv_bias=True,
+        nonlin=nn.LeakyReLU,
+        nonlin_kwargs={},
+        **{blocks: [2] * stages},
         **({"norm_op": nn.InstanceNorm3d, "norm_op_kwargs": {"affine": True}} if norm else {}),
-    )  # fmt: skip
+    )
     for parameter in net.parameters():  # biases and norms start as zeros and ones, which would hide what became of them
         nn.init.normal_(parameter, std=0.3)
     return net.eval()
@@ -377,7 +386,11 @@ def test_an_nnssl_checkpoint_loads_into_our_plans(prefix):
     source, target = network(plans(residual=True)), network(plans(residual=True), pretraining=False)
     record = AdaptationRecord(
         {
-            "architecture_plans": {"arch_class_name": "ResEncL", "arch_kwargs": None, "arch_kwargs_requiring_import": None},
+            "architecture_plans": {
+                "arch_class_name": "ResEncL",
+                "arch_kwargs": None,
+                "arch_kwargs_requiring_import": None,
+            },
             "pretrain_plan": {"configurations": {"onemmiso": {"patch_size": [160, 160, 160], "spacing": [1, 1, 1]}}},
             "pretrain_num_input_channels": 1,
             "recommended_downstream_patchsize": [160, 160, 160],
@@ -386,7 +399,7 @@ def test_an_nnssl_checkpoint_loads_into_our_plans(prefix):
             "keys_to_in_proj": [f"{prefix}encoder.stem.convs.0.conv", f"{prefix}encoder.stem.convs.0.all_modules.0"],
             "key_to_lpe": None,
         }
-    )  # fmt: skip
+    )
     weights = {f"{prefix}{key}": value for key, value in source.state_dict().items() if key.startswith("encoder.")}
     report = carry_over(Checkpoint(weights, record), target)
     for tensor in report.tensors:
@@ -406,9 +419,12 @@ def primus(shape):
 
 def of_primus(source, prefix, patch):
     record = {
-        "key_to_encoder": f"{prefix}eva", "key_to_stem": f"{prefix}down_projection", "keys_to_in_proj": ["projection.proj"],
-        "key_to_lpe": f"{prefix}eva.pos_embed", "pretrain_plan": {"configurations": {"x": {"patch_size": patch}}},
-    }  # fmt: skip
+        "key_to_encoder": f"{prefix}eva",
+        "key_to_stem": f"{prefix}down_projection",
+        "keys_to_in_proj": ["projection.proj"],
+        "key_to_lpe": f"{prefix}eva.pos_embed",
+        "pretrain_plan": {"configurations": {"x": {"patch_size": patch}}},
+    }
     return Checkpoint({f"{prefix}{key}": value for key, value in source.state_dict().items()}, AdaptationRecord(record))
 
 
@@ -555,8 +571,12 @@ def test_the_table_names_the_parts_and_what_was_adapted():
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     ("carry", "parts"),
-    [("all", {"encoder", "decoder", "last step"}), ("all_but_last_step", {"encoder", "decoder"}), ("encoder", {"encoder"})],
-)  # fmt: skip
+    [
+        ("all", {"encoder", "decoder", "last step"}),
+        ("all_but_last_step", {"encoder", "decoder"}),
+        ("encoder", {"encoder"}),
+    ],
+)
 def test_only_the_chosen_parts_are_carried_over(family, carry, parts):
     source, target = unet(family, seed=1), unet(family, seed=2)
     before, weights = state(target), source.state_dict()

@@ -21,9 +21,13 @@ def gpu_plans(size, patch=None):
     own = content["configurations"]["3d_fullres"]
     own["patch_size"], own["batch_size"] = [patch or size.patch] * 3, size.batch
     own["architecture"]["arch_kwargs"] |= {
-        "n_stages": stages, "features_per_stage": list(size.features), "kernel_sizes": [[3] * 3] * stages,
-        "strides": [[1] * 3] + [[2] * 3] * (stages - 1), "n_conv_per_stage": [2] * stages, "n_conv_per_stage_decoder": [2] * (stages - 1),
-    }  # fmt: skip
+        "n_stages": stages,
+        "features_per_stage": list(size.features),
+        "kernel_sizes": [[3] * 3] * stages,
+        "strides": [[1] * 3] + [[2] * 3] * (stages - 1),
+        "n_conv_per_stage": [2] * stages,
+        "n_conv_per_stage_decoder": [2] * (stages - 1),
+    }
     return content
 
 

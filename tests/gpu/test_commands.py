@@ -20,8 +20,12 @@ def _usual():
 
 def typed(*command, **environment):
     done = subprocess.run(
-        [commands.program(command[0]), *command[1:]], env={**_usual(), **environment}, capture_output=True, text=True, check=False
-    )  # fmt: skip
+        [commands.program(command[0]), *command[1:]],
+        env={**_usual(), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

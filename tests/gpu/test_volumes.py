@@ -29,9 +29,12 @@ def predicted(request, tmp_path_factory, device, size):
     model = write_model(root / "model", gpu_plans(size), folds=request.param)
     image = texture(np.random.default_rng(0), (size.volume,) * 3)
     settings = VolumePrediction(
-        inputs=(write_image(root / "brain.nii.gz", image[0]),), output=root / "brain.ome.zarr", model=model, tissue_only=False,
+        inputs=(write_image(root / "brain.nii.gz", image[0]),),
+        output=root / "brain.ome.zarr",
+        model=model,
+        tissue_only=False,
         block=128 if device.type == "cuda" else 32,
-    )  # fmt: skip
+    )
     predict_volume(settings, Execution(device=device.type))
     return settings, stock(model, image, (1.0, 1.0, 1.0), device=device)
 
@@ -57,9 +60,23 @@ def test_a_killed_prediction_goes_on_to_the_same(predicted, device, row, tmp_pat
     settings, _ = predicted
     again = replace(settings, output=tmp_path / "killed.ome.zarr")
     command = [
-        sys.executable, "-m", "nnunet_selma.cli", "predict-volume", str(settings.inputs[0]), "-o", str(again.output), "-m", str(settings.model.folder),
-        "-f", *settings.model.folds, "--block", str(settings.block), "--everything", "--device", device.type,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "nnunet_selma.cli",
+        "predict-volume",
+        str(settings.inputs[0]),
+        "-o",
+        str(again.output),
+        "-m",
+        str(settings.model.folder),
+        "-f",
+        *settings.model.folds,
+        "--block",
+        str(settings.block),
+        "--everything",
+        "--device",
+        device.type,
+    ]
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ})
     while running.poll() is None and not list(again.staging.glob("blocks/*.json")):
         time.sleep(0.02)

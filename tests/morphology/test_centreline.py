@@ -268,11 +268,16 @@ def measured(pieces):
     """Voxels, length and forks that pieces add up to."""
     return np.sum(
         [
-            (piece.thin[piece.own].sum(), centreline_length(piece.thin, SPACING, piece.own), branch_points(piece.thin, piece.own))
+            (
+                piece.thin[piece.own].sum(),
+                centreline_length(piece.thin, SPACING, piece.own),
+                branch_points(piece.thin, piece.own),
+            )
             for piece in pieces
-        ] or [(0, 0, 0)],
+        ]
+        or [(0, 0, 0)],
         axis=0,
-    )  # fmt: skip
+    )
 
 
 @given(pair=similar_masks(), edge=edges)

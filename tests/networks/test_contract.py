@@ -186,13 +186,17 @@ def test_an_image_that_the_strides_do_not_divide(case):
     [
         (SwinUNETR, {"strides": HALVED[:3], **SWIN}, "do not fit 2 stage"),
         (SwinUNETR, {**SWIN, "strides": [*HALVED[:3], [1, 2, 2]]}, "do not fit 2 stage"),
-        (SwinUNETR, {"strides": [*HALVED, *HALVED[1:]], **SWIN, "depths": [1] * 5, "num_heads": [3] * 5}, "do not fit 5 stage"),
+        (
+            SwinUNETR,
+            {"strides": [*HALVED, *HALVED[1:]], **SWIN, "depths": [1] * 5, "num_heads": [3] * 5},
+            "do not fit 5 stage",
+        ),
         (ViTAdapter, {**VIT, "strides": HALVED[:3]}, "3 strides and 4 features_per_stage"),
         (ViTAdapter, {**VIT, "strides": HALVED, "embed_dim": 40}, "give a multiple of 48"),
         (AttentionUNet, {"spatial_dims": 2, "strides": HALVED, "features_per_stage": [4, 6, 8, 10]}, "in 2D"),
         (AttentionUNet, {"spatial_dims": 3, "strides": HALVED, "features_per_stage": [4, 6, 8]}, "do not fit 3 stages"),
     ],
-)  # fmt: skip
+)
 def test_arguments_that_do_not_fit_each_other(cls, kwargs, match):
     with pytest.raises(SelmaError, match=match):
         cls(1, 2, **kwargs)

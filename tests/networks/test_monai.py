@@ -17,10 +17,16 @@ from nnunet_selma.nnunet.checkpoints import read_checkpoint
 WRAPPED = {
     "plain": lambda w: w,
     "bundle": lambda w: {"state_dict": w, "epoch": 10},
-    "VoCo's student": lambda w: {"student": {f"module.backbone.{key}": value for key, value in w.items()}, "teacher": {}},
+    "VoCo's student": lambda w: {
+        "student": {f"module.backbone.{key}": value for key, value in w.items()},
+        "teacher": {},
+    },
     "net": lambda w: {"net": {f"swinUNETR.{key}": value for key, value in w.items()}},
-    "Lightning": lambda w: {"state_dict": {f"model.{key}": value for key, value in w.items()}, "pytorch-lightning_version": "2.1"},
-}  # fmt: skip
+    "Lightning": lambda w: {
+        "state_dict": {f"model.{key}": value for key, value in w.items()},
+        "pytorch-lightning_version": "2.1",
+    },
+}
 TRANSFORMER = {
     "model_swinvit": lambda w: {f"module.{key.replace('.mlp.linear', '.mlp.fc')}": value for key, value in w.items()},
     "swinViT": lambda w: {f"swinViT.{key}": value for key, value in w.items()},
@@ -84,8 +90,10 @@ def test_attention_unet_is_monais(dimensions):
     for source, target in copied:
         target.load_state_dict(source.state_dict())
     assert sum(p.numel() for p in theirs.parameters()) == sum(
-        p.numel() for name, p in ours.named_parameters() if not name.startswith(("decoder.seg_layers.0", "decoder.seg_layers.1"))
-    )  # fmt: skip
+        p.numel()
+        for name, p in ours.named_parameters()
+        if not name.startswith(("decoder.seg_layers.0", "decoder.seg_layers.1"))
+    )
     image = torch.randn(2, 2, *[16] * dimensions)
     for mode in (True, False):
         torch.testing.assert_close(ours.train(mode)(image), theirs.train(mode)(image), rtol=0, atol=1e-5)

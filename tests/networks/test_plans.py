@@ -71,7 +71,10 @@ def test_any_patch_leaves_three_stages_and_more_than_one_voxel(kind, edge):
     assert [b * stride for b, stride in zip(bottleneck, strides, strict=True)] == own["patch_size"]
     assert max(bottleneck) > 1
     if edge >= 8:
-        assert all(length <= min(edge, most) for length, most in zip(own["patch_size"], only(source)["patch_size"], strict=True))  # fmt: skip
+        assert all(
+            length <= min(edge, most)
+            for length, most in zip(own["patch_size"], only(source)["patch_size"], strict=True)
+        )
 
 
 def test_without_numbers_the_network_is_the_papers_and_the_batch_the_plans():
@@ -80,10 +83,14 @@ def test_without_numbers_the_network_is_the_papers_and_the_batch_the_plans():
     assert swin["architecture"] == {
         "network_class_name": "nnunet_selma.networks.swin_unetr.SwinUNETR",
         "arch_kwargs": {
-            "strides": [[1] * 3, *[[2] * 3] * 5], "feature_size": 48, "depths": [2] * 4, "num_heads": [3, 6, 12, 24], "window_size": 7,
+            "strides": [[1] * 3, *[[2] * 3] * 5],
+            "feature_size": 48,
+            "depths": [2] * 4,
+            "num_heads": [3, 6, 12, 24],
+            "window_size": 7,
         },
         "_kw_requires_import": [],
-    }  # fmt: skip
+    }
     vit = only(network_plans(plans("128×128×112"), "new", network="vit_adapter"))["architecture"]["arch_kwargs"]
     assert (vit["embed_dim"], vit["depth"], vit["features_per_stage"]) == (384, 12, [32, 64, 128, 256])
     unet = only(network_plans(plans("2d, 256×256"), "new", network="attention_unet"))["architecture"]["arch_kwargs"]

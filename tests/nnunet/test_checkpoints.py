@@ -141,7 +141,10 @@ def test_only_what_was_trained_is_read(residual, tmp_path):
 
 
 def test_a_name_that_is_only_the_beginning_of_another_is_not_the_module(tmp_path):
-    torch.save({"network_weights": {"encoder.a": torch.ones(1), "encoder2.a": torch.ones(1)}, TRAINED: ["encoder"]}, tmp_path / "c.pth")  # fmt: skip
+    torch.save(
+        {"network_weights": {"encoder.a": torch.ones(1), "encoder2.a": torch.ones(1)}, TRAINED: ["encoder"]},
+        tmp_path / "c.pth",
+    )
     assert read_checkpoint(tmp_path / "c.pth").weights.keys() == {"encoder.a"}
 
 
@@ -153,17 +156,38 @@ def test_a_trained_part_that_is_not_there(tmp_path):
 
 # the fields of nnssl's AdaptationPlan, Plan and ConfigurationPlan; a field too many is a TypeError there
 OF_RECORD = {
-    "architecture_plans", "pretrain_plan", "pretrain_num_input_channels", "recommended_downstream_patchsize", "key_to_encoder",
-    "key_to_stem", "keys_to_in_proj", "key_to_lpe",
-}  # fmt: skip
+    "architecture_plans",
+    "pretrain_plan",
+    "pretrain_num_input_channels",
+    "recommended_downstream_patchsize",
+    "key_to_encoder",
+    "key_to_stem",
+    "keys_to_in_proj",
+    "key_to_lpe",
+}
 OF_PLAN = {
-    "dataset_name", "plans_name", "original_median_spacing_after_transp", "image_reader_writer", "transpose_forward",
-    "transpose_backward", "configurations", "experiment_planner_used",
-}  # fmt: skip
+    "dataset_name",
+    "plans_name",
+    "original_median_spacing_after_transp",
+    "image_reader_writer",
+    "transpose_forward",
+    "transpose_backward",
+    "configurations",
+    "experiment_planner_used",
+}
 OF_CONFIGURATION = {
-    "data_identifier", "preprocessor_name", "spacing_style", "normalization_schemes", "use_mask_for_norm", "resampling_fn_data",
-    "resampling_fn_data_kwargs", "resampling_fn_mask", "resampling_fn_mask_kwargs", "spacing", "patch_size",
-}  # fmt: skip
+    "data_identifier",
+    "preprocessor_name",
+    "spacing_style",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "resampling_fn_data",
+    "resampling_fn_data_kwargs",
+    "resampling_fn_mask",
+    "resampling_fn_mask_kwargs",
+    "spacing",
+    "patch_size",
+}
 
 
 @pytest.mark.parametrize("residual", [False, True])
@@ -275,7 +299,13 @@ def test_safetensors_give_back_what_was_exported(trained, tmp_path):
 
 def test_views_of_one_memory_and_empty_tensors_are_exported(tmp_path):
     memory = torch.arange(6.0)
-    state = {"whole": memory, "part": memory[:3], "turned": memory.view(2, 3).T, "none": torch.empty(0), "void": torch.empty(0)}  # fmt: skip
+    state = {
+        "whole": memory,
+        "part": memory[:3],
+        "turned": memory.view(2, 3).T,
+        "none": torch.empty(0),
+        "void": torch.empty(0),
+    }
     torch.save(state, tmp_path / "c.pth")
     assert export_weights(tmp_path / "c.pth", tmp_path / "out.safetensors") == (5, 15)
     assert equal(read_checkpoint(tmp_path / "out.safetensors").weights, state)

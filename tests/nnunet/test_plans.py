@@ -55,8 +55,11 @@ def test_a_network_of_ours_is_made_smaller_by_another_command():
 
 def prepare(folders, dataset, *, channels=1, spacing=(1.0, 1.0, 1.0), planned=True):
     content = {
-        "channel_names": {str(i): "x" for i in range(channels)}, "labels": {"background": 0, "tissue": 1}, "numTraining": 1, "file_ending": ".nii.gz",
-    }  # fmt: skip
+        "channel_names": {str(i): "x" for i in range(channels)},
+        "labels": {"background": 0, "tissue": 1},
+        "numTraining": 1,
+        "file_ending": ".nii.gz",
+    }
     for root in (folders.raw, folders.preprocessed):
         (root / dataset / "imagesTr").mkdir(parents=True)
     write_image(folders.raw / dataset / "imagesTr" / "a_0000.nii.gz", np.zeros((4, 4, 4), np.uint16))

@@ -135,8 +135,12 @@ def test_an_affine_transform(unit, atlas_name, name, direction, sample, tmp_path
     values = np.where(x < 80, LEFT, RIGHT)
     values[z > 140] = 0
     path = itk(
-        tmp_path / atlas_name, values.reshape((size,) * 3).astype(np.uint32), (spacing * unit,) * 3, (origin * unit).tolist(), direction
-    )  # fmt: skip
+        tmp_path / atlas_name,
+        values.reshape((size,) * 3).astype(np.uint32),
+        (spacing * unit,) * 3,
+        (origin * unit).tolist(),
+        direction,
+    )
     found, summary = run(sample, path, transform=tmp_path / name)
     voxel = spacing**3 * 1e-9  # volumes are those of the atlas, not of the sample
     check(found, (values == LEFT).sum() * voxel, (values == RIGHT).sum() * voxel)

@@ -43,8 +43,10 @@ class Large(Volume):
 
 
 @given(
-    shape=st.tuples(*[st.integers(1, 12)] * 3), kept=st.integers(0, 3), boxes=st.lists(st.tuples(*[st.integers(0, 12)] * 6), max_size=6)
-)  # fmt: skip
+    shape=st.tuples(*[st.integers(1, 12)] * 3),
+    kept=st.integers(0, 3),
+    boxes=st.lists(st.tuples(*[st.integers(0, 12)] * 6), max_size=6),
+)
 def test_boxes_cut_from_kept_slices_are_those_of_the_volume(shape, kept, boxes):
     voxels = np.arange(prod(shape)).reshape(shape)
     with pytest.MonkeyPatch.context() as patch:

@@ -25,9 +25,14 @@ def one_by_one(values, raw, connectivity):
         at = np.argwhere(numbers == number)
         grey = raw[numbers == number]
         yield {
-            "label": values[tuple(at[0])], "voxels": len(at), "centroid": at.mean(axis=0), "start": at.min(axis=0),
-            "stop": at.max(axis=0) + 1, "mean_intensity": grey.mean(dtype=np.float64), "max_intensity": grey.max(),
-        }  # fmt: skip
+            "label": values[tuple(at[0])],
+            "voxels": len(at),
+            "centroid": at.mean(axis=0),
+            "start": at.min(axis=0),
+            "stop": at.max(axis=0) + 1,
+            "mean_intensity": grey.mean(dtype=np.float64),
+            "max_intensity": grey.max(),
+        }
 
 
 @given(

@@ -61,9 +61,15 @@ def write_image(path, voxels, **options):
     pytest.importorskip("ome_zarr_models", reason="OME-Zarr is written with Python 3.11")
     chunk = (16, 16, 16)
     layout = ImageLayout(
-        shape=voxels.shape[-3:], dtype=voxels.dtype, spacing_um_zyx=SPACING, shard_zyx=chunk, chunk_zyx=chunk, reduction="nearest",
-        name="image", **options,
-    )  # fmt: skip
+        shape=voxels.shape[-3:],
+        dtype=voxels.dtype,
+        spacing_um_zyx=SPACING,
+        shard_zyx=chunk,
+        chunk_zyx=chunk,
+        reduction="nearest",
+        name="image",
+        **options,
+    )
     create_image(path, layout)
     for block in blocks(layout.shape, chunk):
         own = tuple(slice(a, b) for a, b in zip(block.start, block.stop, strict=True))

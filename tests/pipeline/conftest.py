@@ -11,9 +11,17 @@ from nnunet_selma.demo.demo import DemoSize, demo_environment, run_demo
 from nnunet_selma.nnunet import commands
 
 TINY = DemoSize(
-    patches=2, patch_edge=32, brain_shape=(32, 64, 64), tile=32, tiles_per_volume=2, test_patches=1, network_patch=16, features=(4, 8, 8),
-    pretraining=(3, 3), finetuning=(2, 3),
-)  # fmt: skip
+    patches=2,
+    patch_edge=32,
+    brain_shape=(32, 64, 64),
+    tile=32,
+    tiles_per_volume=2,
+    test_patches=1,
+    network_patch=16,
+    features=(4, 8, 8),
+    pretraining=(3, 3),
+    finetuning=(2, 3),
+)
 
 
 @dataclass(frozen=True)
@@ -31,9 +39,12 @@ class Workspace:
     def run(self, *command: str, **changes: str | None) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, **self.environment, **changes}
         return subprocess.run(
-            [commands.program(command[0]), *command[1:]], env={k: v for k, v in environment.items() if v is not None},
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            [commands.program(command[0]), *command[1:]],
+            env={k: v for k, v in environment.items() if v is not None},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
     def settings(self, dataset: int, plans: str, *assignments: str) -> None:
         done = self.run("nnunet-selma", "settings", "-d", str(dataset), "-p", plans, *assignments)

@@ -36,8 +36,12 @@ class TestChallenge:
     def run(output):
         environment = {name: value for name, value in os.environ.items() if not name.startswith("nnUNet")}
         return subprocess.run(
-            [sys.executable, "-c", PROGRAM.format(output=str(output))], env=environment, capture_output=True, text=True, check=False
-        )  # fmt: skip
+            [sys.executable, "-c", PROGRAM.format(output=str(output))],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
     def test_every_row_is_trained_predicted_and_scored(self, output):
         done = self.run(output)

@@ -205,9 +205,21 @@ class TestPretraining:
 
     def test_stock_nnunet_takes_the_checkpoint(self, workspace, tmp_path):
         done = workspace.run(
-            "nnUNetv2_train", "510", "3d_fullres", "0", "-tr", "nnUNetTrainer_1epoch", "-p", "nnUNetSmallPlans", "-device", "cpu",
-            "-pretrained_weights", str(workspace.path(SSL) / "checkpoint_final.pth"), nnUNet_results=str(tmp_path), nnUNet_extTrainer=None,
-        )  # fmt: skip
+            "nnUNetv2_train",
+            "510",
+            "3d_fullres",
+            "0",
+            "-tr",
+            "nnUNetTrainer_1epoch",
+            "-p",
+            "nnUNetSmallPlans",
+            "-device",
+            "cpu",
+            "-pretrained_weights",
+            str(workspace.path(SSL) / "checkpoint_final.pth"),
+            nnUNet_results=str(tmp_path),
+            nnUNet_extTrainer=None,
+        )
         assert done.returncode == 0, done.stderr
         assert "Loading pretrained weights" in done.stdout
         assert list(tmp_path.rglob("fold_0/checkpoint_final.pth"))
@@ -226,9 +238,30 @@ class TestFinetuning:
         checkpoint = torch.load(workspace.path(FINETUNED) / "checkpoint_final.pth", weights_only=False)
         assert checkpoint["trainer_name"] == "nnUNetTrainer"
         done = workspace.run(
-            "nnUNetv2_predict", "-d", "510", "-i", str(workspace.output / "test" / "images"), "-o", str(tmp_path), "-f", "0", "-p", "nnUNetSmallPlans",
-            "-tr", "SelmaFinetuneTrainer", "-c", "3d_fullres", "-device", "cpu", "--disable_tta", "-npp", "1", "-nps", "1", nnUNet_extTrainer=None,
-        )  # fmt: skip
+            "nnUNetv2_predict",
+            "-d",
+            "510",
+            "-i",
+            str(workspace.output / "test" / "images"),
+            "-o",
+            str(tmp_path),
+            "-f",
+            "0",
+            "-p",
+            "nnUNetSmallPlans",
+            "-tr",
+            "SelmaFinetuneTrainer",
+            "-c",
+            "3d_fullres",
+            "-device",
+            "cpu",
+            "--disable_tta",
+            "-npp",
+            "1",
+            "-nps",
+            "1",
+            nnUNet_extTrainer=None,
+        )
         assert done.returncode == 0, done.stderr
         for path in (workspace.output / "predictions" / "with_pretraining").glob("*.nii.gz"):
             np.testing.assert_array_equal(

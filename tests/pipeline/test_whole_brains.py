@@ -31,12 +31,34 @@ def test_the_labels_are_those_of_nnunetv2_predict(workspace, tmp_path):
     (tmp_path / "in").mkdir()
     write_nifti(tmp_path / "in" / "brain_0000.nii.gz", open_volume(slices).read(), (1.0, 1.0, 1.0))
     stock = workspace.run(
-        "nnUNetv2_predict", *MODEL, "-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "-c", "3d_fullres", "-device", "cpu", "-npp", "0", "-nps", "0"
-    )  # fmt: skip
+        "nnUNetv2_predict",
+        *MODEL,
+        "-i",
+        str(tmp_path / "in"),
+        "-o",
+        str(tmp_path / "out"),
+        "-c",
+        "3d_fullres",
+        "-device",
+        "cpu",
+        "-npp",
+        "0",
+        "-nps",
+        "0",
+    )
     assert stock.returncode == 0, stock.stderr
     ours = workspace.run(
-        "nnunet-selma", "predict-volume", str(slices), "-o", str(tmp_path / "brain.ome.zarr"), *MODEL, "--tta", "--everything", "--block", "32"
-    )  # fmt: skip
+        "nnunet-selma",
+        "predict-volume",
+        str(slices),
+        "-o",
+        str(tmp_path / "brain.ome.zarr"),
+        *MODEL,
+        "--tta",
+        "--everything",
+        "--block",
+        "32",
+    )
     assert ours.returncode == 0, ours.stderr
     expected = open_volume(tmp_path / "out" / "brain.nii.gz").read()
     labels = open_volume(tmp_path / "brain.ome.zarr" / "labels" / "segmentation").read()
@@ -64,8 +86,17 @@ def test_a_real_cube_goes_from_slices_to_a_table_of_cells(workspace, real_data, 
             tifffile.imwrite(tmp_path / name / f"{name}_{z:04d}.tif", plane, compression="zlib")
     brain = tmp_path / "brain.ome.zarr"
     done = workspace.run(
-        "nnunet-selma", "predict-volume", str(tmp_path / "raw"), "-o", str(brain), *MODEL, "--spacing", "6,1.62,1.62", "-step_size", "1"
-    )  # fmt: skip
+        "nnunet-selma",
+        "predict-volume",
+        str(tmp_path / "raw"),
+        "-o",
+        str(brain),
+        *MODEL,
+        "--spacing",
+        "6,1.62,1.62",
+        "-step_size",
+        "1",
+    )
     assert done.returncode == 0, done.stderr
     counts = {}
     for name, labels in (("gt", tmp_path / "gt"), ("predicted", brain)):

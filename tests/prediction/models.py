@@ -21,9 +21,11 @@ def write_model(
     content = content or plans()
     (name,) = content["configurations"]
     description = {
-        "channel_names": {str(i): f"stain {i}" for i in range(channels)}, "labels": labels or {"background": 0, "cell": 1},
-        "file_ending": ".nii.gz", "numTraining": 1,
-    }  # fmt: skip
+        "channel_names": {str(i): f"stain {i}" for i in range(channels)},
+        "labels": labels or {"background": 0, "cell": 1},
+        "file_ending": ".nii.gz",
+        "numTraining": 1,
+    }
     if regions_order:
         description["regions_class_order"] = regions_order
     configuration = content["configurations"][name]
@@ -43,11 +45,13 @@ def write_model(
         (folder / f"fold_{fold}").mkdir()
         torch.save(
             {
-                "network_weights": network.state_dict(), "trainer_name": "nnUNetTrainer", "init_args": {"configuration": name},
+                "network_weights": network.state_dict(),
+                "trainer_name": "nnUNetTrainer",
+                "init_args": {"configuration": name},
                 "inference_allowed_mirroring_axes": tuple(range(len(manager.get_configuration(name).patch_size))),
             },
             folder / f"fold_{fold}" / "checkpoint_final.pth",
-        )  # fmt: skip
+        )
     return ModelSettings(folder=folder, folds=tuple(str(fold) for fold in range(folds)))
 
 
@@ -70,9 +74,12 @@ def stock(settings: ModelSettings, image, spacing_zyx, *, probabilities=False, d
 
     device = device or torch.device("cpu")
     predictor = nnUNetPredictor(
-        tile_step_size=settings.step_size, use_mirroring=settings.mirroring, device=device, allow_tqdm=False,
+        tile_step_size=settings.step_size,
+        use_mirroring=settings.mirroring,
+        device=device,
+        allow_tqdm=False,
         perform_everything_on_device=device.type == "cuda",
-    )  # fmt: skip
+    )
     predictor.initialize_from_trained_model_folder(str(settings.folder), settings.folds, settings.checkpoint)
     return predictor.predict_single_npy_array(
         image.astype(np.float32), {"spacing": list(spacing_zyx)}, None, None, save_or_return_probabilities=probabilities

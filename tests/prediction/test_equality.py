@@ -38,8 +38,11 @@ def scheme(name):
     content = plans()
     content["configurations"]["3d_fullres"]["normalization_schemes"] = [name]
     content["foreground_intensity_properties_per_channel"]["0"] |= {
-        "mean": 1500.0, "std": 400.0, "percentile_00_5": 300.0, "percentile_99_5": 3500.0
-    }  # fmt: skip
+        "mean": 1500.0,
+        "std": 400.0,
+        "percentile_00_5": 300.0,
+        "percentile_99_5": 3500.0,
+    }
     return content
 
 
@@ -50,12 +53,27 @@ CASES = {
     "smaller than the patch": (plans, (9, 13, 11), None, {}),
     "zeros around it": (plans, (40, 41, 42), None, {"dark_border": 6}),
     "two channels": (plans, (33, 30, 36), None, {"channels": 2}),
-    "two folds, three classes": (plans, (30, 33, 36), None, {"folds": 2, "labels": {"background": 0, "cell": 1, "fibre": 2}}),
-    "regions": (plans, (30, 33, 36), None, {"labels": {"background": 0, "cell": [1, 2], "core": [2]}, "regions_order": [1, 2]}),
+    "two folds, three classes": (
+        plans,
+        (30, 33, 36),
+        None,
+        {"folds": 2, "labels": {"background": 0, "cell": 1, "fibre": 2}},
+    ),
+    "regions": (
+        plans,
+        (30, 33, 36),
+        None,
+        {"labels": {"background": 0, "cell": [1, 2], "core": [2]}, "regions_order": [1, 2]},
+    ),
     "2d": (flat, (3, 270, 300), None, {}),
     "residual encoder": (lambda: plans(residual=True), (30, 33, 36), None, {}),
     "finer voxels than the model's": (lambda: _spaced((2.0, 2.0, 2.0)), (37, 45, 52), (1.3, 1.2, 1.1), {}),
-    "coarser voxels, zeros around": (lambda: _spaced((2.0, 2.0, 2.0)), (25, 26, 27), (3.0, 2.6, 2.2), {"dark_border": 3}),
+    "coarser voxels, zeros around": (
+        lambda: _spaced((2.0, 2.0, 2.0)),
+        (25, 26, 27),
+        (3.0, 2.6, 2.2),
+        {"dark_border": 3},
+    ),
     "thick slices": (thick_slices, (14, 45, 52), (7.0, 1.3, 0.8), {}),
     "thick slices, plane size kept": (thick_slices, (14, 45, 52), (7.0, 1.0, 1.0), {}),
     "axes turned": (turned, (33, 40, 28), (1.2, 1.9, 1.5), {}),
@@ -66,7 +84,7 @@ CASES = {
     "CT normalisation": (lambda: scheme("CTNormalization"), (30, 33, 36), None, {}),
     "rescaled to 0 and 1": (lambda: scheme("RescaleTo01Normalization"), (30, 33, 36), None, {"dark_border": 4}),
     "not normalised": (lambda: scheme("NoNormalization"), (30, 33, 36), None, {}),
-}  # fmt: skip
+}
 
 
 def _spaced(spacing):
@@ -106,9 +124,13 @@ def test_probabilities_are_the_mean_of_the_folds_as_nnunet_has_it(tmp_path, rng)
     image = texture(rng, (20, 33, 36))
     _, whole = stock(settings, image, (1.0, 1.0, 1.0), probabilities=True)
     prediction = VolumePrediction(
-        inputs=(write_image(tmp_path / "brain.nii.gz", image[0]),), output=tmp_path / "brain.ome.zarr", model=settings, tissue_only=False,
-        block=32, probabilities=True,
-    )  # fmt: skip
+        inputs=(write_image(tmp_path / "brain.nii.gz", image[0]),),
+        output=tmp_path / "brain.ome.zarr",
+        model=settings,
+        tissue_only=False,
+        block=32,
+        probabilities=True,
+    )
     predict_volume(prediction, Execution())
     metadata = read_json(tmp_path / "brain_probabilities.ome.zarr" / "zarr.json")["attributes"]["ome"]
     assert [channel["label"] for channel in metadata["omero"]["channels"]] == ["cell", "fibre"]

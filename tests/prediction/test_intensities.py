@@ -50,8 +50,9 @@ def test_normalised_as_nnunet_does(name, voxels, z):
     channels = len(voxels)
     own = normalisation(
         {"normalization_schemes": [name] * channels, "use_mask_for_norm": [False] * channels},
-        {str(i): PROPERTIES for i in range(channels)}, found,
-    )  # fmt: skip
+        {str(i): PROPERTIES for i in range(channels)},
+        found,
+    )
     cropped, _, _ = crop_to_nonzero(voxels.astype(np.float32))
     scheme = getattr(schemes, name)(use_mask_for_norm=False, intensityproperties=PROPERTIES)
     expected = np.stack([scheme.run(channel.copy()) for channel in cropped])

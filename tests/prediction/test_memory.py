@@ -44,9 +44,19 @@ def test_a_volume_four_times_as_large_as_the_limit(tmp_path):
     mask[tuple(slice(bounds.start // 32, bounds.stop // 32 + 1) for bounds in SPOT)] = 1
     zarr.create_array(str(tmp_path / "mask.zarr"), shape=mask.shape, chunks=mask.shape, dtype="u1")[:] = mask
     peak = peak_within(
-        LIMIT, "predict-volume", slices(tmp_path / "slices"), "-o", tmp_path / "out.ome.zarr", "-m", model.folder, "--max-memory", "1.3",
-        "--mask", tmp_path / "mask.zarr", "--probabilities",
-    )  # fmt: skip
+        LIMIT,
+        "predict-volume",
+        slices(tmp_path / "slices"),
+        "-o",
+        tmp_path / "out.ome.zarr",
+        "-m",
+        model.folder,
+        "--max-memory",
+        "1.3",
+        "--mask",
+        tmp_path / "mask.zarr",
+        "--probabilities",
+    )
     record = read_json(tmp_path / "out_segmentation.json")
     assert record["result"]["foreground"] > 0
     assert record["result"]["blocks"] > record["result"]["blocks without tissue"] > 0

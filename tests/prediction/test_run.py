@@ -45,9 +45,12 @@ def brain(tmp_path_factory):
     voxels = texture(rng, SHAPE)[0]
     voxels[:, :, 38:] = rng.integers(1, 9, voxels[:, :, 38:].shape)
     settings = VolumePrediction(
-        inputs=(write_slices(root / "slices", voxels),), output=root / "whole.ome.zarr", model=write_model(root / "model"),
-        spacing_um_zyx=(4.0, 2.0, 2.0), block=32,
-    )  # fmt: skip
+        inputs=(write_slices(root / "slices", voxels),),
+        output=root / "whole.ome.zarr",
+        model=write_model(root / "model"),
+        spacing_um_zyx=(4.0, 2.0, 2.0),
+        block=32,
+    )
     predict_volume(settings, Execution())
     return settings
 
@@ -152,11 +155,21 @@ def test_torchrun_shares_it_among_its_processes(brain, tmp_path):
     output = tmp_path / "torchrun.ome.zarr"
     done = subprocess.run(
         [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "nnunet_selma.cli",
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            "-m",
+            "nnunet_selma.cli",
             *command(brain, output),
         ],
-        capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("blocks of 32×32×32") == 2
     assert done.stdout.count("in 8 of 16 blocks") == 1  # one of them completes it
@@ -352,10 +365,14 @@ def test_nothing_but_earlier_results_is_overwritten(brain, tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"inputs": 2}, "2 volume"), ({"inputs": 1, "channels": (0, 1)}, "one channel only"), ({"block": 48}, "power of two"), ({"name": "a/b"}, "--name"),
-        ({"max_memory": 0.1, "block": None}, "takes about"), ({"spacing_um_zyx": None}, "--spacing"),
+        ({"inputs": 2}, "2 volume"),
+        ({"inputs": 1, "channels": (0, 1)}, "one channel only"),
+        ({"block": 48}, "power of two"),
+        ({"name": "a/b"}, "--name"),
+        ({"max_memory": 0.1, "block": None}, "takes about"),
+        ({"spacing_um_zyx": None}, "--spacing"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_done_is_said_before_anything_is_written(brain, tmp_path, change, said):
     more = {**change, "inputs": brain.inputs * change["inputs"]} if "inputs" in change else change
     content = plans() | {"original_median_spacing_after_transp": [4.0, 2.0, 2.0]}

@@ -32,9 +32,15 @@ def run(folders):
             (folder / CHECKPOINT).touch()
 
     one = RecipeRun(
-        recipe=RECIPES["zoomlin"], source_id=510, target_id=500, folders=folders, scale="tiny", device="cpu", run_command=note,
+        recipe=RECIPES["zoomlin"],
+        source_id=510,
+        target_id=500,
+        folders=folders,
+        scale="tiny",
+        device="cpu",
+        run_command=note,
         changes={"finetuning": {"seed": 3}},
-    )  # fmt: skip
+    )
     return one, done
 
 
@@ -44,8 +50,19 @@ def test_it_pretrains_and_finetunes_once(run):
     name = "nnUNetPlans_zoomlin_tiny"
     assert done == [
         ["nnUNetv2_train", "500", "3d_fullres", "all", "-tr", "SelmaSSLTrainer_BYOL", "-p", name, "-device", "cpu"],
-        ["nnUNetv2_train", "510", "3d_fullres", "0", "-tr", "SelmaFinetuneTrainer_FrozenEncoder", "-p", name, "-device", "cpu"],
-    ]  # fmt: skip
+        [
+            "nnUNetv2_train",
+            "510",
+            "3d_fullres",
+            "0",
+            "-tr",
+            "SelmaFinetuneTrainer_FrozenEncoder",
+            "-p",
+            name,
+            "-device",
+            "cpu",
+        ],
+    ]
     assert folder.parent.name == f"SelmaFinetuneTrainer_FrozenEncoder__{name}__3d_fullres"
     finetuning = read_settings(read_json(one.folders.preprocessed / "Dataset510_A" / f"{name}.json")).finetuning
     assert finetuning.pretrained == str(one.pretraining_folder / CHECKPOINT)

@@ -83,8 +83,11 @@ def test_each_case_goes_to_the_model_of_its_class(tmp_path, rng, models, calls):
     output = tmp_path / "out"
     records = predict_routed(tmp_path / "in", output, Fake(), models, PredictionSettings(remove_below=2))
     assert [(one["case"], one["class"], one["model"], one["removed_components"]) for one in records] == [
-        ("a", "other", "other", 1), ("b", "cfos_neuron", "cfos_neuron", 1), ("c_1", "microglia", "other", 1), ("d", "cfos_neuron", "cfos_neuron", 1),
-    ]  # fmt: skip
+        ("a", "other", "other", 1),
+        ("b", "cfos_neuron", "cfos_neuron", 1),
+        ("c_1", "microglia", "other", 1),
+        ("d", "cfos_neuron", "cfos_neuron", 1),
+    ]
     sent = {command[command.index("-m") + 1]: links for command, links, _ in calls}
     assert len(calls) == 2
     for name, own in (("other", ("a", "c_1")), ("cfos_neuron", ("b", "d"))):
@@ -106,17 +109,36 @@ def test_each_case_goes_to_the_model_of_its_class(tmp_path, rng, models, calls):
 def test_the_command_is_what_a_user_would_type(tmp_path, rng, models, calls):
     write_case(tmp_path / "in", "a", "other", rng)
     settings = PredictionSettings(
-        folds=("all",), checkpoint="checkpoint_best.pth", step_size=0.75, mirroring=False, device="cuda", workers=2, remove_below=0
-    )  # fmt: skip
+        folds=("all",),
+        checkpoint="checkpoint_best.pth",
+        step_size=0.75,
+        mirroring=False,
+        device="cuda",
+        workers=2,
+        remove_below=0,
+    )
     (record,) = predict_routed(
         tmp_path / "in", tmp_path / "out", Fake(), models, settings, environment={"nnUNet_extTrainer": "/trainers"}
     )
     ((command, _, environment),) = calls
     assert command[0] == "nnUNetv2_predict_from_modelfolder"
     assert command[5:] == [
-        "-m", str(models["other"]), "-f", "all", "-chk", "checkpoint_best.pth", "-step_size", "0.75", "-device", "cuda", "-npp", "2", "-nps", "2",
+        "-m",
+        str(models["other"]),
+        "-f",
+        "all",
+        "-chk",
+        "checkpoint_best.pth",
+        "-step_size",
+        "0.75",
+        "-device",
+        "cuda",
+        "-npp",
+        "2",
+        "-nps",
+        "2",
         "--disable_tta",
-    ]  # fmt: skip
+    ]
     assert environment == {"nnUNet_extTrainer": "/trainers"}
     assert record["removed_components"] == 0
     assert np.array_equal(open_volume(tmp_path / "out" / "a.nii.gz").read(), segmentation())
@@ -220,8 +242,10 @@ def test_cases_are_found_by_the_names_that_nnunet_takes(tmp_path):
         (tmp_path / name).write_text("")
     found = {case: [path.name for path in files] for case, files in find_cases(tmp_path, ".nii.gz").items()}
     assert found == {
-        "a": ["a_0000.nii.gz"], "a_0000": ["a_0000_0000.nii.gz"], "a_1": ["a_1_0000.nii.gz", "a_1_0001.nii.gz"]
-    }  # fmt: skip
+        "a": ["a_0000.nii.gz"],
+        "a_0000": ["a_0000_0000.nii.gz"],
+        "a_1": ["a_1_0000.nii.gz", "a_1_0001.nii.gz"],
+    }
 
 
 @pytest.fixture

@@ -128,8 +128,9 @@ def test_standardised_patches():
 def test_cases_are_collected_into_classes():
     cases = ["cfos_neuron_1", "blood_vessel_1", "cfos_neuron_2", "liver_1"]
     assert cases_of_classes(cases) == {
-        "blood_vessel": ["blood_vessel_1"], "cfos_neuron": ["cfos_neuron_1", "cfos_neuron_2"]
-    }  # fmt: skip
+        "blood_vessel": ["blood_vessel_1"],
+        "cfos_neuron": ["cfos_neuron_1", "cfos_neuron_2"],
+    }
     assert cases_of_classes(cases, ["cfos_neuron", "other"])["other"] == ["blood_vessel_1", "liver_1"]
     with pytest.raises(SelmaError, match="no case to train on for microglia: the cases are named after blood_vessel"):
         cases_of_classes(cases, ["microglia", "other"])
@@ -247,9 +248,14 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
     with pytest.raises(SelmaError, match=r"bad\.pt: "):
         open_router(bad, CPU)
     foreign = [
-        [1, 2], {"state_dict": {}}, {**content, "classes": ["cfos_neuron", "other", "microglia"]}, {**content, "classes": [1, 2]},
-        {**content, "patch": [32, 32]}, {**content, "state": {}}, {**content, "architecture": {**TINY, "wings": 2}},
-    ]  # fmt: skip
+        [1, 2],
+        {"state_dict": {}},
+        {**content, "classes": ["cfos_neuron", "other", "microglia"]},
+        {**content, "classes": [1, 2]},
+        {**content, "patch": [32, 32]},
+        {**content, "state": {}},
+        {**content, "architecture": {**TINY, "wings": 2}},
+    ]
     for one in foreign:
         torch.save(one, bad)
         with pytest.raises(SelmaError, match=r"bad\.pt: is no router of this version"):
@@ -284,9 +290,12 @@ def pretraining(folder, content=None, channels=1, **changes):
     names = {str(number): f"stain {number}" for number in range(channels)}
     write_json(folder / "dataset.json", {"channel_names": names, "labels": {"background": 0, "x": 1}})
     checkpoint = {
-        "network_weights": net.state_dict(), "pretext_state": pretext.state_dict(), "init_args": {"configuration": "3d_fullres", "device": CPU},
-        "trainer_name": "SelmaSSLTrainer_MultiTask", "_best_ema": np.float64(0.5),
-    }  # fmt: skip
+        "network_weights": net.state_dict(),
+        "pretext_state": pretext.state_dict(),
+        "init_args": {"configuration": "3d_fullres", "device": CPU},
+        "trainer_name": "SelmaSSLTrainer_MultiTask",
+        "_best_ema": np.float64(0.5),
+    }
     torch.save({**checkpoint, **changes}, own / "checkpoint_final.pth")
     return own, net, pretext
 

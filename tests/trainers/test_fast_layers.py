@@ -113,10 +113,15 @@ def test_the_transposed_gradient_of_one_voxel_is_known():
 @pytest.mark.parametrize(
     "layer",
     [
-        nn.Conv3d(4, 4, 3, groups=2), nn.Conv3d(1, 1, 3, dilation=2), nn.Conv3d(1, 1, 3, padding="same"), nn.Conv2d(1, 1, 3),
-        nn.Conv3d(1, 1, 3, padding=1, padding_mode="reflect"), nn.InstanceNorm3d(2), nn.InstanceNorm3d(2, affine=True, track_running_stats=True),
+        nn.Conv3d(4, 4, 3, groups=2),
+        nn.Conv3d(1, 1, 3, dilation=2),
+        nn.Conv3d(1, 1, 3, padding="same"),
+        nn.Conv2d(1, 1, 3),
+        nn.Conv3d(1, 1, 3, padding=1, padding_mode="reflect"),
+        nn.InstanceNorm3d(2),
+        nn.InstanceNorm3d(2, affine=True, track_running_stats=True),
     ],
-)  # fmt: skip
+)
 def test_other_layers_stay_as_they_are(layer):
     before = type(layer)
     assert accelerate(layer, Trials()) == 0

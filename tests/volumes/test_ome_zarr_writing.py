@@ -189,7 +189,11 @@ class TestImages:
         coarse = len(image.levels) - 1
         for channel in range(2):
             np.testing.assert_array_equal(open_volume(path, channel=channel).read(), voxels[channel])
-            alone = write(tmp_path / f"{channel}.ome.zarr", voxels[channel], layout(voxels.shape[1:], np.float32, reduction="mean"))  # fmt: skip
+            alone = write(
+                tmp_path / f"{channel}.ome.zarr",
+                voxels[channel],
+                layout(voxels.shape[1:], np.float32, reduction="mean"),
+            )
             np.testing.assert_array_equal(
                 open_volume(path, channel=channel, level=coarse).read(), open_volume(alone, level=coarse).read()
             )
@@ -259,7 +263,12 @@ class TestFiles:
     def test_only_whole_shards_are_written(self, tmp_path):
         create_image(tmp_path / "v", layout((7, 8, 16)))
         write_box(tmp_path / "v", (4, 0, 0), np.ones((3, 4, 8), np.uint8))  # up to the end
-        for start, shape in (((2, 0, 0), (4, 4, 8)), ((0, 0, 0), (3, 4, 8)), ((4, 0, 0), (4, 4, 8)), ((0, 0, 16), (4, 4, 8))):  # fmt: skip
+        for start, shape in (
+            ((2, 0, 0), (4, 4, 8)),
+            ((0, 0, 0), (3, 4, 8)),
+            ((4, 0, 0), (4, 4, 8)),
+            ((0, 0, 16), (4, 4, 8)),
+        ):
             with pytest.raises(ValueError, match="not whole shards"):
                 write_box(tmp_path / "v", start, np.ones(shape, np.uint8))
         for voxels in (np.ones((4, 4, 8), np.uint16), np.ones((1, 4, 4, 8), np.uint8)):
@@ -342,7 +351,10 @@ def write_with_labels(path, version, rng, *, channels=()):
     shape = (5, 9, 9)
     grey = rng.integers(0, 65535, (*[len(channels)] * bool(channels), *shape), dtype=np.uint16)
     write(path, grey, layout(shape, np.uint16, reduction="mean", name="grey", channels=channels, version=version))
-    for name, options in (("vessels", {"label_colours": COLOURS}), ("cells", {"label_colours": {}, "dtype": np.uint32})):  # fmt: skip
+    for name, options in (
+        ("vessels", {"label_colours": COLOURS}),
+        ("cells", {"label_colours": {}, "dtype": np.uint32}),
+    ):
         image = layout(shape, reduction="mode", name=name, version=version, **{"dtype": np.uint8, **options})
         write(path / "labels" / name, rng.integers(0, 3, shape).astype(image.dtype), image)
     create_labels(path, ["vessels"], version)
@@ -445,7 +457,9 @@ class TestOtherReaders:
         path = write_with_labels(tmp_path / "v.ome.zarr", version, rng, channels=channels)
         layers = reader.napari_get_reader(str(path))(str(path))
         assert [kind for _, _, kind in layers] == ["image", "labels", "labels"]
-        for (levels, options, _), place in zip(layers, [path, path / "labels/vessels", path / "labels/cells"], strict=True):  # fmt: skip
+        for (levels, options, _), place in zip(
+            layers, [path, path / "labels/vessels", path / "labels/cells"], strict=True
+        ):
             np.testing.assert_array_equal(np.asarray(levels[0]), level_array(place, 0)[:])
             assert options["scale"] == [4.0, 1.5, 1.0]
         assert layers[0][1]["name"] == (["grey: a", "grey: b"] if channels else "grey: grey")

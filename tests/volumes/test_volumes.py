@@ -140,9 +140,19 @@ def test_spacing_in_headers(header, um, voxels, tmp_path):
 def test_spacing_of_ome_zarr_and_tiff(voxels, tmp_path):
     assert open_volume(write_zarr(tmp_path / "a.zarr", voxels)).spacing_um_zyx == (6.0, 1.6, 1.5)
     tifffile.imwrite(
-        tmp_path / "b.ome.tif", voxels, ome=True,
-        metadata={"axes": "ZYX", "PhysicalSizeZ": 6.0, "PhysicalSizeY": 1.6, "PhysicalSizeX": 1.5, "PhysicalSizeXUnit": "µm", "PhysicalSizeYUnit": "µm", "PhysicalSizeZUnit": "µm"},
-    )  # fmt: skip
+        tmp_path / "b.ome.tif",
+        voxels,
+        ome=True,
+        metadata={
+            "axes": "ZYX",
+            "PhysicalSizeZ": 6.0,
+            "PhysicalSizeY": 1.6,
+            "PhysicalSizeX": 1.5,
+            "PhysicalSizeXUnit": "µm",
+            "PhysicalSizeYUnit": "µm",
+            "PhysicalSizeZUnit": "µm",
+        },
+    )
     assert open_volume(tmp_path / "b.ome.tif").spacing_um_zyx == (6.0, 1.6, 1.5)
     tifffile.imwrite(
         tmp_path / "c.tif",

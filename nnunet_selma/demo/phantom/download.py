@@ -99,8 +99,11 @@ def write_annotated(
             tops = CHALLENGE_ZIPS[structure] if layout == "challenge_zip" else ("SELMA3D_training_annotated",) * 2
             raw, gt = root / tops[0] / folder / "raw", root / tops[1] / folder / "gt"
             odd = oddities and structure == "blood_vessel"
-            written.append(_write_patch(raw, gt, number, phantom, full=255 if odd and number < 5 else 1,
-                                        singleton=odd and number == 0))  # fmt: skip
+            written.append(
+                _write_patch(
+                    raw, gt, number, phantom, full=255 if odd and number < 5 else 1, singleton=odd and number == 0
+                )
+            )
     return written
 
 

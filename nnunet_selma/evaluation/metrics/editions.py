@@ -67,24 +67,35 @@ def _betti_error(dimension: int) -> Callable[[Compared], float]:
 
 
 _DICE = Metric(
-    key="dice", title="Dice (%)", higher_is_better=True, percent=True,
+    key="dice",
+    title="Dice (%)",
+    higher_is_better=True,
+    percent=True,
     value=lambda pair: pair.overlap.dice,
-)  # fmt: skip
+)
 _BETTI_0 = Metric(key="betti_0_error", title="β0 error", higher_is_better=False, value=_betti_error(0))
 _BETTI_1 = Metric(key="betti_1_error", title="β1 error", higher_is_better=False, value=_betti_error(1))
 _CLDICE_2024 = Metric(
-    key="cldice", title="clDice (%)", higher_is_better=True, percent=True,
+    key="cldice",
+    title="clDice (%)",
+    higher_is_better=True,
+    percent=True,
     value=lambda pair: pair.centrelines.cldice_2024,
     corrected=lambda pair: pair.centrelines.corrected(pair.centrelines.cldice_2024, pair.overlap),
-)  # fmt: skip
+)
 _CLDICE_2026 = replace(
-    _CLDICE_2024, value=lambda pair: pair.centrelines.cldice_2026,
+    _CLDICE_2024,
+    value=lambda pair: pair.centrelines.cldice_2026,
     corrected=lambda pair: pair.centrelines.corrected(pair.centrelines.cldice_2026, pair.overlap),
-)  # fmt: skip
+)
 _PANOPTIC_QUALITY = Metric(
-    key="panoptic_quality", title="PQ (%)", higher_is_better=True, percent=True,
-    value=lambda pair: panoptic_quality(pair.instances), corrected=_corrected_panoptic_quality,
-)  # fmt: skip
+    key="panoptic_quality",
+    title="PQ (%)",
+    higher_is_better=True,
+    percent=True,
+    value=lambda pair: panoptic_quality(pair.instances),
+    corrected=_corrected_panoptic_quality,
+)
 
 EDITIONS: Mapping[int, Edition] = {
     2024: Edition(

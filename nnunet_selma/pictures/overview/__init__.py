@@ -82,9 +82,13 @@ class Overview:
 
 
 def overview(
-    segmented: Segmented, *, spacing_um_zyx: SpacingUm | None = None, table: Path | None = None, channel: int = 0,
+    segmented: Segmented,
+    *,
+    spacing_um_zyx: SpacingUm | None = None,
+    table: Path | None = None,
+    channel: int = 0,
     progress: Progress[Block] = silent,
-) -> Overview:  # fmt: skip
+) -> Overview:
     """Compute what the picture of a segmentation shows.
 
     Args:
@@ -108,11 +112,17 @@ def overview(
     seen = _look(volume, voxel, MeasuredComponents() if listed is None else None, progress)
     objects = listed or seen.objects
     return Overview(
-        name=segmented.name, shape=volume.shape, spacing_um_zyx=spacing, classes=seen.classes(segmented.classes), labels=seen.labels,
-        shares=seen.shares, raw=project_image(image, volume.shape, voxel, progress) if image else None, objects=objects,
+        name=segmented.name,
+        shape=volume.shape,
+        spacing_um_zyx=spacing,
+        classes=seen.classes(segmented.classes),
+        labels=seen.labels,
+        shares=seen.shares,
+        raw=project_image(image, volume.shape, voxel, progress) if image else None,
+        objects=objects,
         density=(_objects_per_mm3(seen, objects) if spacing else None) or _foreground_map(seen),
         foreground=seen.foreground / float(np.prod(volume.shape)),
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -161,9 +161,15 @@ def _caption(axis: Any, caption: str, left: float, top: float, wide: float, high
     upright = wide < 1.2
     if min(wide, high) > 0.45 and max(wide, high) > 1.2:
         axis.text(
-            left + 0.12 / inches, top + 0.1 / inches, caption, fontsize=_SMALL, color="white", va="top", path_effects=_OUTLINED,
+            left + 0.12 / inches,
+            top + 0.1 / inches,
+            caption,
+            fontsize=_SMALL,
+            color="white",
+            va="top",
+            path_effects=_OUTLINED,
             rotation=90 if upright else 0,
-        )  # fmt: skip
+        )
 
 
 def class_picture(bits: Array, shares: Array, dense: float) -> Array:
@@ -242,9 +248,17 @@ class _Legend:
             return
         handles = [Patch(facecolor=CLASS_COLOURS[bit], label=name) for bit, name in self.classes.items()]
         axis.legend(
-            handles=handles, loc="upper left", bbox_to_anchor=(0, -below), ncols=self.columns, frameon=False, fontsize=_SMALL,
-            borderaxespad=0, borderpad=0, handlelength=1, labelcolor=_INK,
-        )  # fmt: skip
+            handles=handles,
+            loc="upper left",
+            bbox_to_anchor=(0, -below),
+            ncols=self.columns,
+            frameon=False,
+            fontsize=_SMALL,
+            borderaxespad=0,
+            borderpad=0,
+            handlelength=1,
+            labelcolor=_INK,
+        )
 
 
 def _draw_density(page: _Page, shown: Overview, room: tuple[float, float, float, float]) -> None:
@@ -256,8 +270,14 @@ def _draw_density(page: _Page, shown: Overview, room: tuple[float, float, float,
     values = shown.density.values
     cells = [n * edge for n, edge in zip(values.shape, shown.density.cell_yx, strict=True)]
     picture = axis.imshow(
-        values, cmap="inferno", vmin=0, vmax=float(values.max()) or 1.0, extent=(0, cells[1], cells[0], 0), interpolation="nearest", aspect="auto",
-    )  # fmt: skip
+        values,
+        cmap="inferno",
+        vmin=0,
+        vmax=float(values.max()) or 1.0,
+        extent=(0, cells[1], cells[0], 0),
+        interpolation="nearest",
+        aspect="auto",
+    )
     axis.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
     axis.set_title(
         _density_title(shown.density, shown.spacing_um_zyx is not None), fontsize=_TEXT, loc="left", color=_INK, pad=10

@@ -125,15 +125,42 @@ class Challenge:
         if not done.is_file() or read_json(done)["configurations"] != configurations:
             # nnU-Net's planner takes its thread count from this variable and fails at 0
             do(
-                "nnUNetv2_plan_and_preprocess", "-d", source, "-c", *configurations, "--verify_dataset_integrity",
-                "-np", *["1"] * len(configurations), "-npfp", "1", nnUNet_n_proc_DA="1",
-            )  # fmt: skip
+                "nnUNetv2_plan_and_preprocess",
+                "-d",
+                source,
+                "-c",
+                *configurations,
+                "--verify_dataset_integrity",
+                "-np",
+                *["1"] * len(configurations),
+                "-npfp",
+                "1",
+                nnUNet_n_proc_DA="1",
+            )
             write_json(done, {"configurations": configurations})
         for configuration in configurations:
             do(
-                "nnunet-selma", "convert", "unannotated", str(self.data.unlabelled), "-d", target, "--spacing", "voxel", "--tile", str(self.data.tile),
-                "--tiles-per-volume", str(self.data.tiles_per_volume), "--to", "preprocessed", "--plans-from", source, "-c", configuration, "--workers", "1",
-            )  # fmt: skip
+                "nnunet-selma",
+                "convert",
+                "unannotated",
+                str(self.data.unlabelled),
+                "-d",
+                target,
+                "--spacing",
+                "voxel",
+                "--tile",
+                str(self.data.tile),
+                "--tiles-per-volume",
+                str(self.data.tiles_per_volume),
+                "--to",
+                "preprocessed",
+                "--plans-from",
+                source,
+                "-c",
+                configuration,
+                "--workers",
+                "1",
+            )
 
     def run_arm(self, arm: Arm, seed: int, folders: Folders, environment: dict[str, str]) -> None:
         """Pretrain, fine-tune and predict one arm with one seed."""
@@ -151,9 +178,19 @@ class Challenge:
         for more in (self.changes or {}, arm.changes):
             changes = {one: {**changes.get(one, {}), **more.get(one, {})} for one in {*changes, *more}}
         return RecipeRun(
-            recipe=arm.recipe, source_id=ANNOTATED, target_id=UNLABELLED, folders=folders, scale=self.scale, fold="all", device=self.device,
-            suffix=f"_{arm.name}_s{seed}", changes=changes, environment=environment, say=self.say, run_command=commands.run_forked,
-        )  # fmt: skip
+            recipe=arm.recipe,
+            source_id=ANNOTATED,
+            target_id=UNLABELLED,
+            folders=folders,
+            scale=self.scale,
+            fold="all",
+            device=self.device,
+            suffix=f"_{arm.name}_s{seed}",
+            changes=changes,
+            environment=environment,
+            say=self.say,
+            run_command=commands.run_forked,
+        )
 
     def references(self) -> Path:
         """The truth of every test case once for each seed, and each arm's predictions beside one another under the same names."""

@@ -49,9 +49,13 @@ class ChallengeData:
     def below(cls, root: Path, *, tile: int, tiles_per_volume: int) -> "ChallengeData":
         """The usual places below a folder."""
         return cls(
-            annotated=root / "annotated", unlabelled=root / "unlabelled", images=root / "test" / "images",
-            references=root / "test" / "references", tile=tile, tiles_per_volume=tiles_per_volume,
-        )  # fmt: skip
+            annotated=root / "annotated",
+            unlabelled=root / "unlabelled",
+            images=root / "test" / "images",
+            references=root / "test" / "references",
+            tile=tile,
+            tiles_per_volume=tiles_per_volume,
+        )
 
 
 def arrange(

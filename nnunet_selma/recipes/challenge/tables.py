@@ -38,9 +38,12 @@ def write_results(
     """
     say("\n# judging")
     whole = evaluate(
-        references, {arm: output / "cases" / arm for arm in arms}, EvaluationSettings(year=2024, corrected=True),
-        output=output / "evaluation", sheets=False,
-    )  # fmt: skip
+        references,
+        {arm: output / "cases" / arm for arm in arms},
+        EvaluationSettings(year=2024, corrected=True),
+        output=output / "evaluation",
+        sheets=False,
+    )
     write_evaluation(whole, output / "evaluation")
     scores, rules = over_seeds(whole.scores), whole.rules
     parts = ["# The challenge in miniature", "Each case counts once, with the mean of its scores over the seeds."]
@@ -71,11 +74,15 @@ def over_seeds(scores: Sequence[CaseScore]) -> list[CaseScore]:
         gathered.setdefault((score.method, score.case.rpartition("_seed")[0]), []).append(score)
     return [
         replace(
-            of[0], case=case, official=_means([one.official for one in of]), corrected=_means([{**one.official, **one.corrected} for one in of]),
-            extra={}, warnings=(),
+            of[0],
+            case=case,
+            official=_means([one.official for one in of]),
+            corrected=_means([{**one.official, **one.corrected} for one in of]),
+            extra={},
+            warnings=(),
         )
         for (_, case), of in gathered.items()
-    ]  # fmt: skip
+    ]
 
 
 def _means(values: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -47,8 +47,10 @@ def test_tree_of_the_bioimage_archive(tmp_path: Path) -> None:
     listed = {file for patch in patches for file in (patch.label, *patch.raw)}
     assert listed == {tmp_path / name for name in tree(tmp_path)}
     assert [(p.structure, p.number, len(p.raw)) for p in patches[:3]] == [
-        ("blood_vessel", "000", 2), ("blood_vessel", "001", 2), ("cfos_neuron", "000", 1),
-    ]  # fmt: skip
+        ("blood_vessel", "000", 2),
+        ("blood_vessel", "001", 2),
+        ("cfos_neuron", "000", 1),
+    ]
 
 
 def test_tree_of_the_challenge_zips(tmp_path: Path) -> None:
@@ -104,9 +106,13 @@ def test_oddities_of_the_first_vessel_patches(tmp_path: Path) -> None:
     assert [int(read(patch.label).max()) for patch in patches] == [255] * 5 + [1, 1]
 
 
-@pytest.mark.parametrize(("structure", "folder", "dtype"), [
-    ("cfos_neuron", "cFos", np.float64), ("microglia", "microglia", np.uint16),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("structure", "folder", "dtype"),
+    [
+        ("cfos_neuron", "cFos", np.float64),
+        ("microglia", "microglia", np.uint16),
+    ],
+)
 def test_octants_of_delivr_reassemble_the_cube(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, structure: str, folder: str, dtype: type
 ) -> None:
@@ -139,9 +145,14 @@ def test_tree_of_whole_brains(tmp_path: Path) -> None:
     top = tmp_path / "brain_microscopy_image" / "brain_microscopy_image"
     folders = {path.relative_to(top).as_posix() for path in top.glob("*/*/*")}
     assert folders == {
-        "Ab_plaques/sample1/C01", "c-Fos_brain_cells/sample1/C01", "cell_nucleus/sample1/C01",
-        "vessel/sample1/C00", "vessel/sample1/C01", "vessel/sample2/C00", "vessel/sample2/C01",
-    }  # fmt: skip
+        "Ab_plaques/sample1/C01",
+        "c-Fos_brain_cells/sample1/C01",
+        "cell_nucleus/sample1/C01",
+        "vessel/sample1/C00",
+        "vessel/sample1/C01",
+        "vessel/sample2/C00",
+        "vessel/sample2/C01",
+    }
     assert len(written) == 12 * len(folders)
     for folder in folders:
         visible = [path.name for path in (top / folder).iterdir() if not path.name.startswith("._")]

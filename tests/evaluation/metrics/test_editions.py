@@ -63,8 +63,11 @@ def test_masks_of_255_count_as_masks_of_1():
 
 def test_two_empty_masks():
     assert edition(2024).score(Pair(EMPTY, EMPTY), named("microglia")) == {
-        "dice": 1.0, "cldice": 1.0, "betti_0_error": 0.0, "betti_1_error": 0.0,
-    }  # fmt: skip
+        "dice": 1.0,
+        "cldice": 1.0,
+        "betti_0_error": 0.0,
+        "betti_1_error": 0.0,
+    }
     isolated, contiguous = named("cfos_neuron"), named("blood_vessel")
     assert isnan(edition(2026).score(Pair(EMPTY, EMPTY), isolated)["panoptic_quality"])
     assert edition(2026).corrected(Pair(EMPTY, EMPTY), isolated) == {"panoptic_quality": 1.0}

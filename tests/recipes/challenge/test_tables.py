@@ -11,11 +11,16 @@ def test_seeds_are_means_over_cases_with_lowest_and_highest():
     values = {0: (0.2, 0.4), 1: (0.5, 0.7), 2: (0.1, 0.3)}
     scores = [
         CaseScore(
-            method="a", case=f"cfos_neuron_{n}_seed{seed}", structure="cfos_neuron", official={"dice": dice, "betti_0_error": 4.0}, corrected={}, extra={}
+            method="a",
+            case=f"cfos_neuron_{n}_seed{seed}",
+            structure="cfos_neuron",
+            official={"dice": dice, "betti_0_error": 4.0},
+            corrected={},
+            extra={},
         )
         for seed, pair in values.items()
         for n, dice in enumerate(pair)
-    ]  # fmt: skip
+    ]
     table = of_seeds(scores, EDITIONS[2024])
     assert table.rows == [["a", "36.7 (20.0 to 60.0)", "4.0 (4.0 to 4.0)"]]
     assert "c-Fos+ cell: Dice (%) ↑" in table.head
@@ -23,9 +28,20 @@ def test_seeds_are_means_over_cases_with_lowest_and_highest():
 
 def test_a_case_counts_once_with_the_mean_over_its_seeds():
     scores = [
-        CaseScore(method="a", case=f"{case}_seed{seed}", structure="microglia", official={"cldice": official}, corrected={"cldice": fair}, extra={})
-        for case, seed, official, fair in (("microglia_1", 0, 1.0, 0.0), ("microglia_1", 1, 0.5, 0.5), ("microglia_2", 0, 0.4, 0.4))
-    ]  # fmt: skip
+        CaseScore(
+            method="a",
+            case=f"{case}_seed{seed}",
+            structure="microglia",
+            official={"cldice": official},
+            corrected={"cldice": fair},
+            extra={},
+        )
+        for case, seed, official, fair in (
+            ("microglia_1", 0, 1.0, 0.0),
+            ("microglia_1", 1, 0.5, 0.5),
+            ("microglia_2", 0, 0.4, 0.4),
+        )
+    ]
     first, second = over_seeds(scores)
     assert (first.case, first.official, first.corrected) == ("microglia_1", {"cldice": 0.75}, {"cldice": 0.25})
     assert (second.case, second.official) == ("microglia_2", {"cldice": 0.4})
