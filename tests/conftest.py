@@ -22,6 +22,11 @@ for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_extT
     os.environ.pop(name, None)
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with the tests of the pipeline, which take longest; they carry the mark of one group, which one process works off."""
+    items.sort(key=lambda item: "pipeline" not in item.path.parts)
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     if not REAL_DATA.is_dir():

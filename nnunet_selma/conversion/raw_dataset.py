@@ -1,6 +1,5 @@
 """A dataset in nnU-Net's raw format; nnU-Net never sees half of it."""
 
-import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from nnunet_selma.conversion.staging import StagedFolder
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.nnunet.folders import MANIFEST
 from nnunet_selma.running.json_files import write_json
+from nnunet_selma.running.whole_files import whole_file
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes.base import Array
 
@@ -56,17 +56,14 @@ def write_nifti(path: Path, voxels: Array, spacing_zyx: SpacingUm) -> None:
     image.set_qform(image.affine, 1)
     image.set_sform(image.affine, 1)
     image.header.set_xyzt_units("mm")
-    partial = path.with_name(".partial_" + path.name)
     try:
-        partial.write_bytes(imagecodecs.gzip_encode(image.to_bytes(), level=1))
-        os.replace(partial, path)
+        with whole_file(path) as partial:
+            partial.write_bytes(imagecodecs.gzip_encode(image.to_bytes(), level=1))
     except OSError as error:
         free = shutil.disk_usage(path.parent).free / 1e6
         raise SelmaError(
             f"{path}: could not be written whole, {free:.0f} MB are free on that disk; make room and run the command again"
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def dataset_description(channels: Sequence[str], foreground: str, count: int, name: str, text: str) -> dict[str, Any]:

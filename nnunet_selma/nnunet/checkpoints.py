@@ -6,7 +6,6 @@ nnssl's (Wald et al. 2025, arXiv 2412.17041), and nnU-Net's development version 
 """
 
 import json
-import os
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.nnunet.plans import whole_configuration
+from nnunet_selma.running.whole_files import whole_file
 
 RECORD = "nnssl_adaptation_plan"
 TRAINED = "selma_trained"
@@ -330,12 +330,9 @@ def export_weights(source: Path, target: Path, *, overwrite: bool = False) -> tu
         _ORIGIN: source.name,
         **{key: json.dumps(value) for key, value in said.items() if value},
     }
-    partial = target.with_name(f"{target.name}.partial")
     try:
-        save_file({key: tensor.clone().contiguous() for key, _, tensor in tensors}, partial, metadata)
-        os.replace(partial, target)
+        with whole_file(target) as partial:
+            save_file({key: tensor.clone().contiguous() for key, _, tensor in tensors}, partial, metadata)
     except SafetensorError as error:
         raise SelmaError(f"{target}: could not be written ({error}); check the folder and make room") from error
-    finally:
-        partial.unlink(missing_ok=True)
     return len(tensors), sum(tensor.numel() for _, _, tensor in tensors)

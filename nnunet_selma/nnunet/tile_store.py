@@ -9,7 +9,6 @@ bytes a voxel before compression, the mean and standard deviation of the case in
 Cropping to the non-zero box, transposing, normalisation and resampling follow nnU-Net's `DefaultPreprocessor`.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnU
 from numpy.typing import NDArray
 
 from nnunet_selma.errors import SelmaError
+from nnunet_selma.running.whole_files import whole_file
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes.base import Array
 
@@ -77,18 +77,14 @@ def write_case(
     }
     voxels = np.ascontiguousarray(_resampled(voxels, spacing, plans, configuration))
     blocks, chunks = comp_blosc2_params(voxels.shape, own["patch_size"], voxels.itemsize)
-    partial = path.with_name(f".partial_{path.name}.b2nd")
-    partial.unlink(missing_ok=True)
     try:
         write_pickle(properties, f"{path}.pkl")
-        _write_array(partial, voxels, chunks, blocks)
-        os.replace(partial, f"{path}.b2nd")
+        with whole_file(path.with_name(f"{path.name}.b2nd")) as partial:
+            _write_array(partial, voxels, chunks, blocks)
     except (RuntimeError, OSError) as error:
         raise SelmaError(
             f"{path}.b2nd: could not be written whole ({error}); make room on that disk, check its permissions, and run the command again"
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
     return properties
 
 

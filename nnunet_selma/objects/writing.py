@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_selma.errors import SelmaError
+from nnunet_selma.running.whole_files import whole_file
 from nnunet_selma.volumes.base import Array
 
 Columns = Mapping[str, Array]
@@ -38,12 +39,8 @@ def write_table(path: Path, columns: Columns) -> None:
         SelmaError: as `check_writable`.
     """
     check_writable(path)
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with whole_file(path) as partial:
         _WRITERS[path.suffix](partial, columns)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _write_csv(path: Path, columns: Columns) -> None:

@@ -1,6 +1,5 @@
 """Pictures of trainings, reconstructions and segmentations."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from nnunet_selma.running.whole_files import whole_file
 from nnunet_selma.volumes.base import Array
 
 HIT, MISSED, EXTRA = "#e8e8e8", "#ff8c42", "#3fa7d6"
@@ -30,9 +30,8 @@ def new_figure(width: float, height: float) -> Figure:
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG under a temporary name and rename it."""
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, dpi=110, format="png")
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        figure.savefig(partial, dpi=110, format="png")
 
 
 def loss_curves(history: Mapping[str, Sequence[float]], path: Path) -> None:

@@ -32,6 +32,7 @@ from nnunet_selma.prediction.intensities import Intensities, joined
 from nnunet_selma.prediction.settings import VolumePrediction
 from nnunet_selma.prediction.tissue import Tissue
 from nnunet_selma.running.json_files import read_json, write_json
+from nnunet_selma.running.whole_files import whole_file
 from nnunet_selma.volumes.base import Array, ShapeZYX
 
 RUN = "run.json"
@@ -163,10 +164,11 @@ class Run:
         """Say that a slab was read."""
         self.check_current()
         path = self.folder / "slabs" / f"{index:06d}.npz"
-        partial = path.with_name(f"{path.name}.{uuid4().hex[:8]}.partial")  # another share may read the same slab
-        with partial.open("wb") as file:
+        with (
+            whole_file(path, shared=True) as partial,
+            partial.open("wb") as file,
+        ):  # another share may read the same slab
             np.savez_compressed(file, means=means, repaired=np.array(repaired, str), **intensities.as_arrays())  # type: ignore[arg-type]
-        os.replace(partial, path)
 
     def note_block(self, index: int, record: dict[str, Any]) -> None:
         """Say that a block is whole."""

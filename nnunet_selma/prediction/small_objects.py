@@ -1,6 +1,5 @@
 """Small components of segmentations removed, as team bioAI of SELMA3D 2024 did below 5 voxels (paper, section 4.2.2)."""
 
-import os
 from pathlib import Path
 
 import imagecodecs
@@ -10,6 +9,7 @@ import numpy as np
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.morphology.components import label
 from nnunet_selma.running.progress import Progress, silent
+from nnunet_selma.running.whole_files import whole_file
 from nnunet_selma.volumes import open_volume
 from nnunet_selma.volumes.base import Array
 from nnunet_selma.volumes.nifti import is_nifti
@@ -39,16 +39,13 @@ def remove_small_in_file(source: Path, target: Path, least_voxels: int) -> int:
     mask, removed = remove_small(open_volume(source).read(), least_voxels)
     stored = nibabel.load(source)
     content = nibabel.Nifti1Image(mask.T, stored.affine, stored.header, dtype=mask.dtype).to_bytes()
-    partial = target.with_name(f".partial_{target.name}")
     try:
-        partial.write_bytes(imagecodecs.gzip_encode(content, level=1) if target.suffix == ".gz" else content)
-        os.replace(partial, target)
+        with whole_file(target) as partial:
+            partial.write_bytes(imagecodecs.gzip_encode(content, level=1) if target.suffix == ".gz" else content)
     except OSError as error:
         raise SelmaError(
             f"{target}: could not be written whole ({error}); make room and run the command again"
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
     return removed
 
 

@@ -7,7 +7,6 @@ a grid of at most 27 patches. Memory: these patches, and a slab of the volume as
 """
 
 import math
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import groupby, product
@@ -24,6 +23,7 @@ from nnunet_selma.networks import MONAI_MISSING
 from nnunet_selma.nnunet.checkpoints import PRETEXT, check_finite, unpickled
 from nnunet_selma.pretraining.base import deepest_features, pooled
 from nnunet_selma.running.json_files import read_json
+from nnunet_selma.running.whole_files import whole_file
 from nnunet_selma.structures import PREFIXES, named
 from nnunet_selma.volumes import Volume, to_intensities
 from nnunet_selma.volumes.base import Array, ShapeZYX
@@ -91,14 +91,11 @@ class DenseNetRouter(Router):
             "architecture": self.architecture,
             "state": {key: tensor.cpu() for key, tensor in self.network.state_dict().items()},
         }
-        partial = path.with_name(f".partial_{path.name}")
         try:
-            torch.save(content, partial)
-            os.replace(partial, path)
+            with whole_file(path) as partial:
+                torch.save(content, partial)
         except (OSError, RuntimeError) as error:
             raise SelmaError(f"{path}: could not be written ({error}); check the folder and make room") from error
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 class PretextRouter(Router):

@@ -1,13 +1,12 @@
 """JSON files, written so that they are either whole or absent."""
 
 import json
-import os
 from math import isnan
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from nnunet_selma.errors import SelmaError
+from nnunet_selma.running.whole_files import whole_file
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -26,12 +25,8 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write text under a temporary name and rename it."""
-    partial = path.with_name(f"{path.name}.{uuid4().hex[:8]}.partial")  # two processes may write the same file
-    try:
+    with whole_file(path, shared=True) as partial:
         partial.write_text(text, encoding="utf-8", newline="")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def without_nan(content: Any) -> Any:

@@ -23,6 +23,7 @@ from nnunet_selma.nnunet.settings import FinetuningSettings, PretrainingSettings
 from nnunet_selma.running.cores import keep_freed_memory, share_cores, usable_cores
 from nnunet_selma.running.devices import available_device
 from nnunet_selma.running.json_files import read_json, write_json
+from nnunet_selma.running.whole_files import whole_file
 from nnunet_selma.trainers.fast_layers import Trials, accelerate
 
 _LOADING = "nnUNet_n_proc_DA"
@@ -391,12 +392,11 @@ class SelmaTrainer(nnUNetTrainer):
         if self.local_rank != 0 or self.disable_checkpointing:
             super().save_checkpoint(filename)
             return
-        partial = f"{filename}.partial"
         try:
-            torch.save({**self._nnunets_checkpoint(), **self.checkpoint_changes()}, partial)
-            if self.trials.transposed:
-                self.trials.write(self._trials_file)
-            os.replace(partial, filename)
+            with whole_file(Path(filename)) as partial:
+                torch.save({**self._nnunets_checkpoint(), **self.checkpoint_changes()}, partial)
+                if self.trials.transposed:
+                    self.trials.write(self._trials_file)
         except (OSError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not any(word in str(error) for word in _WRITING):
                 raise  # of the device, not of the disk
@@ -404,8 +404,6 @@ class SelmaTrainer(nnUNetTrainer):
                 raise SelmaError(
                     f"{filename}: the checkpoint could not be written ({error}); make room and go on with --c"
                 ) from error
-        finally:
-            Path(partial).unlink(missing_ok=True)
 
     def _nnunets_checkpoint(self) -> dict[str, Any]:
         """Entries of a checkpoint, as nnU-Net's `save_checkpoint` has them."""

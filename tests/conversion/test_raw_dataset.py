@@ -75,7 +75,7 @@ def test_killed_while_finishing_leaves_no_case_of_another_run(tmp_path, monkeypa
     first = RawDataset(tmp_path, "Dataset005_A", {"tile": 1})
     case(first, "old")
     with monkeypatch.context() as patched:
-        patched.setattr("nnunet_selma.conversion.raw_dataset.os.replace", killed)
+        patched.setattr("nnunet_selma.conversion.staging.os.replace", killed)
         with pytest.raises(KeyboardInterrupt):
             first.finish(**finish)
     (tmp_path / ".Dataset005_A.partial" / "settings.json").unlink()

@@ -51,16 +51,6 @@ class Workspace:
         assert done.returncode == 0, done.stderr
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Keep the tests of the pipeline in one process, which makes the workspace once, and begin with them: they take longest."""
-    here = Path(__file__).parent
-    for item in items:
-        if here in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("workspace"))
-    items.sort(key=lambda item: here not in item.path.parents)
-
-
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory) -> Workspace:
     output = tmp_path_factory.mktemp("demo")

@@ -8,6 +8,8 @@ import pytest
 
 from nnunet_selma.recipes.recipes import RECIPES
 
+pytestmark = pytest.mark.xdist_group("workspace")
+
 PROGRAM = """if True:
     from pathlib import Path
     from nnunet_selma.recipes.challenge import Challenge, usual_arms

@@ -15,6 +15,8 @@ import torch
 
 from nnunet_selma.nnunet import commands
 
+pytestmark = pytest.mark.xdist_group("workspace")
+
 SSL = "nnUNet_results/Dataset500_*/SelmaSSLTrainer__nnUNetSmallPlans_from510__3d_fullres/fold_all"
 FINETUNED = "nnUNet_results/Dataset510_*/SelmaFinetuneTrainer__nnUNetSmallPlans__3d_fullres/fold_0"
 

@@ -12,6 +12,8 @@ from nnunet_selma.conversion.raw_dataset import write_nifti
 from nnunet_selma.demo.phantom.download import octant_slices
 from nnunet_selma.volumes import open_volume
 
+pytestmark = pytest.mark.xdist_group("workspace")
+
 MODEL = ("-d", "510", "-tr", "SelmaFinetuneTrainer", "-p", "nnUNetSmallPlans", "-f", "0")
 
 
