@@ -8,7 +8,7 @@ Networks of the same family differ from plans to plans. What is made of a differ
   outer taps to the new edge, from 3 to 1 to the sum: on everything that does not change along that axis, as a thick slice does not
   for a filter trained on thin ones, the layer answers as before. The centre alone would lose two thirds of the filter, and the mean
   would be a third of the answer.
-- **Channels** in common are copied. Pretrained channels do not listen to new ones, whose weights there are zero: a wider network
+- **Channels** in common are copied. Weights from new input channels to pretrained outputs are zero: a wider network
   starts as the narrow one did, and its new channels are random. Each half of what a decoder reads, upsampled map and skip connection,
   is treated by itself. This holds for convolutions and norms that work channel by channel; transformers of another width stay random.
 - **Input channels**: each new one gets the mean filter, scaled so that the layer's response keeps its size. Labels that the second stage

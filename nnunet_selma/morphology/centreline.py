@@ -95,7 +95,10 @@ def skeletons_by_blocks(
 
 
 def _pieces(read: Read, shape: ShapeZYX, edge: ShapeZYX, halo: int, wanted: Mask) -> Iterator[Piece]:
-    """The skeleton in each block of the components that are wanted; for each one of each block, in their order, whether it is."""
+    """Skeletons of the selected components, block by block.
+
+    `wanted` holds a bool for each component of each block, in the order in which they are labelled.
+    """
     for block in blocks(shape, edge):
         labels, n = label(read(*block.box) > 0)
         wanted_here, wanted = np.concatenate([[False], wanted[:n]]), wanted[n:]

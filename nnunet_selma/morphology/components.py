@@ -121,11 +121,11 @@ class JoinedComponents:
     def __init__(self) -> None:
         self._provisional = 0
         self._faces: dict[tuple[int, tuple[int, ...]], tuple[Array, int]] = {}
-        """Last layer of a block along an axis, for the block behind it, and what to add to its labels."""
+        """Last layer of a block along an axis, for the block behind it, and the offset of its labels."""
         self._pairs: list[NDArray[np.int64]] = []
 
     def add(self, block: Block, labels: Array, n: int) -> int:
-        """Take in what was labelled in a block's box; returns what to add to its labels to get provisional numbers, from 1."""
+        """Register a labelled block; returns the offset that makes its labels unique across blocks."""
         offset = self._provisional
         self._provisional += n
         for axis in range(3):

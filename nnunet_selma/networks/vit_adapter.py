@@ -51,7 +51,7 @@ class AdaptedEncoder(nn.Module):
         self.projections = nn.ModuleList(nn.Conv3d(embed_dim, outputs, 1) for outputs in output_channels)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Maps of an image (batch, channel, z, y, x), fine to coarse: earlier blocks of the transformer speak to finer scales."""
+        """Feature maps of an image (batch, channel, z, y, x), fine to coarse; finer scales come from earlier transformer blocks."""
         tokens = self.vit.maps(image, len(self.stem))
         seen, maps = image, []
         for stage, projection, said in zip(self.stem, self.projections, tokens, strict=True):

@@ -28,7 +28,7 @@ __all__ = ["Execution", "VolumePrediction", "predict_volume"]
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """Where the work is done, and what becomes of what is there; a GPU computes in half precision, else none of it changes the result."""
+    """Execution options. None changes the result, except that a GPU computes in half precision."""
 
     device: str = "cpu"
     scheduler: str | None = None

@@ -41,9 +41,9 @@ class Intensities:
     high: Planes
     """Highest value that is not 0."""
     zeros: Planes
-    """Voxels that are 0."""
+    """Per plane and channel, the number of voxels that are 0."""
     empty: Planes
-    """Voxels that are 0 in all channels, as if there were one channel."""
+    """Per plane, the number of voxels that are 0 in every channel."""
 
     @staticmethod
     def of(slab: Array) -> "Intensities":

@@ -32,7 +32,7 @@ class Resampling:
     order: int
     """Order of the spline."""
     across: int | None = None
-    """The axis of thick slices: planes are resampled apart, and along it the nearest one is taken; None resamples all axes together."""
+    """Axis of anisotropy: splines within planes, nearest neighbour along this axis. None: isotropic."""
 
     @property
     def changes(self) -> bool:

@@ -218,7 +218,7 @@ def remove(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a process that was killed left beside the folder of a run while it removed it, or before it had its name."""
+    """Delete leftovers of killed processes: folders marked `.done`, and unnamed run folders older than a day."""
     if not folder.parent.is_dir():
         return
     for left in folder.parent.iterdir():

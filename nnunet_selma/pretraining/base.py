@@ -98,9 +98,9 @@ class Pretext(nn.Module, ABC):
         return {}
 
     def embed(self, network: nn.Module, patches: Tensor) -> Tensor:
-        """The features whose spread over patches tells of collapse, (batch, feature): what the encoder says of each, or what the loss compares.
+        """One vector per patch, (batch, feature), used to detect collapse.
 
-        Of single places it would say nothing: instance norm makes them differ within a patch, whatever the patch shows.
+        Features are pooled over space first, because instance norm hides collapse at single voxels.
         """
         return pooled(deepest_features(network, patches))
 

@@ -42,8 +42,8 @@ def draw_block_masks(
         ratio: share of the voxels to mask, between 0 and 1.
         rng: draws offsets; on the CPU, so that no step waits for the device to tell a number.
         generator: draws the blocks; its device is where the masks are made.
-        response: what draws masks to itself, numbers from 0, (sample, *patch); None draws all blocks alike.
-        preference: power of a block's mean response to which its readiness to be drawn is proportional.
+        response: numbers from 0, (sample, *patch); None draws all blocks alike.
+        preference: sampling weight of a block = (mean response) ** preference.
         least: blocks whose response is below this, in units of the patch's mean, are not masked, though drawn.
     """
     masks = []

@@ -72,10 +72,10 @@ def _derivatives(length: int, deviation: float, step: float, device: torch.devic
 
 
 def blob_and_tube(hessian: dict[tuple[int, int], Tensor]) -> tuple[Tensor, Tensor]:
-    """How much a bright blob, and how much a bright tube; both in the unit of an eigenvalue.
+    """Responses of bright blobs and of bright tubes, both in the unit of an eigenvalue.
 
-    In 3D a blob is the cube root of -abc, a tube what the root of ab + ac + bc has beyond it; in 2D, with two eigenvalues, a blob is the root
-    of ab, a line what -(a + b) / 2 has beyond it.
+    With eigenvalues a, b and c, in 3D: blob = ∛(-abc), tube = √((ab + ac + bc) / 3) - blob, clipped at 0.
+    With two eigenvalues, in 2D: blob = √(ab), line = -(a + b) / 2 - blob, clipped at 0.
     """
     count = max(hessian)[0] + 1
     trace = sum((hessian[axis, axis] for axis in range(count)), torch.zeros_like(hessian[0, 0]))

@@ -33,9 +33,9 @@ class SelmaFinetuneTrainer_FrozenEncoder(SelmaFinetuneTrainer):
 class SelmaFinetuneTrainer_Unfreezing(SelmaFinetuneTrainer):
     """The pretrained part stays as it is for the first epochs, until the rest has learnt to read it; then all is trained.
 
-    The optimiser has all parameters from the first epoch on, so that checkpoints from before and after are alike. What is frozen has
-    gradients, which several processes exchange and nnU-Net clips as always, and loses them before each step: neither momentum nor decay
-    touches it.
+    The optimiser has all parameters from the first epoch on, so that checkpoints from before and after are alike. Frozen parameters still
+    get gradients, because DistributedDataParallel and clipping need them; they are cleared before the step, so that neither momentum nor
+    weight decay acts.
     """
 
     def frozen_epochs(self) -> int:

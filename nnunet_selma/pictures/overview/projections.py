@@ -25,7 +25,7 @@ Pictures = tuple[Array, Array, Array]
 
 @dataclass(frozen=True)
 class Join:
-    """How voxels become one: a function of two, what changes nothing, and the type of what comes out."""
+    """A reduction of voxels: the ufunc, its identity value, and the output type."""
 
     function: np.ufunc
     nothing: float
