@@ -10,7 +10,7 @@ from nnunet_selma.nnunet import commands
 from tests.conftest import REPOSITORY
 
 LINE = re.compile(
-    r"(?:^    |`|\$\()((?:nnunet-selma|nnUNetv2_\w+|python dataset_conversion/\S+) [^`\n#)]*)", re.MULTILINE
+    r"(?:^ {4,}|`|\$\()((?:nnunet-selma|nnUNetv2_\w+|python dataset_conversion/\S+) [^`\n#)]*)", re.MULTILINE
 )
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 
