@@ -160,7 +160,7 @@ def test_a_full_disk(tmp_path, rng, folders, capsys, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "somewhere")
 
-    monkeypatch.setattr("nnunet_selma.running.json_files.os.replace", full)
+    monkeypatch.setattr("nnunet_selma.running.whole_files.os.replace", full)
     complains(capsys, ["convert", "annotated", str(tmp_path / "in")], "make room")
     assert not list(folders.raw.glob("Dataset*"))
 
