@@ -181,8 +181,8 @@ def carry_over(
         label_channels: how many of the network's last input channels are labels, not images.
 
     Raises:
-        SelmaError: less than a fifth of the parameters, and of half of the encoder's, fit: another architecture; weights that are not finite; or heads that cannot be
-            kept. The network is then unchanged.
+        SelmaError: less than a fifth of the parameters and less than half of the encoder's fit (another architecture), weights are not
+            finite, or heads cannot be kept. The network is then unchanged.
     """
     checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(dict(checkpoint))
     source = _Source(checkpoint, network, label_channels)
@@ -195,9 +195,7 @@ def carry_over(
         found = next((tensor for alias in aliases if (tensor := source.get(alias)) is not None), None)
         part = part_of(key)
         fate = Carried(key, "head" if part == "heads" else "random", old.numel(), part=part)
-        if part == "heads" and (found is None or found.shape != old.shape):
-            found = None
-        if found is not None:
+        if found is not None and (part != "heads" or found.shape == old.shape):
             fitted = source.fit(aliases, old, found.to(old), patch_size)
             if fitted is not None:
                 value, copied, how = fitted

@@ -49,7 +49,6 @@ def test_demo_recipe_router_and_an_arm_of_the_challenge(device, row, tmp_path):
     short = ("--set", "pretraining.epochs=1", "finetuning.epochs=1")
     typed(
         "nnunet-selma",
-        "recipe",
         "challenge",
         "-o",
         str(tmp_path / "challenge"),

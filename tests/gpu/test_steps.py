@@ -226,3 +226,4 @@ def test_steps_a_second_beside_nnunets(folders, device, size, row):
     for name in (*PRETRAININGS, *FINETUNINGS):
         one = made(name, folders, device, size)
         row(f"steps/s, {name}", f"{1 / seconds(one, size):.1f}", "")
+        assert are_finite(tensors_of(one))
