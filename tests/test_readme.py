@@ -40,7 +40,7 @@ def test_a_documented_command_can_be_parsed(line):
     if program == "python":
         assert (REPOSITORY / arguments[0]).is_file()
     elif program == "nnunet-selma":
-        cli._parser().parse_args(arguments)
+        cli.command_parser().parse_args(arguments)
     else:
         assert commands.program(program)
 

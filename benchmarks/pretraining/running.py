@@ -89,16 +89,16 @@ class Study:
         """Convert, plan and preprocess the data of a stage, once."""
         done = self.output / stage.name / "prepared.json"
         if not done.is_file():
-            challenge = self.challenge(stage)
-            challenge.prepare(self.folders(stage), challenge.environment)
+            self.folders(stage)  # sets the environment
+            self.challenge(stage).prepare()
             write_json(done, {"stage": stage.name})
 
     def folders(self, stage: Stage) -> Folders:
         """nnU-Net's folders of a stage, which are set in the environment too."""
-        environment = self.challenge(stage).environment | {"OMP_NUM_THREADS": "1", "nnUNet_n_proc_DA": "0"}
-        os.environ.update(environment)
+        pipeline = self.challenge(stage).pipeline
+        os.environ.update({**pipeline.environment, "OMP_NUM_THREADS": "1", "nnUNet_n_proc_DA": "0"})
         torch.set_num_threads(1)
-        return Folders(**{name: Path(environment[f"nnUNet_{name}"]) for name in ("raw", "preprocessed", "results")})
+        return pipeline.folders
 
     def trainer(self, stage: Stage, kind: str, name: str, dataset_id: int, changes: dict[str, dict[str, Any]]) -> Any:
         """A trainer of the package with small plans and these settings."""

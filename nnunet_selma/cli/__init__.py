@@ -8,7 +8,8 @@ from pathlib import Path
 
 from nnunet_selma import __version__
 from nnunet_selma.cli import convert, evaluate, objects, plan, predict, predict_volume, recipe, see, weights
-from nnunet_selma.cli.arguments import path
+from nnunet_selma.cli.arguments import device_argument, path
+from nnunet_selma.cli.options import CommandParser
 from nnunet_selma.cli.shell import complain
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.nnunet import commands
@@ -17,7 +18,7 @@ from nnunet_selma.running.devices import available_device
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 1 (inspect found problems) or 2 (it could not be done)."""
-    parser = _parser()
+    parser = command_parser()
     chosen = parser.parse_args(arguments)
     try:
         code: int = chosen.run(chosen)
@@ -69,10 +70,9 @@ def _demo(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="nnunet-selma", description="Self-supervised nnU-Net for light-sheet microscopy."
-    )
+def command_parser() -> CommandParser:
+    """The parser of all commands."""
+    parser = CommandParser(prog="nnunet-selma", description="Self-supervised nnU-Net for light-sheet microscopy.")
     parser.add_argument("--version", action="version", version=__version__)
     parts = parser.add_subparsers(required=True, metavar="command")
 
@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         "-o", dest="output", type=path, default=Path("demo"), help="folder for everything (default: %(default)s)"
     )
     demo.add_argument("--data", type=path, help="a real download instead of the synthetic one")
-    demo.add_argument("--device", default="cpu", choices=("cpu", "cuda", "mps"))
+    device_argument(demo)
     demo.add_argument("--seed", type=int, default=0)
     demo.set_defaults(run=_demo)
     return parser

@@ -1,12 +1,12 @@
 """Arguments that several commands share, and their parsing."""
 
 import argparse
+from collections.abc import Sequence
 from math import inf
 from pathlib import Path
 from typing import Any
 
 from nnunet_selma.conversion.spacing import Spacing
-from nnunet_selma.errors import SelmaError
 from nnunet_selma.running.cores import usable_cores
 from nnunet_selma.structures import SpacingUm, named
 
@@ -36,17 +36,9 @@ def voxel_size(text: str, other: str = "") -> SpacingUm:
     return (z, y, x)
 
 
-class Structures(argparse.Action):
-    """Names of structures or of their folders, to prefixes; an unknown one ends as every other `SelmaError`."""
-
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
-    ) -> None:
-        """As argparse calls it."""
-        try:
-            setattr(namespace, self.dest, tuple(named(value).prefix for value in values))
-        except SelmaError as error:
-            parser.exit(2, f"nnunet-selma: {error}\n")
+def prefixes(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of structures or of their folders as prefixes of cases; raises `SelmaError` for a name that is not known."""
+    return tuple(named(name).prefix for name in names)
 
 
 def source_plans_arguments(parser: Any) -> None:
@@ -59,6 +51,11 @@ def source_plans_arguments(parser: Any) -> None:
 
 MOST_WORKERS = 4
 """Default number of processes at most; each takes memory, and a laptop has little to spare."""
+
+
+def device_argument(parser: Any, default: str = "cpu") -> None:
+    """Where networks compute."""
+    parser.add_argument("--device", default=default, choices=("cpu", "cuda", "mps"), help="(default: %(default)s)")
 
 
 def workers_argument(parser: Any, what: str) -> None:

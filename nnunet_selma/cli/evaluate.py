@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nnunet_selma.cli.arguments import path, voxel_size, workers_argument
+from nnunet_selma.cli.arguments import path, workers_argument
+from nnunet_selma.cli.options import add_options, settings_from
 from nnunet_selma.cli.shell import progress
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.volumes import stem
@@ -12,9 +13,17 @@ from nnunet_selma.volumes import stem
 
 def add_to(parts: Any) -> None:
     """Add the command."""
-    parser = parts.add_parser(
-        "evaluate", help="score predictions by the rules of a SELMA3D edition: tables and pictures"
+    parts.add_parser(
+        "evaluate",
+        options=_options,
+        help="score predictions by the rules of a SELMA3D edition: tables and pictures",
     )
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    from nnunet_selma.evaluation import EvaluationSettings
+    from nnunet_selma.evaluation.metrics.extras import Extras
+
     parser.add_argument(
         "--reference", type=path, required=True, metavar="PATH", help="folder of ground truths, or one file"
     )
@@ -25,12 +34,11 @@ def add_to(parts: Any) -> None:
         metavar="[NAME=]PATH",
         help="folder of predictions, or one file; several are ranked. NAME stands in the tables (default: the folder's name)",
     )
-    parser.add_argument("--edition", type=int, required=True, metavar="2024|2026", help="whose rules count")
     parser.add_argument(
-        "--corrected", action="store_true", help="beside a metric with corners, what it should say (docs/metrics.md)"
+        "--edition", dest="year", type=int, required=True, metavar="2024|2026", help="edition whose rules count"
     )
+    add_options(parser, EvaluationSettings, corrected="", structure="", spacing_um_zyx="--spacing")
     parser.add_argument("-o", dest="output", type=path, help="folder for tables and pictures (default: print only)")
-    parser.add_argument("--structure", help="what all cases show, where their names do not begin with it")
     parser.add_argument(
         "--against",
         metavar="NAME|[NAME=]PATH",
@@ -61,11 +69,7 @@ def add_to(parts: Any) -> None:
         metavar="RULE",
         help="precision, recall, F1 and count error of objects that match by iou:0.3, overlap, or distance:10 (µm between centres)",
     )
-    more.add_argument("--hd95", action="store_true", help="95th percentile of the Hausdorff distance, µm")
-    more.add_argument("--size", action="store_true", help="volume and length of tree-like structures, µm³ and µm")
-    more.add_argument(
-        "--spacing", type=voxel_size, metavar="Z,Y,X", help="voxel size, µm (default: the header, or the structure's)"
-    )
+    add_options(more, Extras, hd95="", size="")
     parser.set_defaults(run=_evaluate)
 
 
@@ -79,14 +83,8 @@ def _evaluate(chosen: argparse.Namespace) -> int:
         raise SelmaError("--images is for the pictures of the cases: give -o FOLDER, and no --no-sheets")
     methods = _methods(chosen.prediction)
     other = _other(chosen.against, methods) if chosen.against else None
-    settings = EvaluationSettings(
-        year=chosen.edition,
-        corrected=chosen.corrected,
-        structure=chosen.structure,
-        missing=chosen.missing,
-        spacing_um_zyx=chosen.spacing,
-        extras=Extras(objects=rule, hd95=chosen.hd95, size=chosen.size),
-        against=other,
+    settings = settings_from(
+        EvaluationSettings, chosen, extras=settings_from(Extras, chosen, objects=rule), against=other
     )
     evaluation = evaluate(
         chosen.reference,
@@ -106,11 +104,11 @@ def _evaluate(chosen: argparse.Namespace) -> int:
 
 
 def _other(text: str, methods: dict[str, Path]) -> str:
-    """The method to compare with: one of `methods` by name, or another one, which is added to them."""
+    """Name of the method to compare with, in `methods`; a path that is not there is added."""
     if text in methods:
         return text
     ((name, folder),) = _methods([text]).items()
-    known = [one for one, place in methods.items() if place.resolve() == folder.resolve()]
+    known = [name for name, place in methods.items() if place.resolve() == folder.resolve()]
     if known:
         return known[0]
     if name in methods:

@@ -29,9 +29,9 @@ def _plan_small(chosen: argparse.Namespace) -> int:
         batch_size=chosen.batch,
         features=chosen.features,
     )
-    own = read_json(path)["configurations"][chosen.configuration]
+    planned = read_json(path)["configurations"][chosen.configuration]
     print(
-        f"{path}: patch {own['patch_size']}, batch {own['batch_size']}, features {own['architecture']['arch_kwargs']['features_per_stage']}"
+        f"{path}: patch {planned['patch_size']}, batch {planned['batch_size']}, features {planned['architecture']['arch_kwargs']['features_per_stage']}"
     )
     print(f"use it with: -p {chosen.save_as}")
     return 0
@@ -50,8 +50,8 @@ def _plan_network(chosen: argparse.Namespace) -> int:
         batch_size=chosen.batch,
         features=chosen.features,
     )
-    ((configuration, own),) = read_json(path)["configurations"].items()
-    print(f"{path}: {chosen.network} for {configuration}, patch {own['patch_size']}, batch {own['batch_size']}")
+    ((configuration, planned),) = read_json(path)["configurations"].items()
+    print(f"{path}: {chosen.network} for {configuration}, patch {planned['patch_size']}, batch {planned['batch_size']}")
     which = f"-p {name} -c {configuration}"
     print(f"pretrain it: nnunet-selma plan-pretraining -s {chosen.dataset_id} -t UNLABELLED {which}")
     print(f"then train it: nnUNetv2_train {chosen.dataset_id} {configuration} FOLD -tr SelmaFinetuneTrainer -p {name}")
@@ -79,7 +79,7 @@ def _plan_pretraining(chosen: argparse.Namespace) -> int:
             progress=progress,
         )
     if not chosen.no_preprocess:
-        _look_at_cases(where, chosen.target_id, plans, chosen.configuration)
+        _warn_of_thin_cases(where, chosen.target_id, plans, chosen.configuration)
     print(f"next: nnUNetv2_train {chosen.target_id} {chosen.configuration} all -tr SelmaSSLTrainer -p {plans}")
     return 0
 
@@ -100,7 +100,7 @@ def _preprocess(chosen: argparse.Namespace, where: Folders) -> str:
     return plans
 
 
-def _look_at_cases(where: Folders, dataset_id: int, plans_name: str, name: str) -> None:
+def _warn_of_thin_cases(where: Folders, dataset_id: int, plans_name: str, name: str) -> None:
     """Print a warning where preprocessed cases are thinner than the patch; raises `SelmaError` where they are much thinner."""
     from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager

@@ -5,7 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from nnunet_selma.cli.arguments import path, workers_argument
+from nnunet_selma.cli.arguments import device_argument, path, workers_argument
+from nnunet_selma.cli.options import add_options, settings_from
 from nnunet_selma.cli.shell import folders, progress
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.nnunet.folders import TRAINER_FOLDER
@@ -18,25 +19,19 @@ def _train_router(chosen: argparse.Namespace) -> int:
     from nnunet_selma.routing.routers import class_named
 
     where = folders()
-    settings = RouterTraining(
-        classes=tuple(class_named(name) for name in chosen.classes),
-        patch=chosen.patch,
-        steps=chosen.steps,
-        batch=chosen.batch,
-        large=chosen.large,
-        seed=chosen.seed,
-    )
+    classes = tuple(class_named(name) for name in chosen.classes)
+    settings = settings_from(RouterTraining, chosen, classes=classes)
     if chosen.output.is_dir() or not chosen.output.parent.is_dir():
         raise SelmaError(f"{chosen.output}: give a file in a folder that exists, as in -o router.pt")
     name = where.dataset(chosen.dataset_id)
     left_out = _validation_cases(where.preprocessed / name / "splits_final.json", chosen.fold)
-    router, learnt = train_router(
+    router, results = train_router(
         where.raw / name, settings, available_device(chosen.device), progress, left_out=left_out
     )
     router.save(chosen.output)
-    for name, one in learnt.items():
-        said = f"{name}: {one.cases} cases, {one.recognised:.0%} of their patches recognised"
-        print(f"{said}; {sum(one.unseen)} of {len(one.unseen)} unseen cases recognised" if left_out else said)
+    for name, result in results.items():
+        unseen = f"; {sum(result.unseen)} of {len(result.unseen)} unseen cases recognised" if left_out else ""
+        print(f"{name}: {result.cases} cases, {result.recognised:.0%} of their patches recognised{unseen}")
     print(f"next: nnunet-selma predict-routed -i IN -o OUT --router {chosen.output} --model CLASS=FOLDER …")
     return 0
 
@@ -58,15 +53,7 @@ def _predict_routed(chosen: argparse.Namespace) -> int:
     from nnunet_selma.routing.routed import ROUTES, PredictionSettings, predict_routed
     from nnunet_selma.routing.routers import open_router
 
-    settings = PredictionSettings(
-        folds=tuple(chosen.folds),
-        checkpoint=chosen.checkpoint,
-        step_size=chosen.step_size,
-        mirroring=not chosen.disable_tta,
-        device=chosen.device,
-        workers=chosen.workers,
-        remove_below=chosen.remove_below,
-    )
+    settings = settings_from(PredictionSettings, chosen)
     models = _models(chosen.models)
     router = open_router(chosen.router, available_device(chosen.device))
     # a checkpoint may name a trainer of this package, which nnU-Net finds by this variable
@@ -74,10 +61,10 @@ def _predict_routed(chosen: argparse.Namespace) -> int:
     records = predict_routed(
         chosen.input, chosen.output, router, models, settings, environment=environment, progress=progress
     )
-    for one in records:
+    for record in records:
         print(
-            f"{one['case']}: {one['class']} ({one['probabilities'][one['class']]:.2f}), model {one['model']}, "
-            f"{one['removed_components']} small components removed"
+            f"{record['case']}: {record['class']} ({record['probabilities'][record['class']]:.2f}), model {record['model']}, "
+            f"{record['removed_components']} small components removed"
         )
     print(f"segmentations and {ROUTES}: {chosen.output}")
     return 0
@@ -109,62 +96,61 @@ def _models(texts: list[str]) -> dict[str, Path]:
     return models
 
 
-def _device_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda", "mps"), help="(default: %(default)s)")
-
-
 def add_to(parts: Any) -> None:
     """Add the commands."""
-    train = parts.add_parser("train-router", help="train a classifier that says which structure a volume shows")
-    train.add_argument("-d", dest="dataset_id", type=int, required=True, help="annotated dataset, in nnUNet_raw")
-    train.add_argument("-o", dest="output", type=path, required=True, metavar="FILE", help="file to write: router.pt")
-    train.add_argument(
-        "--classes",
-        nargs="+",
-        default=(),
-        metavar="NAME",
-        help="structures to tell apart, and other for all that is left (default: each structure of the dataset)",
+    parts.add_parser(
+        "train-router",
+        options=_train_router_options,
+        help="train a classifier that says which structure a volume shows",
     )
-    train.add_argument(
+    parts.add_parser(
+        "predict-routed",
+        options=_predict_routed_options,
+        help="predict each image with the model of the structure that it shows, with nnU-Net's command",
+    )
+    parts.add_parser(
+        "remove-small", options=_remove_small_options, help="remove small components from the segmentations in a folder"
+    )
+
+
+def _train_router_options(parser: argparse.ArgumentParser) -> None:
+    from nnunet_selma.routing.router_training import RouterTraining
+
+    parser.add_argument("-d", dest="dataset_id", type=int, required=True, help="annotated dataset, in nnUNet_raw")
+    parser.add_argument("-o", dest="output", type=path, required=True, metavar="FILE", help="file to write: router.pt")
+    parser.add_argument(
         "-f",
         dest="fold",
         default="all",
         help="leave out the validation cases of this fold, and say how many of them are recognised (default: train on all)",
     )
-    train.add_argument("--steps", type=int, default=300, help="(default: %(default)s)")
-    train.add_argument("--patch", type=int, default=64, help="edge of a patch, voxels (default: %(default)s)")
-    train.add_argument("--batch", type=int, default=8, help="patches in a step (default: %(default)s)")
-    train.add_argument("--large", action="store_true", help="DenseNet-121, for a GPU, instead of a network for CPUs")
-    train.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    _device_argument(train)
-    train.set_defaults(run=_train_router, starts_anew=True)
-
-    _add_predict_routed(parts)
-
-    small = parts.add_parser("remove-small", help="remove small components from the segmentations in a folder")
-    small.add_argument("folder", type=path, help="segmentations, NIfTI")
-    small.add_argument("-o", dest="output", type=path, required=True, metavar="FOLDER", help="folder to write")
-    small.add_argument("--below", type=int, default=5, help="voxels of the smallest to stay (default: %(default)s)")
-    small.set_defaults(run=_remove_small, starts_anew=True)
+    add_options(parser, RouterTraining, classes="", steps="", patch="", batch="", large="", seed="")
+    device_argument(parser)
+    parser.set_defaults(run=_train_router, starts_anew=True)
 
 
-def _add_predict_routed(parts: Any) -> None:
-    routed = parts.add_parser(
-        "predict-routed",
-        help="predict each image with the model of the structure that it shows, with nnU-Net's command",
-    )
-    routed.add_argument(
+def _remove_small_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=path, help="segmentations, NIfTI")
+    parser.add_argument("-o", dest="output", type=path, required=True, metavar="FOLDER", help="folder to write")
+    parser.add_argument("--below", type=int, default=5, help="voxels of the smallest to stay (default: %(default)s)")
+    parser.set_defaults(run=_remove_small, starts_anew=True)
+
+
+def _predict_routed_options(parser: argparse.ArgumentParser) -> None:
+    from nnunet_selma.routing.routed import PredictionSettings
+
+    parser.add_argument(
         "-i", dest="input", type=path, required=True, metavar="FOLDER", help="images, named as for nnUNetv2_predict"
     )
-    routed.add_argument("-o", dest="output", type=path, required=True, metavar="FOLDER", help="folder to write")
-    routed.add_argument(
+    parser.add_argument("-o", dest="output", type=path, required=True, metavar="FOLDER", help="folder to write")
+    parser.add_argument(
         "--router",
         type=path,
         required=True,
         metavar="PATH",
         help="file of train-router, or the fold folder of a finished pretraining by SelmaSSLTrainer_MultiTask",
     )
-    routed.add_argument(
+    parser.add_argument(
         "--model",
         dest="models",
         action="append",
@@ -172,17 +158,10 @@ def _add_predict_routed(parts: Any) -> None:
         metavar="CLASS=FOLDER",
         help="the trained model of a class, or of all others (other=FOLDER); once for each model",
     )
-    routed.add_argument("-f", dest="folds", nargs="+", default=["0"], help="folds, or all (default: 0)")
-    routed.add_argument("--checkpoint", default="checkpoint_final.pth", help="(default: %(default)s)")
-    routed.add_argument(
-        "--remove-below",
-        type=int,
-        default=5,
-        metavar="VOXELS",
-        help="remove components of fewer voxels; 0 removes none (default: %(default)s)",
+    add_options(parser, PredictionSettings, folds="-f", checkpoint="", remove_below="", step_size="-step_size")
+    device_argument(parser)
+    parser.add_argument(
+        "--disable_tta", dest="mirroring", action="store_false", help="no mirroring: faster, a little less accurate"
     )
-    _device_argument(routed)
-    routed.add_argument("--disable_tta", action="store_true", help="no mirroring: faster, a little less accurate")
-    routed.add_argument("-step_size", type=float, default=0.5, help="of the sliding window (default: %(default)s)")
-    workers_argument(routed, "so many read and so many write")
-    routed.set_defaults(run=_predict_routed, starts_anew=True)
+    workers_argument(parser, "so many read and so many write")
+    parser.set_defaults(run=_predict_routed, starts_anew=True)

@@ -5,7 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from nnunet_selma.cli.arguments import path, scheduler_argument, voxel_size
+from nnunet_selma.cli.arguments import device_argument, path, scheduler_argument
+from nnunet_selma.cli.options import add_options, settings_from
 from nnunet_selma.cli.shell import folders, meter, progress
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.running.devices import available_device
@@ -15,36 +16,17 @@ def _predict_volume(chosen: argparse.Namespace) -> int:
     from nnunet_selma.prediction import Execution, VolumePrediction, predict_volume
     from nnunet_selma.prediction.model import ModelSettings
 
-    folder = chosen.model or _trained(chosen)
-    settings = VolumePrediction(
-        inputs=tuple(chosen.inputs),
-        channels=None if chosen.channel is None else tuple(chosen.channel),
-        output=chosen.output,
-        model=ModelSettings(
-            folder=folder,
-            folds=tuple(chosen.folds or _trained_folds(folder, chosen.checkpoint)),
-            checkpoint=chosen.checkpoint,
-            mirroring=chosen.tta,
-            step_size=chosen.step_size,
-        ),
-        spacing_um_zyx=chosen.spacing,
-        level=chosen.level,
-        on_bad_slice=chosen.on_bad_slice,
-        tissue_only=not chosen.everything,
-        mask=chosen.mask,
-        probabilities=chosen.probabilities,
-        raw=not chosen.no_raw,
-        name=chosen.name,
-        version=chosen.version,
-        block=chosen.block,
-        max_memory=chosen.max_memory,
+    folder = chosen.model_folder or _trained(chosen)
+    folds = tuple(chosen.folds or _trained_folds(folder, chosen.checkpoint))
+    settings = settings_from(
+        VolumePrediction, chosen, model=settings_from(ModelSettings, chosen, folder=folder, folds=folds)
     )
-    execution = Execution(
+    execution = settings_from(
+        Execution,
+        chosen,
         device=chosen.device if chosen.scheduler else _device(chosen.device),
-        scheduler=chosen.scheduler,
         shard=_shard(chosen.shard),
         also_tiff=chosen.also == "tiff",
-        overwrite=chosen.overwrite,
     )
     print(f"model: {folder}, fold {', '.join(settings.model.folds)}", flush=True)
     record = predict_volume(
@@ -93,9 +75,17 @@ def _shard(text: str | None) -> tuple[int, int]:
 
 def add_to(parts: Any) -> None:
     """Add the command."""
-    parser = parts.add_parser(
-        "predict-volume", help="predict a whole brain, in constant memory, with any nnU-Net model; writes an OME-Zarr"
+    parts.add_parser(
+        "predict-volume",
+        options=_options,
+        help="predict a whole brain, in constant memory, with any nnU-Net model; writes an OME-Zarr",
     )
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    from nnunet_selma.prediction import Execution, VolumePrediction
+    from nnunet_selma.prediction.model import ModelSettings
+
     parser.add_argument(
         "inputs",
         type=path,
@@ -112,7 +102,7 @@ def add_to(parts: Any) -> None:
         help="an input OME-Zarr gets the labels itself",
     )
     parser.add_argument(
-        "-m", dest="model", type=path, metavar="FOLDER", help="trained model: plans.json and fold folders"
+        "-m", dest="model_folder", type=path, metavar="FOLDER", help="trained model: plans.json and fold folders"
     )
     parser.add_argument(
         "-d", dest="dataset_id", type=int, help="instead of -m: the dataset it was trained on, in nnUNet_results"
@@ -127,49 +117,22 @@ def add_to(parts: Any) -> None:
         nargs="+",
         help="folds, averaged, or all (default: those of 0 to 4 that are trained)",
     )
-    parser.add_argument("--checkpoint", default="checkpoint_final.pth", help="(default: %(default)s)")
-    parser.add_argument(
-        "-step_size", type=float, default=0.5, help="of the sliding window, in patches (default: %(default)s)"
+    add_options(parser, ModelSettings, checkpoint="", step_size="-step_size", mirroring="--tta")
+    add_options(parser, VolumePrediction, spacing_um_zyx="--spacing", level="", channels="--channel", on_bad_slice="")
+    region = parser.add_mutually_exclusive_group()
+    add_options(region, VolumePrediction, mask="")
+    region.add_argument(
+        "--everything",
+        dest="tissue_only",
+        action="store_false",
+        help="predict empty space too, as nnUNetv2_predict does",
     )
-    parser.add_argument(
-        "--tta", action="store_true", help="mirror each tile too, as nnUNetv2_predict does by default: slower"
-    )
-    parser.add_argument("--spacing", type=voxel_size, metavar="Z,Y,X", help="voxel size in µm, instead of the file's")
-    parser.add_argument(
-        "--level", type=int, default=0, help="resolution level of an OME-Zarr (default: %(default)s, the finest)"
-    )
-    parser.add_argument(
-        "--channel", type=int, nargs="+", metavar="N", help="of a file that holds several: those the model sees, from 0"
-    )
-    parser.add_argument(
-        "--on-bad-slice",
-        choices=("error", "interpolate"),
-        default="error",
-        help="a slice that is missing or unreadable: stop, or put the mean of its neighbours there (default: %(default)s)",
-    )
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument(
-        "--mask",
-        type=path,
-        metavar="VOLUME",
-        help="predict only where it is above 0; any resolution, same field of view",
-    )
-    where.add_argument("--everything", action="store_true", help="predict empty space too, as nnUNetv2_predict does")
-    parser.add_argument(
-        "--probabilities", action="store_true", help="write them too, 0 to 255: OUT_probabilities.ome.zarr"
-    )
-    parser.add_argument("--no-raw", action="store_true", help="do not put the image beside the labels")
+    add_options(parser, VolumePrediction, probabilities="")
+    parser.add_argument("--no-raw", dest="raw", action="store_false", help="do not put the image beside the labels")
     parser.add_argument("--also", choices=("tiff",), help="write the labels as TIFF slices too")
-    parser.add_argument("--name", default="segmentation", help="of the label image (default: %(default)s)")
-    parser.add_argument(
-        "--ome-zarr", dest="version", choices=("0.5", "0.4"), default="0.5", help="version (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--max-memory", type=float, default=16.0, metavar="GB", help="of this process (default: %(default)s)"
-    )
-    parser.add_argument("--block", type=int, metavar="VOXELS", help="edge of a block (default: what the memory allows)")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda", "mps"), help="(default: %(default)s)")
+    add_options(parser, VolumePrediction, name="", version="--ome-zarr", max_memory="", block="")
+    device_argument(parser)
     scheduler_argument(parser)
     parser.add_argument("--shard", metavar="I/N", help="do the i-th of n shares, from 0: one job of a SLURM array")
-    parser.add_argument("--overwrite", action="store_true", help="begin anew, and replace what is there")
+    add_options(parser, Execution, overwrite="")
     parser.set_defaults(run=_predict_volume)

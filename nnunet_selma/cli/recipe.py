@@ -5,9 +5,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from nnunet_selma.cli.arguments import path
+from nnunet_selma.cli.arguments import device_argument, path
 from nnunet_selma.cli.shell import folders
 from nnunet_selma.nnunet.folders import TRAINER_FOLDER
+from nnunet_selma.nnunet.pipeline import Pipeline
 from nnunet_selma.nnunet.settings import parse_assignments
 from nnunet_selma.recipes.recipes import RECIPES, as_table, recipe_named
 from nnunet_selma.recipes.running import RecipeRun
@@ -33,22 +34,22 @@ def _run(chosen: argparse.Namespace) -> int:
     available_device(chosen.device)
     run = RecipeRun(
         recipe=recipe_named(chosen.name),
-        source_id=chosen.source_id,
-        target_id=chosen.target_id,
-        folders=folders(),
+        pipeline=Pipeline(
+            folders=folders(),
+            # a user who has not set the variable gets the trainers of this package
+            environment={"nnUNet_extTrainer": os.environ.get("nnUNet_extTrainer") or str(TRAINER_FOLDER)},
+            annotated_id=chosen.source_id,
+            unlabelled_id=chosen.target_id,
+            device=chosen.device,
+            say=_say,
+        ),
         plans_name=chosen.plans,
         scale=chosen.scale,
         fold=chosen.fold,
-        device=chosen.device,
         changes=parse_assignments(chosen.assignments),
-        say=_say,
-        environment={"nnUNet_extTrainer": os.environ.get("nnUNet_extTrainer") or str(TRAINER_FOLDER)},
     )
     print(f"fine-tuned model: {run.run()}")
-    print(
-        f"predict with: nnUNetv2_predict -d {run.source_id} -i IN -o OUT -f {run.fold} -tr {run.recipe.finetuning} "
-        f"-c {run.recipe.configuration} -p {run.name}"
-    )
+    print(f"predict with: nnUNetv2_predict -d {chosen.source_id} -i IN -o OUT {run.finetuning.model}")
     return 0
 
 
@@ -79,7 +80,7 @@ def _challenge(chosen: argparse.Namespace) -> int:
 
 
 def _common(parser: argparse.ArgumentParser, device: str) -> None:
-    parser.add_argument("--device", default=device, choices=("cpu", "cuda", "mps"), help="(default: %(default)s)")
+    device_argument(parser, device)
     parser.add_argument(
         "--set",
         dest="assignments",

@@ -57,7 +57,7 @@ def _view(chosen: argparse.Namespace) -> int:
     from nnunet_selma.pictures.viewing import check_napari, layers, show
     from nnunet_selma.volumes.segmented import image_at
 
-    found = image_at(chosen.image, label=chosen.label, labels=chosen.labels)
+    image = image_at(chosen.image, label=chosen.label, labels=chosen.labels)
     check_napari()
     # Qt would abort without a word that helps
     if sys.platform.startswith("linux") and not any(os.environ.get(name) for name in _DISPLAYS):
@@ -65,7 +65,7 @@ def _view(chosen: argparse.Namespace) -> int:
             f"{chosen.image}: there is no display to open a window on; run the command on a computer with a screen, or connect with ssh -X. "
             "nnunet-selma overview draws a picture without one"
         )
-    show(found.name, layers(found, chosen.spacing))
+    show(image.name, layers(image, chosen.spacing))
     return 0
 
 
@@ -81,10 +81,12 @@ def _overview(chosen: argparse.Namespace) -> int:
         raise SelmaError(f"{chosen.output}: give a PNG file in a folder that exists, as in -o overview.png")
     if not os.access(chosen.output.parent, os.W_OK):
         raise SelmaError(f"{chosen.output.parent}: cannot be written to; choose another folder")
-    found = segmentation_at(chosen.labels, label=chosen.label, raw=chosen.raw)
-    shown = overview(
-        found, spacing_um_zyx=chosen.spacing, table=chosen.objects, channel=chosen.channel, progress=progress
+    segmentation = segmentation_at(chosen.labels, label=chosen.label, raw=chosen.raw)
+    drawing = overview(
+        segmentation, spacing_um_zyx=chosen.spacing, table=chosen.objects, channel=chosen.channel, progress=progress
     )
-    overview_sheet(chosen.output, shown)
-    print(f"{len(shown.objects.sizes)} objects, {100 * shown.foreground:.3g} % foreground; picture: {chosen.output}")
+    overview_sheet(chosen.output, drawing)
+    print(
+        f"{len(drawing.objects.sizes)} objects, {100 * drawing.foreground:.3g} % foreground; picture: {chosen.output}"
+    )
     return 0

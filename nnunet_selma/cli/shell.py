@@ -4,12 +4,10 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.nnunet import commands
-from nnunet_selma.nnunet.folders import Folders
+from nnunet_selma.nnunet.folders import FOLDER_VARIABLES, Folders
 from nnunet_selma.running.progress import Step
 
 
@@ -49,8 +47,7 @@ def complain(sentence: str) -> None:
 
 def folders() -> Folders:
     """nnU-Net's folders, from the environment; raises `SelmaError` where a variable is not set."""
-    missing = [name for name in commands.FOLDER_VARIABLES if not os.environ.get(name)]
+    missing = [name for name in FOLDER_VARIABLES if not os.environ.get(name)]
     if missing:
         raise SelmaError(f'{", ".join(missing)} not set; run: eval "$(nnunet-selma env FOLDER)"')
-    raw, preprocessed, results = (Path(os.environ[name]) for name in commands.FOLDER_VARIABLES)
-    return Folders(raw=raw, preprocessed=preprocessed, results=results)
+    return Folders.from_environment(os.environ)

@@ -24,19 +24,19 @@ class AnnotatedSettings:
     """Options for converting annotated patches."""
 
     dataset_id: int = 510
-    """nnU-Net's dataset id."""
+    """Dataset id of nnU-Net."""
     name: str = "SELMA3D"
-    """Name of the dataset, behind its id."""
+    """Name of the dataset, after its id."""
     structures: tuple[str, ...] = ()
-    """Prefixes of the structures to take; empty for all."""
+    """Structures to take; empty: all."""
     spacing: Spacing | None = None
-    """Voxel size to write: the structure table's, 1 voxel, or µm (z, y, x); None is physical for one structure, voxel for several."""
+    """Voxel size to write: that of the structure table, 1 voxel, or µm; None: physical for one structure, voxel for several."""
     vessel_channels: VesselChannels = "separate"
-    """Channels of stains that have two: a single channel, both as two input channels, or each as a case."""
+    """Channels of stains that have two: only one, both as two input channels, or each as a case."""
     layout: str | None = None
-    """Layout of the source; None to detect it."""
+    """Layout of the source: bioimage_archive, challenge_zip or delivr; None: detected."""
     leave_out_unpaired: bool = False
-    """Leave out raw files without ground truth and the reverse, and list them; otherwise they are an error."""
+    """Leave out raw files without ground truth and the reverse, and list them, instead of stopping."""
     folds: int = 5
     """Number of cross-validation folds."""
     seed: int = 0

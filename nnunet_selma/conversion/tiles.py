@@ -40,13 +40,13 @@ class TileSettings:
     """How tiles are chosen."""
 
     tile: int = 256
-    """Edge of a tile, voxels; axes of the volume that are shorter are taken whole."""
+    """Edge of a tile, voxels; shorter axes of the volume are taken whole."""
     per_volume: int = 32
     """Tiles to choose from one volume."""
     min_foreground: float = 0.1
     """Least share of tissue in a tile."""
     seed: int = 0
-    """Seed of the choice."""
+    """Seed of the choice of tiles."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that give no tiles."""

@@ -39,25 +39,25 @@ class UnannotatedSettings:
     """Options for converting unannotated volumes."""
 
     dataset_id: int = 500
-    """nnU-Net's dataset id."""
+    """Dataset id of nnU-Net."""
     name: str = "SELMA3Dunlabelled"
-    """Name of the dataset, behind its id."""
+    """Name of the dataset, after its id."""
     structures: tuple[str, ...] = ()
-    """Prefixes of the structures to take; empty for all."""
+    """Structures to take; empty: all."""
     structure: str | None = None
-    """The structure that volumes show whose folders do not say it."""
+    """Structure of volumes whose folders do not name it."""
     spacing: Spacing | None = None
-    """Voxel size to write: the structure table's, 1 voxel, or µm (z, y, x); None is physical for one structure, voxel for several."""
+    """Voxel size to write: that of the structure table, 1 voxel, or µm; None: physical for one structure, voxel for several."""
     vessel_channels: VesselChannels = "separate"
-    """Channels of stains that have two: a single channel, both as two input channels, or each as a volume."""
+    """Channels of stains that have two: only one, both as two input channels, or each as a volume."""
     tiles: TileSettings = field(default_factory=TileSettings)
     """How tiles are chosen."""
     on_bad_slice: OnBadSlice = "error"
-    """Treatment of a slice that is missing or unreadable."""
+    """A slice that is missing or unreadable: stop, or interpolate from its neighbours."""
     channel: int | None = None
-    """Which channel of files that hold several."""
+    """Channel of files with several, from 0."""
     level: int = 0
-    """Which resolution level of an OME-Zarr, 0 is the finest."""
+    """Resolution level of an OME-Zarr; 0 is the finest."""
 
     def open(self, path: Path) -> Volume:
         """Open a file with these choices."""
@@ -69,11 +69,11 @@ class StoreSettings:
     """Where the plans of a tile store come from."""
 
     plans_from: int
-    """Id of the annotated dataset, already planned."""
+    """Id of the annotated dataset, which is planned already."""
     plans_name: str = "nnUNetPlans"
-    """Its plans."""
+    """Plans of the annotated dataset."""
     configuration: str = "3d_fullres"
-    """The configuration to pretrain."""
+    """Configuration to pretrain."""
 
     @property
     def choice(self) -> dict[str, str]:

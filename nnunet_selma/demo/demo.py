@@ -1,35 +1,35 @@
 """The whole path on a synthetic brain (or a real download), with the commands a user types, ending in a report.
 
-The data are small and so is the plan; everything else is what a real run does.
+The data are small and so is the plan; everything else is as in a real run.
 """
 
-import json
 import os
-import shlex
 import shutil
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from nnunet_selma.conversion.volume_tree import NothingFoundError, find_volumes
+from nnunet_selma.demo.baselines import otsu, untrained
+from nnunet_selma.demo.drawing import Drawing, draw_data
+from nnunet_selma.demo.phantom.download import UNANNOTATED_FOLDER
 from nnunet_selma.demo.report import Comparison, write_report
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.nnunet import commands
 from nnunet_selma.nnunet.folders import Folders
-from nnunet_selma.running.json_files import read_json, write_json
+from nnunet_selma.nnunet.pipeline import Pipeline, Training, cpu_environment, quoted
+from nnunet_selma.running.json_files import read_json
 from nnunet_selma.structures import of_case
-from nnunet_selma.volumes import open_volume
 
 ANNOTATED, UNLABELLED = 510, 500
 PLANS, SCRATCH_PLANS = "nnUNetSmallPlans", "nnUNetSmallPlans_scratch"
-PRETRAINING_PLANS = f"{PLANS}_from{ANNOTATED}"
+PRETRAINING = Training(dataset_id=UNLABELLED, trainer="SelmaSSLTrainer", plans=f"{PLANS}_from{ANNOTATED}", fold="all")
+FINETUNINGS = {
+    name: Training(dataset_id=ANNOTATED, trainer="SelmaFinetuneTrainer", plans=plans)
+    for name, plans in (("with pretraining", PLANS), ("without pretraining", SCRATCH_PLANS))
+}
 _MARKER = ".nnunet-selma-demo"
-WITH, WITHOUT = "with pretraining", "without pretraining"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class DemoSize:
     test_patches: int = 2
     """Unseen patches of each structure."""
     network_patch: int = 32
-    """Edge of what the network sees."""
+    """Edge of a patch of the network, voxels."""
     batch: int = 2
     """Patches in a batch."""
     features: tuple[int, ...] = (16, 32, 64)
@@ -59,368 +59,173 @@ class DemoSize:
     finetuning: tuple[int, int] = (16, 16)
     """Epochs, and steps in each."""
 
+    @property
+    def drawing(self) -> Drawing:
+        """The synthetic data; microglia are tested and not in the download, as in the challenge."""
+        return Drawing(
+            annotated=dict.fromkeys(UNANNOTATED_FOLDER, self.patches),
+            tested=[*UNANNOTATED_FOLDER, "microglia"],
+            patch_edge=self.patch_edge,
+            brain_shape=self.brain_shape,
+            test_patches=self.test_patches,
+        )
 
+
+@dataclass(frozen=True, kw_only=True)
 class Demo:
     """One run: its folders, and the commands in the order of the README."""
 
-    def __init__(
-        self,
-        output: Path,
-        environment: dict[str, str],
-        *,
-        size: DemoSize,
-        device: str,
-        seed: int,
-        say: Callable[[str], None],
-    ) -> None:
-        self.output, self.environment, self.size, self.device, self.seed, self.say = (
-            output,
-            environment,
-            size,
-            device,
-            seed,
-            say,
-        )
-        self.folders = Folders(
-            **{name: Path(environment[f"nnUNet_{name}"]) for name in ("raw", "preprocessed", "results")}
-        )
-        self.commands: list[tuple[str, float]] = []
+    output: Path
+    pipeline: Pipeline
+    size: DemoSize
+    seed: int
 
     def run(self, data: Path | None) -> Path:
-        """Everything; returns the report."""
-        source, test = (data, None) if data else self.draw()
+        """Do everything; returns the report. `data` is a real download, None draws one."""
+        source, test = data or self.output / "download", self.output / "test"
+        if data is None:
+            self.pipeline.say(f"# drawing a synthetic SELMA3D download into {source}")
+            draw_data(source, source, test, self.size.drawing, self.seed)
         self.convert(source)
         self.convert_unlabelled(source)
         self.train()
-        images, references = (test / "images", test / "references") if test else self.held_out()
-        predictions = self.predict(images)
-        self.say("# untrained network and Otsu's threshold, for comparison")
-        predictions |= {"Otsu's threshold": self.otsu(images), "untrained network": self.untrained(images)}
-        comparison = Comparison(images, references, predictions, self.evaluate(images, references, predictions))
-        brain = None if data else self.whole_brain(source)
+        if data is not None:
+            self.hold_out(test)
+        predictions = self.predict(test / "images")
+        brain = None
+        evaluations = self.evaluate(test, predictions)
+        if data is None:
+            brain = self.whole_brain(source)
         return write_report(
             self.output / "report",
-            comparison,
-            self.run_folder(UNLABELLED, "SelmaSSLTrainer", PRETRAINING_PLANS, "all"),
-            {
-                name: self.run_folder(ANNOTATED, "SelmaFinetuneTrainer", plans, "0")
-                for name, plans in ((WITH, PLANS), (WITHOUT, SCRATCH_PLANS))
-            },
-            self.commands,
+            Comparison(test / "images", test / "references", predictions, evaluations),
+            self.pipeline.fold_folder(PRETRAINING),
+            {name: self.pipeline.fold_folder(training) for name, training in FINETUNINGS.items()},
+            self.pipeline.log,
             synthetic=data is None,
             brain=brain,
         )
 
-    def do(self, *command: str, **environment: str) -> None:
-        """Print a command, run it, and remember how long it took."""
-        line = shlex.join(command)
-        self.say(f"\n$ {line}")
-        started = time.monotonic()
-        commands.run(command, {**self.environment, **environment})
-        self.commands.append((line, time.monotonic() - started))
-
-    def draw(self) -> tuple[Path, Path]:
-        """Draw a SELMA3D download and, beside it, unseen test patches; returns both folders."""
-        from nnunet_selma.demo.phantom.download import UNANNOTATED_FOLDER, write_annotated, write_unannotated
-
-        download, test = self.output / "download", self.output / "test"
-        done = download / "drawn.json"
-        wanted = {"seed": self.seed, **vars(self.size)}
-        if done.is_file() and read_json(done) == json.loads(json.dumps(wanted)):
-            return download, test
-        for folder in (download, test):
-            shutil.rmtree(folder, ignore_errors=True)
-        rng = np.random.default_rng(self.seed)
-        structures = list(UNANNOTATED_FOLDER)
-        shape = (self.size.patch_edge,) * 3
-        self.say(f"# drawing a synthetic SELMA3D download into {download}")
-        write_annotated(download, dict.fromkeys(structures, self.size.patches), rng, shape_zyx=shape)
-        write_unannotated(download, dict.fromkeys(structures, 1), rng, shape_zyx=self.size.brain_shape)
-        self.draw_test([*structures, "microglia"], shape, rng, test)
-        write_json(done, wanted)
-        return download, test
-
-    def draw_test(
-        self, structures: Sequence[str], shape: tuple[int, int, int], rng: np.random.Generator, test: Path
-    ) -> None:
-        """Draw unseen patches, microglia among them, which no training patch shows (as in the challenge)."""
-        from nnunet_selma.conversion.raw_dataset import write_nifti
-        from nnunet_selma.demo.phantom import draw
-
-        for name in ("images", "references"):
-            (test / name).mkdir(parents=True)
-        for structure in structures:
-            for number in range(self.size.test_patches):
-                phantom = draw(structure, shape, rng)
-                case = f"{structure}_{900 + number}"
-                write_nifti(test / "images" / f"{case}_0000.nii.gz", phantom.image, (1.0, 1.0, 1.0))
-                write_nifti(test / "references" / f"{case}.nii.gz", phantom.label, (1.0, 1.0, 1.0))
-
     def convert(self, source: Path) -> None:
         """Inspect, convert and plan the annotated patches."""
-        size, annotated = self.size, str(ANNOTATED)
-        self.do("nnunet-selma", "inspect", str(source))
-        self.do("nnunet-selma", "convert", "annotated", str(source), "-d", annotated, "--spacing", "voxel")
-        # nnU-Net's planner takes its thread count from this variable and fails at 0
-        self.do(
-            "nnUNetv2_plan_and_preprocess",
-            "-d",
-            annotated,
-            "-c",
-            "3d_fullres",
-            "--verify_dataset_integrity",
-            "-np",
-            "1",
-            "-npfp",
-            "1",
-            nnUNet_n_proc_DA="1",
-        )
-        self.do(
-            "nnunet-selma",
-            "plan-small",
-            "-d",
-            annotated,
-            "--patch",
-            str(size.network_patch),
-            "--batch",
-            str(size.batch),
-            "--features",
-            *map(str, size.features),
+        size, pipeline = self.size, self.pipeline
+        pipeline.run(f"nnunet-selma inspect {quoted(source)}")
+        pipeline.convert_annotated(source)
+        pipeline.plan("3d_fullres")
+        features = " ".join(map(str, size.features))
+        pipeline.run(
+            f"nnunet-selma plan-small -d {ANNOTATED} --patch {size.network_patch} --batch {size.batch} --features {features}"
         )
 
     def convert_unlabelled(self, source: Path) -> None:
-        """Convert the unannotated volumes; of a download that has none, the training images of fold 0, without their labels."""
-        size, annotated, unlabelled = self.size, str(ANNOTATED), str(UNLABELLED)
+        """Convert the unannotated volumes; of a download without any, the training images of fold 0 without their labels."""
+        size, pipeline = self.size, self.pipeline
         try:
             find_volumes(source)
         except NothingFoundError:
             source = self.training_images()
-        self.do(
-            "nnunet-selma",
-            "convert",
-            "unannotated",
-            str(source),
-            "-d",
-            unlabelled,
-            "--spacing",
-            "voxel",
-            "--tile",
-            str(size.tile),
-            "--tiles-per-volume",
-            str(size.tiles_per_volume),
-            "--seed",
-            str(self.seed),
+        pipeline.convert_unannotated(
+            source, f"--tile {size.tile} --tiles-per-volume {size.tiles_per_volume} --seed {self.seed}"
         )
-        self.do("nnunet-selma", "plan-pretraining", "-s", annotated, "-t", unlabelled, "-p", PLANS, "--workers", "1")
+        pipeline.run(f"nnunet-selma plan-pretraining -s {ANNOTATED} -t {UNLABELLED} -p {PLANS} --workers 1")
 
     def training_images(self) -> Path:
         """A folder with links to the training images of fold 0."""
-        dataset = self.folders.dataset(ANNOTATED)
-        splits: Any = read_json(self.folders.preprocessed / dataset / "splits_final.json")
         target = self.output / "unlabelled"
         shutil.rmtree(target, ignore_errors=True)
-        for case in splits[0]["train"]:
+        for case in self._split()["train"]:
             structure = of_case(case)
             folder = target / (structure.prefix if structure else "unknown")
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{case}.nii.gz").symlink_to(self.folders.raw / dataset / "imagesTr" / f"{case}_0000.nii.gz")
+            (folder / f"{case}.nii.gz").symlink_to(self._raw / "imagesTr" / f"{case}_0000.nii.gz")
         return target
+
+    @property
+    def _raw(self) -> Path:
+        return self.pipeline.folders.raw / self.pipeline.folders.dataset(ANNOTATED)
+
+    def _split(self) -> dict[str, list[str]]:
+        """The cases of fold 0: "train" and "val"."""
+        folders = self.pipeline.folders
+        splits: Any = read_json(folders.preprocessed / folders.dataset(ANNOTATED) / "splits_final.json")
+        fold: dict[str, list[str]] = splits[0]
+        return fold
 
     def train(self) -> None:
         """Pretrain, fine-tune, and train the same network from random weights."""
+        pipeline = self.pipeline
         run = "{0}.epochs={1} {0}.iterations_per_epoch={2} {0}.validation_iterations=4 {0}.seed={3}"
-        pretraining = run.format("pretraining", *self.size.pretraining, self.seed).split()
-        finetuning = run.format("finetuning", *self.size.finetuning, self.seed).split()
-        # what the default keeps is knowledge of what no label shows; here every structure but microglia is labelled, and steps are few (docs/results.md)
-        finetuning += ["finetuning.encoder_rate=1", "finetuning.decoder_rate=1"]
-        self.do("nnunet-selma", "settings", "-d", str(UNLABELLED), "-p", PRETRAINING_PLANS, *pretraining)
-        self.do(
-            "nnUNetv2_train",
-            str(UNLABELLED),
-            "3d_fullres",
-            "all",
-            "-tr",
-            "SelmaSSLTrainer",
-            "-p",
-            PRETRAINING_PLANS,
-            "-device",
-            self.device,
-        )
-        settings = ("nnunet-selma", "settings", "-d", str(ANNOTATED), "-p", PLANS)
-        self.do(*settings, *finetuning)
-        self.do(*settings, "--save-as", SCRATCH_PLANS, "finetuning.pretrained=none")
-        for plans in (PLANS, SCRATCH_PLANS):
-            self.do(
-                "nnUNetv2_train",
-                str(ANNOTATED),
-                "3d_fullres",
-                "0",
-                "-tr",
-                "SelmaFinetuneTrainer",
-                "-p",
-                plans,
-                "-device",
-                self.device,
-            )
+        pretraining = run.format("pretraining", *self.size.pretraining, self.seed)
+        finetuning = run.format("finetuning", *self.size.finetuning, self.seed)
+        # the lower default rates keep what pretraining learnt of structures without labels; here all but microglia
+        # are labelled, and steps are few (docs/results.md)
+        finetuning += " finetuning.encoder_rate=1 finetuning.decoder_rate=1"
+        pipeline.settings(UNLABELLED, PRETRAINING.plans, pretraining)
+        pipeline.train(PRETRAINING)
+        pipeline.settings(ANNOTATED, PLANS, finetuning)
+        pipeline.settings(ANNOTATED, PLANS, f"--save-as {SCRATCH_PLANS} finetuning.pretrained=none")
+        for training in FINETUNINGS.values():
+            pipeline.train(training)
 
-    def held_out(self) -> tuple[Path, Path]:
-        """Test images of a real download: the validation cases of fold 0, which training has not seen."""
-        dataset = self.folders.dataset(ANNOTATED)
-        splits: Any = read_json(self.folders.preprocessed / dataset / "splits_final.json")
-        test = self.output / "test"
+    def hold_out(self, test: Path) -> None:
+        """Copy the validation cases of fold 0, which training has not seen, as test patches of a real download."""
         shutil.rmtree(test, ignore_errors=True)
         for name in ("images", "references"):
             (test / name).mkdir(parents=True)
-        raw = self.folders.raw / dataset
-        for case in splits[0]["val"]:
-            for image in sorted((raw / "imagesTr").glob(f"{case}_[0-9][0-9][0-9][0-9].nii.gz")):
+        for case in self._split()["val"]:
+            for image in sorted((self._raw / "imagesTr").glob(f"{case}_[0-9][0-9][0-9][0-9].nii.gz")):
                 shutil.copy(image, test / "images")
-            shutil.copy(raw / "labelsTr" / f"{case}.nii.gz", test / "references")
-        return test / "images", test / "references"
+            shutil.copy(self._raw / "labelsTr" / f"{case}.nii.gz", test / "references")
 
     def predict(self, images: Path) -> dict[str, Path]:
-        """Segment unseen patches with both models."""
-        shutil.rmtree(self.output / "predictions", ignore_errors=True)  # of an earlier demo, with other cases
+        """Segment unseen patches with both models, by a threshold, and with an untrained network."""
+        folder = self.output / "predictions"
+        shutil.rmtree(folder, ignore_errors=True)  # an earlier demo may have had other cases
         predictions = {}
-        for name, plans in ((WITH, PLANS), (WITHOUT, SCRATCH_PLANS)):
-            predictions[name] = self.output / "predictions" / name.replace(" ", "_")
-            self.do(
-                "nnUNetv2_predict",
-                "-d",
-                str(ANNOTATED),
-                "-i",
-                str(images),
-                "-o",
-                str(predictions[name]),
-                "-f",
-                "0",
-                "-tr",
-                "SelmaFinetuneTrainer",
-                "-c",
-                "3d_fullres",
-                "-p",
-                plans,
-                "-device",
-                self.device,
-                "--disable_tta",
-                "-npp",
-                "1",
-                "-nps",
-                "1",
-            )
+        for name, training in FINETUNINGS.items():
+            predictions[name] = folder / name.replace(" ", "_")
+            self.pipeline.predict(training, images, predictions[name], "--disable_tta -npp 1 -nps 1")
+        self.pipeline.say("# untrained network and Otsu's threshold, for comparison")
+        predictions["Otsu's threshold"] = otsu(images, folder / "otsu")
+        model = self.pipeline.fold_folder(FINETUNINGS["without pretraining"]).parent
+        predictions["untrained network"] = untrained(
+            model, images, folder / "untrained", device=self.pipeline.device, seed=self.seed
+        )
         return predictions
 
-    def evaluate(self, images: Path, references: Path, predictions: dict[str, Path]) -> dict[int, Path]:
-        """Judge all predictions by the rules of both editions; returns edition to folder."""
+    def evaluate(self, test: Path, predictions: dict[str, Path]) -> dict[int, Path]:
+        """Score all predictions by the rules of both editions; returns edition to folder."""
+        methods = " ".join(quoted(f"{name}={folder}") for name, folder in predictions.items())
         folders = {}
-        for year, pictures in ((2024, ("--images", str(images))), (2026, ("--no-sheets",))):
+        for year, pictures in ((2024, f"--images {quoted(test / 'images')}"), (2026, "--no-sheets")):
             folders[year] = self.output / "report" / f"evaluation_{year}"
             shutil.rmtree(folders[year], ignore_errors=True)
-            self.do(
-                "nnunet-selma",
-                "evaluate",
-                "--reference",
-                str(references),
-                "--prediction",
-                *(f"{name}={folder}" for name, folder in predictions.items()),
-                "--edition",
-                str(year),
-                "--corrected",
-                "-o",
-                str(folders[year]),
-                *pictures,
+            self.pipeline.run(
+                f"nnunet-selma evaluate --reference {quoted(test / 'references')} --prediction {methods} "
+                f"--edition {year} --corrected -o {quoted(folders[year])} {pictures}"
             )
         return folders
 
     def whole_brain(self, download: Path) -> Path | None:
-        """Segment a whole brain from its slices, list its cells and draw it; returns the folder, or None without what OME-Zarr needs."""
-        from nnunet_selma.demo.phantom.download import UNANNOTATED_FOLDER
-
-        lacking = [name for name in ("zarr", "ome_zarr_models") if find_spec(name) is None]
-        if lacking:
-            self.say(f"# no whole brain: {', '.join(lacking)} is not installed (pip install 'nnunet-selma[brains]')")
+        """Segment a whole brain from its slices, list its cells and draw it; returns the folder, or None without the packages for OME-Zarr."""
+        pipeline = self.pipeline
+        missing = [name for name in ("zarr", "ome_zarr_models") if find_spec(name) is None]
+        if missing:
+            pipeline.say(
+                f"# no whole brain: {', '.join(missing)} is not installed (pip install 'nnunet-selma[brains]')"
+            )
             return None
         folder = self.output / "report" / "brain"
         folder.mkdir(parents=True, exist_ok=True)
-        (slices,) = sorted(
-            (download / "brain_microscopy_image").glob(f"*/{UNANNOTATED_FOLDER['cfos_neuron']}/sample1/C01")
+        (slices,) = (download / "brain_microscopy_image").glob(f"*/{UNANNOTATED_FOLDER['cfos_neuron']}/sample1/C01")
+        brain, table = quoted(folder / "brain.ome.zarr"), quoted(folder / "cells.csv")
+        pipeline.run(
+            f"nnunet-selma predict-volume {quoted(slices)} -o {brain} -d {ANNOTATED} "
+            f"{FINETUNINGS['with pretraining'].model} --spacing 4,2,2 --device {pipeline.device} --overwrite"
         )
-        brain, table = folder / "brain.ome.zarr", folder / "cells.csv"
-        self.do(
-            "nnunet-selma",
-            "predict-volume",
-            str(slices),
-            "-o",
-            str(brain),
-            "-d",
-            str(ANNOTATED),
-            "-tr",
-            "SelmaFinetuneTrainer",
-            "-p",
-            PLANS,
-            "-f",
-            "0",
-            "--spacing",
-            "4,2,2",
-            "--device",
-            self.device,
-            "--overwrite",
-        )
-        self.do("nnunet-selma", "objects", str(brain), "-o", str(table))
-        self.do("nnunet-selma", "overview", str(brain), "-o", str(folder / "overview.png"), "--objects", str(table))
+        pipeline.run(f"nnunet-selma objects {brain} -o {table}")
+        pipeline.run(f"nnunet-selma overview {brain} -o {quoted(folder / 'overview.png')} --objects {table}")
         return folder
-
-    def run_folder(self, dataset_id: int, trainer: str, plans: str, fold: str) -> Path:
-        """Where a training wrote its results."""
-        return (
-            self.folders.results / self.folders.dataset(dataset_id) / f"{trainer}__{plans}__3d_fullres" / f"fold_{fold}"
-        )
-
-    def otsu(self, images: Path) -> Path:
-        """Threshold every image by Otsu's method, the trivial segmentation."""
-        from skimage.filters import threshold_otsu
-
-        from nnunet_selma.conversion.raw_dataset import write_nifti
-
-        target = self.output / "predictions" / "otsu"
-        target.mkdir(parents=True, exist_ok=True)
-        for path in sorted(images.glob("*_0000.nii.gz")):
-            image = open_volume(path).read()
-            write_nifti(
-                target / path.name.replace("_0000", ""),
-                (image > threshold_otsu(image)).astype(np.uint8),
-                (1.0, 1.0, 1.0),
-            )
-        return target
-
-    def untrained(self, images: Path) -> Path:
-        """Segment with the same network and random weights."""
-        import torch
-        from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-
-        target = self.output / "predictions" / "untrained"
-        target.mkdir(parents=True, exist_ok=True)
-        predictor = nnUNetPredictor(
-            use_mirroring=False, device=torch.device(self.device), perform_everything_on_device=False, allow_tqdm=False
-        )
-        predictor.initialize_from_trained_model_folder(
-            str(self.run_folder(ANNOTATED, "SelmaFinetuneTrainer", SCRATCH_PLANS, "0").parent),
-            (0,),
-            "checkpoint_final.pth",
-        )
-        torch.manual_seed(self.seed)
-        for layer in predictor.network.modules():
-            if hasattr(layer, "reset_parameters"):
-                layer.reset_parameters()
-        predictor.list_of_parameters = [predictor.network.state_dict()]
-        predictor.predict_from_files_sequential(str(images), str(target), save_probabilities=False, overwrite=True)
-        return target
-
-
-def demo_environment(workspace: Path, device: str = "cpu") -> dict[str, str]:
-    """The variables of a workspace; on a CPU with threads and workers that leave no two compute threads on one core."""
-    threads = {"OMP_NUM_THREADS": str(os.cpu_count() or 1), "nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1"}
-    return {**commands.workspace_environment(workspace), **(threads if device == "cpu" else {})}
 
 
 def run_demo(
@@ -448,6 +253,14 @@ def run_demo(
     workspace = output / "workspace"
     # datasets of an earlier demo would be taken for these
     shutil.rmtree(workspace, ignore_errors=True)
-    environment = demo_environment(workspace, device)
+    environment = cpu_environment(workspace, device)
     os.environ.update(environment)
-    return Demo(output, environment, size=size or DemoSize(), device=device, seed=seed, say=say).run(data)
+    pipeline = Pipeline(
+        folders=Folders.from_environment(environment),
+        environment=environment,
+        annotated_id=ANNOTATED,
+        unlabelled_id=UNLABELLED,
+        device=device,
+        say=say,
+    )
+    return Demo(output=output, pipeline=pipeline, size=size or DemoSize(), seed=seed).run(data)

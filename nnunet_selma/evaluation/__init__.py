@@ -30,13 +30,13 @@ class EvaluationSettings:
     year: int
     """Edition whose rules count: 2024 or 2026."""
     corrected: bool = False
-    """Show what a metric should say beside what the official evaluator says."""
+    """Show the corrected value beside a metric that the official evaluator computes wrongly (docs/metrics.md)."""
     structure: str | None = None
-    """Structure of all cases, where their names do not begin with it."""
+    """Structure of all cases whose names do not begin with one."""
     missing: Missing = "error"
     """Treatment of cases that one side lacks."""
     spacing_um_zyx: SpacingUm | None = None
-    """Voxel size, µm, where headers and structure table are not to be believed."""
+    """Voxel size, µm; None: that of the header, or of the structure."""
     extras: Extras = field(default_factory=Extras)
     """Measurements beyond the official metrics."""
     against: str | None = None

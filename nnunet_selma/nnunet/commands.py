@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.nnunet.folders import TRAINER_FOLDER
-
-FOLDER_VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+from nnunet_selma.nnunet.folders import FOLDER_VARIABLES, TRAINER_FOLDER
 
 
 def workspace_environment(root: Path) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """nnU-Net's folders, and where things lie in them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from nnunet_selma.errors import SelmaError
 
 TRAINER_FOLDER = Path(__file__).resolve().parents[1] / "ext_trainers"
 """With this folder in nnUNet_extTrainer, nnU-Net finds SelmaSSLTrainer and SelmaFinetuneTrainer."""
+FOLDER_VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 MANIFEST = "selma_manifest.json"
 """In the folder of a dataset that this package converted: source, voxel size and warnings of each case."""
 
@@ -18,6 +20,12 @@ class Folders:
     raw: Path
     preprocessed: Path
     results: Path
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> "Folders":
+        """The folders that the variables name, all of which are set."""
+        raw, preprocessed, results = (Path(environment[name]) for name in FOLDER_VARIABLES)
+        return cls(raw=raw, preprocessed=preprocessed, results=results)
 
     def dataset(self, dataset_id: int) -> str:
         """The folder name of a dataset, of which there may be nothing but models; raises `SelmaError` if there is none, or more than one."""

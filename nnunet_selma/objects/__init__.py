@@ -39,35 +39,37 @@ class ObjectSettings:
     output: Path
     """The table, .csv or .parquet; a summary of the same name, .json, lies beside it."""
     label: str | None = None
-    """Which label image of an OME-Zarr."""
+    """Label image of an OME-Zarr that holds several."""
     raw: Path | None = None
     """The image whose intensities are measured; None: that of the OME-Zarr, if there is one."""
     without_raw: bool = False
     """Measure no intensities."""
     channel: int | None = None
-    """Channel of the image."""
+    """Channel of an image with several, from 0."""
     spacing_um_zyx: SpacingUm | None = None
-    """Instead of what the files say."""
+    """Voxel size, µm; None: that of the file."""
     connectivity: Connectivity = 26
+    """Neighbours of a voxel: 6 share a face with it, 26 a face, an edge or a corner."""
     min_voxels: int = 1
-    """Voxels of the smallest object that is kept."""
+    """Voxels of the smallest object that is listed."""
     max_voxels: int | None = None
-    """Voxels of the largest object that is kept."""
+    """Voxels of the largest object that is listed."""
     trees: bool = False
-    """True if skeletons are measured."""
+    """Measure length and branch points of the skeletons. Networks that span a brain need labels in chunks (OME-Zarr); slices are read many times."""
     instances: Path | None = None
-    """OME-Zarr to write with the number of its object at every voxel."""
+    """OME-Zarr to write with the number of its object at every voxel; IMAGE.ome.zarr/labels/NAME adds it to an image."""
     overwrite: bool = False
-    """True if instances that are there are replaced."""
+    """Replace instances that are there."""
     atlas: Path | None = None
+    """Region numbers; without a transform over the same field of view as the labels, at any resolution."""
     transform: Path | None = None
-    """From the sample to the atlas."""
+    """From the sample (fixed image) to the atlas (moving image), as ITK and ANTs write it; NIfTI, NRRD and MHA lie where their headers say, other labels begin at 0."""
     atlas_spacing_um_zyx: SpacingUm | None = None
-    """Instead of what the atlas says."""
+    """Voxel size of the atlas, µm; None: that of the file."""
     region_names: Path | None = None
     """CSV with the columns id and name."""
     regions: Path | None = None
-    """The table of regions; None: <output>_regions.csv."""
+    """Table of regions to write; None: TABLE_regions.csv."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""

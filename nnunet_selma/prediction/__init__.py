@@ -38,6 +38,7 @@ class Execution:
     also_tiff: bool = False
     """Write the labels as TIFF slices too."""
     overwrite: bool = False
+    """Start again, and replace an output that is there."""
 
 
 def predict_volume(

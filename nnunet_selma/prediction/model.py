@@ -51,7 +51,9 @@ class ModelSettings:
     """Holds plans.json, dataset.json and the fold folders."""
     folds: tuple[str, ...]
     checkpoint: str = "checkpoint_final.pth"
+    """File of the weights in the folder of a fold."""
     mirroring: bool = False
+    """Mirror each tile too, as nnUNetv2_predict does by default, which takes eight times as long."""
     step_size: float = 0.5
     """Step of the sliding window, in patches."""
 

@@ -30,28 +30,31 @@ class VolumePrediction:
     inputs: tuple[Path, ...]
     """The volume, or its channels in the order of the model's."""
     channels: tuple[int, ...] | None = None
-    """Channels of a file that holds several, in the order of the model's inputs; None: as many as it has inputs."""
+    """Channels of a file with several, from 0, in the order of the model's inputs; None: the first ones."""
     output: Path
     model: ModelSettings
     spacing_um_zyx: tuple[float, float, float] | None = None
-    """Instead of what the files say."""
+    """Voxel size, µm; None: that of the file."""
     level: int = 0
-    """Resolution level of an OME-Zarr."""
+    """Resolution level of an OME-Zarr; 0 is the finest."""
     on_bad_slice: OnBadSlice = "error"
+    """A slice that is missing or unreadable: stop, or interpolate from its neighbours."""
     tissue_only: bool = True
-    """Leave out what is far from tissue."""
+    """Leave out blocks without tissue."""
     mask: Path | None = None
-    """Instead of the tissue that is found: what is above 0."""
+    """Predict only where this volume is above 0; it has any resolution and the same field of view; None: where there is tissue."""
     probabilities: bool = False
+    """Write probabilities too, 0 to 255: OUT_probabilities.ome.zarr."""
     raw: bool = True
     """Put the image beside the labels."""
     name: str = "segmentation"
     """Name of the label image."""
     version: OmeZarrVersion = "0.5"
+    """Version of the OME-Zarr."""
     block: int | None = None
     """Edge of a block, voxels; None: as large as the memory allows."""
     max_memory: float = 16.0
-    """GB."""
+    """Memory of this process, GB."""
 
     @property
     def beside_input(self) -> bool:

@@ -15,6 +15,16 @@ from nnunet_selma.nnunet.settings import with_settings
 
 Scale = Literal["tiny", "paper"]
 SettingsChange = Mapping[str, Mapping[str, Any]]
+"""Section of the settings to setting to value."""
+
+
+def merged(*changes: SettingsChange) -> dict[str, dict[str, Any]]:
+    """All changes together; a later one replaces an earlier one."""
+    sections: dict[str, dict[str, Any]] = {}
+    for change in changes:
+        for section, values in change.items():
+            sections.setdefault(section, {}).update(values)
+    return sections
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,11 +113,11 @@ class Recipe:
 
 def _with_patch(plans: Plans, name: str, configuration: str, size: Size) -> Plans:
     made = deepcopy(plans)
-    own = own_configuration(made, configuration)
-    made |= {"plans_name": name, "configurations": {configuration: own}}
+    planned = own_configuration(made, configuration)
+    made |= {"plans_name": name, "configurations": {configuration: planned}}
     if size.patch_edge is not None:
-        own["patch_size"] = fitting_patch([size.patch_edge] * len(own["patch_size"]), total_strides(own))
-    own["batch_size"] = size.batch_size or own["batch_size"]
+        planned["patch_size"] = fitting_patch([size.patch_edge] * len(planned["patch_size"]), total_strides(planned))
+    planned["batch_size"] = size.batch_size or planned["batch_size"]
     return made
 
 
@@ -266,7 +276,7 @@ RECIPES: dict[str, Recipe] = {
                 Difference(
                     what="pretext",
                     paper="masked self-supervised learning that sets regions to zero instead of inpainting them",
-                    here="blocks of 4, 8 or 16 voxels, 60 % of the volume, set to zero of a patch that was brought to mean 0 and deviation 1",
+                    here="blocks of 4, 8 or 16 voxels, 60 % of the volume, set to zero of a patch that was brought to mean 0 and standard deviation 1",
                     why="sizes and share are not stated",
                 ),
                 _volumes("planes reduced to a third of width and height, PNG, patches of 64³ after normalisation"),
@@ -409,10 +419,10 @@ RECIPES: dict[str, Recipe] = {
 
 def recipe_named(name: str) -> Recipe:
     """The recipe of that name, whatever its capitals; raises `SelmaError` that lists the known ones."""
-    found = {known.lower(): recipe for known, recipe in RECIPES.items()}.get(name.lower())
-    if found is None:
+    recipe = {known.lower(): recipe for known, recipe in RECIPES.items()}.get(name.lower())
+    if recipe is None:
         raise SelmaError(f"unknown recipe {name!r}: choose one of {', '.join(RECIPES)}")
-    return found
+    return recipe
 
 
 def from_scratch(recipe: Recipe) -> Recipe:

@@ -1,8 +1,6 @@
-"""Running a recipe with nnU-Net's own commands: plans, pretraining, fine-tuning; each step once, killed runs go on."""
+"""Running a recipe with nnU-Net's own commands: plans, pretraining, fine-tuning; each step once, killed runs continue."""
 
 import json
-import shlex
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,37 +8,26 @@ from typing import Any
 from nnunet_selma.conversion.unlabelled_raw import has_foreground, store_unlabelled
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.finetuning.pretrained import CHECKPOINT, SUMMARY
-from nnunet_selma.nnunet import commands
-from nnunet_selma.nnunet.folders import Folders
+from nnunet_selma.nnunet.pipeline import Pipeline, Training
 from nnunet_selma.nnunet.plans import plan_pretraining
-from nnunet_selma.recipes.recipes import Recipe, Scale, SettingsChange
+from nnunet_selma.recipes.recipes import Recipe, Scale, SettingsChange, merged
 from nnunet_selma.running.json_files import read_json, write_json
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeRun:
-    """One run of a recipe on an annotated and an unlabelled dataset that nnU-Net knows."""
+    """One run of a recipe on an annotated dataset, planned and preprocessed, and an unlabelled dataset."""
 
     recipe: Recipe
-    source_id: int
-    """The annotated dataset, planned and preprocessed."""
-    target_id: int
-    """The unlabelled one."""
-    folders: Folders
+    pipeline: Pipeline
     plans_name: str = "nnUNetPlans"
     """Plans of the annotated dataset to start from."""
     scale: Scale = "paper"
     fold: str = "0"
-    device: str = "cuda"
     suffix: str = ""
-    """Behind the name of the plans, to tell runs apart."""
+    """Appended to the name of the plans, to tell runs apart."""
     changes: SettingsChange = field(default_factory=dict)
-    """Settings that go before the recipe's."""
-    environment: Mapping[str, str] = field(default_factory=dict)
-    say: Say = lambda _: None
-    run_command: Callable[[Sequence[str], Mapping[str, str]], None] = commands.run
+    """Settings that replace the recipe's."""
 
     @property
     def name(self) -> str:
@@ -48,74 +35,71 @@ class RecipeRun:
         return f"{self.plans_name}_{self.recipe.name}_{self.scale}{self.suffix}"
 
     @property
-    def pretraining_folder(self) -> Path:
-        """Where the pretraining writes its results."""
-        return self._results(self.target_id, str(self.recipe.pretext), "all")
+    def pretraining(self) -> Training:
+        """The training on the unlabelled dataset."""
+        return self._training(self.pipeline.unlabelled_id, str(self.recipe.pretext), "all")
 
     @property
-    def finetuning_folder(self) -> Path:
-        """Where the fine-tuning writes its results."""
-        return self._results(self.source_id, self.recipe.finetuning, self.fold)
+    def finetuning(self) -> Training:
+        """The training on the annotated dataset."""
+        return self._training(self.pipeline.annotated_id, self.recipe.finetuning, self.fold)
 
-    def _results(self, dataset_id: int, trainer: str, fold: str) -> Path:
-        run = f"{trainer}__{self.name}__{self.recipe.configuration}"
-        return self.folders.results / self.folders.dataset(dataset_id) / run / f"fold_{fold}"
-
-    def do(self, *command: str) -> None:
-        """Say a command and run it; raises `SelmaError` if it fails."""
-        self.say(f"\n$ {shlex.join(command)}")
-        self.run_command(command, self.environment)
+    def _training(self, dataset_id: int, trainer: str, fold: str) -> Training:
+        return Training(
+            dataset_id=dataset_id,
+            trainer=trainer,
+            plans=self.name,
+            configuration=self.recipe.configuration,
+            fold=fold,
+        )
 
     def run(self) -> Path:
         """Pretrain and fine-tune; returns the folder of the fine-tuned model's fold."""
         if self.recipe.pretext is not None:
-            self.pretrain()
-        self.finetune()
-        return self.finetuning_folder
+            self._train(self.pretraining, self.pretraining_plans(), {}, SUMMARY)
+        self._train(self.finetuning, self.plans_name, {"finetuning": {"pretrained": self._pretrained()}}, CHECKPOINT)
+        return self.pipeline.fold_folder(self.finetuning)
 
-    def pretrain(self) -> None:
-        """Pretrain the recipe's network on the unlabelled dataset."""
-        base = self.pretraining_plans()
-        self.write_plans(self.target_id, base, {}, self.pretraining_folder)
-        if not (self.pretraining_folder / SUMMARY).is_file():
-            self.train(self.target_id, "all", str(self.recipe.pretext), self.pretraining_folder)
+    def _pretrained(self) -> str:
+        if self.recipe.pretext is None:
+            return "none"
+        return str(self.pipeline.fold_folder(self.pretraining) / CHECKPOINT)
+
+    def _train(self, training: Training, base: str, changes: SettingsChange, last_file: str) -> None:
+        """Write the plans and train, unless the file that a training writes last is there."""
+        folder = self.pipeline.fold_folder(training)
+        self.write_plans(training.dataset_id, base, changes, folder)
+        if not (folder / last_file).is_file():
+            self.pipeline.train(training)
 
     def pretraining_plans(self) -> str:
-        """The unlabelled dataset's plans with preprocessed data for the recipe's configuration, made if there are none."""
-        moved = f"{self.plans_name}_from{self.source_id:03d}"
-        dataset = self.folders.preprocessed / self.folders.dataset(self.target_id)
+        """Name of the unlabelled dataset's plans with preprocessed data of the recipe's configuration; made if missing."""
+        source_id, target_id = self.pipeline.annotated_id, self.pipeline.unlabelled_id
+        folders, configuration = self.pipeline.folders, self.recipe.configuration
+        moved = f"{self.plans_name}_from{source_id:03d}"
+        dataset = folders.preprocessed / folders.dataset(target_id)
         for name in (f"{moved}_store", moved):
             path = dataset / f"{name}.json"
-            own = (read_json(path)["configurations"] if path.is_file() else {}).get(self.recipe.configuration)
-            if own is not None and (dataset / own["data_identifier"]).is_dir():
+            planned = (read_json(path)["configurations"] if path.is_file() else {}).get(configuration)
+            if planned is not None and (dataset / planned["data_identifier"]).is_dir():
                 return name
-        choice: dict[str, Any] = {"plans_name": self.plans_name, "configuration": self.recipe.configuration}
-        if not has_foreground(self.folders.raw / self.folders.dataset(self.target_id)):
-            return store_unlabelled(self.source_id, self.target_id, self.folders, **choice)
-        plan_pretraining(self.source_id, self.target_id, self.folders, **choice)
-        target = str(self.target_id)
-        self.do("nnUNetv2_extract_fingerprint", "-d", target, "-np", "1")
-        self.do("nnUNetv2_preprocess", "-d", target, "-plans_name", moved, "-c", self.recipe.configuration, "-np", "1")
+        choice: dict[str, Any] = {"plans_name": self.plans_name, "configuration": configuration}
+        if not has_foreground(folders.raw / folders.dataset(target_id)):
+            return store_unlabelled(source_id, target_id, folders, **choice)
+        plan_pretraining(source_id, target_id, folders, **choice)
+        self.pipeline.run(f"nnUNetv2_extract_fingerprint -d {target_id} -np 1")
+        self.pipeline.run(f"nnUNetv2_preprocess -d {target_id} -plans_name {moved} -c {configuration} -np 1")
         return moved
 
-    def finetune(self) -> None:
-        """Train the segmentation, from the pretraining or from random weights."""
-        pretrained = "none" if self.recipe.pretext is None else str(self.pretraining_folder / CHECKPOINT)
-        changes = {"finetuning": {"pretrained": pretrained}}
-        self.write_plans(self.source_id, self.plans_name, changes, self.finetuning_folder)
-        if not (self.finetuning_folder / CHECKPOINT).is_file():
-            self.train(self.source_id, self.fold, self.recipe.finetuning, self.finetuning_folder)
-
     def write_plans(self, dataset_id: int, base: str, changes: SettingsChange, folder: Path) -> None:
-        """Write the recipe's plans beside those they are made from.
+        """Write the recipe's plans beside the plans that they are made from.
 
         Raises:
-            SelmaError: a run of this name was made with others.
+            SelmaError: a run of this name was made with other plans.
         """
-        source = self.folders.plans(self.folders.dataset(dataset_id), base)
-        sections = {*changes, *self.changes}
-        merged = {one: {**self.changes.get(one, {}), **changes.get(one, {})} for one in sections}
-        plans = self.recipe.plans(read_json(source), self.name, self.scale, merged)
+        folders = self.pipeline.folders
+        source = folders.plans(folders.dataset(dataset_id), base)
+        plans = self.recipe.plans(read_json(source), self.name, self.scale, merged(self.changes, changes))
         written = source.with_name(f"{self.name}.json")
         if folder.is_dir() and written.is_file() and read_json(written) != json.loads(json.dumps(plans)):
             raise SelmaError(
@@ -123,42 +107,6 @@ class RecipeRun:
             )
         write_json(written, plans)
 
-    def train(self, dataset_id: int, fold: str, trainer: str, folder: Path) -> None:
-        """Train, or go on where a killed training wrote its last checkpoint."""
-        goes_on = ["--c"] if any((folder / f"checkpoint_{one}.pth").is_file() for one in ("latest", "final")) else []
-        self.do(
-            "nnUNetv2_train",
-            str(dataset_id),
-            self.recipe.configuration,
-            fold,
-            "-tr",
-            trainer,
-            "-p",
-            self.name,
-            "-device",
-            self.device,
-            *goes_on,
-        )
-
-    def predict(self, images: Path, output: Path, *options: str) -> None:
-        """Segment the images with the fine-tuned model, with nnU-Net's command."""
-        self.do(
-            "nnUNetv2_predict",
-            "-d",
-            str(self.source_id),
-            "-i",
-            str(images),
-            "-o",
-            str(output),
-            "-f",
-            self.fold,
-            "-tr",
-            self.recipe.finetuning,
-            "-c",
-            self.recipe.configuration,
-            "-p",
-            self.name,
-            "-device",
-            self.device,
-            *options,
-        )
+    def predict(self, images: Path, output: Path, options: str = "") -> None:
+        """Segment the images with the fine-tuned model."""
+        self.pipeline.predict(self.finetuning, images, output, options)

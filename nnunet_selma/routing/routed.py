@@ -31,17 +31,18 @@ class PredictionSettings:
     """Options of nnU-Net's command, and of the removal of small components after it."""
 
     folds: tuple[str, ...] = ("0",)
-    """Folds of each model; several are averaged."""
+    """Folds of each model, or all; several are averaged."""
     checkpoint: str = "checkpoint_final.pth"
+    """File of the weights in the folder of a fold."""
     step_size: float = 0.5
     """Step of the sliding window, in patches."""
     mirroring: bool = True
     """Mirror each patch in every way and average (test time augmentation)."""
     device: str = "cpu"
     workers: int = 1
-    """Processes that read, and as many that write."""
+    """Number of processes that read, and of processes that write."""
     remove_below: int = 5
-    """Components of fewer voxels are removed; 0 removes nothing."""
+    """Remove components of fewer voxels than this; 0 removes none."""
 
 
 @dataclass(frozen=True)

@@ -53,14 +53,15 @@ class RouterTraining:
     """Options for training a router."""
 
     classes: tuple[str, ...] = ()
-    """Prefixes of structures, and `other` for all that is left; empty: each structure there is."""
+    """Structures to tell apart, and `other` for all that is left; empty: each structure of the dataset."""
     patch: int = 64
     """Edge of a patch, voxels."""
     steps: int = 300
+    """Training steps."""
     batch: int = 8
-    """Patches in a step."""
+    """Patches in a training step."""
     large: bool = False
-    """DenseNet-121 instead of a network for CPUs."""
+    """Train DenseNet-121, for a GPU, instead of a network for CPUs."""
     seed: int = 0
     """Seed of weights, places and mirroring."""
 

@@ -1,6 +1,5 @@
 """From files to tables: the command, its outputs, and what it says where something is wrong."""
 
-import argparse
 import csv
 import json
 
@@ -8,8 +7,7 @@ import cc3d
 import numpy as np
 import pytest
 
-from nnunet_selma import objects
-from nnunet_selma.cli import objects as command
+from nnunet_selma import cli, objects
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.morphology.centreline import branch_points, centreline_length, skeleton
 from nnunet_selma.morphology.components import label
@@ -30,9 +28,7 @@ def small_blocks(monkeypatch):
 
 
 def run(*arguments):
-    parser = argparse.ArgumentParser()
-    command.add_to(parser.add_subparsers())
-    chosen = parser.parse_args(["objects", *map(str, arguments)])
+    chosen = cli.command_parser().parse_args(["objects", *map(str, arguments)])
     return chosen.run(chosen)
 
 

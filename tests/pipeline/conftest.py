@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_selma.demo.demo import DemoSize, demo_environment, run_demo
+from nnunet_selma.demo.demo import DemoSize, run_demo
 from nnunet_selma.nnunet import commands
+from nnunet_selma.nnunet.pipeline import cpu_environment
 
 TINY = DemoSize(
     patches=2,
@@ -60,4 +61,4 @@ def workspace(tmp_path_factory) -> Workspace:
     finally:
         os.environ.clear()
         os.environ.update(before)
-    return Workspace(output.resolve(), demo_environment(output / "workspace"), report)
+    return Workspace(output.resolve(), cpu_environment(output / "workspace", "cpu"), report)

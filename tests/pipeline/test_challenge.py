@@ -13,15 +13,17 @@ pytestmark = pytest.mark.xdist_group("workspace")
 PROGRAM = """if True:
     from pathlib import Path
     from nnunet_selma.recipes.challenge import Challenge, usual_arms
-    from nnunet_selma.recipes.challenge.data import PhantomSize, draw
+    from nnunet_selma.demo.drawing import Drawing
+    from nnunet_selma.recipes.challenge.data import draw
     from nnunet_selma.recipes.recipes import run_length
-    size = PhantomSize(
-        annotated={{"cfos_neuron": 2, "blood_vessel": 1}}, patch_edge=32, brain_shape=(32, 48, 48), test_patches=1, tile=32, tiles_per_volume=2
+    drawing = Drawing(
+        annotated={{"cfos_neuron": 2, "blood_vessel": 1}}, tested=("cfos_neuron", "microglia"), patch_edge=32,
+        brain_shape=(32, 48, 48), test_patches=1
     )
     output = Path({output!r})
     short = run_length(1, 2, validation=1)
     Challenge(
-        data=draw(output / "data", seed=0, size=size), output=output, arms=usual_arms(), seeds=1,
+        data=draw(output / "data", seed=0, drawing=drawing, tile=32, tiles_per_volume=2), output=output, arms=usual_arms(), seeds=1,
         say=print, changes={{"pretraining": short, "finetuning": short}},
     ).run()
 """

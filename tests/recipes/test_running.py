@@ -4,6 +4,7 @@ import pytest
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.finetuning.pretrained import CHECKPOINT, SUMMARY
+from nnunet_selma.nnunet.pipeline import Pipeline
 from nnunet_selma.nnunet.settings import read_settings
 from nnunet_selma.recipes.recipes import RECIPES, from_scratch
 from nnunet_selma.recipes.running import RecipeRun
@@ -31,41 +32,25 @@ def run(folders):
             (folder / SUMMARY).write_text("{}")
             (folder / CHECKPOINT).touch()
 
-    one = RecipeRun(
-        recipe=RECIPES["zoomlin"],
-        source_id=510,
-        target_id=500,
-        folders=folders,
-        scale="tiny",
-        device="cpu",
-        run_command=note,
-        changes={"finetuning": {"seed": 3}},
-    )
-    return one, done
+    pipeline = Pipeline(folders=folders, annotated_id=510, unlabelled_id=500, device="cpu", run_command=note)
+    return RecipeRun(
+        recipe=RECIPES["zoomlin"], pipeline=pipeline, scale="tiny", changes={"finetuning": {"seed": 3}}
+    ), done
 
 
 def test_it_pretrains_and_finetunes_once(run):
     one, done = run
     folder = one.run()
     name = "nnUNetPlans_zoomlin_tiny"
-    assert done == [
-        ["nnUNetv2_train", "500", "3d_fullres", "all", "-tr", "SelmaSSLTrainer_BYOL", "-p", name, "-device", "cpu"],
-        [
-            "nnUNetv2_train",
-            "510",
-            "3d_fullres",
-            "0",
-            "-tr",
-            "SelmaFinetuneTrainer_FrozenEncoder",
-            "-p",
-            name,
-            "-device",
-            "cpu",
-        ],
+    assert [" ".join(command) for command in done] == [
+        f"nnUNetv2_train 500 3d_fullres all -tr SelmaSSLTrainer_BYOL -p {name} -device cpu",
+        f"nnUNetv2_train 510 3d_fullres 0 -tr SelmaFinetuneTrainer_FrozenEncoder -p {name} -device cpu",
     ]
     assert folder.parent.name == f"SelmaFinetuneTrainer_FrozenEncoder__{name}__3d_fullres"
-    finetuning = read_settings(read_json(one.folders.preprocessed / "Dataset510_A" / f"{name}.json")).finetuning
-    assert finetuning.pretrained == str(one.pretraining_folder / CHECKPOINT)
+    finetuning = read_settings(
+        read_json(one.pipeline.folders.preprocessed / "Dataset510_A" / f"{name}.json")
+    ).finetuning
+    assert finetuning.pretrained == str(one.pipeline.fold_folder(one.pretraining) / CHECKPOINT)
     assert (finetuning.seed, finetuning.loss) == (3, "dice")
     one.run()
     assert len(done) == 2  # nothing is done twice
@@ -74,8 +59,8 @@ def test_it_pretrains_and_finetunes_once(run):
 @pytest.mark.parametrize("left", ["checkpoint_latest.pth", CHECKPOINT])  # killed before its summary was written
 def test_a_killed_training_goes_on(run, left):
     one, done = run
-    one.pretraining_folder.mkdir(parents=True)
-    (one.pretraining_folder / left).touch()
+    one.pipeline.fold_folder(one.pretraining).mkdir(parents=True)
+    (one.pipeline.fold_folder(one.pretraining) / left).touch()
     one.run()
     assert [command[-1] for command in done] == ["--c", "cpu"]
 
@@ -95,13 +80,13 @@ def test_from_scratch_nothing_is_pretrained(run):
     scratch = replace(one, recipe=from_scratch(one.recipe))
     scratch.run()
     assert [command[1] for command in done] == ["510"]
-    content = read_json(one.folders.preprocessed / "Dataset510_A" / f"{scratch.name}.json")
+    content = read_json(one.pipeline.folders.preprocessed / "Dataset510_A" / f"{scratch.name}.json")
     assert read_settings(content).finetuning.pretrained == "none"
 
 
 def test_a_tile_store_goes_before_preprocessed_cases(run):
     one, _ = run
-    dataset = one.folders.preprocessed / "Dataset500_B"
+    dataset = one.pipeline.folders.preprocessed / "Dataset500_B"
     assert one.pretraining_plans() == "nnUNetPlans_from510"
     content = read_json(dataset / "nnUNetPlans_from510.json")
     content["configurations"]["3d_fullres"]["data_identifier"] = "store_3d"

@@ -20,7 +20,7 @@ class Extras:
     hd95: bool = False
     """95th percentile of the Hausdorff distance, µm."""
     size: bool = False
-    """Volume, µm³, and length of the centreline, µm, of tree-like structures, in the prediction and in the reference."""
+    """Volume, µm³, and length of the centreline, µm, of tree-like structures."""
 
     def of(self, structure: Structure) -> "Extras":
         """The measurements that fit a structure."""

@@ -11,16 +11,15 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-import numpy as np
-
 from nnunet_selma.conversion.annotated import check_no_problems
 from nnunet_selma.conversion.checks import read_image, read_label
 from nnunet_selma.conversion.layouts import Patch, find_patches
 from nnunet_selma.conversion.raw_dataset import write_nifti
 from nnunet_selma.conversion.relatives import Signature, find_relations, signature
 from nnunet_selma.conversion.volume_tree import find_volumes
+from nnunet_selma.demo.drawing import Drawing, draw_data
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.running.json_files import read_json, write_json
+from nnunet_selma.running.json_files import write_json
 from nnunet_selma.structures import Structure, from_name, named
 from nnunet_selma.volumes import is_volume, open_volume
 
@@ -105,8 +104,8 @@ def arrange(
                 links[data.unlabelled / structure.prefix / f"{number}-{group}-{image.name}"] = image
     for number, volume in enumerate(volumes):
         for channel, path in enumerate(volume.channels):
-            shown = volume.structure.prefix if volume.structure else "other"
-            links[data.unlabelled / shown / f"volume-{number}-{channel}-{path.name}"] = path
+            structure = volume.structure.prefix if volume.structure else "other"
+            links[data.unlabelled / structure / f"volume-{number}-{channel}-{path.name}"] = path
     _check_unseen(seen, links)
     for link, path in links.items():
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -116,9 +115,9 @@ def arrange(
 
 
 def _patches(source: Path) -> list[Patch]:
-    found = find_patches(source)
-    check_no_problems(source, found, leave_out_unpaired=True)
-    return found.patches
+    download = find_patches(source)
+    check_no_problems(source, download, leave_out_unpaired=True)
+    return download.patches
 
 
 def _make_room(root: Path, sources: Sequence[Path]) -> None:
@@ -150,9 +149,9 @@ def _check_unseen(tested: Sequence[tuple[str, Signature]], links: Mapping[Path, 
         volume = open_volume(path)
         if prod(volume.shape) > _PATCH_SIZED:
             continue
-        own = signature(str(path), volume.read())
-        for case, of_case in tested:
-            for relation in find_relations([of_case, own]):
+        trained = signature(str(path), volume.read())
+        for case, test_image in tested:
+            for relation in find_relations([test_image, trained]):
                 if "touch" not in relation.reason:
                     raise SelmaError(
                         f"{path}: shows the same tissue as the test case {case} ({relation.reason}); leave that source out"
@@ -182,8 +181,8 @@ def _dealt(patches: Sequence[Patch]) -> list[Patch]:
     by_group: dict[str, list[Patch]] = {}
     for patch in patches:
         by_group.setdefault(patch.group, []).append(patch)
-    turns = range(max((len(of) for of in by_group.values()), default=0))
-    return [of[turn] for turn in turns for of in by_group.values() if turn < len(of)]
+    turns = range(max(map(len, by_group.values()), default=0))
+    return [cube[turn] for turn in turns for cube in by_group.values() if turn < len(cube)]
 
 
 def _raw_images(source: Path) -> Iterator[tuple[Path, Structure, str]]:
@@ -200,41 +199,21 @@ def _ending(path: Path) -> str:
     return ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
 
 
-@dataclass(frozen=True, kw_only=True)
-class PhantomSize:
-    """How much is drawn."""
-
-    annotated: Mapping[str, int]
-    """Structure to patches."""
-    patch_edge: int = 64
-    brain_shape: tuple[int, int, int] = (96, 128, 128)
-    test_patches: int = 4
-    """Number of test patches of c-Fos+ cells, and of microglia."""
-    tile: int = 64
-    tiles_per_volume: int = 4
+DRAWING = Drawing(
+    annotated={SEEN: 4, "cell_nuclei": 2, "AD_plaques": 2, "blood_vessel": 2},
+    tested=(SEEN, UNSEEN),
+    brain_shape=(96, 128, 128),
+    test_patches=4,
+)
+"""The synthetic challenge of the command line."""
 
 
-PHANTOM = PhantomSize(annotated={"cfos_neuron": 4, "cell_nuclei": 2, "AD_plaques": 2, "blood_vessel": 2})
-
-
-def draw(root: Path, *, seed: int, size: PhantomSize = PHANTOM) -> ChallengeData:
-    """Draw a synthetic challenge, unless it is there already."""
-    from nnunet_selma.demo.phantom import draw as draw_phantom
-    from nnunet_selma.demo.phantom.download import write_annotated, write_unannotated
-
-    data = ChallengeData.below(root, tile=size.tile, tiles_per_volume=size.tiles_per_volume)
-    done, wanted = root / "drawn.json", {"seed": seed, "size": repr(size)}
-    if done.is_file() and read_json(done) == wanted:
-        return data
-    _make_room(root, [])
-    rng = np.random.default_rng(seed)
-    shape = (size.patch_edge,) * 3
-    write_annotated(data.annotated, dict(size.annotated), rng, shape_zyx=shape)
-    write_unannotated(data.unlabelled, dict.fromkeys(size.annotated, 1), rng, shape_zyx=size.brain_shape)
-    for prefix in (SEEN, UNSEEN):
-        for number in range(size.test_patches):
-            phantom, case = draw_phantom(prefix, shape, rng), f"{prefix}_{900 + number}"
-            write_nifti(data.images / f"{case}_0000.nii.gz", phantom.image, (1.0, 1.0, 1.0))
-            write_nifti(data.references / f"{case}.nii.gz", phantom.label, (1.0, 1.0, 1.0))
-    write_json(done, wanted)
+def draw(
+    root: Path, *, seed: int, drawing: Drawing = DRAWING, tile: int = 64, tiles_per_volume: int = 4
+) -> ChallengeData:
+    """Draw a synthetic challenge, unless it is there already; raises `SelmaError` if the folder holds something else."""
+    data = ChallengeData.below(root, tile=tile, tiles_per_volume=tiles_per_volume)
+    if not (root / _ORIGINS).is_file():
+        _make_room(root, [])
+    draw_data(data.annotated, data.unlabelled, data.images.parent, drawing, seed)
     return data

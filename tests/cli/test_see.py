@@ -1,4 +1,3 @@
-import argparse
 import sys
 from types import SimpleNamespace
 
@@ -7,7 +6,7 @@ import pytest
 import tifffile
 from matplotlib.image import imread
 
-from nnunet_selma.cli import see
+from nnunet_selma import cli
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.pictures import viewing
 from nnunet_selma.pictures.viewing import LazyArray, layers
@@ -20,9 +19,7 @@ SHAPE, SPACING = (6, 32, 40), (6.0, 1.5, 1.5)
 
 def run(*arguments):
     """As the command line does; returns the exit code."""
-    parser = argparse.ArgumentParser()
-    see.add_to(parser.add_subparsers(required=True))
-    chosen = parser.parse_args([str(argument) for argument in arguments])
+    chosen = cli.command_parser().parse_args([str(argument) for argument in arguments])
     return chosen.run(chosen)
 
 
