@@ -61,28 +61,6 @@ def test_at_tiny_scale_all_have_one_budget():
     assert budgets == {(256, 256, 65536)}
 
 
-def test_published_settings():
-    """SELMA3D paper, section 4.2: what is stated there."""
-    made = {name: recipe.plans(both(), "mine", "paper") for name, recipe in RECIPES.items()}
-    own = {name: next(iter(content["configurations"].values())) for name, content in made.items()}
-    run = {name: read_settings(content) for name, content in made.items()}
-    assert own["bioAI"]["patch_size"] == [96, 96, 96]
-    assert run["bioAI"].pretraining.epochs * run["bioAI"].pretraining.iterations_per_epoch == 100_000
-    assert run["bioAI"].finetuning.epochs == 500
-    assert run["bioAI"].finetuning.loss == "dice_focal_boundary"
-    assert (own["xundj"]["patch_size"], own["xundj"]["batch_size"]) == ([64, 64, 64], 4)
-    assert (run["xundj"].pretraining.epochs, run["xundj"].finetuning.epochs) == (100, 2000)
-    assert run["xundj"].inpainting.fill == "zeros"
-    tonyxu = run["tonyxu"]
-    assert tonyxu.pretraining.epochs * tonyxu.pretraining.iterations_per_epoch == 125_000
-    assert tonyxu.finetuning.epochs * tonyxu.finetuning.iterations_per_epoch == 30_000
-    assert tonyxu.finetuning.warmup_steps == 3_000
-    assert (tonyxu.finetuning.optimizer, tonyxu.finetuning.learning_rate) == ("adamw", 1e-4)
-    assert run["zoomlin"].finetuning.loss == "dice"
-    assert own["wu"]["patch_size"] == [256, 256]
-    assert run["wu"].finetuning.loss == "dice_focal"
-
-
 def test_a_network_from_scratch_is_trained_as_the_recipe_says():
     scratch = from_scratch(RECIPES["bioAI"])
     assert (scratch.name, scratch.pretext, scratch.finetuning) == ("bioAI-scratch", None, "SelmaFinetuneTrainer")
