@@ -116,15 +116,6 @@ def _pieces(read: Read, shape: ShapeZYX, edge: ShapeZYX, halo: int, wanted: Mask
         yield Piece((z, y, x), skeleton(label(touching)[0]), own, whole=False)  # type: ignore[arg-type]
 
 
-def skeleton_overlap_by_blocks(read: Read, read_other: Read, shape: ShapeZYX, edge: ShapeZYX) -> tuple[int, int]:
-    """Voxels of a volume's skeleton, and how many of them lie in another volume's mask; arguments as of `skeletons_by_blocks`."""
-    voxels = inside = 0
-    for piece in skeletons_by_blocks(read, shape, edge):
-        voxels += int(np.count_nonzero(piece.thin))
-        inside += int(np.count_nonzero(piece.thin & (read_other(*piece.box) > 0)))
-    return voxels, inside
-
-
 def _crosses(box: Box, block: Block) -> bool:
     """True if a component with this box in a block reaches voxels that the block shares with another."""
     return any(

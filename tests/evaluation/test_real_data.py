@@ -9,9 +9,7 @@ from scipy import ndimage
 
 from benchmarks import official
 from nnunet_selma import cli
-from nnunet_selma.evaluation.metrics.editions import edition
-from nnunet_selma.evaluation.metrics.pair import Pair, VolumePair
-from nnunet_selma.structures import from_name, named
+from nnunet_selma.structures import from_name
 from nnunet_selma.volumes import open_volume, stem
 from tests.conftest import write_image
 
@@ -81,15 +79,3 @@ def test_real_labels_score_as_in_the_official_evaluators(real_data, tmp_path, na
                     assert row[f"{key}_corrected"] == row[key]
             if row["method"] == "itself":
                 assert float(row["dice"]) == 1
-
-
-def test_volumes_on_disk_score_as_arrays_do(real_data, tmp_path):
-    reference = open_volume(real_data / LABELS["VessAP_vessel"][1])
-    mask = reference.read() > 0
-    write_image(tmp_path / "eroded.nii.gz", ndimage.binary_erosion(mask).astype(np.uint8))
-    prediction = open_volume(tmp_path / "eroded.nii.gz")
-    on_disk = VolumePair(prediction.read, reference.read, reference.shape, (40, 64, 50))
-    in_memory = Pair(prediction.read(), mask)
-    for year in (2024, 2026):
-        vessel = named("blood_vessel")
-        assert edition(year).score(on_disk, vessel) == edition(year).score(in_memory, vessel)

@@ -1,11 +1,13 @@
-"""Labelling of integers: equal values that touch."""
+"""Labelling of integers: equal values that touch; blocks against the whole."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from scipy import ndimage
 
-from nnunet_selma.morphology.components import label
+from nnunet_selma.morphology.blocks import reader
+from nnunet_selma.morphology.components import components_by_blocks, label
+from tests.morphology.masks import edges, masks
 from tests.objects.volumes import labels
 
 
@@ -23,3 +25,16 @@ def test_of_integers_equal_values_are_joined(values, connectivity, structure, dt
     for number in range(1, n + 1):
         assert ndimage.label(found == number, structure)[1] == 1
         assert len(np.unique(values[found == number])) == 1
+
+
+@given(mask=masks(longest=9), edge=edges)
+def test_blocks_give_sizes_and_places_of_the_whole(mask, edge):
+    found = components_by_blocks(reader(mask), mask.shape, edge)
+    labels, n = label(mask)
+    assert len(found.sizes) == n
+    for number in range(n):
+        at = np.argwhere(labels == number + 1)
+        assert found.sizes[number] == len(at)
+        np.testing.assert_array_equal(found.low[number], at.min(axis=0))
+        np.testing.assert_array_equal(found.high[number], at.max(axis=0) + 1)
+        np.testing.assert_array_equal(found.first[number], at[0])

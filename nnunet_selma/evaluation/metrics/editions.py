@@ -11,7 +11,7 @@ from math import isnan
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.evaluation.metrics.instances import panoptic_quality
-from nnunet_selma.evaluation.metrics.pair import Compared
+from nnunet_selma.evaluation.metrics.pair import Pair
 from nnunet_selma.structures import Structure
 
 
@@ -24,9 +24,9 @@ class Metric:
     higher_is_better: bool
     percent: bool = False
     """True if tables show the metric in percent."""
-    value: Callable[[Compared], float]
+    value: Callable[[Pair], float]
     """As the official evaluator computes it."""
-    corrected: Callable[[Compared], float] | None = None
+    corrected: Callable[[Pair], float] | None = None
     """Corrected value, where the official one is wrong in corner cases."""
 
 
@@ -48,21 +48,21 @@ class Edition:
         """The metrics of a structure."""
         return self.metrics[self.kind(structure)]
 
-    def score(self, pair: Compared, structure: Structure) -> dict[str, float]:
+    def score(self, pair: Pair, structure: Structure) -> dict[str, float]:
         """Metric to value, as the official evaluator has it, NaN included."""
         return {metric.key: float(metric.value(pair)) for metric in self.metrics_of(structure)}
 
-    def corrected(self, pair: Compared, structure: Structure) -> dict[str, float]:
+    def corrected(self, pair: Pair, structure: Structure) -> dict[str, float]:
         """Metric to what it should say, for metrics with corners; equal to the official value away from them."""
         return {m.key: float(m.corrected(pair)) for m in self.metrics_of(structure) if m.corrected is not None}
 
 
-def _corrected_panoptic_quality(pair: Compared) -> float:
+def _corrected_panoptic_quality(pair: Pair) -> float:
     quality = panoptic_quality(pair.instances)
     return 1.0 if isnan(quality) else quality
 
 
-def _betti_error(dimension: int) -> Callable[[Compared], float]:
+def _betti_error(dimension: int) -> Callable[[Pair], float]:
     return lambda pair: abs(pair.betti[0][dimension] - pair.betti[1][dimension])
 
 

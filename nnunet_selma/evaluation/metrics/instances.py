@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.morphology.blocks import Read, blocks
-from nnunet_selma.morphology.components import ComponentTable, label
-from nnunet_selma.volumes.base import Array, ShapeZYX
+from nnunet_selma.volumes.base import Array
 
 IOU_2026 = 0.3
 """Least intersection over union of a match in the evaluator of SELMA3D 2026."""
@@ -66,33 +64,6 @@ def _shared(prediction: Array, reference: Array) -> tuple[Pairs, NDArray[np.int6
     columns = int(reference.max(initial=0)) + 1
     numbers, counts = np.unique(prediction[both].astype(np.int64) * columns + reference[both], return_counts=True)
     return np.stack(np.divmod(numbers, columns), axis=1) - 1, counts.astype(np.int64)
-
-
-def instances_by_blocks(prediction: Read, reference: Read, shape: ShapeZYX, edge: ShapeZYX) -> Instances:
-    """Compare the masks `> 0` of two volumes, read block by block; the same as `instances` of the whole.
-
-    Args:
-        prediction: gives the voxels of a box.
-        reference: the same of the truth.
-        shape: of both, voxels (z, y, x).
-        edge: of a block, voxels (z, y, x).
-    """
-    tables = (ComponentTable(), ComponentTable())
-    pairs: list[Pairs] = [np.zeros((0, 2), np.int64)]
-    counts: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
-    for block in blocks(shape, edge):
-        labelled = [label(read(*block.box) > 0) for read in (prediction, reference)]
-        offsets = [table.add(block, *found) for table, found in zip(tables, labelled, strict=True)]
-        found, count = _shared(*(labels[block.own] for labels, _ in labelled))
-        pairs.append(found + np.array(offsets))
-        counts.append(count)
-    (predicted, predicted_numbers), (true, true_numbers) = (table.finish() for table in tables)
-    provisional = np.concatenate(pairs)
-    final = np.stack([predicted_numbers[provisional[:, 0]], true_numbers[provisional[:, 1]]], axis=1)
-    whole, which = np.unique(final, axis=0, return_inverse=True)
-    shared = np.zeros(len(whole), np.int64)
-    np.add.at(shared, which.ravel(), np.concatenate(counts))
-    return Instances(predicted.sizes, true.sizes, whole, shared)
 
 
 def match(pairs: Pairs, scores: NDArray[np.float64]) -> NDArray[np.bool_]:

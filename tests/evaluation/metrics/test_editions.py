@@ -9,10 +9,9 @@ from hypothesis import given
 from benchmarks import official
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.evaluation.metrics.editions import edition
-from nnunet_selma.evaluation.metrics.pair import Pair, VolumePair
-from nnunet_selma.morphology.blocks import reader
+from nnunet_selma.evaluation.metrics.pair import Pair
 from nnunet_selma.structures import named
-from tests.morphology.masks import edges, similar_masks
+from tests.morphology.masks import similar_masks
 
 EMPTY, CUBE = np.zeros((8, 8, 8), np.uint8), np.zeros((8, 8, 8), np.uint8)
 CUBE[1:4, 1:4, 1:4] = 1
@@ -42,17 +41,6 @@ def test_the_rules_of_2024_are_those_of_the_official_formulation(pair):
     (p0, p1), (r0, r1) = official.betti_2024(prediction), official.betti_2024(reference)
     assert (score["betti_0_error"], score["betti_1_error"]) == (abs(p0 - r0), abs(p1 - r1))
     assert score["cldice"] == pytest.approx(official.cldice_2024(reference, prediction), abs=1e-12)
-
-
-@given(pair=similar_masks(), edge=edges)
-def test_volumes_read_in_blocks_score_as_whole_arrays_do(pair, edge):
-    whole, parts = Pair(*pair), VolumePair(*map(reader, pair), pair[0].shape, edge)
-    for year, structure in ((2024, "microglia"), (2026, "microglia"), (2026, "blood_vessel")):
-        rules = edition(year)
-        assert repr(rules.score(parts, named(structure))) == repr(
-            rules.score(whole, named(structure))
-        )  # NaN is not equal to itself
-        assert rules.corrected(parts, named(structure)) == rules.corrected(whole, named(structure))
 
 
 def test_masks_of_255_count_as_masks_of_1():

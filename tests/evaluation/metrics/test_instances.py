@@ -1,4 +1,4 @@
-"""Objects: panoptic quality against panoptica, blocks against the whole, hand-worked matches."""
+"""Objects: panoptic quality against panoptica, hand-worked matches."""
 
 from math import nan
 
@@ -16,14 +16,12 @@ from nnunet_selma.evaluation.metrics.instances import (
     detection,
     detection_by_distance,
     instances,
-    instances_by_blocks,
     match,
     panoptic_quality,
 )
 from nnunet_selma.evaluation.metrics.pair import Pair
-from nnunet_selma.morphology.blocks import reader
-from nnunet_selma.morphology.components import components_by_blocks, label
-from tests.morphology.masks import edges, masks, similar_masks
+from nnunet_selma.morphology.components import label
+from tests.morphology.masks import similar_masks
 
 EMPTY, FULL = np.zeros((6, 6, 6), bool), np.ones((6, 6, 6), bool)
 CORNERS = EMPTY.copy()
@@ -63,29 +61,6 @@ def row(*runs, length=40):
 )
 def test_hand_worked_quality(prediction, reference, quality):
     assert panoptic_quality(Pair(prediction, reference).instances) == pytest.approx(quality, nan_ok=True)
-
-
-@given(pair=similar_masks(), edge=edges)
-def test_blocks_give_the_objects_of_the_whole(pair, edge):
-    prediction, reference = pair
-    whole = Pair(prediction, reference).instances
-    parts = instances_by_blocks(reader(prediction), reader(reference), prediction.shape, edge)
-    for name in ("prediction", "reference", "pairs", "shared"):
-        np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
-    assert panoptic_quality(parts) == pytest.approx(panoptic_quality(whole), abs=0, nan_ok=True)
-
-
-@given(mask=masks(longest=9), edge=edges)
-def test_blocks_give_sizes_and_places_of_the_whole(mask, edge):
-    found = components_by_blocks(reader(mask), mask.shape, edge)
-    labels, n = label(mask)
-    assert len(found.sizes) == n
-    for number in range(n):
-        at = np.argwhere(labels == number + 1)
-        assert found.sizes[number] == len(at)
-        np.testing.assert_array_equal(found.low[number], at.min(axis=0))
-        np.testing.assert_array_equal(found.high[number], at.max(axis=0) + 1)
-        np.testing.assert_array_equal(found.first[number], at[0])
 
 
 def test_the_best_pair_is_taken_first_and_each_object_once():
