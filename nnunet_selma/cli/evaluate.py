@@ -76,7 +76,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 def _evaluate(chosen: argparse.Namespace) -> int:
     from nnunet_selma.evaluation import EvaluationSettings, evaluate, write_evaluation
     from nnunet_selma.evaluation.metrics.extras import Extras
-    from nnunet_selma.evaluation.metrics.instances import MatchingRule
+    from nnunet_selma.evaluation.metrics.matching import MatchingRule
 
     rule = MatchingRule.parse(chosen.objects) if chosen.objects else None
     if chosen.images and not (chosen.output and chosen.sheets):

@@ -1,4 +1,4 @@
-"""Folders in, tables and pictures out: predictions against ground truth, by the rules of a SELMA3D edition."""
+"""Predictions compared with ground truth by the rules of a SELMA3D edition: folders in, tables and pictures out."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -9,18 +9,19 @@ from typing import Any
 from nnunet_selma import __version__
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.evaluation import pictures, tables
-from nnunet_selma.evaluation.cases import Case, Missing, find_cases, listed
+from nnunet_selma.evaluation.cases import CaseFiles, Missing, find_cases, listed
 from nnunet_selma.evaluation.comparison import PairedDifference, Ranks, class_means, compare, rank
 from nnunet_selma.evaluation.metrics.editions import Edition, edition
 from nnunet_selma.evaluation.metrics.extras import Extras
+from nnunet_selma.evaluation.metrics.matching import MatchingRule
 from nnunet_selma.evaluation.scoring import CaseScore, ScoreTask, score_case
-from nnunet_selma.evaluation.tables import Table
-from nnunet_selma.running.json_files import without_nan, write_json, write_text
+from nnunet_selma.evaluation.sections import Section, as_latex, as_markdown
+from nnunet_selma.running.json_files import read_json, without_nan, write_json, write_text
 from nnunet_selma.running.parallel import run_tasks
 from nnunet_selma.running.progress import Progress, silent
 from nnunet_selma.structures import SpacingUm, named
 
-__all__ = ["Evaluation", "EvaluationSettings", "evaluate", "write_evaluation"]
+__all__ = ["Evaluation", "EvaluationSettings", "evaluate", "read_evaluation", "write_evaluation"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ class EvaluationSettings:
     extras: Extras = field(default_factory=Extras)
     """Measurements beyond the official metrics."""
     against: str | None = None
-    """Method that every other one is compared with, case by case."""
+    """Method with which every other one is compared, case by case."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,12 @@ class Evaluation:
     reference: Path
     predictions: Mapping[str, Path]
     scores: list[CaseScore]
-    """Method by method, by structure in the order of the structure table, then by name."""
+    """One for each method and case: by method, then by structure in the order of the structure table, then by name."""
     warnings: list[str]
 
     @property
     def rules(self) -> Edition:
-        """The edition's."""
+        """Rules of the edition."""
         return edition(self.settings.year)
 
     @cached_property
@@ -70,38 +71,34 @@ class Evaluation:
         other = self.settings.against
         return {m: compare(self.scores, m, other, self.rules) for m in self.predictions if m != other} if other else {}
 
-    def markdown(self) -> str:
-        """All tables."""
-        parts = [f"## SELMA3D {self.settings.year}"]
-        parts += [tables.as_markdown(table) for table in self._means()]
-        parts += [tables.case_counts(self.scores), *tables.without_value(self.scores)]
-        for title, table in self._further_tables():
-            parts += [f"## {title}", tables.as_markdown(table)]
+    def sections(self) -> list[Section]:
+        """All tables, the sentences that belong to them, and the warnings."""
+        scores, rules, rule = self.scores, self.rules, self.settings.extras.objects
+        means = tables.means(scores, rules, corrected=self.settings.corrected)
+        sections = [
+            Section(
+                f"SELMA3D {self.settings.year}", [*means, tables.case_counts(scores), *tables.without_value(scores)]
+            )
+        ]
+        if extras := tables.extras(scores, ddof=rules.ddof, rule=str(rule) if rule else None):
+            sections.append(Section("Beyond the official metrics", [extras]))
+        if self.ranks:
+            sections.append(Section("Mean ranks", [tables.ranks(self.ranks)]))
+        for method, differences in self.compared.items():
+            other = str(self.settings.against)
+            table = tables.paired(differences, method, other, rules)
+            sections.append(Section(f"{method} against {other}", [table]))
         if self.warnings:
-            parts += ["## Warnings", "\n".join(f"- {warning}" for warning in self.warnings)]
-        return "\n\n".join(parts) + "\n"
+            sections.append(Section("Warnings", [self.warnings]))
+        return sections
+
+    def markdown(self) -> str:
+        """All sections in Markdown."""
+        return as_markdown(self.sections())
 
     def latex(self) -> str:
-        """All tables, for a paper (needs the package booktabs)."""
-        parts = [tables.as_latex(table) for table in self._means()]
-        parts += [f"% {sentence}" for sentence in (tables.case_counts(self.scores), *tables.without_value(self.scores))]
-        parts += [f"% {title}\n{tables.as_latex(table)}" for title, table in self._further_tables()]
-        return "\n\n".join(parts) + "\n"
-
-    def _means(self) -> list[Table]:
-        return tables.means(self.scores, self.rules, corrected=self.settings.corrected)
-
-    def _further_tables(self) -> list[tuple[str, Table]]:
-        found = []
-        rule = self.settings.extras.objects
-        if extras := tables.extras(self.scores, sample=self.rules.sample_deviation, rule=str(rule) if rule else None):
-            found.append(("Beyond the official metrics", extras))
-        if self.ranks:
-            found.append(("Mean ranks", tables.ranks(self.ranks)))
-        for method, rows in self.compared.items():
-            other = str(self.settings.against)
-            found.append((f"{method} against {other}", tables.paired(rows, method, other, self.rules)))
-        return found
+        """All tables in LaTeX, for a paper; needs the package booktabs."""
+        return as_latex(self.sections())
 
 
 def evaluate(
@@ -118,17 +115,17 @@ def evaluate(
     """Score predictions against ground truth, case by case, in several processes.
 
     Args:
-        reference: folder of ground truths, or one file.
-        predictions: method to its folder of predictions, or file.
-        settings: rules, structure, what else to measure.
-        output: folder for scores of single cases, from which a run that was killed goes on, and for pictures; None keeps nothing.
+        reference: folder of ground truths, or one volume.
+        predictions: method to its folder of predictions, or to one volume.
+        settings: edition, structure, further measurements.
+        output: folder for the pictures and for the scores of single cases, which a later run does not compute again; None keeps nothing.
         images: folder of raw images, for the pictures.
-        sheets: whether to draw a picture of each case (with an output folder).
-        workers: most processes at a time; each holds a case.
+        sheets: draw a picture of each case, if there is an output folder.
+        workers: greatest number of processes; each holds one case in memory.
         progress: shows the cases.
 
     Raises:
-        SelmaError: the rules or the files cannot be used; the message says which.
+        SelmaError: there are no such rules, or the files cannot be compared; the message says which.
     """
     edition(settings.year)
     if settings.against is not None and (settings.against not in predictions or len(predictions) < 2):
@@ -143,9 +140,9 @@ def evaluate(
         images=images if output and sheets else None,
         spacing_um_zyx=settings.spacing_um_zyx,
     )
-    one = next(iter(cases.values()))
-    _check_spacing(one, settings.extras)
-    warnings += _useless(one, settings.extras)
+    of_one_method = next(iter(cases.values()))
+    _check_spacing(of_one_method, settings.extras)
+    warnings += _warnings_of_useless(of_one_method, settings.extras)
     tasks = [
         ScoreTask(
             cases={method: of_method[number] for method, of_method in cases.items()},
@@ -154,7 +151,7 @@ def evaluate(
             output=output,
             sheets=sheets,
         )
-        for number in range(len(one))
+        for number in range(len(of_one_method))
     ]
     if output:
         output.mkdir(parents=True, exist_ok=True)
@@ -167,7 +164,7 @@ def evaluate(
     return Evaluation(settings, reference, dict(predictions), scores, list(dict.fromkeys(warnings)))
 
 
-def _check_spacing(cases: Iterable[Case], extras: Extras) -> None:
+def _check_spacing(cases: Iterable[CaseFiles], extras: Extras) -> None:
     unknown = {c.name for c in cases if c.spacing_um_zyx is None and extras.of(c.structure).need_spacing}
     if unknown:
         raise SelmaError(
@@ -176,8 +173,8 @@ def _check_spacing(cases: Iterable[Case], extras: Extras) -> None:
         )
 
 
-def _useless(cases: Sequence[Case], extras: Extras) -> list[str]:
-    """A warning for each measurement that fits no case."""
+def _warnings_of_useless(cases: Sequence[CaseFiles], extras: Extras) -> list[str]:
+    """A warning for each measurement that fits the structure of no case."""
     return [
         f"--{name}: nothing to measure, no case shows a structure that it is for"
         for name in ("objects", "size")
@@ -185,16 +182,19 @@ def _useless(cases: Sequence[Case], extras: Extras) -> list[str]:
     ]
 
 
+_RESULTS = "evaluation.json"
+
+
 def write_evaluation(evaluation: Evaluation, output: Path) -> None:
     """Write `cases.csv`, `evaluation.json`, `tables.md`, `tables.tex`, and pictures over all cases, into a folder."""
-    rules, scores, corrected = evaluation.rules, evaluation.scores, evaluation.settings.corrected
+    rules, scores = evaluation.rules, evaluation.scores
     output.mkdir(parents=True, exist_ok=True)
     ranks, compared = evaluation.ranks, evaluation.compared
-    write_text(output / "cases.csv", tables.cases_csv(scores, corrected=corrected))
+    write_text(output / "cases.csv", tables.cases_csv(scores, corrected=evaluation.settings.corrected))
     write_text(output / "tables.md", evaluation.markdown())
     write_text(output / "tables.tex", evaluation.latex())
     write_json(
-        output / "evaluation.json",
+        output / _RESULTS,
         without_nan(
             {
                 "version": __version__,
@@ -215,21 +215,33 @@ def write_evaluation(evaluation: Evaluation, output: Path) -> None:
         pictures.rank_plot(output / "ranks.png", ranks.classes, ranks.overall)
 
 
+def read_evaluation(folder: Path) -> Evaluation:
+    """Restore the evaluation that `write_evaluation` wrote into a folder."""
+    content = read_json(folder / _RESULTS)
+    settings, extras = content["settings"], content["settings"]["extras"]
+    rule, spacing = extras["objects"], settings["spacing_um_zyx"]
+    settings["extras"] = Extras(**{**extras, "objects": MatchingRule(**rule) if rule else None})
+    settings["spacing_um_zyx"] = tuple(spacing) if spacing else None
+    return Evaluation(
+        settings=EvaluationSettings(**settings),
+        reference=Path(content["reference"]),
+        predictions={method: Path(path) for method, path in content["predictions"].items()},
+        scores=[CaseScore.from_json(case) for case in content["cases"]],
+        warnings=content["warnings"],
+    )
+
+
 def _panels(evaluation: Evaluation) -> list[tuple[str, list[tuple[str, dict[str, list[float]]]]]]:
+    """Rows of `pictures.score_boxes`."""
     rows = []
     for prefix in dict.fromkeys(score.structure for score in evaluation.scores):
         structure = named(prefix)
         panels = []
         for metric in evaluation.rules.metrics_of(structure):
-            scale = 100 if metric.percent else 1
-            values = {
-                method: [
-                    scale * score.official[metric.key]
-                    for score in evaluation.scores
-                    if score.method == method and score.structure == prefix
-                ]
-                for method in evaluation.predictions
-            }
-            panels.append((f"{metric.title} {'↑' if metric.higher_is_better else '↓'}", values))
+            values: dict[str, list[float]] = {method: [] for method in evaluation.predictions}
+            for score in evaluation.scores:
+                if score.structure == prefix:
+                    values[score.method].append(metric.scale * score.official[metric.key])
+            panels.append((metric.heading, values))
         rows.append((structure.title, panels))
     return rows

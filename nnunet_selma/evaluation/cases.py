@@ -1,4 +1,4 @@
-"""Which prediction belongs to which truth, and whether they can be compared; reads headers only."""
+"""Files of predictions paired with files of ground truths, and checked; reads headers only."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,14 +17,14 @@ from nnunet_selma.volumes.ome_zarr import is_zarr
 from nnunet_selma.volumes.tiff import has_many_pages, is_tiff, tiff_slices
 
 Missing = Literal["error", "empty", "leave out"]
-"""Treatment of a case that one side lacks: stop and name it, take an empty mask for it, or leave it out."""
-_NAMED = 10
-"""So many cases are named in a sentence; the rest is counted."""
+"""Treatment of a case that one side lacks: raise an error, score it as empty, or leave it out."""
+_MOST_NAMED = 10
+"""Greatest number of cases that a sentence names; further ones are counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
-    """One comparison. A side without file is an empty mask."""
+class CaseFiles:
+    """Files of one case of one method. A side without file is an empty mask."""
 
     name: str
     structure: Structure
@@ -33,7 +33,7 @@ class Case:
     image: Path | None
     """The raw image, for pictures."""
     spacing_um_zyx: SpacingUm | None
-    """Voxel size, µm: what the user says, or the reference's header, or the structure table."""
+    """Voxel size, µm, (z, y, x): from the user, else from the reference's header, else from the structure table."""
 
 
 def find_cases(
@@ -44,46 +44,48 @@ def find_cases(
     missing: Missing = "error",
     images: Path | None = None,
     spacing_um_zyx: SpacingUm | None = None,
-) -> tuple[dict[str, list[Case]], list[str]]:
-    """Pair files by their names without ending, or two volumes; returns the cases of each method, the same for all, and warnings.
+) -> tuple[dict[str, list[CaseFiles]], list[str]]:
+    """Pair files by their names without ending; two single volumes are a pair whatever their names.
 
     Args:
-        reference: folder of ground truths, or one: a file, an OME-Zarr, a folder of TIFF slices. All formats may be mixed.
-        predictions: method to the same of its predictions.
-        structure: name of the structure of all cases, where their names do not tell.
-        missing: what to do about cases that one side lacks.
+        reference: folder of ground truths, or one volume: a file, an OME-Zarr, a folder of TIFF slices. Formats may be mixed.
+        predictions: method to its folder of predictions, or to one volume.
+        structure: name of the structure of all cases; None takes it from the name of each case.
+        missing: treatment of cases that one side lacks.
         images: folder of raw images, `<case>.…` or `<case>_0000.…`.
-        spacing_um_zyx: voxel size, where the headers are not to be believed.
+        spacing_um_zyx: voxel size, µm, instead of that of headers and structure table.
+
+    Returns:
+        The cases of each method, the same for all methods, and warnings.
 
     Raises:
         SelmaError: nothing to compare, a case without partner, an unknown structure, shapes that differ.
     """
     truths = _volumes(reference)
     guesses = {method: _volumes(folder) for method, folder in predictions.items()}
-    if _is_one(reference) and all(_is_one(folder) for folder in predictions.values()):
-        # two volumes are a pair, whatever their names
-        guesses = {method: dict(zip(truths, of.values(), strict=True)) for method, of in guesses.items()}
+    if _is_volume(reference) and all(_is_volume(folder) for folder in predictions.values()):
+        guesses = {method: dict(zip(truths, files.values(), strict=True)) for method, files in guesses.items()}
     sides = {reference: truths, **{folder: guesses[method] for method, folder in predictions.items()}}
     names, warnings = _paired(list(sides.items()), missing)
     structures, contradicted = _structures(names, structure)
     pictures, lacking = _pictures(images, names)
     cases = {
         method: [
-            Case(
+            CaseFiles(
                 name=name,
                 structure=structures[name],
                 reference=truths.get(name),
-                prediction=of.get(name),
+                prediction=files.get(name),
                 image=pictures.get(name),
                 spacing_um_zyx=spacing_um_zyx or _spacing(truths.get(name)) or structures[name].spacing_um_zyx,
             )
             for name in sorted(names, key=lambda name: (PREFIXES.index(structures[name].prefix), name))
         ]
-        for method, of in guesses.items()
+        for method, files in guesses.items()
     }
-    every = [case for of in cases.values() for case in of]
+    every = [case for of_method in cases.values() for case in of_method]
     _check_same_shapes(every)
-    odd = _unfitting(every)
+    odd = _with_unfitting_image(every)
     for method, of_method in cases.items():
         cases[method] = [replace(case, image=None) if case.name in odd else case for case in of_method]
     if odd:
@@ -113,7 +115,7 @@ def _paired(sides: Sequence[tuple[Path, Mapping[str, Path]]], missing: Missing) 
     return sorted(names), warnings
 
 
-def _is_one(path: Path) -> bool:
+def _is_volume(path: Path) -> bool:
     """True if the path is one volume: a file, an OME-Zarr, or a folder of TIFF slices."""
     if not path.is_dir():
         return True
@@ -125,21 +127,21 @@ def _is_one(path: Path) -> bool:
 
 
 def _volumes(path: Path) -> dict[str, Path]:
-    """Name without ending to path, of one volume or of all volumes that lie in a folder."""
+    """The volume at a path, or all volumes in the folder there: name without ending to path."""
     if not path.exists():
         raise SelmaError(f"{path}: there is no such file or folder")
-    files = [path] if _is_one(path) else sorted(entry for entry in path.iterdir() if is_volume(entry))
+    files = [path] if _is_volume(path) else sorted(entry for entry in path.iterdir() if is_volume(entry))
     if path.suffix == ".npz" or (not files and any(path.glob("*.npz"))):
         raise SelmaError(f"{path}: holds nnU-Net's probabilities (.npz); give the segmentations")
     if not files:
         raise SelmaError(f"{path}: no volume found; give a folder of NIfTI, NRRD, MHA, TIFF or OME-Zarr files")
-    found: dict[str, Path] = {}
+    volumes: dict[str, Path] = {}
     for file in files:
         name = stem(file)
-        if name in found:
-            raise SelmaError(f"{file} and {found[name].name} are one case; remove one of them")
-        found[name] = file
-    return found
+        if name in volumes:
+            raise SelmaError(f"{file} and {volumes[name].name} are one case; remove one of them")
+        volumes[name] = file
+    return volumes
 
 
 def _pictures(images: Path | None, names: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
@@ -147,15 +149,15 @@ def _pictures(images: Path | None, names: Sequence[str]) -> tuple[dict[str, Path
     if images is None:
         return {}, []
     files = _volumes(images)
-    found = {name: files.get(f"{name}_0000", files.get(name)) for name in names}
-    if _is_one(images) and len(names) == 1:
-        found = {names[0]: images}
-    lacking = [name for name, path in found.items() if path is None]
+    pictures = {name: files.get(f"{name}_0000", files.get(name)) for name in names}
+    if _is_volume(images) and len(names) == 1:
+        pictures = {names[0]: images}
+    lacking = [name for name, path in pictures.items() if path is None]
     warnings = [f"{images}: no image, so none in the picture, of {listed(lacking)}"] if lacking else []
-    return {name: path for name, path in found.items() if path is not None}, warnings
+    return {name: path for name, path in pictures.items() if path is not None}, warnings
 
 
-def _unfitting(cases: Iterable[Case]) -> list[str]:
+def _with_unfitting_image(cases: Iterable[CaseFiles]) -> list[str]:
     """Names of cases whose image cannot be shown beside their labels."""
     odd = []
     for case in cases:
@@ -172,30 +174,26 @@ def _unfitting(cases: Iterable[Case]) -> list[str]:
 
 def _structures(names: Sequence[str], structure: str | None) -> tuple[dict[str, Structure], list[str]]:
     """Case to its structure, and warnings."""
-    found = {name: of_case(name) for name in names}
+    by_name = {name: of_case(name) for name in names}
     if structure is not None:
         chosen = named(structure)
-        other = [name for name, one in found.items() if one is not None and one is not chosen]
-        warnings = (
-            [f"taken for {chosen.title}, as --structure says, though the name says otherwise: {listed(other)}"]
-            if other
-            else []
-        )
-        return dict.fromkeys(names, chosen), warnings
-    unknown = [name for name, one in found.items() if one is None]
+        other = [name for name, known in by_name.items() if known not in (None, chosen)]
+        warning = f"taken for {chosen.title}, as --structure says, though the name says otherwise: {listed(other)}"
+        return dict.fromkeys(names, chosen), [warning] if other else []
+    unknown = [name for name, known in by_name.items() if known is None]
     if unknown:
         raise SelmaError(
             f"names that begin with no known structure: {listed(unknown)}. Say what they show with --structure, "
             f"or name them <structure>_<number>; structures are {', '.join(PREFIXES)}"
         )
-    return {name: one for name, one in found.items() if one is not None}, []
+    return {name: known for name, known in by_name.items() if known is not None}, []
 
 
 def _spacing(path: Path | None) -> SpacingUm | None:
     return None if path is None else open_volume(path).spacing_um_zyx
 
 
-def _check_same_shapes(cases: Iterable[Case]) -> None:
+def _check_same_shapes(cases: Iterable[CaseFiles]) -> None:
     different: list[str] = []
     for case in cases:
         if case.reference is not None and case.prediction is not None:
@@ -210,7 +208,7 @@ def _check_same_shapes(cases: Iterable[Case]) -> None:
         )
 
 
-def _geometry_warnings(cases: Iterable[Case]) -> list[str]:
+def _geometry_warnings(cases: Iterable[CaseFiles]) -> list[str]:
     different = []
     for case in cases:
         true, predicted = _geometry(case.reference), _geometry(case.prediction)
@@ -239,7 +237,7 @@ def _geometry(path: Path | None) -> list[float] | None:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names for a sentence; of many only the first."""
+    """Names joined for a sentence; of many, the first ones and the number of the others."""
     names = list(names)
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more

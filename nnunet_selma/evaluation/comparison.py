@@ -1,4 +1,4 @@
-"""Several methods on the same cases: ranks as the challenge gives them, and two methods case by case."""
+"""Comparison of methods on the same cases: ranks as in the challenge, and two methods case by case."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ Means = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 @dataclass(frozen=True)
 class Ranks:
-    """Ranks of methods, 1 is best; equal means share the mean of their places, and a NaN is behind all numbers."""
+    """Ranks of methods: 1 is best, equal means share the mean of their places, NaN ranks behind all numbers."""
 
     metrics: dict[str, dict[str, dict[str, float]]]
     """Method to class to metric to rank."""
@@ -30,12 +30,12 @@ class Ranks:
 
 
 def class_means(scores: Sequence[CaseScore], rules: Edition) -> dict[str, dict[str, dict[str, float]]]:
-    """The mean of each official metric over all cases of a class; NaN if one of them is, as in the official evaluators."""
-    means: dict[str, dict[str, dict[str, float]]] = {}
+    """Method to class to metric to mean over the cases; one NaN makes the mean NaN, as in the official evaluators."""
     gathered: dict[tuple[str, str, str], list[float]] = {}
     for score in scores:
         for metric, value in score.official.items():
             gathered.setdefault((score.method, rules.ranked_with(named(score.structure)), metric), []).append(value)
+    means: dict[str, dict[str, dict[str, float]]] = {}
     for (method, name, metric), values in gathered.items():
         means.setdefault(method, {}).setdefault(name, {})[metric] = float(np.mean(values))
     return means
@@ -44,14 +44,16 @@ def class_means(scores: Sequence[CaseScore], rules: Edition) -> dict[str, dict[s
 def rank(means: Means, rules: Edition) -> Ranks:
     """Rank methods: per metric within a class of structures, then the mean over metrics, over classes of a kind, and over kinds.
 
-    The challenge paper prints no such scheme. With its table 5 this one gives the order in which it lists the teams; a flat mean over
-    metrics would tie the third and the fourth.
+    The challenge paper does not print its scheme. This one, applied to the paper's table 5, gives the order of the teams there; a flat mean
+    over metrics would tie the third and the fourth.
 
     Raises:
         SelmaError: the methods were not scored on the same classes of structures.
     """
     methods = list(means)
-    classes = {method: {name: list(metrics) for name, metrics in of.items()} for method, of in means.items()}
+    classes = {
+        method: {name: list(metrics) for name, metrics in of_method.items()} for method, of_method in means.items()
+    }
     if any(classes[method] != classes[methods[0]] for method in methods):
         raise SelmaError(f"{', '.join(methods)}: were not scored on the same structures, and cannot be ranked together")
     kinds = {rules.ranked_with(structure): rules.kind(structure) for structure in STRUCTURES}
@@ -66,9 +68,9 @@ def rank(means: Means, rules: Edition) -> Ranks:
                     metrics[method].setdefault(name, {})[metric.key] = float(place)
     by_class = {m: {name: float(np.mean(list(r.values()))) for name, r in metrics[m].items()} for m in methods}
     overall = {}
-    for method, of in by_class.items():
+    for method, ranks in by_class.items():
         by_kind: dict[str, list[float]] = {}
-        for name, place in of.items():
+        for name, place in ranks.items():
             by_kind.setdefault(kinds[name], []).append(place)
         overall[method] = float(np.mean([np.mean(places) for places in by_kind.values()]))
     return Ranks(metrics, by_class, dict(sorted(overall.items(), key=lambda item: item[1])))
@@ -76,13 +78,13 @@ def rank(means: Means, rules: Edition) -> Ranks:
 
 @dataclass(frozen=True, kw_only=True)
 class PairedDifference:
-    """One metric of one structure, method minus the other, over the cases that both have a value for."""
+    """One metric of one structure: a method minus another one, over the cases in which both have a value."""
 
     structure: str
     metric: str
     cases: int
     without_value: int
-    """Cases left out because one of the two has NaN."""
+    """Number of cases left out because one of the two is NaN."""
     mean: float
     other_mean: float
     difference: float
@@ -93,7 +95,7 @@ class PairedDifference:
     """Wilcoxon signed-rank test, two-sided; NaN where all differences are 0."""
     better: int
     worse: int
-    """Cases in which the method is better, and worse."""
+    """Numbers of cases in which the method is better, and worse."""
 
 
 def compare(
@@ -101,7 +103,7 @@ def compare(
 ) -> list[PairedDifference]:
     """Compare two methods case by case, for each structure and official metric.
 
-    Patches of one brain are more alike than patches of two, so that intervals and tests over patches are too sure of themselves.
+    Patches of one brain are more alike than patches of two brains: over patches, intervals are too narrow and p-values too small.
     """
     by_case = {(score.method, score.case): score for score in scores}
     gathered: dict[tuple[str, str], list[tuple[float, float]]] = {}
@@ -141,6 +143,7 @@ def _mean(values: NDArray[np.float64]) -> float:
 
 
 def _interval(difference: NDArray[np.float64], seed: int) -> tuple[float, float]:
+    """Bootstrap interval of the mean, 95 %."""
     if len(difference) < 2:
         return nan, nan
     if np.ptp(difference) == 0:

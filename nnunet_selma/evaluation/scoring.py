@@ -1,4 +1,4 @@
-"""One case: its files in, numbers and a picture for each method out."""
+"""Scores and a picture of one case, for each method."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ import numpy as np
 from nnunet_selma import __version__
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.evaluation import pictures
-from nnunet_selma.evaluation.cases import Case
+from nnunet_selma.evaluation.cases import CaseFiles
 from nnunet_selma.evaluation.metrics.editions import edition
 from nnunet_selma.evaluation.metrics.extras import Extras, measure
 from nnunet_selma.evaluation.metrics.mistakes import mistakes
@@ -25,29 +25,29 @@ from nnunet_selma.volumes import open_volume
 from nnunet_selma.volumes.base import Array
 
 _FORM = 1
-"""Version of the files that keep scores; older ones are not read."""
+"""Version of the files that keep scores; files of another version are not read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreTask:
-    """Options for scoring a case of every method against the same reference."""
+    """One case of every method, scored against the same reference."""
 
-    cases: Mapping[str, Case]
+    cases: Mapping[str, CaseFiles]
     """Method to its case."""
     year: int
     extras: Extras
-    """Measurements beyond the official metrics, as far as they fit the structure."""
+    """Measurements beyond the official metrics; those that do not fit the structure are left out."""
     output: Path | None
-    """Folder where scores are kept for a run that goes on, and pictures; None keeps nothing."""
+    """Folder for pictures and for scores, which a later run does not compute again; None keeps nothing."""
     sheets: bool
     """True if a picture of the case is drawn for each method."""
 
     def kept(self, method: str) -> Path | None:
-        """Where the scores of a method lie."""
+        """File for the scores of a method."""
         return self.output and self.output / "scores" / method / f"{self.cases[method].name}.json"
 
     def sheet(self, method: str) -> Path | None:
-        """Where the picture of a method lies."""
+        """File for the picture of a method."""
         return (
             self.output / "sheets" / method / f"{self.cases[method].name}.png" if self.output and self.sheets else None
         )
@@ -68,7 +68,7 @@ class CaseScore:
     warnings: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, with null for NaN, which JSON does not know."""
+        """The fields, with null for NaN, which JSON does not know."""
         content: dict[str, Any] = without_nan(asdict(self))
         return content
 
@@ -83,9 +83,9 @@ class CaseScore:
 
 
 def score_case(task: ScoreTask) -> Generator[int, None, list[CaseScore]]:
-    """Score one case of every method, or read its scores where an earlier run left them for the same files and settings.
+    """Score one case of every method; scores that an earlier run kept for the same files and settings are read instead.
 
-    A task of `run_tasks`; one step for each method. The reference is read, and what metrics ask of it alone computed, once.
+    The work of `run_tasks`, with one step for each method. The reference is read, labelled and thinned once for all methods.
     """
     scores, reference = [], _Reference(next(iter(task.cases.values())).reference)
     for method in task.cases:
@@ -117,13 +117,14 @@ def _keep(task: ScoreTask, method: str, content: dict[str, Any]) -> None:
 
 
 class _Reference:
-    """The truth of a case, read when a method needs it."""
+    """Ground truth of a case, read when a method first needs it."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
 
     @cached_property
-    def found(self) -> tuple[Segmentation, tuple[str, ...]] | None:
+    def content(self) -> tuple[Segmentation, tuple[str, ...]] | None:
+        """Segmentation and warnings; None without a file."""
         if self.path is None:
             return None
         mask, warnings = read_mask(self.path)
@@ -146,13 +147,12 @@ def _score(task: ScoreTask, method: str, reference: _Reference) -> CaseScore:
         sheet.parent.mkdir(parents=True, exist_ok=True)
         raw, unreadable = _raw(case)
         score = replace(score, warnings=(*score.warnings, *unreadable))
-        shown = " · ".join(
-            f"{m.title} {score.official[m.key] * (100 if m.percent else 1):.4g}"
-            for m in rules.metrics_of(case.structure)
+        values = " · ".join(
+            f"{m.title} {score.official[m.key] * m.scale:.4g}" for m in rules.metrics_of(case.structure)
         )
         pictures.evaluation_sheet(
             sheet,
-            title=f"{case.name} ({case.structure.title}), {method}\n{shown}",
+            title=f"{case.name} ({case.structure.title}), {method}\n{values}",
             raw=raw,
             truth=pair.reference.mask,
             prediction=pair.prediction.mask,
@@ -161,8 +161,8 @@ def _score(task: ScoreTask, method: str, reference: _Reference) -> CaseScore:
     return score
 
 
-def _raw(case: Case) -> tuple[Array | None, tuple[str, ...]]:
-    """The raw image; None, and why, if it cannot be read: a picture is no reason to lose a table."""
+def _raw(case: CaseFiles) -> tuple[Array | None, tuple[str, ...]]:
+    """The raw image, or None and a warning: the scores of a case do not depend on its image."""
     if case.image is None:
         return None, ()
     try:
@@ -171,17 +171,17 @@ def _raw(case: Case) -> tuple[Array | None, tuple[str, ...]]:
         return None, (f"{error} (not shown in the picture)",)
 
 
-def _read_pair(case: Case, reference: _Reference) -> tuple[Pair, tuple[str, ...]]:
-    """Both sides; one without file is empty."""
+def _read_pair(case: CaseFiles, reference: _Reference) -> tuple[Pair, tuple[str, ...]]:
+    """Both sides of a case, and warnings; a side without file is empty."""
     if case.prediction is None:
-        if reference.found is None:
+        if reference.content is None:
             raise ValueError(f"{case.name}: neither a prediction nor a reference")
-        truth, warnings = reference.found
+        truth, warnings = reference.content
         return Pair(np.zeros_like(truth.mask), truth), warnings
     mask, warnings = read_mask(case.prediction)
-    if reference.found is None:
+    if reference.content is None:
         return Pair(mask, np.zeros_like(mask)), warnings
-    truth, more = reference.found
+    truth, more = reference.content
     return Pair(mask, truth), (*warnings, *more)
 
 
@@ -204,15 +204,15 @@ def read_mask(path: Path) -> tuple[Mask, tuple[str, ...]]:
     other = int(np.count_nonzero((values != 0) & (values != 1)))
     warnings: tuple[str, ...] = ()
     if other:
-        shown = ", ".join(f"{v:g}" for v in np.unique(values)[:8])
+        examples = ", ".join(f"{v:g}" for v in np.unique(values)[:8])
         warnings = (
-            f"{path}: {other} voxels hold other values than 0 and 1 (values {shown}); > 0 counts as foreground",
+            f"{path}: {other} voxels hold other values than 0 and 1 (values {examples}); > 0 counts as foreground",
         )
     return values > 0, warnings
 
 
 def _made_from(task: ScoreTask, method: str) -> dict[str, Any]:
-    """Settings on which scores and picture depend, as JSON gives them back."""
+    """Files and settings on which scores and picture depend, as JSON reads them."""
     case = task.cases[method]
     files = {name: _stamp(getattr(case, name)) for name in ("prediction", "reference", "image")}
     settings = {
@@ -228,7 +228,7 @@ def _made_from(task: ScoreTask, method: str) -> dict[str, Any]:
 
 
 def _stamp(path: Path | None) -> list[Any] | None:
-    """Where a file lies, its size and time; of a folder those of all files in it."""
+    """Path of a volume, and a hash of size and time of its file, or of all files in its folder."""
     if path is None:
         return None
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]

@@ -12,7 +12,7 @@ from matplotlib.image import imread
 from scipy import ndimage
 
 from nnunet_selma import cli
-from nnunet_selma.evaluation import EvaluationSettings, evaluate
+from nnunet_selma.evaluation import EvaluationSettings, evaluate, read_evaluation
 from nnunet_selma.evaluation.metrics.mistakes import Mistake, mistakes
 from nnunet_selma.evaluation.metrics.pair import Pair
 from nnunet_selma.evaluation.scoring import read_mask
@@ -102,6 +102,7 @@ def test_everything_is_written(data, capsys):
     assert next(iter(content["ranks"]["overall"])) == "truth"
     assert set(content["against"]) == {"truth", "shifted"}
     assert (out / "tables.md").read_text() == capsys.readouterr().out.split("\ntables and pictures")[0]
+    assert read_evaluation(out).markdown() == (out / "tables.md").read_text()
     assert r"\begin{tabular}" in (out / "tables.tex").read_text()
     for picture in ("scores.png", "ranks.png", "sheets/shifted/cfos_neuron_1.png"):
         assert imread(out / picture)[..., :3].std() > 0.05

@@ -9,6 +9,7 @@ from nnunet_selma.evaluation import tables
 from nnunet_selma.evaluation.comparison import PairedDifference, rank
 from nnunet_selma.evaluation.metrics.editions import EDITIONS
 from nnunet_selma.evaluation.scoring import CaseScore
+from nnunet_selma.evaluation.sections import Section, as_latex, as_markdown, latex_table, markdown_table
 from tests.evaluation.test_comparison import TABLE_5, means_of
 
 
@@ -39,11 +40,11 @@ def scores(method="ours", cldice=(0.6, 0.8)):
 
 
 def markdown(found, year=2024, *, corrected=False):
-    return "\n\n".join(tables.as_markdown(table) for table in tables.means(found, EDITIONS[year], corrected=corrected))
+    return "\n\n".join(markdown_table(table) for table in tables.means(found, EDITIONS[year], corrected=corrected))
 
 
 def latex(found, year=2024, *, corrected=False):
-    return "\n\n".join(tables.as_latex(table) for table in tables.means(found, EDITIONS[year], corrected=corrected))
+    return "\n\n".join(latex_table(table) for table in tables.means(found, EDITIONS[year], corrected=corrected))
 
 
 def test_one_table_has_the_columns_of_the_papers():
@@ -74,22 +75,22 @@ def test_one_table_has_the_columns_of_the_papers():
     ],
 )
 def test_numbers_are_printed_as_in_the_paper(values, printed):
-    summary = tables.Summary.of(dict(enumerate(values)), sample=False)
+    summary = tables.Summary.of(dict(enumerate(values)), ddof=0)
     assert summary.cell(percent=False) == printed
 
 
 def test_the_deviations_of_table_5_are_those_of_the_cases():
     """Eight loop errors with mean 1.000: only with n are the printed 0.8660 those of integers."""
     errors = dict(enumerate([0, 0, 0, 1, 1, 2, 2, 2]))
-    assert tables.Summary.of(errors, sample=False).deviation == pytest.approx(0.8660, abs=5e-5)
+    assert tables.Summary.of(errors, ddof=0).standard_deviation == pytest.approx(0.8660, abs=5e-5)
 
 
 def test_2026_has_standard_deviations_of_a_sample():
     values = {"a": 0.5, "b": 0.7}
-    assert tables.Summary.of(values, sample=True).deviation == pytest.approx(0.1 * sqrt(2))
-    assert tables.Summary.of(values, sample=False).deviation == pytest.approx(0.1)
-    assert isnan(tables.Summary.of({"a": 0.5}, sample=True).deviation)
-    assert tables.Summary.of({"a": 0.5}, sample=False).deviation == 0
+    assert tables.Summary.of(values, ddof=1).standard_deviation == pytest.approx(0.1 * sqrt(2))
+    assert tables.Summary.of(values, ddof=0).standard_deviation == pytest.approx(0.1)
+    assert isnan(tables.Summary.of({"a": 0.5}, ddof=1).standard_deviation)
+    assert tables.Summary.of({"a": 0.5}, ddof=0).standard_deviation == 0
 
 
 def test_nan_is_counted_and_named_and_the_corrected_value_stands_beside_it():
@@ -146,12 +147,12 @@ def test_every_case_is_a_row_of_the_csv():
 
 def test_the_table_of_ranks():
     table = tables.ranks(rank(means_of(TABLE_5), EDITIONS[2024]))
-    text = tables.as_markdown(table).splitlines()
+    text = markdown_table(table).splitlines()
     assert text[0] == "| place | method | spot-like | tree-like | overall |"
     assert text[2] == "| 1 | Zoomlin | 1.000 | 1.000 | 1.000 |"
     assert text[4] == "| 3 | Tonyxu | 2.000 | 4.000 | 3.000 |"
     assert text[6] == "| 5 | Wu | 5.000 | 4.250 | 4.625 |"
-    assert r"5 & Wu & 5.000 & 4.250 & 4.625 \\" in tables.as_latex(table)
+    assert r"5 & Wu & 5.000 & 4.250 & 4.625 \\" in latex_table(table)
 
 
 def test_the_paired_table():
@@ -171,17 +172,17 @@ def test_the_paired_table():
     )
     table = tables.paired([row], "with", "without", EDITIONS[2024])
     line = "| microglia | Dice (%) ↑ | 7 (1 NaN) | 71.50 | 69.87 | 1.63 | 0.10 to 3.00 | 5 / 2 | 0.0312 |"
-    assert line in tables.as_markdown(table)
+    assert line in markdown_table(table)
     assert not table.notes
     few = tables.paired([replace(row, better=3, worse=2)], "with", "without", EDITIONS[2024])  # two of seven are ties
-    assert "cannot fall below" in tables.as_markdown(few)
-    assert "% Where fewer than 6 cases differ" in tables.as_latex(few)
+    assert "cannot fall below" in as_markdown([Section("", [few])])
+    assert "% Where fewer than 6 cases differ" in as_latex([Section("", [few])])
 
 
 def test_extras_are_apart_from_the_official_columns_and_mean_what_has_a_value():
     found = [*scores(), replace(scores()[-1], case="microglia_2", extra={"hd95_um": nan})]
-    text = tables.as_markdown(tables.extras(found, sample=False))
+    text = markdown_table(tables.extras(found, ddof=0))
     assert "| microglia | ours | 3.000 ± 0.000 (1 of 3 NaN) |" in text
     assert "| c-Fos+ cell | ours | – |" in text
     assert "hd95" not in markdown(scores(), corrected=True)
-    assert tables.extras(scores()[:2], sample=False) is None
+    assert tables.extras(scores()[:2], ddof=0) is None

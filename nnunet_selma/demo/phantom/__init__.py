@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_selma.demo.phantom.canvas import Betti
-from nnunet_selma.demo.phantom.geometry import draw_spots
 from nnunet_selma.demo.phantom.optics import STAINS, light_sheet, tissue_mask
+from nnunet_selma.demo.phantom.shapes import draw_spots
 from nnunet_selma.demo.phantom.vessels import draw_vessels
 from nnunet_selma.structures import named
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from nnunet_selma.demo.phantom.canvas import Canvas, Joint
-from nnunet_selma.demo.phantom.geometry import tube
+from nnunet_selma.demo.phantom.shapes import tube
 
 SHARE = (0.10, 0.18)
 """Least and greatest share of the volume that is vessel."""

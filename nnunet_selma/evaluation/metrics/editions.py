@@ -1,4 +1,4 @@
-"""The rules of a year: which metrics a structure is judged by, how they are computed, and how submissions are ranked.
+"""Rules of an edition: the metrics of each structure, the class it is ranked in, and the divisor of standard deviations.
 
 Sources: [1] SELMA3D challenge paper (arXiv 2501.03880), section 3.5 and tables 4 to 6; [2] the evaluator of 2024
 (github.com/YingChen7/SELMA3D_challenge-evaluation); [3] that of 2026 (github.com/YingChen7/SELMA3D2026_evaluation, with panoptica 2.1.7)
@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from math import isnan
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.evaluation.metrics.instances import panoptic_quality
+from nnunet_selma.evaluation.metrics.matching import panoptic_quality
 from nnunet_selma.evaluation.metrics.pair import Pair
 from nnunet_selma.structures import Structure
 
@@ -25,9 +25,24 @@ class Metric:
     percent: bool = False
     """True if tables show the metric in percent."""
     value: Callable[[Pair], float]
-    """As the official evaluator computes it."""
+    """The metric as the official evaluator computes it."""
     corrected: Callable[[Pair], float] | None = None
-    """Corrected value, where the official one is wrong in corner cases."""
+    """The metric without the official evaluator's mistakes in corner cases; None if it has none."""
+
+    @property
+    def arrow(self) -> str:
+        """The better direction."""
+        return "↑" if self.higher_is_better else "↓"
+
+    @property
+    def heading(self) -> str:
+        """Title with an arrow in the better direction."""
+        return f"{self.title} {self.arrow}"
+
+    @property
+    def scale(self) -> int:
+        """Factor between a value and the number that tables show."""
+        return 100 if self.percent else 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,20 +55,20 @@ class Edition:
     kind: Callable[[Structure], str]
     """Kind of a structure."""
     ranked_with: Callable[[Structure], str]
-    """Structures whose cases are averaged together for the ranking; the name of that class."""
-    sample_deviation: bool
-    """True if standard deviations are those of a sample (n - 1); False if, as behind the paper's tables, they are those of the cases (n)."""
+    """Class of a structure; for the ranking, metrics are averaged over all cases of a class."""
+    ddof: int
+    """Standard deviations over n cases divide by n - ddof: 0 as in the tables of the 2024 paper, 1 for those of a sample."""
 
     def metrics_of(self, structure: Structure) -> tuple[Metric, ...]:
         """The metrics of a structure."""
         return self.metrics[self.kind(structure)]
 
     def score(self, pair: Pair, structure: Structure) -> dict[str, float]:
-        """Metric to value, as the official evaluator has it, NaN included."""
+        """Metric to official value, which may be NaN."""
         return {metric.key: float(metric.value(pair)) for metric in self.metrics_of(structure)}
 
     def corrected(self, pair: Pair, structure: Structure) -> dict[str, float]:
-        """Metric to what it should say, for metrics with corners; equal to the official value away from them."""
+        """Metric to corrected value, for metrics that have one; equal to the official value except in corner cases."""
         return {m.key: float(m.corrected(pair)) for m in self.metrics_of(structure) if m.corrected is not None}
 
 
@@ -103,23 +118,23 @@ EDITIONS: Mapping[int, Edition] = {
         metrics={"spot": (_DICE, _BETTI_0), "tree": (_DICE, _CLDICE_2024, _BETTI_0, _BETTI_1)},
         kind=lambda structure: structure.kind_2024,
         ranked_with=lambda structure: f"{structure.kind_2024}-like",
-        sample_deviation=False,
+        ddof=0,
     ),
     2026: Edition(
         year=2026,
         metrics={"isolated": (_DICE, _PANOPTIC_QUALITY), "contiguous": (_DICE, _CLDICE_2026)},
         kind=lambda structure: structure.kind_2026,
         ranked_with=lambda structure: f"{structure.density or 'other'} {structure.kind_2026}",
-        sample_deviation=True,
+        ddof=1,
     ),
 }
 
 
 def edition(year: int) -> Edition:
-    """The rules of a year.
+    """The rules of an edition.
 
     Raises:
-        SelmaError: there are none that can be followed; for 2025 it says what is known.
+        SelmaError: no rules of that year are known; for 2025 the message says what is.
     """
     if year == 2025:
         raise SelmaError(

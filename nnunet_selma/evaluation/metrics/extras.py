@@ -1,10 +1,10 @@
-"""Measurements beyond the official tables: objects found, distance of surfaces, volume and length."""
+"""Measurements beyond the official metrics: detection of objects, distance of surfaces, volume and length."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from nnunet_selma.evaluation.metrics.instances import Detection, MatchingRule, detection, detection_by_distance
+from nnunet_selma.evaluation.metrics.matching import Detection, MatchingRule, detection, detection_by_distance
 from nnunet_selma.evaluation.metrics.pair import Pair
 from nnunet_selma.evaluation.metrics.surface import hd95
 from nnunet_selma.morphology.centreline import centreline_length
@@ -16,11 +16,11 @@ class Extras:
     """Choice of measurements."""
 
     objects: MatchingRule | None = None
-    """Precision, recall, F1 and count error of objects that match by this rule; for spot-like and isolated structures."""
+    """Rule by which objects match, for precision, recall, F1 and count error of spot-like and isolated structures."""
     hd95: bool = False
-    """95th percentile of the Hausdorff distance, µm."""
+    """Measure the 95th percentile of the Hausdorff distance, µm."""
     size: bool = False
-    """Volume, µm³, and length of the centreline, µm, of tree-like structures."""
+    """Measure volume (µm³) and length of the centreline (µm) of tree-like structures."""
 
     def of(self, structure: Structure) -> "Extras":
         """The measurements that fit a structure."""
@@ -35,10 +35,10 @@ class Extras:
 
 
 def measure(pair: Pair, extras: Extras, spacing_um_zyx: SpacingUm | None) -> dict[str, float]:
-    """Name, with its unit, to value, of all that is asked for.
+    """Name of each measurement, with its unit, to value.
 
     Raises:
-        ValueError: something is measured in µm and there is no spacing.
+        ValueError: a measurement is in µm, and the voxel size is not known.
     """
     if extras.need_spacing and spacing_um_zyx is None:
         raise ValueError("distances, volumes and lengths need a spacing in µm")
@@ -46,8 +46,8 @@ def measure(pair: Pair, extras: Extras, spacing_um_zyx: SpacingUm | None) -> dic
     prediction, reference = pair.prediction, pair.reference
     values: dict[str, float] = {}
     if extras.objects is not None:
-        found = _detection(pair, extras.objects, spacing)
-        values |= {f"object_{name}": getattr(found, name) for name in ("precision", "recall", "f1", "count_error")}
+        objects = _detection(pair, extras.objects, spacing)
+        values |= {f"object_{name}": getattr(objects, name) for name in ("precision", "recall", "f1", "count_error")}
     if extras.hd95:
         values["hd95_um"] = hd95(prediction.mask, reference.mask, spacing)
     if extras.size:

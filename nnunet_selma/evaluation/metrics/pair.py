@@ -1,10 +1,10 @@
-"""A prediction and its truth, and everything that several metrics ask of the two, computed when it is first asked for and once."""
+"""A prediction and its truth, with the intermediate results that several metrics share; each is computed once, when it is first needed."""
 
 from functools import cached_property
 
 import numpy as np
 
-from nnunet_selma.evaluation.metrics.instances import Instances, instances
+from nnunet_selma.evaluation.metrics.matching import Instances, instances
 from nnunet_selma.morphology.blocks import Mask
 from nnunet_selma.morphology.centreline import Centrelines, skeleton
 from nnunet_selma.morphology.components import label
@@ -14,7 +14,7 @@ from nnunet_selma.volumes.base import Array
 
 
 class Segmentation:
-    """A mask `> 0`, (z, y, x), and what metrics ask of it alone."""
+    """A mask `> 0`, (z, y, x), with the results that depend on it alone."""
 
     def __init__(self, values: Array) -> None:
         self.mask: Mask = values > 0
@@ -25,17 +25,17 @@ class Segmentation:
 
     @property
     def labels(self) -> Array:
-        """Its 26-connected components, numbered from 1."""
+        """26-connected components, numbered from 1."""
         return self._labelled[0]
 
     @cached_property
     def betti(self) -> Betti:
-        """Its Betti numbers."""
+        """Betti numbers."""
         return betti_numbers(self.mask, self._labelled[1])
 
     @cached_property
     def skeleton(self) -> Mask:
-        """Its skeleton."""
+        """Skeleton, same shape as the mask."""
         return skeleton(self.labels)
 
 
@@ -54,7 +54,7 @@ class Pair:
 
     @cached_property
     def overlap(self) -> Overlap:
-        """Voxels of each mask, and of both."""
+        """Numbers of voxels of each mask and of their intersection."""
         return overlap(self.prediction.mask, self.reference.mask)
 
     @property
@@ -64,12 +64,12 @@ class Pair:
 
     @cached_property
     def instances(self) -> Instances:
-        """Objects of both, and what they share."""
+        """Objects of both masks, and the voxels that they share."""
         return instances(self.prediction.labels, self.reference.labels)
 
     @cached_property
     def centrelines(self) -> Centrelines:
-        """How much of each skeleton lies in the other mask."""
+        """Voxels of each skeleton, and how many of them lie in the other mask."""
         prediction, reference = self.prediction, self.reference
         return Centrelines(
             prediction=int(np.count_nonzero(prediction.skeleton)),

@@ -1,4 +1,4 @@
-"""Distance of two surfaces."""
+"""Distance between two surfaces."""
 
 from math import nan
 
@@ -14,8 +14,8 @@ from nnunet_selma.volumes.base import Array
 def hd95(prediction: Array, reference: Array, spacing_um_zyx: tuple[float, float, float]) -> float:
     """The 95th percentile of the Hausdorff distance of two masks `> 0`, (z, y, x), in µm.
 
-    The larger of both directions' 95th percentiles (Maier-Hein et al. 2024, Metrics Reloaded), between voxels that have a face on the
-    background or on the border. 0.0 if both masks are empty, NaN if one is.
+    The larger one of the 95th percentiles of both directions (Maier-Hein et al. 2024, Metrics Reloaded). Distances are between voxels that
+    have a face on the background or on the border of the array. 0.0 if both masks are empty, NaN if one is.
 
     Raises:
         ValueError: the shapes differ.
@@ -28,5 +28,6 @@ def hd95(prediction: Array, reference: Array, spacing_um_zyx: tuple[float, float
 
 
 def _surface(mask: Array) -> NDArray[np.intp]:
+    """Voxels with a face on the background or on the border, (n, 3) in (z, y, x)."""
     inside = mask > 0
     return np.argwhere(inside & ~binary_erosion(inside))

@@ -18,7 +18,7 @@ from nnunet_selma.nnunet.folders import Folders
 from nnunet_selma.nnunet.pipeline import Pipeline, cpu_environment
 from nnunet_selma.nnunet.settings import read_settings
 from nnunet_selma.recipes.challenge.data import ChallengeData
-from nnunet_selma.recipes.challenge.tables import write_results
+from nnunet_selma.recipes.challenge.results import write_results
 from nnunet_selma.recipes.recipes import RECIPES, Recipe, Scale, SettingsChange, from_scratch, merged
 from nnunet_selma.recipes.running import RecipeRun
 from nnunet_selma.running.json_files import read_json, write_json

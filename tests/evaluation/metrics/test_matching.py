@@ -10,7 +10,7 @@ from scipy.ndimage import center_of_mass
 
 from benchmarks.official import panoptic_quality_2026
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.evaluation.metrics.instances import (
+from nnunet_selma.evaluation.metrics.matching import (
     Detection,
     MatchingRule,
     detection,

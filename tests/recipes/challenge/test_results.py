@@ -3,7 +3,7 @@ import pytest
 
 from nnunet_selma.evaluation.metrics.editions import EDITIONS
 from nnunet_selma.evaluation.scoring import CaseScore
-from nnunet_selma.recipes.challenge.tables import of_seeds, over_seeds, write_results
+from nnunet_selma.recipes.challenge.results import mean_over_seeds, seed_table, write_results
 from tests.conftest import write_image
 
 
@@ -21,7 +21,7 @@ def test_seeds_are_means_over_cases_with_lowest_and_highest():
         for seed, pair in values.items()
         for n, dice in enumerate(pair)
     ]
-    table = of_seeds(scores, EDITIONS[2024])
+    table = seed_table(scores, EDITIONS[2024])
     assert table.rows == [["a", "36.7 (20.0 to 60.0)", "4.0 (4.0 to 4.0)"]]
     assert "c-Fos+ cell: Dice (%) ↑" in table.head
 
@@ -42,7 +42,7 @@ def test_a_case_counts_once_with_the_mean_over_its_seeds():
             ("microglia_2", 0, 0.4, 0.4),
         )
     ]
-    first, second = over_seeds(scores)
+    first, second = mean_over_seeds(scores)
     assert (first.case, first.official, first.corrected) == ("microglia_1", {"cldice": 0.75}, {"cldice": 0.25})
     assert (second.case, second.official) == ("microglia_2", {"cldice": 0.4})
 

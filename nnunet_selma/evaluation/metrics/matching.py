@@ -1,7 +1,7 @@
-"""Objects: components of two masks, matched one to one; panoptic quality, precision and recall.
+"""Objects of two masks matched one to one; panoptic quality, precision and recall.
 
-Matching goes from the best pair to the worst and takes a pair if both of its objects are free, as panoptica's `NaiveThresholdMatching`
-does. Pairs of equal score are taken in raster order, so that blockwise and whole results are the same to the last pair.
+Pairs are matched from the best to the worst, each object once, as by panoptica's `NaiveThresholdMatching`. Pairs of equal score are matched
+in raster order.
 """
 
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ IOU_2026 = 0.3
 """Least intersection over union of a match in the evaluator of SELMA3D 2026."""
 
 Pairs = NDArray[np.int64]
-"""Matched objects, (n, 2): number of the predicted one, number of the true one, from 0."""
+"""Pairs of objects, (n, 2): number of the predicted object, number of the true object, both from 0."""
 
 
 @dataclass(frozen=True)
 class Instances:
-    """Sizes of all objects of two masks, and of what they share."""
+    """Sizes of all objects of two masks, and of their overlaps."""
 
     prediction: NDArray[np.int64]
     """Voxels of each predicted object."""
@@ -33,7 +33,7 @@ class Instances:
     pairs: Pairs
     """Objects that share voxels, in raster order."""
     shared: NDArray[np.int64]
-    """Voxels that each pair shares."""
+    """Number of voxels that each pair shares."""
 
     def iou(self) -> NDArray[np.float64]:
         """Intersection over union of each pair."""
@@ -49,54 +49,64 @@ class Instances:
 
 
 def instances(prediction_labels: Array, reference_labels: Array) -> Instances:
-    """Compare two labelled arrays (z, y, x) of the same shape, numbered from 1 without gaps."""
-    predicted, true = (_sizes(labels) for labels in (prediction_labels, reference_labels))
-    return Instances(predicted, true, *_shared(prediction_labels, reference_labels))
+    """Objects of two labelled arrays (z, y, x) of the same shape, each numbered from 1 without gaps."""
+    columns = int(reference_labels.max(initial=0)) + 1
+    both = (prediction_labels > 0) & (reference_labels > 0)
+    numbers = prediction_labels[both].astype(np.int64) * columns + reference_labels[both]
+    pairs, shared = np.unique(numbers, return_counts=True)
+    return Instances(
+        prediction=_sizes(prediction_labels),
+        reference=_sizes(reference_labels),
+        pairs=np.stack(np.divmod(pairs, columns), axis=1) - 1,
+        shared=shared.astype(np.int64),
+    )
 
 
 def _sizes(labels: Array) -> NDArray[np.int64]:
     return np.bincount(labels[labels > 0], minlength=1)[1:].astype(np.int64)
 
 
-def _shared(prediction: Array, reference: Array) -> tuple[Pairs, NDArray[np.int64]]:
-    """Pairs of labels (from 1) that share voxels, less 1, and how many voxels."""
-    both = (prediction > 0) & (reference > 0)
-    columns = int(reference.max(initial=0)) + 1
-    numbers, counts = np.unique(prediction[both].astype(np.int64) * columns + reference[both], return_counts=True)
-    return np.stack(np.divmod(numbers, columns), axis=1) - 1, counts.astype(np.int64)
-
-
 def match(pairs: Pairs, scores: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which pairs are taken: from the highest score down, each object once; pairs of equal score in the order they stand."""
-    taken = np.zeros(len(pairs), np.bool_)
+    """Match pairs from the highest score down, each object once; of pairs with equal score, the first one wins.
+
+    Returns:
+        For each pair, True if it is a match.
+    """
+    matched = np.zeros(len(pairs), np.bool_)
     used: tuple[set[int], set[int]] = (set(), set())
     for number in np.argsort(-scores, kind="stable"):
         p, r = (int(n) for n in pairs[number])
         if p not in used[0] and r not in used[1]:
-            taken[number] = True
+            matched[number] = True
             used[0].add(p)
             used[1].add(r)
-    return taken
+    return matched
 
 
-def panoptic_quality(found: Instances, least_iou: float = IOU_2026) -> float:
+def panoptic_quality(objects: Instances, least_iou: float = IOU_2026) -> float:
     """Panoptic quality with the Dice coefficient as segmentation quality (panoptica 2.1.7's `pq_dsc`).
 
-    Objects match one to one at an intersection over union of at least `least_iou`. The mean Dice coefficient of the matches, times
-    TP / (TP + FP/2 + FN/2). Without any match 0.0, without any object NaN.
+    Objects match one to one at an intersection over union of at least `least_iou`. The quality is the mean Dice coefficient of the matches,
+    times TP / (TP + FP/2 + FN/2): 0.0 without any match, NaN without any object.
     """
-    predicted, true = len(found.prediction), len(found.reference)
+    predicted, true = len(objects.prediction), len(objects.reference)
     if not predicted + true:
         return nan
-    good = found.iou() >= least_iou
-    taken = match(found.pairs[good], found.iou()[good])
-    hits = int(np.count_nonzero(taken))
-    return float(found.dice()[good][taken].mean()) * 2 * hits / (predicted + true) if hits else 0.0
+    matched = _matched(objects, least_iou)
+    hits = int(np.count_nonzero(matched))
+    return float(objects.dice()[matched].mean()) * 2 * hits / (predicted + true) if hits else 0.0
+
+
+def _matched(objects: Instances, least_iou: float) -> NDArray[np.bool_]:
+    """For each pair, True if it is matched by its intersection over union."""
+    matched = objects.iou() >= least_iou
+    matched[matched] = match(objects.pairs[matched], objects.iou()[matched])
+    return matched
 
 
 @dataclass(frozen=True)
 class MatchingRule:
-    """When a predicted object and a true one are the same."""
+    """Condition under which a predicted object and a true one match."""
 
     kind: Literal["iou", "overlap", "distance"]
     threshold: float = 0.0
@@ -104,10 +114,10 @@ class MatchingRule:
 
     @classmethod
     def parse(cls, text: str) -> "MatchingRule":
-        """From `iou:0.3`, `overlap` (a shared voxel is enough) or `distance:10` (µm between centres of mass).
+        """Read a rule: `iou:0.3`, `overlap` (a shared voxel is enough) or `distance:10` (µm between centres of mass).
 
         Raises:
-            SelmaError: it is none of them.
+            SelmaError: the text is none of these.
         """
         kind, _, number = text.partition(":")
         try:
@@ -123,13 +133,13 @@ class MatchingRule:
         raise SelmaError(f"matching rule {text!r}: give iou:0.3, overlap, or distance:10 (µm between centres)")
 
     def __str__(self) -> str:
-        """As it is parsed."""
+        """The text that `parse` reads."""
         return self.kind if self.kind == "overlap" else f"{self.kind}:{self.threshold:g}"
 
 
 @dataclass(frozen=True)
 class Detection:
-    """How many objects were found, and how many there are."""
+    """Numbers of objects: predicted, true, and matched."""
 
     predicted: int
     true: int
@@ -137,41 +147,40 @@ class Detection:
 
     @property
     def precision(self) -> float:
-        """Share of predicted objects that are true; 0.0 if none was predicted, 1.0 if there is none on either side."""
-        return self._of(self.predicted)
+        """Share of predicted objects that match; 0.0 if none was predicted, 1.0 if there is none on either side."""
+        return self._share_of(self.predicted)
 
     @property
     def recall(self) -> float:
-        """Share of true objects that were found; 0.0 if there is none, 1.0 if there is none on either side."""
-        return self._of(self.true)
+        """Share of true objects that match; 0.0 if there is no true object, 1.0 if there is none on either side."""
+        return self._share_of(self.true)
 
     @property
     def f1(self) -> float:
         """Harmonic mean of precision and recall; 1.0 if there is no object on either side."""
-        return self._of((self.predicted + self.true) / 2)
+        return self._share_of((self.predicted + self.true) / 2)
 
     @property
     def count_error(self) -> int:
         """Difference of the numbers of objects, without sign."""
         return abs(self.predicted - self.true)
 
-    def _of(self, number: float) -> float:
+    def _share_of(self, number: float) -> float:
         if not self.predicted + self.true:
             return 1.0
         return self.matched / number if number else 0.0
 
 
-def detection(found: Instances, least_iou: float = 0.0) -> Detection:
-    """Objects that match by their voxels: any shared voxel, or at least this intersection over union."""
-    good = found.iou() >= least_iou
-    taken = match(found.pairs[good], found.iou()[good])
-    return Detection(len(found.prediction), len(found.reference), int(np.count_nonzero(taken)))
+def detection(objects: Instances, least_iou: float = 0.0) -> Detection:
+    """Count objects that match by at least this intersection over union; 0 asks for a shared voxel."""
+    matched = int(np.count_nonzero(_matched(objects, least_iou)))
+    return Detection(len(objects.prediction), len(objects.reference), matched)
 
 
 def detection_by_distance(
     prediction_labels: Array, reference_labels: Array, largest_um: float, spacing_um_zyx: tuple[float, float, float]
 ) -> Detection:
-    """Objects that match by the distance of their centres of mass, nearest first.
+    """Count objects that match by the distance of their centres of mass, nearest first.
 
     Args:
         prediction_labels: (z, y, x), numbered from 1 without gaps.
