@@ -10,6 +10,7 @@ from typing import Any
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.nnunet.folders import MANIFEST, Folders
 from nnunet_selma.running.json_files import read_json, write_json
+from nnunet_selma.volumes.units import um_in_header_unit
 
 Plans = dict[str, Any]
 
@@ -183,7 +184,7 @@ def check_same_unit(source: str, folders: Folders, target: str, spacings: Sequen
         spacings: voxel sizes of the other's cases, None where they are not known.
     """
     units = [
-        None if some is None else all(list(one) == [1.0, 1.0, 1.0] for one in some)
+        None if some is None else all(um_in_header_unit(spacing) is None for spacing in some)
         for some in (_spacings(folders, source), spacings)
     ]
     if None not in units and units[0] != units[1]:

@@ -32,6 +32,7 @@ from nnunet_selma.volumes import Volume, open_volume
 from nnunet_selma.volumes.base import Array
 from nnunet_selma.volumes.itk import is_itk_file
 from nnunet_selma.volumes.nifti import is_nifti
+from nnunet_selma.volumes.units import spacing_from_header, um_in_header_unit
 
 OUTSIDE = 0
 """The region of objects that lie in none: in the atlas's background, or beyond it."""
@@ -116,8 +117,8 @@ def open_atlas(
     """
     volume = open_volume(path)
     header = _header(path)
-    said = volume.spacing_um_zyx if header is None else _in_um(header.GetSpacing())
-    spacing = spacing_um_zyx or said
+    stated = volume.spacing_um_zyx if header is None else _spacing_um(header)
+    spacing = spacing_um_zyx or stated
     if spacing is None:
         raise SelmaError(
             f"{path}: does not say how large its voxels are; give the voxel size with --atlas-spacing Z,Y,X in µm"
@@ -156,8 +157,7 @@ def _placed(sample: Path, sample_um_zyx: SpacingUm, unit_um: float) -> tuple[NDA
         raise SelmaError(
             f"{sample}: a transform needs labels with three axes; save them as three-dimensional NIfTI, NRRD or MHA, or as OME-Zarr"
         )
-    if _in_um(header.GetSpacing()) is not None:
-        unit_um = _unit_um(header.GetSpacing())
+    unit_um = um_in_header_unit(header.GetSpacing(), mm_below=_MM_BELOW) or unit_um
     return np.array(header.GetOrigin()), _direction(header) * (spacing / unit_um)
 
 
@@ -179,19 +179,9 @@ def _header(path: Path) -> Any:
     return reader
 
 
-def _in_um(spacing_xyz: Sequence[float]) -> SpacingUm | None:
-    """Voxel size in µm (z, y, x) of a header's (x, y, z, …) numbers; None where they are 1, 1, 1, which says nothing."""
-    x, y, z = (float(s) for s in spacing_xyz[:3])
-    if (x, y, z) == (1.0, 1.0, 1.0) or min(x, y, z) <= 0:
-        return None
-    unit = _unit_um((x, y, z))
-    # headers store float32; the digits beyond it are noise
-    return round(z * unit, 5), round(y * unit, 5), round(x * unit, 5)
-
-
-def _unit_um(spacing: Sequence[float]) -> float:
-    """Micrometres in a unit of a header's spacing: 1000 for millimetres, which are below 1, or 1."""
-    return 1000.0 if max(spacing) < _MM_BELOW else 1.0
+def _spacing_um(header: Any) -> SpacingUm | None:
+    """Voxel size in µm (z, y, x) that the header of an atlas states; None where it states none."""
+    return spacing_from_header(header.GetSpacing()[2::-1], mm_below=_MM_BELOW)
 
 
 def _shown(numbers: Sequence[float]) -> str:

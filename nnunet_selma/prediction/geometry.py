@@ -14,7 +14,8 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.morphology.blocks import Box
 from nnunet_selma.prediction.resampling import Resampling, configured_resampling
 from nnunet_selma.prediction.tiling import Tiling, common, hull
-from nnunet_selma.volumes.base import Array, ShapeZYX, spacing_from_header
+from nnunet_selma.volumes.base import Array, ShapeZYX
+from nnunet_selma.volumes.units import VOXEL_UNITS, um_in_header_unit
 
 SpacingZYX = tuple[float, float, float]
 
@@ -97,7 +98,7 @@ class Geometry:
 
 def trained_in_voxels(plans: dict[str, Any]) -> bool:
     """True if the images that plans were made from had no voxel size: 1, 1, 1."""
-    return spacing_from_header(tuple(plans["original_median_spacing_after_transp"])) is None
+    return um_in_header_unit(plans["original_median_spacing_after_transp"]) is None
 
 
 def spacing_in_plans(spacing_um_zyx: SpacingZYX | None, plans: dict[str, Any]) -> SpacingZYX:
@@ -106,16 +107,14 @@ def spacing_in_plans(spacing_um_zyx: SpacingZYX | None, plans: dict[str, Any]) -
     Raises:
         SelmaError: the model was trained in µm or mm, and the spacing of the volume is not known.
     """
-    trained = tuple(float(size) for size in plans["original_median_spacing_after_transp"])
-    um = spacing_from_header(trained)
-    if um is None:
-        return (1.0, 1.0, 1.0)
+    unit = um_in_header_unit(plans["original_median_spacing_after_transp"])
+    if unit is None:
+        return VOXEL_UNITS
     if spacing_um_zyx is None:
         raise SelmaError(
             "the volume does not say its voxel size, and the model was trained with one; give it with --spacing Z,Y,X in µm"
         )
-    micrometres = 1000 if um[0] > 30 * trained[0] else 1  # in the unit of the plans
-    z, y, x = (size / micrometres for size in spacing_um_zyx)
+    z, y, x = (size / unit for size in spacing_um_zyx)
     return z, y, x
 
 

@@ -13,10 +13,6 @@ from nnunet_selma.errors import SelmaError
 Array = NDArray[Any]
 ShapeZYX = tuple[int, int, int]
 
-# Light-sheet voxels measure 0.1 to 100 µm. A header number below this is taken for millimetres, as NIfTI and ITK mean
-# it; one above it can only be micrometres that somebody wrote into a millimetre field.
-_LARGEST_MM = 0.1
-
 
 class Volume(ABC):
     """A three-dimensional grey-value image that is read piece by piece; axes are (z, y, x)."""
@@ -76,16 +72,6 @@ def three_axes(shape: tuple[int, ...]) -> tuple[int, int, int] | None:
     dropped = set(spare[: max(0, len(shape) - 3)])
     axes = [axis for axis in range(len(shape)) if axis not in dropped]
     return (axes[0], axes[1], axes[2]) if len(axes) == 3 else None
-
-
-def spacing_from_header(spacing_mm_zyx: tuple[float, ...]) -> tuple[float, float, float] | None:
-    """Spacing in µm from a medical header's (z, y, x) numbers, or None where they are 1, 1, 1 or useless."""
-    z, y, x = (float(s) for s in spacing_mm_zyx)
-    if (z, y, x) == (1.0, 1.0, 1.0) or min(z, y, x) <= 0 or not np.isfinite([z, y, x]).all():
-        return None
-    scale = 1000.0 if max(z, y, x) < _LARGEST_MM else 1.0
-    # headers store float32; the digits beyond it are noise
-    return (round(z * scale, 5), round(y * scale, 5), round(x * scale, 5))
 
 
 def to_intensities(image: Array, name: str) -> Array:

@@ -7,7 +7,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.volumes.base import Array, Volume, spacing_from_header, three_axes
+from nnunet_selma.volumes.base import Array, Volume, three_axes
+from nnunet_selma.volumes.units import spacing_from_header
 
 _ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
 _HEADER_BYTES = 4096

@@ -9,7 +9,8 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.volumes.base import Array, Volume, spacing_from_header, three_axes
+from nnunet_selma.volumes.base import Array, Volume, three_axes
+from nnunet_selma.volumes.units import spacing_from_header
 
 _MM = {"micron": 1e-3, "meter": 1e3}
 _DAMAGE = (OSError, EOFError, ValueError, zlib.error, gzip.BadGzipFile, ImageFileError)

@@ -7,11 +7,11 @@ import numpy as np
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.volumes.base import Array, Volume
+from nnunet_selma.volumes.units import UM_OF_UNIT
 
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 """Exceptions of zarr and of missing metadata."""
 _METADATA = ("zarr.json", ".zattrs", ".zgroup", ".zarray")
-_UM = {"angstrom": 1e-4, "nanometer": 1e-3, "micrometer": 1.0, "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6}
 
 
 def is_zarr(path: Path) -> bool:
@@ -90,7 +90,7 @@ class OmeZarrVolume(Volume):
             for transform in holder.get("coordinateTransformations", []):
                 if transform.get("type") == "scale":
                     scale = scale * np.asarray(transform["scale"], float)
-        z, y, x = (float(s) * _UM.get(str(unit), np.nan) for s, unit in zip(scale[-3:], units[-3:], strict=True))
+        z, y, x = (float(s) * UM_OF_UNIT.get(str(unit), np.nan) for s, unit in zip(scale[-3:], units[-3:], strict=True))
         return node[datasets[level]["path"]], axes, None if np.isnan([z, y, x]).any() else (z, y, x)
 
     def _read(self, z: slice, y: slice, x: slice) -> Array:

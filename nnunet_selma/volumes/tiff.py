@@ -11,18 +11,8 @@ import tifffile
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.volumes.base import Array, Volume
 from nnunet_selma.volumes.slices import missing_numbers, slice_numbers
+from nnunet_selma.volumes.units import UM_OF_UNIT
 
-_UM = {
-    "nm": 1e-3,
-    "nanometer": 1e-3,
-    "µm": 1.0,
-    "um": 1.0,
-    "micron": 1.0,
-    "micrometer": 1.0,
-    "\\u00b5m": 1.0,
-    "mm": 1e3,
-    "cm": 1e4,
-}
 # what tifffile and the decoders behind it raise for a damaged file
 _DAMAGE = (tifffile.TiffFileError, OSError, ValueError, IndexError, KeyError, RuntimeError, TypeError, AttributeError)
 
@@ -273,10 +263,10 @@ def _page_spacing(tif: tifffile.TiffFile) -> tuple[float, float, float] | None:
             unit = re.search(rf'PhysicalSize{axis}Unit="([^"]+)"', tif.ome_metadata)
             if size is None:
                 return None
-            sizes.append(float(size[1]) * _UM.get(unit[1] if unit else "µm", 0.0))
+            sizes.append(float(size[1]) * UM_OF_UNIT.get(unit[1] if unit else "µm", 0.0))
         return (sizes[0], sizes[1], sizes[2]) if min(sizes) > 0 else None
     metadata: dict[str, Any] = tif.imagej_metadata or {}
-    scale = _UM.get(str(metadata.get("unit", "")).strip())
+    scale = UM_OF_UNIT.get(str(metadata.get("unit", "")).strip())
     tags = tif.pages.first.tags
     resolution = [tags[f"{axis}Resolution"].value for axis in "YX" if f"{axis}Resolution" in tags]
     if scale is None or "spacing" not in metadata or len(resolution) < 2:
