@@ -9,6 +9,7 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.structures import SpacingUm, Structure
 from nnunet_selma.volumes import Volume, to_intensities
 from nnunet_selma.volumes.base import Array
+from nnunet_selma.volumes.labels import label_values
 
 SATURATION = 65535
 
@@ -85,33 +86,23 @@ def read_label(volume: Volume) -> tuple[Array, LabelFacts]:
     """The mask `> 0` as uint8 0/1, (z, y, x), and what is to be said about the file.
 
     Raises:
-        SelmaError: NaN, infinite or negative values, which no mask has.
+        SelmaError: the values are no labels (`label_values`).
     """
-    stored = volume.read()
-    if stored.dtype.kind not in "buif" or not np.isfinite(stored).all():
-        raise SelmaError(
-            f"{volume.path}: holds NaN or infinite values, a label has whole numbers; export the label again"
-        )
-    values, counts = np.unique(stored, return_counts=True)
-    if values[0] < 0:
-        raise SelmaError(
-            f"{volume.path}: holds the negative value {values[0]}, a label has 0 and positive numbers; export it again"
-        )
-    mask = (stored > 0).astype(np.uint8)
+    labels = label_values(volume.read(), volume.path)
+    values, counts = (part.tolist() for part in np.unique(labels, return_counts=True))
+    mask = (labels > 0).astype(np.uint8)
     warnings = []
     if not mask.any():
         warnings.append("the label is empty")
-    if not set(values.tolist()) <= {0, 1}:
-        shown = ", ".join(
-            f"{value:g} ({count} voxels)" for value, count in list(zip(values.tolist(), counts, strict=True))[:8]
-        )
-        warnings.append(f"label values other than 0 and 1: {shown}; every value above 0 becomes 1")
+    if not set(values) <= {0, 1}:
+        first = ", ".join(f"{value} ({count} voxels)" for value, count in zip(values[:8], counts, strict=False))
+        warnings.append(f"label values other than 0 and 1: {first}; every value above 0 becomes 1")
     most = np.argsort(counts)[::-1][:16]
     facts = LabelFacts(
         file=str(volume.path),
         shape_zyx=volume.shape,
         dtype=str(volume.dtype),
-        values={f"{values[i]:g}": int(counts[i]) for i in sorted(most)},
+        values={str(values[i]): counts[i] for i in sorted(most)},
         foreground_share=float(mask.mean()),
         warnings=warnings,
     )

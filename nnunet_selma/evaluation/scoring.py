@@ -23,6 +23,7 @@ from nnunet_selma.morphology.blocks import Mask
 from nnunet_selma.running.json_files import read_json, without_nan, write_json
 from nnunet_selma.volumes import open_volume
 from nnunet_selma.volumes.base import Array
+from nnunet_selma.volumes.labels import label_values
 
 _FORM = 1
 """Version of the files that keep scores; files of another version are not read."""
@@ -189,18 +190,9 @@ def read_mask(path: Path) -> tuple[Mask, tuple[str, ...]]:
     """The mask `> 0` of a file, (z, y, x), and what is odd about its values.
 
     Raises:
-        SelmaError: it holds NaN or fractions, as probabilities are.
+        SelmaError: the values are no labels (`label_values`).
     """
-    values = open_volume(path).read()
-    if values.dtype.kind not in "buif":
-        raise SelmaError(f"{path}: holds values of type {values.dtype}; labels are 0 and 1")
-    if values.dtype.kind == "f":
-        if not np.isfinite(values).all():
-            raise SelmaError(f"{path}: holds NaN or infinite values; labels are 0 and 1")
-        if not (values == np.rint(values)).all():
-            raise SelmaError(
-                f"{path}: holds fractions ({values.min():.3g} to {values.max():.3g}), as probabilities are; threshold it, or give the labels"
-            )
+    values = label_values(open_volume(path).read(), path)
     other = int(np.count_nonzero((values != 0) & (values != 1)))
     warnings: tuple[str, ...] = ()
     if other:

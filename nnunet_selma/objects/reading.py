@@ -17,6 +17,7 @@ from nnunet_selma.morphology.blocks import Read
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes import Volume, open_volume
 from nnunet_selma.volumes.base import Array, ShapeZYX
+from nnunet_selma.volumes.labels import label_values
 from nnunet_selma.volumes.segmented import class_names, has_image, label_image, levels
 
 SLAB_BYTES = 2**28
@@ -168,26 +169,8 @@ class _KeptSlices:
 
 
 def as_labels(read: Read, path: Path) -> Read:
-    """The same boxes as unsigned integers; refuses what is no label with a `SelmaError` that names the file."""
-
-    def read_labels(*box: slice) -> Array:
-        values = read(*box)
-        kind = values.dtype.kind
-        if kind not in "buif":
-            raise SelmaError(f"{path}: holds values of type {values.dtype}; labels are whole numbers from 0")
-        if kind == "f" and not (values == np.rint(values)).all():
-            raise SelmaError(
-                f"{path}: holds fractions or NaN, as images and probabilities do; threshold it, or give the labels"
-            )
-        if kind in "if" and values.size and (values.min() < 0 or values.max() >= 2**32):
-            raise SelmaError(
-                f"{path}: holds the values {values.min():g} to {values.max():g}; labels are whole numbers from 0 to {2**32 - 1}"
-            )
-        if kind in "if":
-            return values.astype(np.uint32)
-        return values.astype(np.uint8 if kind == "b" else values.dtype.newbyteorder("="), copy=False)
-
-    return read_labels
+    """The same boxes as unsigned integers, checked by `label_values`."""
+    return lambda *box: label_values(read(*box), path)
 
 
 def _finite(read: Read, path: Path) -> Read:

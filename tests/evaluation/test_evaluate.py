@@ -315,7 +315,7 @@ def damaged(data):
         (other_shape, "cfos_neuron_1 (prediction 14×16×17, reference 14×16×18)"),
         (missing_prediction, "shifted: lacks 1 of the cases that another side has: cfos_neuron_1. --allow-missing"),
         (missing_reference, "truth: lacks 1 of the cases that another side has: cfos_neuron_1. --allow-missing"),
-        (probabilities, "cfos_neuron_1.nii.gz: holds fractions (0 to 1), as probabilities are"),
+        (probabilities, "cfos_neuron_1.nii.gz: holds fractions (0 to 1), as images and probabilities do"),
         (not_a_number, "cfos_neuron_1.nii.gz: holds NaN"),
         (only_probability_files, "holds nnU-Net's probabilities (.npz)"),
         (unknown_structure, "names that begin with no known structure: kidney_1. Say what they show with --structure"),

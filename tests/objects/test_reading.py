@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.morphology.blocks import blocks
 from nnunet_selma.objects import reading
-from nnunet_selma.objects.reading import BLOCK_VOXELS, as_labels, block_edge, open_sources, slices_kept
+from nnunet_selma.objects.reading import BLOCK_VOXELS, block_edge, open_sources, slices_kept
 from nnunet_selma.volumes.base import Volume
 from tests.conftest import write_image
 from tests.objects.volumes import SPACING, blobs, write_ome_zarr, write_slices
@@ -159,27 +159,3 @@ def test_an_image_with_a_nan_is_refused(tmp_path, rng):
     labels = write_slices(tmp_path / "labels", np.zeros((3, 4, 5), np.uint8))
     with pytest.raises(SelmaError, match=r"raw.nii.gz: holds NaN"):
         opened(labels, raw=raw).read_raw(slice(0, 3), slice(0, 4), slice(0, 5))
-
-
-@pytest.mark.parametrize(
-    ("values", "sentence"),
-    [
-        (np.array([0.0, 0.5]), "holds fractions"),
-        (np.array([0.0, np.nan]), "holds fractions or NaN"),
-        (np.array([0, -1], np.int16), "holds the values -1 to 0"),
-        (np.array([0, np.inf]), "holds the values 0 to inf"),
-        (np.array([1j]), "holds values of type complex"),
-    ],
-)
-def test_what_is_no_label_is_refused(values, sentence, tmp_path):
-    with pytest.raises(SelmaError, match=sentence):
-        as_labels(lambda *_: values, tmp_path / "labels.nii.gz")(slice(1))
-
-
-@pytest.mark.parametrize("dtype", [bool, np.uint8, ">u2", np.uint64, np.int32, np.float32, np.float64])
-def test_labels_of_every_type_become_unsigned_integers(dtype, tmp_path):
-    values = np.array([0, 1, 1]).astype(dtype)
-    found = as_labels(lambda *_: values, tmp_path)(slice(3))
-    assert found.tolist() == [0, 1, 1]
-    assert found.dtype.kind == "u"
-    assert found.dtype.isnative
