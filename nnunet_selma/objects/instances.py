@@ -53,8 +53,8 @@ def check_free(path: Path, sources: Sequence[Path], shape: ShapeZYX, *, overwrit
 
     Something lies there that is not to be replaced, the image it would belong to has other voxels, or a library is missing.
     """
+    from nnunet_selma.volumes.ome_zarr import zarr_library
     from nnunet_selma.volumes.ome_zarr_writing import image_version
-    from nnunet_selma.volumes.pyramids import zarr_library
 
     zarr_library()
     if find_spec("ome_zarr_models") is None:

@@ -1,10 +1,10 @@
-"""Lazy volumes: a shape, a dtype, a spacing and `read` of any sub-box, whatever the file behind it."""
+"""Lazy volumes: shape, dtype, voxel size, and reading of any box, whatever the file format."""
 
 from pathlib import Path
 from typing import Literal
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.volumes.base import Volume, stem, to_intensities
+from nnunet_selma.volumes.base import Volume, check_exists, stem, to_intensities
 from nnunet_selma.volumes.itk import ItkVolume, is_itk_file
 from nnunet_selma.volumes.nifti import NiftiVolume, is_nifti
 from nnunet_selma.volumes.ome_zarr import OmeZarrVolume, is_zarr
@@ -16,7 +16,7 @@ OnBadSlice = Literal["error", "interpolate"]
 
 
 def is_volume(path: Path) -> bool:
-    """True for a file or folder that `open_volume` has a reader for; looks at names only."""
+    """True for a file or folder that `open_volume` has a reader for; only names are looked at."""
     if path.is_dir():
         return is_zarr(path) or bool(tiff_slices(path))
     return not path.name.startswith(".") and (is_tiff(path) or is_nifti(path) or is_itk_file(path))
@@ -29,18 +29,16 @@ def open_volume(
 
     Args:
         path: the file or folder.
-        channel: which channel of a TIFF or OME-Zarr that holds several.
+        channel: number of the channel, for a TIFF or OME-Zarr that holds several.
         level: resolution level of an OME-Zarr, 0 is the finest.
-        on_bad_slice: for a folder of slices, what to do about a slice that is missing, unreadable, or of another shape
-            or dtype: "error" stops and names it, "interpolate" puts the mean of its readable neighbours in its place and
-            lists it in `Volume.repaired`.
+        on_bad_slice: treatment of a slice, in a folder of slices, that is missing, unreadable, or of another shape or dtype: "error" stops
+            and names it, "interpolate" replaces it by the mean of its readable neighbours and lists it in `Volume.repaired`.
 
     Raises:
-        SelmaError: nothing there, no reader for it, or the file is not one three-dimensional grey-value image.
+        SelmaError: the path does not exist, no reader takes it, or the file is not one three-dimensional grey-value image.
     """
     path = Path(path)
-    if not path.exists():
-        raise SelmaError(f"{path}: there is no such file or folder")
+    check_exists(path)
     if path.is_dir():
         if is_zarr(path):
             return OmeZarrVolume(path, channel=channel, level=level)

@@ -2,6 +2,7 @@
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_selma.errors import SelmaError
+from nnunet_selma.structures import SpacingUm
 
 Array = NDArray[Any]
 ShapeZYX = tuple[int, int, int]
@@ -20,11 +22,11 @@ class Volume(ABC):
     path: Path
     shape: ShapeZYX
     dtype: np.dtype[Any]
-    spacing_um_zyx: tuple[float, float, float] | None
-    """Voxel size in µm; None where the file does not say (a spacing of 1, 1, 1 says nothing)."""
+    spacing_um_zyx: SpacingUm | None
+    """Voxel size in µm; None where the file does not state it."""
 
     plane_wise: bool = True
-    """True if whole slices, in order, are the cheap way to read it; False if boxes are (chunks, memory maps)."""
+    """True if whole slices in order are cheap to read; False if boxes are, as in chunks and memory maps."""
 
     slices_apart: bool = False
     """True if each slice is its own file, so that single slices are cheap to read; otherwise each read starts from the front."""
@@ -33,22 +35,23 @@ class Volume(ABC):
     """Shape of the chunks that are read whole, voxels; None for slices and memory maps."""
 
     read_whole: bool = False
-    """True if reading any part takes memory for all of it."""
+    """True if reading any part takes memory for the whole volume."""
 
     @property
     def repaired(self) -> tuple[str, ...]:
-        """Slices that were missing or unreadable and stand interpolated; always empty unless that was asked for."""
+        """Names of slices that were missing or unreadable and were interpolated; empty unless interpolation was asked for."""
         return ()
 
     @abstractmethod
     def _read(self, z: slice, y: slice, x: slice) -> Array:
-        """The box between plain, in-range bounds."""
+        """The voxels of a box; all bounds are numbers within the volume."""
 
     def read(self, z: slice = slice(None), y: slice = slice(None), x: slice = slice(None)) -> Array:
         """The voxels of a box, (z, y, x), in the dtype of the file; bounds as in numpy, step 1.
 
         Raises:
             SelmaError: a part of the file cannot be read; the message names it.
+            ValueError: a step other than 1.
         """
         box = []
         for axis, (bounds, length) in enumerate(zip((z, y, x), self.shape, strict=True)):
@@ -60,25 +63,58 @@ class Volume(ABC):
 
 
 def stem(path: Path) -> str:
-    """The name of a file without its ending, `.nii.gz` being one ending; an OME-Zarr has one too, other folders have none."""
+    """The name of a file or OME-Zarr without its ending, `.nii.gz` and `.ome.zarr` being one ending; of other folders the whole name."""
     if path.is_dir() and path.suffix != ".zarr":
         return path.name
     return re.sub(r"(\.ome)?\.[A-Za-z]+(\.gz)?$", "", path.name)
 
 
-def three_axes(shape: tuple[int, ...]) -> tuple[int, int, int] | None:
-    """The axes that remain after axes of length 1 were dropped from the far end first; None if they are not three."""
-    spare = [axis for axis in reversed(range(len(shape))) if shape[axis] == 1]
-    dropped = set(spare[: max(0, len(shape) - 3)])
-    axes = [axis for axis in range(len(shape)) if axis not in dropped]
-    return (axes[0], axes[1], axes[2]) if len(axes) == 3 else None
+def by_times(shape: Sequence[int]) -> str:
+    """A shape for a sentence: 3 × 4 × 5."""
+    return " × ".join(map(str, shape))
+
+
+def three_axes(shape_xyz: tuple[int, ...], path: Path) -> tuple[int, int, int]:
+    """The three axes of an image that remain when axes of length 1 are dropped, the last first.
+
+    Raises:
+        SelmaError: the image in the file has another number of axes.
+    """
+    spare = [axis for axis in reversed(range(len(shape_xyz))) if shape_xyz[axis] == 1]
+    dropped = set(spare[: max(0, len(shape_xyz) - 3)])
+    axes = [axis for axis in range(len(shape_xyz)) if axis not in dropped]
+    if len(axes) != 3:
+        raise SelmaError(
+            f"{path}: has the shape {by_times(shape_xyz)} (x, y, z, …); one three-dimensional image is needed"
+        )
+    return axes[0], axes[1], axes[2]
+
+
+def check_exists(path: Path) -> None:
+    """Raise `SelmaError` if there is no such file or folder."""
+    if not path.exists():
+        raise SelmaError(f"{path}: there is no such file or folder")
+
+
+def damaged_file(path: Path) -> SelmaError:
+    """The error for a file whose header cannot be read."""
+    return SelmaError(f"{path}: cannot be read, the file is damaged or no image; copy or download it again")
+
+
+def cut_short(path: Path) -> SelmaError:
+    """The error for a file whose voxels cannot be read to their end."""
+    return SelmaError(f"{path}: cannot be read to its end, the file is cut short or damaged; copy it again")
 
 
 def to_intensities(image: Array, name: str) -> Array:
-    """The same values as uint16, or as float32 where uint16 cannot hold them.
+    """The same values as uint16, or as float32 where uint16 cannot hold them; any shape.
 
     SELMA3D's intensities are uint16 and reach 65535, whatever type a file stores them in (DELiVR's c-Fos patches are
-    float64 that hold integers). Values that are negative floats, no integers or above 65535 stay, as float32.
+    float64 that hold integers). Values that are negative floats, fractions or above 65535 stay, as float32.
+
+    Args:
+        image: the values as a file stores them.
+        name: the file, for the error.
 
     Raises:
         SelmaError: NaN or infinite values, complex or colour data, or negative integers (16-bit values saved as signed).
@@ -88,10 +124,7 @@ def to_intensities(image: Array, name: str) -> Array:
     if image.dtype.kind not in "buif":
         raise SelmaError(f"{name}: holds values of type {image.dtype}, grey values are needed")
     if image.dtype.kind == "f":
-        if not np.isfinite(image).all():
-            raise SelmaError(
-                f"{name}: holds NaN or infinite values; replace them (the background's value will do) and try again"
-            )
+        check_finite(image, name)
         if image.size and (image.min() < 0 or image.max() > 65535 or not (image == np.rint(image)).all()):
             return image.astype(np.float32)
     elif image.size and image.dtype.kind == "i" and image.min() < 0:
@@ -102,3 +135,11 @@ def to_intensities(image: Array, name: str) -> Array:
     elif image.size and image.max() > 65535:
         return image.astype(np.float32)
     return image.astype(np.uint16)
+
+
+def check_finite(values: Array, name: str) -> None:
+    """Raise `SelmaError`, which names the file, if intensities or their means hold NaN or infinite values."""
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise SelmaError(
+            f"{name}: holds NaN or infinite values; replace them (the background's value will do) and try again"
+        )

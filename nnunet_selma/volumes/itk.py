@@ -7,7 +7,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.volumes.base import Array, Volume, three_axes
+from nnunet_selma.volumes.base import Array, Volume, cut_short, damaged_file, three_axes
 from nnunet_selma.volumes.units import spacing_from_header
 
 _ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
@@ -15,7 +15,7 @@ _HEADER_BYTES = 4096
 
 
 def is_itk_file(path: Path) -> bool:
-    """True for the file endings this reader takes."""
+    """True for the file endings of NRRD and MHA."""
     return path.name.lower().endswith(_ENDINGS)
 
 
@@ -29,7 +29,7 @@ def _is_compressed(path: Path) -> bool:
 class ItkVolume(Volume):
     """One grey-value image of three axes; further axes of length 1 are dropped.
 
-    ITK reads only the box that is asked for from an uncompressed MHA; other files it reads whole, and they stay in memory (`read_whole`).
+    ITK reads boxes of an uncompressed MHA; other files it reads whole, and they stay in memory (`read_whole`).
 
     Raises:
         SelmaError: not an image, colour, or not three axes.
@@ -41,24 +41,18 @@ class ItkVolume(Volume):
         try:
             reader.ReadImageInformation()
         except RuntimeError as error:
-            raise SelmaError(
-                f"{path}: cannot be read, the file is damaged or no image; copy or download it again"
-            ) from error
+            raise damaged_file(path) from error
         if reader.GetNumberOfComponents() != 1:
             raise SelmaError(
                 f"{path}: is a colour image ({reader.GetNumberOfComponents()} values a voxel); give grey values"
             )
         self._size = reader.GetSize()
-        self._axes_xyz = three_axes(self._size)
-        if self._axes_xyz is None:
-            raise SelmaError(
-                f"{path}: has the shape {'×'.join(map(str, self._size))} (x, y, z, …); one three-dimensional image is needed"
-            )
+        self._axes_xyz = three_axes(self._size, path)
         x, y, z = (self._size[axis] for axis in self._axes_xyz)
         self.shape = (z, y, x)
         self.dtype = np.dtype(sitk.GetArrayViewFromImage(sitk.Image([1, 1, 1], reader.GetPixelID())).dtype)
         spacing = reader.GetSpacing()
-        self.spacing_um_zyx = spacing_from_header(tuple(spacing[axis] for axis in reversed(self._axes_xyz)))
+        self.spacing_um_zyx = spacing_from_header([spacing[axis] for axis in reversed(self._axes_xyz)])
         self.read_whole = path.suffix.lower() in (".nrrd", ".nhdr") or _is_compressed(path)
         self._whole: Array | None = None
 
@@ -79,13 +73,11 @@ class ItkVolume(Volume):
     def _box(self, z: slice, y: slice, x: slice) -> Array:
         reader = self._reader()
         index, size = [0] * len(self._size), [0] * len(self._size)  # size 0 drops an axis
-        for axis, bounds in zip(self._axes_xyz or (), (x, y, z), strict=True):
+        for axis, bounds in zip(self._axes_xyz, (x, y, z), strict=True):
             index[axis], size[axis] = bounds.start, bounds.stop - bounds.start
         reader.SetExtractIndex(index)
         reader.SetExtractSize(size)
         try:
             return np.asarray(sitk.GetArrayFromImage(reader.Execute()))
         except RuntimeError as error:
-            raise SelmaError(
-                f"{self.path}: cannot be read to its end, the file is cut short or damaged; copy it again"
-            ) from error
+            raise cut_short(self.path) from error

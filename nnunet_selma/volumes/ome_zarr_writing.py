@@ -1,9 +1,9 @@
 """OME-Zarr written block by block: out of core, from several processes or machines at once.
 
-One process creates the image: every level's metadata, no voxels. Any number of writers fill level 0, each shard by one of
-them. Then one process makes the other levels (`fill_pyramid`). A shard (OME-Zarr 0.5) or chunk (0.4) is written under a
-temporary name and renamed, which zarr does since 3.1.3, so that it is whole or absent whenever a writer is killed. What is
-absent reads as 0. Nothing grows with the volume but the number of shards.
+One process creates the image: the metadata of every level, no voxels. Any number of writers fill level 0, each shard by one of them. Then
+one process writes the other levels (`fill_pyramid`). A shard (OME-Zarr 0.5) or chunk (0.4) is written under a temporary name and renamed,
+which zarr does since 3.1.3, so that it is whole or absent whenever a writer is killed; an absent one reads as 0. Memory does not grow with
+the volume.
 """
 
 import importlib
@@ -18,7 +18,9 @@ import numpy as np
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.running.json_files import read_json, write_json
+from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes.base import Array, ShapeZYX
+from nnunet_selma.volumes.ome_zarr import zarr_library
 from nnunet_selma.volumes.pyramids import (
     Level,
     Reduction,
@@ -28,8 +30,8 @@ from nnunet_selma.volumes.pyramids import (
     open_zarr_group,
     pyramid_levels,
     reduced,
-    zarr_library,
 )
+from nnunet_selma.volumes.units import VOXEL_UNITS
 
 __all__ = [
     "ImageLayout",
@@ -56,25 +58,26 @@ class ImageLayout:
     """Layout of an image to be written.
 
     Raises:
-        SelmaError: shards that no whole number of chunks fills, or a dtype that the reduction or a label image cannot have.
+        SelmaError: a shard is no whole number of chunks, or the reduction or a label image cannot have the dtype.
     """
 
     shape: ShapeZYX
     dtype: np.dtype[Any]
-    spacing_um_zyx: tuple[float, float, float] | None
+    spacing_um_zyx: SpacingUm | None
     """Voxel size in µm; None for voxels without a unit."""
     shard_zyx: ShapeZYX
-    """Voxels that a writer writes whole; a multiple of `chunk_zyx`. OME-Zarr 0.4 has no shards, but a file for each chunk."""
+    """Shape of a shard, which is written whole, voxels; a multiple of `chunk_zyx`. OME-Zarr 0.4 has a file for each chunk instead."""
     chunk_zyx: ShapeZYX
-    """Voxels that a reader reads whole."""
+    """Shape of a chunk, which is read whole, voxels."""
     reduction: Reduction
     name: str
+    """Name of the image for viewers."""
     channels: tuple[str, ...] = ()
-    """Names along a leading axis c; none: the axes are z, y, x."""
+    """Names of channels along a leading axis c; empty for an image with the axes z, y, x only."""
     label_colours: Mapping[int, tuple[str, tuple[int, int, int, int]]] | None = None
-    """Name and colour (red, green, blue, opacity; 0 to 255) of each value; makes it a label image, also if it names none."""
+    """Value to its name and colour (red, green, blue, opacity; 0 to 255). None: no label image; empty: one whose classes have no names."""
     window: tuple[float, float] | None = None
-    """Values that a viewer shows black and bright; None: 0 and 1, or the ends of the integers' range."""
+    """Values that a viewer shows as black and white; None: 0 and 1, or the limits of the integer type."""
     version: OmeZarrVersion = "0.5"
 
     def __post_init__(self) -> None:
@@ -87,66 +90,67 @@ class ImageLayout:
 
     @property
     def levels(self) -> list[Level]:
-        """Its resolutions, the finest first."""
-        return pyramid_levels(self.shape, self.spacing_um_zyx or (1.0, 1.0, 1.0))
+        """Resolution levels of the image, the finest first."""
+        return pyramid_levels(self.shape, self.spacing_um_zyx or VOXEL_UNITS)
 
 
 def create_image(path: Path, layout: ImageLayout) -> None:
     """Write the metadata of an image and of all its levels; it reads as 0 until voxels are written.
 
-    The group's own metadata come last, so that there is an image or none. If the same image is there already, with or
-    without voxels, nothing changes. To be called by one process, before the writers start.
+    The metadata of the group are written last, so that the image is whole or absent. If the same image exists already, with or without
+    voxels, nothing changes. One process calls this, before the writers start.
 
     Raises:
-        SelmaError: another image is there, or a library is missing.
+        SelmaError: another image exists there, or a library is missing.
     """
     documents = _documents(path, layout)
-    there = {name: read_json(path / name) for name in documents if (path / name).exists()}
-    if any(documents[name] != content for name, content in there.items()):
+    existing = {name: read_json(path / name) for name in documents if (path / name).exists()}
+    if any(documents[name] != content for name, content in existing.items()):
         raise SelmaError(f"{path}: holds an image of another kind already; remove it, or choose another name")
     for name, content in documents.items():
-        if name not in there:
+        if name not in existing:
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             write_json(path / name, content)
     level_array.cache_clear()
 
 
 def create_group_without_image(path: Path, version: OmeZarrVersion) -> None:
-    """Make a group that holds labels and no image, for images that are no OME-Zarr; one that is there stays as it is."""
+    """Create a group that holds labels and no image, for images that are no OME-Zarr; a group that exists stays as it is."""
     if image_version(path) is None:
         attributes = {"ome": {"version": version}} if version == "0.5" else {}
         zarr_library().create_group(str(path), zarr_format=_ZARR_FORMAT[version], attributes=attributes)
 
 
 def create_labels(image: Path, names: Sequence[str], version: OmeZarrVersion) -> None:
-    """List label images, which lie at `image/labels/<name>`, in the image's `labels` group, after those listed already.
+    """Add label images, which lie at `image/labels/<name>`, to the list in the image's `labels` group.
 
-    To be called when they were created, so that none is listed that is not there. An image that is missing becomes a group
-    without one. Where metadata are consolidated, as some programs do, they are so again: their readers look at nothing else.
+    Called after they were created, so that every name in the list exists. Where there is no image, a group without one is created. Metadata
+    that are consolidated are consolidated again, because readers of such images look at nothing else.
 
     Raises:
         SelmaError: the image is of the other version, or a library is missing.
     """
     zarr, model = zarr_library(), _models(version).labels.LabelsAttrs
     create_group_without_image(image, version)
-    if (found := image_version(image)) != version:
-        raise SelmaError(f"{image}: is OME-Zarr {found}; its labels must be of this version, too, not of {version}")
+    if (existing := image_version(image)) != version:
+        raise SelmaError(f"{image}: is OME-Zarr {existing}; its labels must be of this version, too, not of {version}")
     labels = open_zarr_group(image).require_group("labels")
     attributes = labels.attrs.asdict()
     before = attributes.get("ome", {}) if version == "0.5" else attributes
     listed = list(dict.fromkeys([*before.get("labels", []), *names]))
     if version == "0.5":
-        labels.attrs.put({**attributes, "ome": {**before, **_as_json(model(version=version, labels=listed))}})
+        attributes["ome"] = {**before, **_as_json(model(version=version, labels=listed))}
     else:
-        labels.attrs.put({**attributes, **_as_json(model(labels=listed))})
+        attributes |= _as_json(model(labels=listed))
+    labels.attrs.put(attributes)
     if zarr.open_group(str(image), mode="r").metadata.consolidated_metadata is not None:
-        with warnings.catch_warnings():  # that they are no part of zarr 3; this image has them anyway
+        with warnings.catch_warnings():  # zarr 3 warns that they are not part of its standard
             warnings.simplefilter("ignore")
             zarr.consolidate_metadata(str(image))
 
 
 def image_version(path: Path) -> OmeZarrVersion | None:
-    """The version that a zarr group's additions must have; None where there is no zarr group."""
+    """OME-Zarr version of a zarr group, which whatever is added to it must have; None where there is no zarr group."""
     if (path / "zarr.json").is_file():
         return "0.5"
     return "0.4" if (path / ".zgroup").is_file() else None
@@ -155,7 +159,7 @@ def image_version(path: Path) -> OmeZarrVersion | None:
 def write_box(path: Path, start_zyx: ShapeZYX, voxels: Array) -> None:
     """Write whole shards of level 0: a box, (z, y, x) or (c, z, y, x), from shard bounds to shard bounds or the volume's end.
 
-    A chunk of zeros takes no space. What was there is replaced.
+    A chunk of zeros takes no space. Voxels written before are replaced.
 
     Raises:
         ValueError: parts of shards, or another dtype or number of channels than the image's.
@@ -176,13 +180,13 @@ def write_box(path: Path, start_zyx: ShapeZYX, voxels: Array) -> None:
 
 
 def remove_partial_writes(path: Path) -> None:
-    """Remove what killed writers left under temporary names; nobody may be writing meanwhile."""
+    """Remove the temporary files of killed writers; no writer may be running."""
     for file in path.rglob("*.partial"):
         file.unlink()
 
 
 def _models(version: OmeZarrVersion) -> Any:
-    """The metadata models of a version, of which both have the same names."""
+    """The metadata models of a version; both versions name them alike."""
     try:
         return importlib.import_module(f"ome_zarr_models.v{version.replace('.', '')}")
     except ImportError as error:
@@ -197,7 +201,7 @@ def _as_json(model: Any) -> dict[str, Any]:
 
 
 def _documents(path: Path, layout: ImageLayout) -> dict[str, Any]:
-    """Metadata by file name, the image's own last; made in memory and checked as a whole, so that nothing else is written."""
+    """File name to metadata, those of the image last; made in memory, so that they are checked as a whole before any is written."""
     zarr, models = zarr_library(), _models(layout.version)
     files: dict[str, Any] = {}
     group = zarr.create_group(
@@ -229,19 +233,23 @@ def _documents(path: Path, layout: ImageLayout) -> dict[str, Any]:
 
 
 def _attributes(path: Path, layout: ImageLayout, models: Any) -> dict[str, Any]:
-    """Metadata of the image's group: its axes and resolutions, and how to show them."""
+    """Metadata of the image's group: axes, resolutions, and colours for viewers."""
     axis, dataset = models.axes.Axis, models.multiscales.Dataset
-    spacing = layout.spacing_um_zyx or (1.0, 1.0, 1.0)
+    spacing = layout.spacing_um_zyx or VOXEL_UNITS
     unit = None if layout.spacing_um_zyx is None else "micrometer"
-    one, zero = ([1.0], [0.0]) if layout.channels else ([], [])
+    channel_scale, channel_offset = ([1.0], [0.0]) if layout.channels else ([], [])
     multiscale = models.multiscales.Multiscale(
-        axes=[axis(name="c", type="channel")] * len(one) + [axis(name=n, type="space", unit=unit) for n in "zyx"],
+        axes=[axis(name="c", type="channel")] * len(channel_scale)
+        + [axis(name=n, type="space", unit=unit) for n in "zyx"],
         datasets=[
             dataset.build(
                 path=str(i),
-                scale=[*one, *(s * f for s, f in zip(spacing, level.factors_zyx, strict=True))],
-                # the centre of its first voxel, seen from that of level 0
-                translation=[*zero, *(s * (f - 1) / 2 for s, f in zip(spacing, level.factors_zyx, strict=True))],
+                scale=[*channel_scale, *(s * f for s, f in zip(spacing, level.factors_zyx, strict=True))],
+                # from the centre of the first voxel of level 0 to that of this level
+                translation=[
+                    *channel_offset,
+                    *(s * (f - 1) / 2 for s, f in zip(spacing, level.factors_zyx, strict=True)),
+                ],
             )
             for i, level in enumerate(layout.levels)
         ],
@@ -261,7 +269,7 @@ def _attributes(path: Path, layout: ImageLayout, models: Any) -> dict[str, Any]:
 def _label(
     colours: Mapping[int, tuple[str, tuple[int, int, int, int]]], path: Path, version: OmeZarrVersion, types: Any
 ) -> Any:
-    """Names and colours of labels, and the image they belong to, if they lie in its `labels`."""
+    """Names and colours of labels, and their image if they lie in its `labels`."""
     colors = [types.Color(label_value=value, rgba=rgba) for value, (_, rgba) in sorted(colours.items())]
     properties = [types.Property(label_value=value, name=name) for value, (name, _) in sorted(colours.items())]
     return types.Label(
@@ -272,11 +280,11 @@ def _label(
 
 
 def _display(layout: ImageLayout) -> Any:
-    """Names, colours and grey values of channels as OMERO writes them; OME-Zarr 0.5 has kept them."""
+    """Names, colours and grey-value windows of channels in OMERO's metadata, which OME-Zarr 0.5 has kept."""
     types = _models("0.4").omero
-    whole = (0.0, 1.0) if layout.dtype.kind == "f" else (np.iinfo(layout.dtype).min, np.iinfo(layout.dtype).max)
-    start, end = layout.window or whole
-    window = types.Window(min=min(whole[0], start), max=max(whole[1], end), start=start, end=end)
+    limits = (0.0, 1.0) if layout.dtype.kind == "f" else (np.iinfo(layout.dtype).min, np.iinfo(layout.dtype).max)
+    start, end = layout.window or limits
+    window = types.Window(min=min(limits[0], start), max=max(limits[1], end), start=start, end=end)
     names = layout.channels or (layout.name,)
     colours = ("FFFFFF",) if len(names) == 1 else _CHANNEL_COLOURS
     return types.Omero(

@@ -1,4 +1,4 @@
-"""Resolution levels of an OME-Zarr: which there are, how a voxel of one comes from the one before, and making them shard by shard."""
+"""Resolution levels of an OME-Zarr: their shapes, their voxels from those of the level before, and writing them shard by shard."""
 
 import itertools
 from collections.abc import Generator, Sequence
@@ -14,9 +14,10 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.running.parallel import run_tasks
 from nnunet_selma.running.progress import Progress, silent
 from nnunet_selma.volumes.base import Array, ShapeZYX
+from nnunet_selma.volumes.ome_zarr import ome_metadata, zarr_library
 
 Reduction = Literal["mean", "mode", "nearest"]
-"""How a level is made of the one before: mean for grey values and probabilities, mode for labels, nearest for the numbers of instances."""
+"""The way a level is made from the level before: mean for grey values and probabilities, mode for labels, nearest for numbers of instances."""
 
 _SMALL = 256  # voxels along the longest axis of the last level: a viewer draws it at once
 _UNSHARDED = 256  # voxels along an axis that are made in one go where there are no shards
@@ -28,7 +29,7 @@ class Level:
 
     shape: ShapeZYX
     factors_zyx: ShapeZYX
-    """How many voxels of level 0 one of its voxels spans along each axis."""
+    """Voxels of level 0 along each axis that a voxel of this level covers."""
 
 
 def pyramid_levels(shape: ShapeZYX, spacing_zyx: tuple[float, float, float]) -> list[Level]:
@@ -52,9 +53,9 @@ def pyramid_levels(shape: ShapeZYX, spacing_zyx: tuple[float, float, float]) -> 
 def reduced(voxels: Array, steps_zyx: Sequence[int], reduction: Reduction) -> Array:
     """The same box with one voxel for each window of 1 or 2 voxels along each of the last three axes, in the same dtype.
 
-    A window that hangs over the end of an odd axis is made of what is there. The mean of integers is rounded, halves up;
-    the mode is the most frequent value, and of several the largest, so that foreground wins against background; nearest is
-    the window's first voxel.
+    A window that hangs over the end of an odd axis counts only voxels of the box. The mean of integers is rounded, halves up; the mode is
+    the most frequent value, the largest where several are equally frequent, so that foreground wins against background; nearest is the
+    window's first voxel.
     """
     if reduction == "nearest":
         z, y, x = (slice(None, None, step) for step in steps_zyx)
@@ -71,36 +72,25 @@ def reduced(voxels: Array, steps_zyx: Sequence[int], reduction: Reduction) -> Ar
 
 
 def fill_pyramid(path: Path, progress: Progress[Any] = silent, *, workers: int = 1) -> None:
-    """Make the levels above level 0, each from the one before; the result does not depend on shards or workers.
+    """Write the levels above level 0, each from the level before; the result does not depend on shards or workers.
 
-    Level 0 must be complete. If this is killed, run it again: it begins anew, and replaces what it finds. Memory is that of
-    a few shards a worker.
+    Level 0 must be complete. After a kill it can be run again: it replaces levels that exist. Memory is that of a few shards a worker.
 
     Raises:
         SelmaError: the image was not made by `create_image`, or a worker ended.
     """
-    attributes = open_zarr_group(path).attrs.asdict()
-    multiscale = attributes.get("ome", attributes).get("multiscales", [{}])[0]
+    multiscale = ome_metadata(open_zarr_group(path)).get("multiscales", [{}])[0]
     reduction = multiscale.get("type")
     if reduction not in ("mean", "mode", "nearest"):
-        raise SelmaError(f"{path}: does not say how its levels are made; only images that nnunet-selma created do")
+        raise SelmaError(f"{path}: does not state how its levels are made; only images that nnunet-selma created do")
     for level in range(1, len(multiscale["datasets"])):
         boxes = _boxes(level_array(path, level))
         tasks = [_LevelBox(path=path, level=level, box=box, reduction=reduction) for box in boxes]
         run_tasks(_fill_box, tasks, steps=len(tasks), workers=workers, label=f"level {level}", progress=progress)
 
 
-def zarr_library() -> Any:
-    """The zarr module; raises `SelmaError` that says how to install it."""
-    try:
-        import zarr
-    except ImportError as error:
-        raise SelmaError("writing OME-Zarr needs zarr; install it with: pip install 'nnunet-selma[brains]'") from error
-    return zarr
-
-
 def open_zarr_group(path: Path) -> Any:
-    """A zarr group as it is on disk, for reading and writing, whatever consolidated metadata say."""
+    """A zarr group as it is on disk, for reading and writing; consolidated metadata are not used."""
     return zarr_library().open_group(str(path), mode="r+", use_consolidated=False)
 
 
@@ -111,14 +101,14 @@ def level_array(path: Path, level: int) -> Any:
 
 
 def one_thread() -> AbstractContextManager[Any]:
-    """Chunks are compressed one after another: every process of a prediction has work for one core, and no more."""
+    """A context in which zarr compresses chunks one after another, because each process of a prediction may use one core."""
     context: AbstractContextManager[Any] = zarr_library().config.set({"async.concurrency": 1})
     return context
 
 
 @dataclass(frozen=True, kw_only=True)
 class _LevelBox:
-    """A box of a level above 0 that is made in one go, with the channel's axis, if there is one."""
+    """A box of a level above 0 that is written in one go, with the axis of channels, if there is one."""
 
     path: Path
     level: int
@@ -127,7 +117,7 @@ class _LevelBox:
 
 
 def _boxes(array: Any) -> list[tuple[slice, ...]]:
-    """The shards of an array, or about as large boxes of whole chunks; one channel each."""
+    """Boxes of an array: its shards, or whole chunks of about 256 voxels an axis where it has none; one channel each."""
     zyx = array.shards or tuple(chunk * max(1, _UNSHARDED // chunk) for chunk in array.chunks)
     units = (*(1 for _ in array.shape[:-3]), *zyx[-3:])
     axes = ([slice(a, min(a + unit, n)) for a in range(0, n, unit)] for n, unit in zip(array.shape, units, strict=True))

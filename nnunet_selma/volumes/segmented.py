@@ -1,23 +1,23 @@
-"""A segmentation and the image it belongs to: where they lie, at every resolution, and what the classes are called.
+"""A segmentation and its image: their files, their resolutions, and the names of the classes.
 
-An OME-Zarr holds both: the image at its root, if it has one, and label images below `labels/`. Any other volume is one of the two.
+An OME-Zarr may hold both: the image at its root, and label images below `labels/`. Any other volume is one of the two.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.volumes import Volume, open_volume
-from nnunet_selma.volumes.base import ShapeZYX
-from nnunet_selma.volumes.ome_zarr import is_zarr, zarr_node
+from nnunet_selma.volumes.base import by_times
+from nnunet_selma.volumes.ome_zarr import axis_names, is_zarr, ome_metadata, zarr_node
 from nnunet_selma.volumes.tiff import is_tiff, tiff_channels
 
 Levels = tuple[Volume, ...]
 """One volume at several resolutions, the finest first."""
 USUAL_LABEL = "segmentation"
-"""The label image that is taken where there are several."""
+"""Name of the label image that is taken where there are several."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,15 +30,15 @@ class Segmented:
     channels: tuple[Levels, ...] = ()
     """The image, channel by channel; empty where only the segmentation is known."""
     classes: Mapping[int, str] = field(default_factory=dict)
-    """Value in the segmentation to its name, as far as the file says."""
+    """Value in the segmentation to the name of the class; classes that the file does not name are absent."""
 
 
 def segmentation_at(path: Path, *, label: str | None = None, raw: Path | None = None) -> Segmented:
-    """The segmentation that lies at a path, and its image: inside of the same OME-Zarr, or in another file.
+    """Open the segmentation at a path, and its image in the same OME-Zarr or in another file; reads no voxels.
 
     Args:
-        path: an OME-Zarr with label images, one of these, or any volume, which is the segmentation itself.
-        label: which label image of the OME-Zarr.
+        path: an OME-Zarr with label images, one of these, or any other volume that is the segmentation itself.
+        label: name of the label image in the OME-Zarr.
         raw: the image, instead of the one in the OME-Zarr.
 
     Raises:
@@ -55,36 +55,35 @@ def segmentation_at(path: Path, *, label: str | None = None, raw: Path | None = 
 
 
 def image_at(path: Path, *, label: str | None = None, labels: Path | None = None) -> Segmented:
-    """The image that lies at a path, and its segmentation: inside of the same OME-Zarr, in another file, or none.
+    """Open the image at a path, and its segmentation in the same OME-Zarr or in another file, if there is one; reads no voxels.
 
     Args:
-        path: an OME-Zarr, or any volume, which is the image itself.
-        label: which label image of an OME-Zarr.
+        path: an OME-Zarr, or any other volume that is the image itself.
+        label: name of the label image in an OME-Zarr.
         labels: the segmentation, instead of the one in the OME-Zarr.
 
     Raises:
-        SelmaError: as of `segmentation_at`.
+        SelmaError: as in `segmentation_at`.
     """
     if labels is not None:
-        found = segmentation_at(labels, label=label, raw=path)
-        return Segmented(name=_name(path), labels=found.labels, channels=found.channels, classes=found.classes)
+        return replace(segmentation_at(labels, label=label, raw=path), name=_name(path))
     if label_image(path, label) is not None:
         return segmentation_at(path, label=label)
     return Segmented(name=_name(path), channels=tuple(levels(path, channel) for channel in range(_channels(path))))
 
 
 def levels(path: Path, channel: int | None = None) -> Levels:
-    """A volume at every resolution it is stored in, finest first; one, unless it is an OME-Zarr."""
+    """Open a volume at every resolution that is stored, finest first; a single one unless it is an OME-Zarr."""
     first = open_volume(path, channel=channel)
     count = len(_multiscale(path).get("datasets", [0]))
     return (first, *(open_volume(path, channel=channel, level=level) for level in range(1, count)))
 
 
 def label_image(path: Path, name: str | None = None) -> Path | None:
-    """Where a label image of an OME-Zarr lies; None for a volume that holds none.
+    """Path of a label image in an OME-Zarr; None for a volume that holds none, where no name is given.
 
     Raises:
-        SelmaError: none of that name, or several and none is called `segmentation`.
+        SelmaError: there is none of that name, or without a name there are several and none is called `segmentation`.
     """
     names = _label_names(path)
     if name is None and not names:
@@ -94,23 +93,22 @@ def label_image(path: Path, name: str | None = None) -> Path | None:
         if name != USUAL_LABEL and len(names) > 1:
             raise SelmaError(f"{path}: holds the label images {', '.join(names)}; choose one with --label")
     if name not in names:
-        there = f"it holds {', '.join(names)}" if names else "it holds none"
-        raise SelmaError(f"{path}: has no label image {name}; {there}")
+        raise SelmaError(f"{path}: has no label image {name}; it holds {', '.join(names) or 'none'}")
     return path / "labels" / name
 
 
 def has_image(path: Path) -> bool:
-    """True if an OME-Zarr has an image at its root, beside label images."""
+    """True if an OME-Zarr has an image at its root, not only label images below it."""
     return bool(_multiscale(path))
 
 
 def is_label_image(path: Path) -> bool:
-    """True if a folder is an OME-Zarr image that says it holds labels."""
+    """True if a folder is an OME-Zarr image whose metadata mark it as labels."""
     return "image-label" in _attributes(path)
 
 
 def class_names(path: Path) -> dict[int, str]:
-    """Value of each class of a label image to its name, as far as its properties give one."""
+    """Value in a label image to the name of its class; classes without a name in the metadata are absent."""
     names = {}
     for entry in _attributes(path).get("image-label", {}).get("properties") or ():
         texts = [text for text in entry.values() if isinstance(text, str)]
@@ -124,51 +122,38 @@ def check_same_voxels(labels: Levels, channels: tuple[Levels, ...]) -> None:
     for image in channels:
         if labels[0].shape not in [level.shape for level in image]:
             raise SelmaError(
-                f"{image[0].path}: has the shape {_shape(image[0].shape)} (z, y, x), the segmentation {labels[0].path} "
-                f"{_shape(labels[0].shape)}; give the image that was segmented"
+                f"{image[0].path}: has the shape {by_times(image[0].shape)} (z, y, x), the segmentation {labels[0].path} "
+                f"{by_times(labels[0].shape)}; give the image that was segmented"
             )
 
 
-def _shape(shape: ShapeZYX) -> str:
-    return " × ".join(map(str, shape))
-
-
 def _name(path: Path) -> str:
-    """Name of the file; of a label image, the name of the OME-Zarr around it too."""
+    """Name of the file, for a label image behind the name of the OME-Zarr around it."""
     path = path.resolve()
     return f"{path.parent.parent.name}, {path.name}" if path.parent.name == "labels" else path.name
 
 
 def _attributes(path: Path) -> dict[str, Any]:
-    """OME-Zarr's metadata of a group, of version 0.4 and 0.5; empty for everything else."""
-    if not (path.is_dir() and is_zarr(path)):
-        return {}
-    node = zarr_node(path)
-    if hasattr(node, "shape"):
-        return {}
-    attributes = dict(node.attrs)
-    content: dict[str, Any] = attributes.get("ome", attributes)
-    return content
+    """OME-Zarr's metadata of a group; empty for everything else."""
+    return ome_metadata(zarr_node(path)) if is_zarr(path) else {}
 
 
 def _multiscale(path: Path) -> dict[str, Any]:
-    """Which resolutions an OME-Zarr image has; empty for everything else."""
-    found: list[dict[str, Any]] = _attributes(path).get("multiscales") or [{}]
-    return found[0]
+    """Axes and resolutions of an OME-Zarr image; empty for everything else."""
+    multiscales: list[dict[str, Any]] = _attributes(path).get("multiscales") or [{}]
+    return multiscales[0]
 
 
 def _label_names(path: Path) -> list[str]:
-    """The label images that an OME-Zarr lists."""
+    """Names of the label images that an OME-Zarr lists."""
     names: list[str] = _attributes(path / "labels").get("labels") or []
     return names
 
 
 def _channels(path: Path) -> int:
-    """Channels of an OME-Zarr image or a TIFF of many pages; 1 for everything else."""
+    """Number of channels of an OME-Zarr image or a TIFF of many pages; 1 for everything else."""
     if is_tiff(path):
         return tiff_channels(path)
-    found = _multiscale(path)
-    if not found:
-        return 1
-    axes = [axis["name"] if isinstance(axis, dict) else axis for axis in found.get("axes", "tczyx")]
-    return int(zarr_node(path / found["datasets"][0]["path"]).shape[axes.index("c")]) if "c" in axes else 1
+    multiscale = _multiscale(path)
+    axes = axis_names(multiscale) if multiscale else []
+    return int(zarr_node(path / multiscale["datasets"][0]["path"]).shape[axes.index("c")]) if "c" in axes else 1

@@ -1,4 +1,4 @@
-"""The order of numbered slices: pure arithmetic on file names, no file is opened."""
+"""The order of numbered slices, from their file names alone; no file is opened."""
 
 import re
 from collections import Counter
@@ -14,8 +14,7 @@ def slice_numbers(names: Sequence[str]) -> list[int]:
     """The slice number in each file name: of the groups of digits that differ between the names, the last one.
 
     `C01_Z9.tif, C01_Z10.tif` give 9, 10, and so do `Z9_C01.ome.tif, Z10_C01.ome.tif`: a group that is the same in every
-    name is a channel, a date or a magnification. Numbers are compared as numbers, because zero padding is not to be
-    trusted in SELMA3D's stacks.
+    name is a channel, a date or a magnification. Numbers are compared as numbers, because SELMA3D's stacks are not all padded with zeros.
 
     Raises:
         SelmaError: a name without a number, names that are built differently, or two slices with one number.
@@ -42,12 +41,12 @@ def slice_numbers(names: Sequence[str]) -> list[int]:
 
 
 def missing_numbers(numbers: Sequence[int]) -> list[int]:
-    """The numbers that a sorted, regular row lacks.
+    """The numbers missing from a sorted, regular row.
 
     The step is the most frequent one (some stacks count in µm); steps that rounding makes uneven are no gaps.
 
     Raises:
-        SelmaError: more is missing than there is: the numbers count something else, or one file is a stranger.
+        SelmaError: more numbers are missing than given: they count something other than slices, or a file belongs to another stack.
     """
     steps = [b - a for a, b in pairwise(numbers)]
     if not steps:

@@ -1,4 +1,4 @@
-"""TIFF: a folder with one slice a file, and one file with many pages."""
+"""TIFF: folders with one slice a file, and files with many pages."""
 
 import re
 from collections import Counter
@@ -9,7 +9,8 @@ import numpy as np
 import tifffile
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.volumes.base import Array, Volume
+from nnunet_selma.structures import SpacingUm
+from nnunet_selma.volumes.base import Array, ShapeZYX, Volume, cut_short, damaged_file
 from nnunet_selma.volumes.slices import missing_numbers, slice_numbers
 from nnunet_selma.volumes.units import UM_OF_UNIT
 
@@ -23,7 +24,7 @@ def is_tiff(path: Path) -> bool:
 
 
 def has_many_pages(file: Path) -> bool:
-    """True for a TIFF that is a volume of its own; a damaged file is none (opening its stack says so by name)."""
+    """True for a TIFF that is a volume by itself; False for a damaged file, which opening its stack will name."""
     try:
         with tifffile.TiffFile(file, is_ome=False) as tif:
             # ImageJ stores a large stack behind one page
@@ -45,6 +46,8 @@ class TiffSlices(Volume):
             `interpolate` only if fewer than half of the slices are good.
     """
 
+    slices_apart = True
+
     def __init__(self, path: Path, *, interpolate: bool = False) -> None:
         self.path, self._interpolate = path, interpolate
         files = tiff_slices(path)
@@ -59,21 +62,20 @@ class TiffSlices(Volume):
                 f"{path}: {len(missing)} slice(s) missing, the first after {before.name} (number {missing[0]}); "
                 "add them, or add --on-bad-slice interpolate"
             )
-        self._files: list[Path | None] = [numbered.get(n) for n in sorted([*numbered, *missing])]
-        self._names = [
-            numbered[n].name if n in numbered else f"number {n} (missing)" for n in sorted([*numbered, *missing])
-        ]
-        self.slices_apart = True
+        numbers = sorted([*numbered, *missing])
+        self._files: list[Path | None] = [numbered.get(n) for n in numbers]
+        self._names = [numbered[n].name if n in numbered else f"number {n} (missing)" for n in numbers]
         self._bad = [file is None for file in self._files]
-        self._check_headers()
+        self.shape, self.dtype = self._usual_header()
         self.spacing_um_zyx = None  # a slice cannot know the distance to the next one
 
     @property
     def repaired(self) -> tuple[str, ...]:
-        """Slices that stand interpolated so far; a slice that is damaged behind its header is found when it is read."""
+        """Names of the slices interpolated so far; damage behind a header is noticed when the slice is read."""
         return tuple(name for name, bad in zip(self._names, self._bad, strict=True) if bad)
 
-    def _check_headers(self) -> None:
+    def _usual_header(self) -> tuple[ShapeZYX, np.dtype[Any]]:
+        """Shape and dtype of the volume, those of most slices; raises `SelmaError`, or notes as bad, what differs."""
         headers = [None if file is None else _slice_header(file) for file in self._files]
         good = Counter(header for header in headers if isinstance(header, tuple))
         if not good:
@@ -97,8 +99,7 @@ class TiffSlices(Volume):
                 f"{self.path}: {sum(self._bad)} of {len(self._bad)} slices are bad, too many to interpolate"
             )
         (height, width), dtype = usual
-        self.shape = (len(self._files), height, width)
-        self.dtype = np.dtype(dtype)
+        return (len(self._files), height, width), np.dtype(dtype)
 
     def _plane(self, index: int) -> Array | None:
         """One whole slice (y, x), or None if it is bad and may be interpolated."""
@@ -143,7 +144,7 @@ class TiffSlices(Volume):
 
 
 def _slice_header(file: Path) -> tuple[tuple[int, int], str] | str:
-    """((height, width), dtype) of a slice, or the sentence that says why it is none; reads the header only."""
+    """((height, width), dtype) of a slice, or the reason why it is none, for a sentence; reads the header only."""
     try:
         with tifffile.TiffFile(file, is_ome=False) as tif:
             page, pages = tif.pages.first, len(tif.pages)
@@ -165,12 +166,12 @@ def _described(header: tuple[tuple[int, int], str]) -> str:
 
 
 def tiff_channels(path: Path) -> int:
-    """Channels of a TIFF file of many pages; 1 where it does not say, or is none."""
+    """Channels of a TIFF file of many pages; 1 where the file states none, or cannot be read."""
     try:
         with tifffile.TiffFile(path) as tif:
             series = tif.series[0]
             return dict(zip(series.axes, series.shape, strict=True)).get("C", 1)
-    except _DAMAGE:  # said where it is opened
+    except _DAMAGE:  # opening the file names it
         return 1
 
 
@@ -191,14 +192,12 @@ class TiffPages(Volume):
                 self.spacing_um_zyx = _page_spacing(tif)
                 count = len(series)
         except _DAMAGE as error:
-            raise SelmaError(
-                f"{path}: cannot be read, the file is damaged or no TIFF; copy or download it again"
-            ) from error
+            raise damaged_file(path) from error
         if "S" in axes:
             raise SelmaError(
                 f"{path}: is a colour image, grey values are needed; save one channel as a grey-value TIFF"
             )
-        leading = shape[:-2]
+        leading, pages = shape[:-2], int(np.prod(shape[:-2]))
         chosen: list[int | slice] = []
         for name, length in zip(axes[:-2], leading, strict=True):
             if name == "C" and length > 1:
@@ -222,27 +221,21 @@ class TiffPages(Volume):
         self._stored_shape = shape
         self._contiguous = contiguous
         self.plane_wise = not contiguous
-        self._pages = np.arange(max(1, int(np.prod(leading)))).reshape(leading)[self._chosen].reshape(-1)
-        if not contiguous and count < int(np.prod(leading)):
-            raise SelmaError(
-                f"{path}: {count} of {int(np.prod(leading))} pages are there, the file is cut short; copy it again"
-            )
+        self._pages = np.arange(pages).reshape(leading)[self._chosen].reshape(-1)
+        if not contiguous and count < pages:
+            raise SelmaError(f"{path}: {count} of {pages} pages are there, the file is cut short; copy it again")
 
     def _read(self, z: slice, y: slice, x: slice) -> Array:
         try:
             if self._contiguous:
                 stored = tifffile.memmap(self.path, series=0, mode="r").reshape(self._stored_shape)
                 return np.array(stored[self._chosen].reshape(self.shape)[z, y, x])
+            box = np.empty((z.stop - z.start, y.stop - y.start, x.stop - x.start), self.dtype)
             with tifffile.TiffFile(self.path) as tif:
-                series = tif.series[0]
-                planes = [_page(series, int(page))[y, x] for page in self._pages[z]]
+                for plane, page in zip(box, self._pages[z], strict=True):
+                    plane[...] = _page(tif.series[0], int(page))[y, x]
         except _DAMAGE as error:
-            raise SelmaError(
-                f"{self.path}: cannot be read to its end, the file is cut short or damaged; copy it again"
-            ) from error
-        box = np.empty((z.stop - z.start, y.stop - y.start, x.stop - x.start), self.dtype)
-        for i, plane in enumerate(planes):
-            box[i] = plane
+            raise cut_short(self.path) from error
         return box
 
 
@@ -254,8 +247,8 @@ def _page(series: Any, index: int) -> Array:
     return np.reshape(page, page.shape[-2:])
 
 
-def _page_spacing(tif: tifffile.TiffFile) -> tuple[float, float, float] | None:
-    """Voxel size in µm (z, y, x) from OME or ImageJ metadata, None unless all three axes are given with a length unit."""
+def _page_spacing(tif: tifffile.TiffFile) -> SpacingUm | None:
+    """Voxel size in µm (z, y, x) from OME or ImageJ metadata; None unless all three axes are stated in a unit of length."""
     if tif.is_ome and tif.ome_metadata:
         sizes = []
         for axis in "ZYX":

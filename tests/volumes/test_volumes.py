@@ -249,7 +249,7 @@ def test_what_is_no_volume(tmp_path):
 
 
 def test_four_axes_are_refused(tmp_path, voxels):
-    with pytest.raises(SelmaError, match="11×9×7×2"):
+    with pytest.raises(SelmaError, match="11 × 9 × 7 × 2"):
         open_volume(write_image(tmp_path / "v.nii.gz", np.stack([voxels, voxels])))
 
 
