@@ -50,10 +50,10 @@ def _validation_cases(splits_file: Path, fold: str) -> list[str]:
 
 
 def _predict_routed(chosen: argparse.Namespace) -> int:
-    from nnunet_selma.routing.routed import ROUTES, PredictionSettings, predict_routed
+    from nnunet_selma.routing.routed import ROUTES, RoutedSettings, predict_routed
     from nnunet_selma.routing.routers import open_router
 
-    settings = settings_from(PredictionSettings, chosen)
+    settings = settings_from(RoutedSettings, chosen)
     models = _models(chosen.models)
     router = open_router(chosen.router, available_device(chosen.device))
     # a checkpoint may name a trainer of this package, which nnU-Net finds by this variable
@@ -137,7 +137,7 @@ def _remove_small_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _predict_routed_options(parser: argparse.ArgumentParser) -> None:
-    from nnunet_selma.routing.routed import PredictionSettings
+    from nnunet_selma.routing.routed import RoutedSettings
 
     parser.add_argument(
         "-i", dest="input", type=path, required=True, metavar="FOLDER", help="images, named as for nnUNetv2_predict"
@@ -158,7 +158,7 @@ def _predict_routed_options(parser: argparse.ArgumentParser) -> None:
         metavar="CLASS=FOLDER",
         help="the trained model of a class, or of all others (other=FOLDER); once for each model",
     )
-    add_options(parser, PredictionSettings, folds="-f", checkpoint="", remove_below="", step_size="-step_size")
+    add_options(parser, RoutedSettings, folds="-f", checkpoint="", remove_below="", step_size="-step_size")
     device_argument(parser)
     parser.add_argument(
         "--disable_tta", dest="mirroring", action="store_false", help="no mirroring: faster, a little less accurate"

@@ -9,7 +9,8 @@ bytes a voxel before compression, the mean and standard deviation of the case in
 Cropping to the non-zero box, transposing, normalisation and resampling follow nnU-Net's `DefaultPreprocessor`.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def write_case(
     shape_before = voxels.shape[1:]
     voxels = voxels[(slice(None), *box)]
     moments = [
-        _moments(channel) if _SCHEMES[scheme] else (0.0, 1.0)
+        mean_and_deviation(channel) if _SCHEMES[scheme] else (0.0, 1.0)
         for channel, scheme in zip(voxels, own["normalization_schemes"], strict=True)
     ]
     properties = {
@@ -105,14 +106,14 @@ def nonzero_box(voxels: Array) -> tuple[slice, slice, slice]:
     return box[0], box[1], box[2]
 
 
-def _moments(channel: Array) -> tuple[float, float]:
-    """Mean and standard deviation, slice by slice in double precision."""
+def mean_and_deviation(parts: Iterable[Array]) -> tuple[float, float]:
+    """Mean and standard deviation of the voxels of a volume that is given in parts, in double precision."""
     count = total = squares = 0.0
-    for plane in channel:
-        values = plane.ravel().astype(np.float64)
-        count, total, squares = count + values.size, total + values.sum(), squares + values @ values
+    for part in parts:
+        values = part.ravel().astype(np.float64)
+        count, total, squares = count + values.size, total + float(values.sum()), squares + float(values @ values)
     mean = total / count
-    return float(mean), float(np.sqrt(max(0.0, squares / count - mean**2)))
+    return mean, math.sqrt(max(0.0, squares / count - mean**2))
 
 
 def _resampled(voxels: Array, spacing: Sequence[float], plans: Mapping[str, Any], configuration: str) -> Array:

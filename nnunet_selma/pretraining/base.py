@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnunet_selma.networks.parts import pretrained_part
+from nnunet_selma.networks.parts import pretrained_module
 from nnunet_selma.nnunet.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Context in which a pretext is made."""
+    """Network, data and run for which a pretext is made."""
 
     network: nn.Module
     """The network to train, without the wrappers of DistributedDataParallel and torch.compile."""
@@ -29,36 +29,36 @@ class Task:
     steps: int
     """Training steps of the whole run."""
     device: torch.device
-    """Where patches and network are."""
+    """Device of patches and network."""
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """A network's answer to masked patches, each (batch, channel, *patch) but the mask."""
+    """Reconstruction of masked patches; tensors are (batch, channel, *patch)."""
 
     visible: Tensor
-    """Input of the network, in the unit of its answer."""
+    """Input of the network, in the unit of the target."""
     target: Tensor
     output: Tensor
     mask: Tensor
-    """True where voxels were hidden, bool (batch, 1, *patch)."""
+    """True where voxels were masked, bool (batch, 1, *patch)."""
 
 
 class Pretext(nn.Module, ABC):
-    """A self-supervised loss: it owns its heads and its teacher, if any, and is given the network to train.
+    """A self-supervised loss with its heads and its teacher, if any; the network to train is an argument.
 
-    The same pretext works with every network that maps (batch, channel, *patch) to the same shape, or, where `trains_decoder` is
-    False, with every network whose encoder gives feature maps.
+    A pretext works with every network that maps (batch, channel, *patch) to the same shape or, where `trains_decoder` is False, with
+    every network whose encoder returns feature maps.
     """
 
     trains_decoder = True
-    """False: only what `pretrained_part` names is trained; the rest of the network stays random and is not carried over."""
+    """False: only the network's `pretrained_part` is trained; the rest stays random and is not carried over."""
     uses_skips = True
     """False: the decoder reads the coarsest map alone."""
-    asks_every_step = False
-    """True: every step of the decoder answers, and the heads of all of them are trained."""
+    deep_supervision = False
+    """True: every decoder step has a loss, so that the heads of all steps are trained."""
     mirrors = True
-    """False: patches are not mirrored, because the pretext asks how they lie."""
+    """False: patches are not mirrored, because the pretext predicts their orientation."""
 
     def __init__(self, task: Task) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Pretext(nn.Module, ABC):
         self.reseed(0)
 
     def reseed(self, seed: int) -> None:
-        """Start the pretext's own randomness anew; called at the start of every epoch and of every validation."""
+        """Seed the pretext's random generators; called at the start of every epoch and of every validation."""
         self.generator.manual_seed(seed)
         self.rng = np.random.default_rng(seed)
 
@@ -82,11 +82,11 @@ class Pretext(nn.Module, ABC):
         """
 
     def after_step(self, network: nn.Module) -> None:
-        """Called after each optimiser step: moving average of a teacher; who overrides it calls this too."""
+        """Count the optimiser step; a pretext with a teacher moves it here, and calls this too."""
         self.steps_done += 1
 
-    def called(self, network: nn.Module) -> list[nn.Module]:
-        """Modules that a step calls, which are compiled where nnU-Net compiles its network: a subclass that calls parts of it returns these."""
+    def compiled_parts(self, network: nn.Module) -> list[nn.Module]:
+        """Modules that a step calls, for torch.compile; a subclass that calls parts of the network returns these."""
         return [network]
 
     def reconstruct(self, network: nn.Module, patches: Tensor) -> Reconstruction | None:
@@ -94,7 +94,7 @@ class Pretext(nn.Module, ABC):
         return None
 
     def diagnostics(self, network: nn.Module, patches: Tensor) -> dict[str, float]:
-        """Measurements on a validation batch that tell a user whether the network learns; logged and drawn under these names."""
+        """Measurements on a validation batch, to be logged and drawn under these names."""
         return {}
 
     def embed(self, network: nn.Module, patches: Tensor) -> Tensor:
@@ -109,34 +109,38 @@ class Pretext(nn.Module, ABC):
         return {"steps_done": self.steps_done}
 
     def set_extra_state(self, state: dict[str, int]) -> None:
-        """As `get_extra_state` gave it."""
+        """Restore the state that `get_extra_state` returned."""
         self.steps_done = state["steps_done"]
 
 
-def deepest_features(network: nn.Module, patches: Tensor, part: str | None = None) -> Tensor:
-    """The coarsest feature map of a part of the network, by default of the one that is pretrained, (batch, feature, *grid)."""
-    return coarsest(network.get_submodule(part or pretrained_part(network))(patches))
+def deepest_features(network: nn.Module, patches: Tensor) -> Tensor:
+    """Coarsest feature map of the part of a network that is pretrained, (batch, feature, *grid)."""
+    return coarsest(pretrained_module(network)(patches))
 
 
 def coarsest(maps: Tensor | Sequence[Tensor]) -> Tensor:
-    """The last of the maps that an encoder gives, fine to coarse, or its only one."""
+    """The last of an encoder's maps, which are sorted fine to coarse, or its only one."""
     return maps if isinstance(maps, Tensor) else maps[-1]
 
 
 def pooled(features: Tensor) -> Tensor:
     """One vector a patch, (batch, 2 × feature): mean and maximum over the grid of (batch, feature, *grid).
 
-    The mean alone says little of a patch: before the activation instance norm has made it the same for all.
+    The mean alone would hardly differ between patches, because instance norm makes it the same before the activation.
     """
     flat = features.float().flatten(2)
     return torch.cat([flat.mean(2), flat.amax(2)], dim=1)
 
 
 @torch.no_grad()
-def feature_shape(task: Task, part: str | None = None) -> tuple[int, ...]:
-    """(feature, *grid) of what `deepest_features` gives of one patch."""
-    training = task.network.training
-    patch = torch.zeros(1, task.channels, *task.patch, device=task.device)
-    shape = tuple(deepest_features(task.network.eval(), patch, part).shape[1:])
-    task.network.train(training)
-    return shape
+def map_shapes(task: Task, encoder: nn.Module) -> list[tuple[int, ...]]:
+    """(feature, *grid) of each map that an encoder returns for one patch, fine to coarse."""
+    training = encoder.training
+    maps = encoder.eval()(torch.zeros(1, task.channels, *task.patch, device=task.device))
+    encoder.train(training)
+    return [tuple(features.shape[1:]) for features in ([maps] if isinstance(maps, Tensor) else maps)]
+
+
+def feature_shape(task: Task) -> tuple[int, ...]:
+    """(feature, *grid) of `deepest_features` of one patch."""
+    return map_shapes(task, pretrained_module(task.network))[-1]

@@ -1,4 +1,4 @@
-"""Self-distillation: a student learns what its own moving average says of whole views and of the tokens it was not shown."""
+"""Self-distillation: a student learns to predict the output of its own moving average, the teacher, for whole views and masked tokens."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nnunet_selma.networks.parts import pretrained_part
+from nnunet_selma.networks.parts import pretrained_module
 from nnunet_selma.pretraining.base import Pretext, Task, coarsest, deepest_features, feature_shape, pooled
 from nnunet_selma.pretraining.heads import cosine_to_one, follow, mean_over_processes, teacher_of
-from nnunet_selma.pretraining.masking import fill_mask
+from nnunet_selma.pretraining.masking import fill_mask, repeated
 from nnunet_selma.pretraining.views import view
 
 _CENTRE_MOMENTUM = 0.9
@@ -20,8 +20,8 @@ _SINKHORN_ROUNDS = 3
 class SelfDistillation(Pretext):
     """DINO (Caron et al. 2021, arXiv 2104.14294) on whole views and iBOT (Zhou et al. 2022, arXiv 2111.07832) on masked tokens, in 3D.
 
-    Team Tonyxu of SELMA3D 2024 (paper, 4.2.4) did so with a vision transformer. A token is a place of the encoder's coarsest map: of a
-    transformer its tokens, of a convolutional encoder its deepest features; the voxels below masked tokens are set to zero.
+    Team Tonyxu of SELMA3D 2024 (paper, 4.2.4) did so with a vision transformer. Here a token is a place of the encoder's coarsest map:
+    a token of a transformer, or a place of a convolutional encoder's deepest features. The voxels of masked tokens are set to zero.
     """
 
     trains_decoder = False
@@ -38,52 +38,57 @@ class SelfDistillation(Pretext):
         )
         self.teacher = nn.ModuleDict(
             {
-                "encoder": teacher_of(task.network.get_submodule(pretrained_part(task.network))),
+                "encoder": teacher_of(pretrained_module(task.network)),
                 "heads": teacher_of(self.student),
             }
         )
         for name in self.student:
             self.register_buffer(f"{name}_centre", torch.zeros(self.settings.prototypes, device=task.device))
 
-    def called(self, network: nn.Module) -> list[nn.Module]:
+    def compiled_parts(self, network: nn.Module) -> list[nn.Module]:
         """The encoders of student and teacher."""
-        return [network.get_submodule(pretrained_part(network)), self.teacher["encoder"]]
+        return [pretrained_module(network), self.teacher["encoder"]]
 
     def forward(self, network: nn.Module, patches: Tensor, structures: Tensor) -> dict[str, Tensor]:
-        """Cross entropy of the student's answers with the teacher's: on other views, and on masked tokens."""
+        """Cross entropy of the student's outputs with the teacher's: for other views, and for masked tokens."""
         whole = torch.cat([view(patches, self.views, self.spacing, self.generator) for _ in range(2)])
-        encoder = network.get_submodule(pretrained_part(network))
+        encoder = pretrained_module(network)
         with torch.no_grad():
-            wanted = coarsest(self.teacher["encoder"](whole))
-        masked, places = self.draw_tokens(len(whole), wanted.shape[2:])
-        voxels = masked
-        for axis, stride in enumerate(self.strides):
-            voxels = voxels.repeat_interleave(stride, dim=axis + 1)
-        seen = coarsest(encoder(fill_mask(whole, voxels.unsqueeze(1), "zeros", self.generator)))
-        terms = {"views": self.view_loss(wanted, seen, self.local_answers(encoder, patches))}
-        # heads look at masked tokens alone: of thousands of prototypes there is no room for all tokens
-        hidden, answered = (tokens_of(features).flatten(0, 1)[places] for features in (wanted, seen))
-        targets = self.targets(hidden, "token")
-        entropy = self.cross_entropy(targets, self.student["token"](answered))
+            teachers = coarsest(self.teacher["encoder"](whole))
+        masked, places = self.draw_tokens(len(whole), teachers.shape[2:])
+        voxels = repeated(masked, self.strides).unsqueeze(1)
+        students = coarsest(encoder(fill_mask(whole, voxels, "zeros", self.generator)))
+        terms = {"views": self.view_loss(teachers, students, self.local_scores(encoder, patches))}
+        # only masked tokens: scores of all tokens for thousands of prototypes would not fit into memory
+        teachers_tokens, students_tokens = (
+            tokens_of(features).flatten(0, 1)[places] for features in (teachers, students)
+        )
+        entropy = self.cross_entropy(self.targets(teachers_tokens, "token"), self.student["token"](students_tokens))
         terms["tokens"] = self.settings.patch_weight * entropy.sum() / max(1, len(places))
         return terms
 
-    def view_loss(self, wanted: Tensor, seen: Tensor, local: Sequence[Tensor]) -> Tensor:
-        """Cross entropy of the student's answers to a whole view, and to small ones, with the teacher's to the other whole view."""
-        first, second = self.targets(pooled(wanted), "view").chunk(2)
-        answers = self.student["view"](pooled(seen)).chunk(2)
-        pairs = [(first, answers[1]), (second, answers[0])]
-        pairs += [(one, small) for one in (first, second) for small in local]
-        return torch.stack([self.cross_entropy(one, other).mean() for one, other in pairs]).mean()
+    def view_loss(self, teachers: Tensor, students: Tensor, local: Sequence[Tensor]) -> Tensor:
+        """Cross entropy of the student's scores for a whole view, and for small views, with the teacher's for the other whole view.
+
+        Args:
+            teachers: the teacher's features of two whole views, (2 × batch, feature, *grid).
+            students: the student's features of the same views, masked.
+            local: the student's scores for small views, (batch, prototype) each.
+        """
+        first, second = self.targets(pooled(teachers), "view").chunk(2)
+        scores = self.student["view"](pooled(students)).chunk(2)
+        pairs = [(first, scores[1]), (second, scores[0])]
+        pairs += [(target, small) for target in (first, second) for small in local]
+        return torch.stack([self.cross_entropy(target, score).mean() for target, score in pairs]).mean()
 
     @torch.no_grad()
     def targets(self, features: Tensor, name: str) -> Tensor:
-        """Teacher's answer to features (sample, feature), as probabilities (sample, prototype)."""
+        """The teacher's probabilities (sample, prototype) for features (sample, feature)."""
         heads = cast(nn.ModuleDict, self.teacher["heads"])
         return self.sharpened(heads[name](features), name)
 
-    def local_answers(self, encoder: nn.Module, patches: Tensor) -> Sequence[Tensor]:
-        """The student's answers to small views, (batch, prototypes) each."""
+    def local_scores(self, encoder: nn.Module, patches: Tensor) -> Sequence[Tensor]:
+        """The student's scores for small views, (batch, prototype) each."""
         count = self.settings.local_crops
         if count == 0:
             return []
@@ -91,28 +96,24 @@ class SelfDistillation(Pretext):
             view(patches, self.views, self.spacing, self.generator, crop=self.settings.local_crop, size=self.local_size)
             for _ in range(count)
         ]
-        answers: Sequence[Tensor] = self.student["view"](pooled(coarsest(encoder(torch.cat(crops))))).chunk(count)
-        return answers
+        scores: Sequence[Tensor] = self.student["view"](pooled(coarsest(encoder(torch.cat(crops))))).chunk(count)
+        return scores
 
     def draw_tokens(self, count: int, grid: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Tokens that the student does not see, bool (count, *grid), and their places among all tokens of the batch in a row."""
+        """Masked tokens, bool (count, *grid), and their indices among all tokens of the batch, flattened."""
         tokens = torch.Size(grid).numel()
         order = torch.rand(count, tokens, generator=self.generator, device=self.generator.device).argsort(1)
         low, high = self.settings.mask_ratio
         shares = self.rng.uniform(low, high, size=count)
-        places = torch.cat(
-            [
-                one[: round(float(share) * tokens)] + n * tokens
-                for n, (one, share) in enumerate(zip(order, shares, strict=True))
-            ]
-        )
+        counts = [round(float(share) * tokens) for share in shares]
+        places = torch.cat([order[n, :length] + n * tokens for n, length in enumerate(counts)])
         masked = torch.zeros(count * tokens, dtype=torch.bool, device=order.device)
         return masked.index_fill(0, places, True).reshape(count, *grid), places
 
     def sharpened(self, scores: Tensor, name: str) -> Tensor:
-        """The teacher's scores (sample, prototype) as probabilities that no prototype can take over.
+        """The teacher's scores (sample, prototype) as probabilities, centred so that no prototype takes over.
 
-        Sinkhorn evens out tokens only: a batch of a few views cannot be spread over all prototypes.
+        Sinkhorn is used for tokens only, because a few views cannot be spread over all prototypes.
         """
         temperature = self.teacher_temperature()
         if name == "token" and self.settings.centring == "sinkhorn":
@@ -120,31 +121,31 @@ class SelfDistillation(Pretext):
         centre = cast(Tensor, getattr(self, f"{name}_centre"))
         sharp = ((scores.float() - centre) / temperature).softmax(1)
         if self.training:
-            # asked of every process, also of one whose views have no masked token: the others would wait for it
+            # in every process, even if its views have no masked token, because the others wait for it
             count = mean_over_processes(scores.new_full((), len(scores), dtype=torch.float32))
             mean = mean_over_processes(scores.float().sum(0)) / count.clamp(min=1e-6)
             centre.lerp_(torch.where(count > 0, mean, centre), 1 - _CENTRE_MOMENTUM)
         return sharp
 
     def teacher_temperature(self) -> float:
-        """Rises over the first third of the run."""
+        """The teacher's temperature at this step; it rises over the first third of the run."""
         first, last = self.settings.teacher_temperature
         return first + (last - first) * min(1.0, 3 * self.steps_done / max(1, self.steps))
 
-    def cross_entropy(self, wanted: Tensor, answered: Tensor) -> Tensor:
-        """Cross entropy of the student's scores with the teacher's probabilities, (sample, prototype) each; a number per sample."""
-        return -(wanted * (answered.float() / self.settings.student_temperature).log_softmax(1)).sum(1)
+    def cross_entropy(self, targets: Tensor, scores: Tensor) -> Tensor:
+        """Cross entropy (sample,) of the student's scores with the teacher's probabilities, (sample, prototype) each."""
+        return -(targets * (scores.float() / self.settings.student_temperature).log_softmax(1)).sum(1)
 
     def after_step(self, network: nn.Module) -> None:
-        """Let the teacher follow."""
+        """Move the teacher towards the student."""
         momentum = cosine_to_one(self.settings.momentum, self.steps_done, self.steps)
-        follow(self.teacher["encoder"], network.get_submodule(pretrained_part(network)), momentum)
+        follow(self.teacher["encoder"], pretrained_module(network), momentum)
         follow(self.teacher["heads"], self.student, momentum)
         super().after_step(network)
 
     @torch.no_grad()
     def diagnostics(self, network: nn.Module, patches: Tensor) -> dict[str, float]:
-        """Cosine between student's and teacher's features of one patch, and how many prototypes the teacher uses (e to the entropy)."""
+        """Cosine between the student's and the teacher's features, and the number of prototypes that the teacher uses, exp(entropy)."""
         student = deepest_features(network, patches)
         teacher = coarsest(self.teacher["encoder"](patches))
         agreement = functional.cosine_similarity(tokens_of(student), tokens_of(teacher), dim=2).mean()
@@ -155,13 +156,13 @@ class SelfDistillation(Pretext):
         return {"teacher_agreement": float(agreement), "prototypes_used": float(entropy.exp())}
 
     def embed(self, network: nn.Module, patches: Tensor) -> Tensor:
-        """Vectors that the student's head compares with the prototypes, in which a collapse shows, (batch, bottleneck)."""
+        """Vectors that the student's head compares with prototypes, in which a collapse shows, (batch, bottleneck)."""
         head = cast(PrototypeHead, self.student["view"])
-        return head.places(pooled(deepest_features(network, patches)))
+        return head.directions(pooled(deepest_features(network, patches)))
 
 
 class PrototypeHead(nn.Module):
-    """An MLP, a bottleneck of length 1, and its cosines with prototypes (Caron et al. 2021, appendix C)."""
+    """An MLP to vectors of length 1, and their cosines with prototypes (Caron et al. 2021, appendix C)."""
 
     def __init__(self, inputs: int, hidden: int, bottleneck: int, prototypes: int) -> None:
         super().__init__()
@@ -172,27 +173,26 @@ class PrototypeHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Cosines, (…, inputs) to (…, prototypes)."""
-        return functional.linear(self.places(features), functional.normalize(self.prototypes, dim=-1))
+        return functional.linear(self.directions(features), functional.normalize(self.prototypes, dim=-1))
 
-    def places(self, features: Tensor) -> Tensor:
+    def directions(self, features: Tensor) -> Tensor:
         """Vectors of length 1 that are compared with the prototypes, (…, inputs) to (…, bottleneck)."""
         return functional.normalize(self.layers(features), dim=-1)
 
 
 @torch.no_grad()
 def sinkhorn(scores: Tensor, temperature: float) -> Tensor:
-    """Probabilities (sample, prototype) that use all prototypes alike (Caron et al. 2020, arXiv 2006.09882; three rounds, as DINOv2)."""
+    """Probabilities (sample, prototype) that use all prototypes equally (Caron et al. 2020, arXiv 2006.09882; three rounds, as DINOv2)."""
     table = (scores.float() / temperature).log_softmax(1)
     for _ in range(_SINKHORN_ROUNDS):
-        columns = mean_over_processes(
-            table.exp().sum(0)
-        )  # how many samples each prototype has; equal factors cancel in the next line
+        # samples of each prototype, up to a factor that cancels in the next line
+        columns = mean_over_processes(table.exp().sum(0))
         table = (table - columns.clamp(min=1e-12).log()).log_softmax(1)
     return table.exp()
 
 
 def local_size(patch: Sequence[int], strides: Sequence[int], share: float) -> list[int]:
-    """The shape of small views: that share of the patch, in whole tokens, at least two along an axis that has two."""
+    """Shape of small views in voxels: a share of the patch, rounded to whole tokens, at least two along an axis that has two."""
     return [
         stride * min(length // stride, max(2, round(share * length / stride)))
         for length, stride in zip(patch, strides, strict=True)

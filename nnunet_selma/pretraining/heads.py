@@ -1,7 +1,6 @@
-"""Parts that pretexts on features share: heads, teachers, and their schedules."""
+"""Parts that pretexts on features share: heads, teachers and their schedules, and sums over processes."""
 
 import math
-from collections.abc import Iterable
 from copy import deepcopy
 from typing import Any
 
@@ -12,8 +11,8 @@ from torch import Tensor, nn
 def projector(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     """Two linear layers with a norm between them, (batch, inputs) to (batch, outputs).
 
-    Layer norm in place of batch norm: nnU-Net's batches are of two patches, and BYOL does without the statistics of a batch
-    (Richemond et al. 2020, arXiv 2010.10241).
+    The norm is layer norm, not batch norm, because nnU-Net's batches have two patches; BYOL does not need batch statistics (Richemond et
+    al. 2020, arXiv 2010.10241).
     """
     return nn.Sequential(nn.Linear(inputs, hidden), nn.LayerNorm(hidden), nn.ReLU(), nn.Linear(hidden, outputs))
 
@@ -26,23 +25,22 @@ def teacher_of(student: nn.Module) -> nn.Module:
 @torch.no_grad()
 def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """Move a teacher towards its student: teacher ← momentum × teacher + (1 - momentum) × student."""
-    pairs = list(zip(_tensors(teacher), _tensors(student), strict=True))
-    torch._foreach_lerp_([own for own, _ in pairs], [other for _, other in pairs], 1 - momentum)
+    torch._foreach_lerp_(_tensors(teacher), _tensors(student), 1 - momentum)
 
 
-def _tensors(module: nn.Module) -> Iterable[Tensor]:
-    """Parameters and buffers that hold fractions, by name."""
+def _tensors(module: nn.Module) -> list[Tensor]:
+    """Parameters and buffers of a floating-point type, sorted by name."""
     named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     return [named[name] for name in sorted(named) if named[name].is_floating_point()]
 
 
 def cosine_to_one(start: float, step: int, steps: int) -> float:
-    """A momentum that rises from `start` to 1 (Grill et al. 2020, section 3.3): 1 - (1 - start) × (cos(π step / steps) + 1) / 2."""
+    """Momentum at a step: it rises from `start` to 1 as 1 - (1 - start) × (cos(π step / steps) + 1) / 2 (Grill et al. 2020, section 3.3)."""
     return 1 - (1 - start) * (math.cos(math.pi * min(1.0, step / max(1, steps))) + 1) / 2
 
 
 class _Gathered(torch.autograd.Function):
-    """Features of all processes one after another; the gradient of each process's features is summed over all that used them."""
+    """Concatenation of the features of all processes; gradients are summed over all processes."""
 
     @staticmethod
     def forward(context: Any, features: Tensor) -> Tensor:
@@ -54,15 +52,19 @@ class _Gathered(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> Tensor:
-        """The part of the summed gradient that belongs to this process."""
+        """The share of this process in the summed gradient."""
         total = gradients[0].contiguous().clone()
         torch.distributed.all_reduce(total)
         return total.chunk(torch.distributed.get_world_size())[torch.distributed.get_rank()]
 
 
+def _several_processes() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def gather_features(features: Tensor) -> Tensor:
-    """Features (batch, feature) of all processes, with gradients; every process has equally many."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    """Features of all processes, (processes × batch, feature), with gradients; every process has the same batch size."""
+    if not _several_processes():
         return features
     result: Tensor = _Gathered.apply(features)  # type: ignore[no-untyped-call]
     return result
@@ -70,7 +72,7 @@ def gather_features(features: Tensor) -> Tensor:
 
 def mean_over_processes(value: Tensor) -> Tensor:
     """The mean of a tensor over all processes."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if _several_processes():
         torch.distributed.all_reduce(value)
         value = value / torch.distributed.get_world_size()
     return value

@@ -1,8 +1,8 @@
-"""Which parts of a network a pretraining has taught: how far its weights have moved, and what its answer loses without a part.
+"""Measurements of what a pretraining taught each part of a network.
 
-Skip connections can make a pretext so easy that the finest level alone solves it. The loss then falls, and the deep half of the network,
-which segmentation needs, stays as random as it was. Two measurements show it: the angle between the weights of a stage and their random
-start, and the error of the reconstruction when the coarsest map, or a skip connection, is replaced by zeros.
+Skip connections can make a pretext so easy that the finest level alone solves it. The loss then falls, while the deep half of the network,
+which segmentation needs, stays random. Two measurements show it: the angle between the weights of a stage and their random start, and the
+error of the reconstruction when the coarsest map, or a skip connection, is replaced by zeros.
 """
 
 import math
@@ -14,30 +14,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnunet_selma.networks.parts import stage_of
+from nnunet_selma.networks.parts import encoder_of, has_encoder_and_decoder, stage_of
 from nnunet_selma.nnunet.checkpoints import distinct
 from nnunet_selma.pretraining.base import Pretext
 from nnunet_selma.pretraining.inpainting import masked_error
 
 LEAST_TURN = 0.25
-"""Angle by which the weights of the deepest stage have turned ÷ that of the finest stage, from which on the deepest counts as moved."""
+"""Least angle by which the deepest stage must have turned, as a share of the finest stage's, to count as trained."""
 LEAST_LOSS = 1.05
-"""Error without the coarsest map ÷ error with it, from which on the reconstruction needs that map."""
+"""Least error without the coarsest map ÷ error with it, for a reconstruction that needs that map."""
 
 
 @dataclass(frozen=True)
 class Movement:
-    """How far the weights of a stage have moved from their random start; biases and norms are left out."""
+    """Distance of the weights of a stage from their random start, without biases and norms."""
 
     stage: str
     turned: float
-    """Angle between the weights now and at the start, degrees: 0 is unmoved, 90 has nothing in common with the start."""
+    """Angle between the weights now and at the start, degrees: 0 is unmoved, 90 is unrelated to the start."""
     size: float
-    """Their root mean square now ÷ at the start. Weights before a norm that grow to twice the size learn at a quarter of the rate."""
+    """Root mean square now ÷ at the start. Weights before a norm that grow to twice the size turn at a quarter of the rate."""
 
 
 def starting_weights(network: nn.Module) -> dict[str, Tensor]:
-    """Copies, on the CPU, of all weights of a network that have more than one axis; its heads are left out."""
+    """CPU copies of a network's weights that have more than one axis, without its heads."""
     return {
         key: tensor.detach().cpu().clone()
         for key, _, tensor in distinct(network.state_dict())
@@ -46,7 +46,7 @@ def starting_weights(network: nn.Module) -> dict[str, Tensor]:
 
 
 def movements(start: Mapping[str, Tensor], network: nn.Module) -> list[Movement]:
-    """How far each stage of a network has moved from the weights it started with, in the order of the network's parameters."""
+    """Movement of each stage of a network from its starting weights, in the order of the network's parameters."""
     now = network.state_dict()
     sums: dict[str, list[float]] = {}
     for key, before in start.items():
@@ -67,27 +67,27 @@ def errors_without(pretext: Pretext, network: nn.Module, batches: Sequence[Tenso
     """Squared error on masked voxels with the whole network, and with one of the encoder's maps replaced by zeros.
 
     Args:
-        pretext: in evaluation mode; draws the same masks for every measurement.
+        pretext: in evaluation mode; it is reseeded, so that every measurement has the same masks.
         network: in evaluation mode, without wrappers.
         batches: patches (batch, channel, *patch).
-        seed: of the masks.
+        seed: seed of the masks.
 
     Returns:
-        "nothing" to the error of the whole network, "bottleneck" to that without the coarsest map, and, where the pretext uses skip
-        connections, "skip 0" (the finest), "skip 1", … to those without each. Empty for a pretext that reconstructs nothing, and for a
-        network without an encoder that gives several maps. A sparse pretext puts its tokens into masked places all the same.
+        Errors by the name of the map that was replaced: "nothing", "bottleneck" (the coarsest map) and, where the pretext uses skip
+        connections, "skip 0" (the finest), "skip 1", …. Empty for a pretext that reconstructs nothing, and for a network without an encoder
+        that returns several maps. A sparse pretext still puts its tokens into masked places.
     """
-    encoder = getattr(network, "encoder", None)
-    if encoder is None or not hasattr(network, "decoder"):
+    if not has_encoder_and_decoder(network):
         return {}
+    encoder = encoder_of(network)
 
     def error() -> float:
         pretext.reseed(seed)
         errors = []
         for patches in batches:
-            shown = pretext.reconstruct(network, patches)
-            assert shown is not None
-            errors.append(float(masked_error(shown.output, shown.target, shown.mask)))
+            result = pretext.reconstruct(network, patches)
+            assert result is not None
+            errors.append(float(masked_error(result.output, result.target, result.mask)))
         return sum(errors) / len(errors)
 
     maps = encoder(batches[0])
@@ -104,7 +104,7 @@ def errors_without(pretext: Pretext, network: nn.Module, batches: Sequence[Tenso
 
 @contextmanager
 def without_map(encoder: nn.Module, number: int) -> Iterator[None]:
-    """Replace one of the maps that an encoder gives, counted from the finest, by zeros."""
+    """Replace one map of an encoder, counted from the finest, by zeros."""
 
     def zero(layer: nn.Module, inputs: Any, maps: Sequence[Tensor]) -> list[Tensor]:
         return [torch.zeros_like(features) if place == number else features for place, features in enumerate(maps)]
@@ -118,24 +118,24 @@ def without_map(encoder: nn.Module, number: int) -> Iterator[None]:
 
 
 def unlearnt(moved: Sequence[Movement], errors: Mapping[str, float]) -> list[str]:
-    """Sentences about a deepest stage that was not taught; none where it was."""
-    said = []
+    """Sentences about a deepest stage that hardly learnt; empty if it learnt."""
+    sentences = []
     encoder = [movement for movement in moved if movement.stage.startswith("encoder.stages.")]
     if encoder and encoder[-1].turned < LEAST_TURN * encoder[0].turned:
-        said.append(
+        sentences.append(
             f"the deepest stage has hardly moved from its random start ({encoder[-1].stage} by {encoder[-1].turned:.1f} degrees, "
             f"{encoder[0].stage} by {encoder[0].turned:.1f}). Train longer, or let the pretext need it (inpainting.skips=false)"
         )
     if errors and errors["bottleneck"] < LEAST_LOSS * errors["nothing"]:
-        said.append(
+        sentences.append(
             f"the reconstruction does not need the deepest stage (error {errors['nothing']:.3g}, {errors['bottleneck']:.3g} without it): "
             "skip connections solve the task. Use inpainting.skips=false or larger blocks"
         )
-    return said
+    return sentences
 
 
 def as_json(moved: Sequence[Movement], errors: Mapping[str, float]) -> dict[str, Any]:
-    """Both measurements as ssl_summary.json holds them."""
+    """Both measurements as `ssl_summary.json` stores them."""
     return {
         "stages": {entry.stage: {"turned_degrees": entry.turned, "size": entry.size} for entry in moved},
         "errors_without": dict(errors),

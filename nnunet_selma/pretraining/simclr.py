@@ -1,4 +1,4 @@
-"""SimCLR: two views of a patch lie near each other and far from those of other patches."""
+"""SimCLR: features of two views of a patch are pulled together, and pushed away from those of other patches."""
 
 from typing import cast
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nnunet_selma.networks.parts import pretrained_part
+from nnunet_selma.networks.parts import pretrained_module
 from nnunet_selma.pretraining.base import Pretext, Task, deepest_features, feature_shape, pooled
 from nnunet_selma.pretraining.heads import gather_features, projector
 from nnunet_selma.pretraining.views import view
@@ -22,9 +22,9 @@ class Simclr(Pretext):
         self.settings, self.views, self.spacing = task.settings.simclr, task.settings.views, task.spacing
         self.projector = projector(2 * feature_shape(task)[0], self.settings.hidden, self.settings.outputs)
 
-    def called(self, network: nn.Module) -> list[nn.Module]:
+    def compiled_parts(self, network: nn.Module) -> list[nn.Module]:
         """The encoder."""
-        return [network.get_submodule(pretrained_part(network))]
+        return [pretrained_module(network)]
 
     def project(self, network: nn.Module, patches: Tensor) -> Tensor:
         """Projections of patches, (batch, outputs)."""
@@ -38,7 +38,7 @@ class Simclr(Pretext):
 
     @torch.no_grad()
     def diagnostics(self, network: nn.Module, patches: Tensor) -> dict[str, float]:
-        """Cosine between two views of one patch, beside that of views of two patches."""
+        """Mean cosine between two views of one patch, and between views of two patches."""
         views = [view(patches, self.views, self.spacing, self.generator) for _ in range(2)]
         first, second = (functional.normalize(p, dim=1) for p in self.project(network, torch.cat(views)).chunk(2))
         cosines, count = first @ second.T, len(first)
@@ -47,7 +47,7 @@ class Simclr(Pretext):
         return {"view_agreement": float(same), "agreement_of_others": float(others)}
 
     def embed(self, network: nn.Module, patches: Tensor) -> Tensor:
-        """Projections: they are what collapses."""
+        """Projections, in which a collapse shows."""
         return self.project(network, patches)
 
 

@@ -1,8 +1,8 @@
-"""Encoders that never see what is masked, in any layer.
+"""Encoders that keep masked places empty in every layer.
 
-A masked voxel set to zero is empty in the image only: after the first convolutions its neighbours have filled it in, and instance norm
+A masked voxel that is set to zero is empty in the image only: the first convolutions fill it in from its neighbours, and instance norm
 counts the zeros. SparK (Tian et al. 2023, arXiv 2301.03580) keeps masked places empty at every level; S3D (Wald et al. 2024, arXiv
-2410.23132) brought it to nnU-Net. Hooks do so here for any convolutional encoder, and leave its weights and their names alone.
+2410.23132) brought it to nnU-Net. Here hooks do it for any convolutional encoder, without a change of its weights and their names.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ from nnunet_selma.errors import SelmaError
 
 
 def check_sparse_encoder(encoder: nn.Module) -> None:
-    """Raise `SelmaError` unless all norms of an encoder are instance norms and it has convolutions."""
+    """Raise `SelmaError` unless an encoder has convolutions, and instance norms only."""
     layers = list(encoder.modules())
     others = [
         layer
@@ -35,19 +35,19 @@ def check_sparse_encoder(encoder: nn.Module) -> None:
 
 @contextmanager
 def sparse(encoder: nn.Module, visible: Tensor) -> Iterator[None]:
-    """Keep masked places of an encoder's feature maps at zero, and out of the statistics of its norms.
+    """Keep masked places of an encoder's feature maps at zero, and leave them out of the statistics of its norms.
 
     Args:
-        encoder: of convolutions and instance norms.
+        encoder: has convolutions and instance norms.
         visible: bool (batch, 1, *patch), constant within each voxel of the coarsest map.
     """
-    shown: dict[torch.Size, Tensor] = {}
+    masks: dict[torch.Size, Tensor] = {}
 
     def at(features: Tensor) -> Tensor:
         grid = features.shape[2:]
-        if grid not in shown:
-            shown[grid] = downsampled(visible, grid).to(features.dtype)
-        return shown[grid]
+        if grid not in masks:
+            masks[grid] = downsampled(visible, grid).to(features.dtype)
+        return masks[grid]
 
     def empty(layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         return output * at(output)
@@ -68,25 +68,25 @@ def sparse(encoder: nn.Module, visible: Tensor) -> Iterator[None]:
 
 
 def downsampled(visible: Tensor, grid: Sequence[int]) -> Tensor:
-    """A mask (batch, 1, *patch) on a coarser grid, the nearest voxel of each; exact where it is constant within voxels of the grid."""
+    """A mask (batch, 1, *patch) on a coarser grid, by its nearest voxel; exact if it is constant within each voxel of the grid."""
     return functional.interpolate(visible.float(), tuple(grid), mode="nearest").bool()
 
 
-def visible_norm(features: Tensor, shown: Tensor, layer: _InstanceNorm) -> Tensor:
+def visible_norm(features: Tensor, visible: Tensor, layer: _InstanceNorm) -> Tensor:
     """Instance norm of (batch, channel, *grid) with the mean and variance of visible places; zero elsewhere.
 
     Args:
-        features: what the norm is given.
-        shown: 1 where a place is visible and 0 elsewhere, (batch, 1, *grid).
+        features: input of the norm.
+        visible: 1 where a place is visible and 0 elsewhere, (batch, 1, *grid).
         layer: the norm, whose epsilon, weight and bias are used.
     """
     axes = tuple(range(2, features.ndim))
-    count = shown.sum(axes, keepdim=True).clamp(min=1)
-    mean = (features * shown).sum(axes, keepdim=True) / count
-    centred = (features - mean) * shown
+    count = visible.sum(axes, keepdim=True).clamp(min=1)
+    mean = (features * visible).sum(axes, keepdim=True) / count
+    centred = (features - mean) * visible
     scale = (centred.square().sum(axes, keepdim=True) / count + layer.eps).rsqrt()
     normed = centred * scale
     if layer.weight is not None:
         shape = (1, -1, *[1] * len(axes))
         normed = normed * layer.weight.reshape(shape) + layer.bias.reshape(shape)
-    return normed * shown
+    return normed * visible

@@ -1,8 +1,8 @@
-"""Where blobs and tubes are, from the image alone: invariants of the Hessian at several scales, on the device that trains.
+"""Filters for bright blobs and tubes, computed from invariants of the Hessian at several scales, on the device that trains.
 
-With eigenvalues a ≤ b ≤ c of the Hessian, a bright tube has a, b well below 0 and c near 0, a bright blob all three, a bright plate only a.
-No eigenvalue is computed: second and third elementary symmetric polynomials of them are sums of minors of the Hessian. Their roots have the
-unit of an eigenvalue, and what they say is that of the classic filters (Frangi et al. 1998; Sato et al. 1998) at a fraction of the cost.
+With eigenvalues a ≤ b ≤ c of the Hessian, all three are well below 0 in a bright blob, a and b in a bright tube, and only a in a bright
+plate. Eigenvalues are not computed: their second and third elementary symmetric polynomials are sums of minors of the Hessian. The roots of
+these have the unit of an eigenvalue and rank voxels like the classic filters (Frangi et al. 1998; Sato et al. 1998) at a fraction of the cost.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from nnunet_selma.pretraining.views import along, gaussian_matrices, in_full_pre
 def structure_response(
     patches: Tensor, spacing: Sequence[float], *, scales: Sequence[float], kind: str = "both"
 ) -> Tensor:
-    """How much a voxel looks like part of a bright structure, the greatest over channels and scales, (batch, *patch), from 0.
+    """Likeness of each voxel to a bright structure, from 0, (batch, *patch); the maximum over channels and scales.
 
     Args:
         patches: (batch, channel, *patch).
@@ -46,7 +46,7 @@ def hessian_of(patches: Tensor, spacing: Sequence[float], scale: float) -> dict[
         ]
         for length, size in zip(patches.shape[2:], spacing, strict=True)
     ]
-    # orders of derivation along the axes so far, to the patches; each product is shared by all that need it
+    # orders of derivation along the axes so far, to the patches; derivatives with the same beginning share its products
     derived: dict[tuple[int, ...], Tensor] = {(): patches}
     for axis, matrices in enumerate(lines):
         derived = {
@@ -63,9 +63,9 @@ def hessian_of(patches: Tensor, spacing: Sequence[float], scale: float) -> dict[
 
 
 @lru_cache(maxsize=64)
-def _derivatives(length: int, deviation: float, step: float, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Matrices that smooth a line, and that give its first and second derivative, as `torch.gradient` measures them."""
-    (smooth,) = gaussian_matrices(length, torch.full((1,), deviation, device=device), deviation)
+def _derivatives(length: int, sigma: float, step: float, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Matrices that smooth a line, and that take its first and second derivative after smoothing, as `torch.gradient` does."""
+    (smooth,) = gaussian_matrices(length, torch.full((1,), sigma, device=device), sigma)
     (derive,) = torch.gradient(torch.eye(length, device=device), spacing=step, dim=0)
     first = derive @ smooth
     return smooth, first, derive @ first
@@ -87,7 +87,7 @@ def blob_and_tube(hessian: dict[tuple[int, int], Tensor]) -> tuple[Tensor, Tenso
     if count == 2:
         blob = minors.sqrt() * bright
         return blob, (-trace / 2 - blob).clamp(min=0) * bright
-    # a negative sum, a positive sum of pairs and a negative product: then, and only then, are all three negative
+    # all three eigenvalues are negative exactly if their sum is negative, the sum of pairs positive and the product negative
     blob = (-determinant(hessian)).clamp(min=0).pow(1 / 3) * bright * (minors > 0)
     return blob, ((minors / 3).sqrt() * bright - blob).clamp(min=0)
 

@@ -1,4 +1,4 @@
-"""Views of patches, drawn and made on the device that trains: crops, mirrors, contrast, blur, noise."""
+"""Random views of patches, computed on the device that trains: crops, mirrors, contrast, blur, noise."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -9,21 +9,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nnunet_selma.nnunet.pretext_settings import ViewSettings
+from nnunet_selma.nnunet.pretext_settings import ViewsSettings
 
 _RADIUS = 3
-"""Radius of a Gaussian's kernel, in standard deviations."""
+"""Radius of a Gaussian kernel, in standard deviations."""
 
 
 def draw(count: int, low_high: Sequence[float], generator: torch.Generator) -> Tensor:
-    """Uniform numbers between two, (count,), on the generator's device."""
+    """Uniform random numbers between the two bounds, (count,), on the generator's device."""
     low, high = low_high
     return torch.rand(count, generator=generator, device=generator.device) * (high - low) + low
 
 
 def view(
     patches: Tensor,
-    settings: ViewSettings,
+    settings: ViewsSettings,
     spacing: Sequence[float],
     generator: torch.Generator,
     *,
@@ -34,9 +34,9 @@ def view(
 
     Args:
         patches: normalised intensities.
-        settings: how strong each change is at most.
+        settings: range of each change.
         spacing: voxel size along the axes; coarse axes are blurred by fewer voxels.
-        generator: draws everything.
+        generator: draws all random numbers.
         crop: edge of the view as a share of the patch's, lowest and highest; the settings' by default.
         size: shape of the view; the patch's by default.
     """
@@ -62,18 +62,21 @@ def crop_views(
     scale = draw(count, share, generator)
     shift = draw(count * axes, (-1.0, 1.0), generator).reshape(axes, count) * (1 - scale)
     signs = torch.randint(0, 2, (axes, count), generator=generator, device=generator.device) * 2 - 1
-    where = []
+    places = []
     for axis, length in enumerate(size):
-        # of each voxel of the view in the patch, whose borders are at -1 and 1
-        own = torch.arange(length, device=generator.device) * (2 / length) - (1 - 1 / length)
-        along = (scale * signs[axis] if mirror else scale)[:, None] * own + shift[axis][:, None]
-        where.append(along.reshape(count, *(length if n == axis else 1 for n in range(axes))).expand(count, *size))
-    grid = torch.stack(where[::-1], dim=-1)  # grid_sample counts axes from the last
+        # centres of the view's voxels, in a view, then in a patch, whose borders are at -1 and 1
+        centres = torch.arange(length, device=generator.device) * (2 / length) - (1 - 1 / length)
+        moved = (scale * signs[axis] if mirror else scale)[:, None] * centres + shift[axis][:, None]
+        places.append(moved.reshape(count, *(length if n == axis else 1 for n in range(axes))).expand(count, *size))
+    grid = torch.stack(places[::-1], dim=-1)  # grid_sample counts axes from the last
     return functional.grid_sample(patches.float(), grid, padding_mode="border", align_corners=False)
 
 
 def change_contrast(patches: Tensor, gamma: Tensor, contrast: Tensor) -> Tensor:
-    """Patches (batch, channel, *patch) after a power law between their extremes, and a factor about their mean, (batch,) each."""
+    """Patches (batch, channel, *patch) with intensities raised to `gamma` between their extremes, then scaled by `contrast` about their mean.
+
+    Both are (batch,).
+    """
     axes = tuple(range(1, patches.ndim))
     low, high = patches.amin(axes, keepdim=True), patches.amax(axes, keepdim=True)
     span = (high - low).clamp(min=1e-6)
@@ -82,50 +85,50 @@ def change_contrast(patches: Tensor, gamma: Tensor, contrast: Tensor) -> Tensor:
     return (bent - mean) * _like(contrast, patches) + mean
 
 
-def gaussian_blur(patches: Tensor, deviation: Tensor, spacing: Sequence[float], most: float) -> Tensor:
-    """Patches (batch, channel, *patch) after a Gaussian each.
+def gaussian_blur(patches: Tensor, sigma: Tensor, spacing: Sequence[float], largest: float) -> Tensor:
+    """Patches (batch, channel, *patch), each smoothed by a Gaussian.
 
     Args:
-        patches: what to smooth; beyond the border its last voxels go on.
-        deviation: standard deviation of each patch's Gaussian along the finest axes, voxels, (batch,); 0 changes nothing.
+        patches: (batch, channel, *patch); the last voxels are repeated beyond the border.
+        sigma: standard deviation of each patch's Gaussian along the finest axes, voxels, (batch,); 0 changes nothing.
         spacing: voxel size along the axes; along coarse ones the Gaussian is narrower in voxels.
-        most: the greatest deviation there can be; decides the size of the kernel without asking the device.
+        largest: upper bound of `sigma`; it sets the size of the kernel, so that the host need not wait for the device.
     """
     with in_full_precision(patches.device):
         for axis, size in enumerate(spacing):
             ratio = min(spacing) / size
-            matrices = gaussian_matrices(patches.shape[2 + axis], deviation * ratio, most * ratio)
+            matrices = gaussian_matrices(patches.shape[2 + axis], sigma * ratio, largest * ratio)
             patches = along(patches, matrices, 2 + axis)
     return patches
 
 
-def gaussian_matrices(length: int, deviation: Tensor, most: float) -> Tensor:
-    """Matrices (batch, length, length) that smooth a line of voxels; beyond its ends the last voxels go on.
+def gaussian_matrices(length: int, sigma: Tensor, largest: float) -> Tensor:
+    """Matrices (batch, length, length) that smooth a line of voxels, whose last voxels are repeated beyond its ends.
 
     Args:
         length: voxels of the line.
-        deviation: standard deviation of each Gaussian, voxels, (batch,).
-        most: the greatest deviation there can be.
+        sigma: standard deviation of each Gaussian, voxels, (batch,).
+        largest: upper bound of `sigma`.
     """
-    radius = min(max(1, round(_RADIUS * most)), length - 1)
-    offsets = torch.arange(-radius, radius + 1, device=deviation.device)
-    weights = torch.exp(-0.5 * (offsets / deviation[:, None].clamp(min=1e-3)) ** 2)
+    radius = min(max(1, round(_RADIUS * largest)), length - 1)
+    offsets = torch.arange(-radius, radius + 1, device=sigma.device)
+    weights = torch.exp(-0.5 * (offsets / sigma[:, None].clamp(min=1e-3)) ** 2)
     weights = weights / weights.sum(1, keepdim=True)  # (batch, offset)
-    return torch.einsum("bo,vor->bvr", weights, _neighbours(length, radius, deviation.device).to(weights.dtype))
+    return torch.einsum("bo,vor->bvr", weights, _neighbours(length, radius, sigma.device).to(weights.dtype))
 
 
 @lru_cache(maxsize=32)
 def _neighbours(length: int, radius: int, device: torch.device) -> Tensor:
-    """Which voxel of a line is read by a voxel at an offset, bool (voxel, offset, voxel read); beyond the ends the last one."""
+    """True where a voxel reads another at an offset, bool (voxel, offset, voxel read); beyond the ends, the last voxel."""
     voxels = torch.arange(length, device=device)
     read = (voxels[:, None] + torch.arange(-radius, radius + 1, device=device)).clamp(0, length - 1)
     return read[:, :, None] == voxels
 
 
 def along(patches: Tensor, matrices: Tensor, axis: int) -> Tensor:
-    """Patches (batch, channel, *patch) whose lines along an axis are multiplied by matrices (batch, length, length), in single precision at least.
+    """Patches (batch, channel, *patch) whose lines along an axis are multiplied by matrices (batch, length, length), at least in float32.
 
-    One product an axis, where a sum over the voxels of a kernel would start a kernel of the device for each of them. Callers are
+    One matrix product an axis starts far fewer operations on a device than a sum over the voxels of a kernel. Call it within
     `in_full_precision`.
     """
     precise = torch.promote_types(patches.dtype, torch.float32)
@@ -135,10 +138,10 @@ def along(patches: Tensor, matrices: Tensor, axis: int) -> Tensor:
 
 
 def in_full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """A context without mixed precision, which the trainers switch on on these devices only."""
+    """A context without mixed precision, on the devices on which trainers use it."""
     return torch.autocast(device.type, enabled=False) if device.type in ("cpu", "cuda") else nullcontext()
 
 
 def _like(values: Tensor, patches: Tensor) -> Tensor:
-    """Values (batch,) in a shape that multiplies (batch, channel, *patch)."""
+    """Values (batch,) in a shape that broadcasts to (batch, channel, *patch)."""
     return values.reshape(-1, *[1] * (patches.ndim - 1))

@@ -1,1 +1,1 @@
-"""Prediction of a folder by several models: a router says which model each image goes to."""
+"""Prediction of a folder by several models: a router chooses the model of each image."""

@@ -1,7 +1,7 @@
-"""Prediction of a folder by several models: each case by the model of the class that a router sees in it (bioAI, SELMA3D paper, 4.2.2).
+"""Prediction of a folder by several models: a router chooses the model of each case (bioAI, SELMA3D paper, 4.2.2).
 
-Passes: (1) every case is routed, so that nothing is predicted where one has no model; (2) nnU-Net's command runs once for each model,
-on a folder of links; (3) results are cleaned of small components and put together; (4) `routes.json` says what went where.
+(1) All cases are routed before the first prediction, so that a case without a model ends the run early. (2) nnU-Net's command runs once for
+each model, on a folder of links. (3) Small components are removed, and all results go into one folder. (4) `routes.json` lists the routes.
 """
 
 import os
@@ -17,7 +17,7 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.nnunet import commands
 from nnunet_selma.prediction.model import ModelSettings
 from nnunet_selma.prediction.small_objects import remove_small_in_file
-from nnunet_selma.routing.routers import OTHER, Router, most_probable, route
+from nnunet_selma.routing.routers import OTHER, Router, class_probabilities, most_probable
 from nnunet_selma.running.json_files import read_json, write_json
 from nnunet_selma.running.progress import Progress, silent
 from nnunet_selma.volumes import open_volume
@@ -27,8 +27,8 @@ ROUTES = "routes.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictionSettings:
-    """Options of nnU-Net's command, and of the removal of small components after it."""
+class RoutedSettings:
+    """Options of nnU-Net's command, and of the removal of small components afterwards."""
 
     folds: tuple[str, ...] = ("0",)
     """Folds of each model, or all; several are averaged."""
@@ -37,7 +37,7 @@ class PredictionSettings:
     step_size: float = 0.5
     """Step of the sliding window, in patches."""
     mirroring: bool = True
-    """Mirror each patch in every way and average (test time augmentation)."""
+    """Average the predictions of each patch over all mirrorings (test time augmentation)."""
     device: str = "cpu"
     workers: int = 1
     """Number of processes that read, and of processes that write."""
@@ -47,22 +47,22 @@ class PredictionSettings:
 
 @dataclass(frozen=True)
 class Route:
-    """Where a case goes."""
+    """Case, class and model."""
 
     case: str
     files: tuple[Path, ...]
-    """One a channel."""
-    seen: str
-    """The class that is most probable."""
+    """A file for each channel."""
+    most_probable: str
+    """The most probable class."""
     probabilities: dict[str, float]
     model: str
     """Name of the model: the class, or `other`."""
 
     def as_json(self, removed: int) -> dict[str, Any]:
-        """As it stands in `routes.json`."""
+        """The entry of `routes.json`."""
         return {
             "case": self.case,
-            "class": self.seen,
+            "class": self.most_probable,
             "probabilities": self.probabilities,
             "model": self.model,
             "removed_components": removed,
@@ -74,20 +74,20 @@ def predict_routed(
     output: Path,
     router: Router,
     models: Mapping[str, Path],
-    settings: PredictionSettings,
+    settings: RoutedSettings,
     *,
     environment: Mapping[str, str] | None = None,
     progress: Progress[Any] = silent,
 ) -> list[dict[str, Any]]:
-    """Predict a folder of images into another; returns a record of each case, which `routes.json` there holds too.
+    """Predict a folder of images into another folder; returns the entries of `routes.json`, which is written there.
 
     Args:
-        source: images as nnU-Net names them, `<case>_0000.nii.gz`.
+        source: folder of images with nnU-Net's names, `<case>_0000.nii.gz`.
         output: folder for `<case>.nii.gz`; files of that name are replaced.
-        router: says what a case shows.
-        models: class, or `other`, to the folder of a trained model (with plans.json and fold folders).
-        settings: of the prediction.
-        environment: for nnU-Net's command, beyond the present one.
+        router: classifier of the cases.
+        models: folder of a trained model (with plans.json and fold folders) for each class or `other`.
+        settings: options of the prediction.
+        environment: variables for nnU-Net's command, beside those of this process.
         progress: shows routing and collecting.
 
     Raises:
@@ -96,28 +96,28 @@ def predict_routed(
     descriptions = _descriptions(models, router, settings)
     ending = _file_ending(descriptions, models, settings)
     routes = []
-    for case, files in progress(list(find_cases(source, ending).items()), "routing"):
-        chosen = choose(case, files, router, models)
-        _check_channels(chosen, len(files), descriptions[chosen.model])
-        routes.append(chosen)
+    for case, files in progress(list(find_case_files(source, ending).items()), "routing"):
+        route = choose_model(case, files, router, models)
+        _check_channels(route, descriptions[route.model])
+        routes.append(route)
     output.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".routed_", dir=output) as temporary:
         predicted = _predict(routes, models, settings, ending, temporary, environment)
         (output / ROUTES).unlink(missing_ok=True)  # of an earlier run, whose results are now replaced
         records = [
-            one.as_json(_collect(predicted[one.case], output, settings.remove_below))
-            for one in progress(routes, "collecting")
+            route.as_json(_collect(predicted[route.case], output, settings.remove_below))
+            for route in progress(routes, "collecting")
         ]
     folders = {name: str(folder) for name, folder in models.items()}
     write_json(output / ROUTES, {"models": folders, "remove_below": settings.remove_below, "cases": records})
     return records
 
 
-def find_cases(source: Path, ending: str) -> dict[str, tuple[Path, ...]]:
-    """Case to its files, a channel each, of a folder of images as nnU-Net names them.
+def find_case_files(source: Path, ending: str) -> dict[str, tuple[Path, ...]]:
+    """The files of each case, one for each channel, in a folder of images with nnU-Net's names.
 
     Raises:
-        SelmaError: no such folder, no images in it, or one without the number of its channel.
+        SelmaError: no such folder, no images in it, or a name without the number of a channel.
     """
     if not source.is_dir():
         raise SelmaError(f"{source}: there is no such folder")
@@ -134,27 +134,25 @@ def find_cases(source: Path, ending: str) -> dict[str, tuple[Path, ...]]:
     return {case: tuple(files) for case, files in cases.items()}
 
 
-def choose(case: str, files: Sequence[Path], router: Router, models: Mapping[str, Path]) -> Route:
-    """The route of a case; raises `SelmaError` where neither its class nor `other` has a model, or the router needs more channels."""
+def choose_model(case: str, files: Sequence[Path], router: Router, models: Mapping[str, Path]) -> Route:
+    """The route of a case; raises `SelmaError` if neither its class nor `other` has a model, or the router needs more channels."""
     if len(files) < router.channels:
         raise SelmaError(
-            f"case {case} has {len(files)} channel(s) and the router looks at {router.channels}; give all channels of the case"
+            f"case {case} has {len(files)} channel(s) and the router needs {router.channels}; give all channels of the case"
         )
-    probabilities = route(router, [open_volume(path) for path in files])
-    seen = most_probable(probabilities)
-    model = seen if seen in models else OTHER
+    probabilities = class_probabilities(router, [open_volume(path) for path in files])
+    shows = most_probable(probabilities)
+    model = shows if shows in models else OTHER
     if model not in models:
         raise SelmaError(
-            f"case {case} shows {seen} (probability {probabilities[seen]:.2f}), for which there is no model; add --model {seen}=FOLDER "
+            f"case {case} shows {shows} (probability {probabilities[shows]:.2f}), for which there is no model; add --model {shows}=FOLDER "
             f"or --model {OTHER}=FOLDER"
         )
-    return Route(case, tuple(files), seen, probabilities, model)
+    return Route(case, tuple(files), shows, probabilities, model)
 
 
-def _descriptions(
-    models: Mapping[str, Path], router: Router, settings: PredictionSettings
-) -> dict[str, dict[str, Any]]:
-    """The `dataset.json` of each model; raises `SelmaError` where a model is of no class of the router, incomplete, or lost."""
+def _descriptions(models: Mapping[str, Path], router: Router, settings: RoutedSettings) -> dict[str, dict[str, Any]]:
+    """The `dataset.json` of each model; raises `SelmaError` for a model of no class of the router, or one that is incomplete or not finite."""
     for name, folder in models.items():
         if name not in (*router.classes, OTHER):
             raise SelmaError(
@@ -167,13 +165,13 @@ def _descriptions(
 
 
 def _file_ending(
-    descriptions: Mapping[str, Mapping[str, Any]], models: Mapping[str, Path], settings: PredictionSettings
+    descriptions: Mapping[str, Mapping[str, Any]], models: Mapping[str, Path], settings: RoutedSettings
 ) -> str:
-    """The ending that all models want of their files."""
+    """Ending of the image files of all models; raises `SelmaError` if they differ, or small components cannot be removed from such files."""
     endings = {str(description["file_ending"]): name for name, description in descriptions.items()}
     if len(endings) > 1:
-        said = ", ".join(f"{ending} ({models[name]})" for ending, name in endings.items())
-        raise SelmaError(f"the models want different files: {said}; predict with models of one kind of file")
+        listed = ", ".join(f"{ending} ({models[name]})" for ending, name in endings.items())
+        raise SelmaError(f"the models read different files: {listed}; predict with models of one kind of file")
     (ending,) = endings
     if settings.remove_below > 1 and not is_nifti(Path(f"case{ending}")):
         raise SelmaError(
@@ -182,38 +180,39 @@ def _file_ending(
     return ending
 
 
-def _check_channels(chosen: Route, channels: int, description: Mapping[str, Any]) -> None:
-    names = list((description.get("modality") or description["channel_names"]).values())  # as nnU-Net looks for them
-    if channels != len(names):
+def _check_channels(route: Route, description: Mapping[str, Any]) -> None:
+    """Raise `SelmaError` unless a case has the channels that its model was trained on."""
+    names = list((description.get("modality") or description["channel_names"]).values())  # in nnU-Net's order
+    if len(route.files) != len(names):
         raise SelmaError(
-            f"case {chosen.case} has {channels} channel(s), and its model ({chosen.model}) was trained on {len(names)}: {', '.join(names)}"
+            f"case {route.case} has {len(route.files)} channel(s), and its model ({route.model}) was trained on {len(names)}: {', '.join(names)}"
         )
 
 
 def _predict(
     routes: Sequence[Route],
     models: Mapping[str, Path],
-    settings: PredictionSettings,
+    settings: RoutedSettings,
     ending: str,
     temporary: str,
     environment: Mapping[str, str] | None,
 ) -> dict[str, Path]:
-    """Run each model on its cases; returns case to the file that nnU-Net wrote."""
+    """Run each model on its cases; returns the file that nnU-Net wrote for each case."""
     predicted: dict[str, Path] = {}
-    for folder in dict.fromkeys(models[one.model] for one in routes):
-        own = [one for one in routes if models[one.model] == folder]
+    for folder in dict.fromkeys(models[route.model] for route in routes):
+        of_model = [route for route in routes if models[route.model] == folder]
         images, results = (Path(mkdtemp(dir=temporary)) for _ in range(2))
-        for file in (file for one in own for file in one.files):
+        for file in (file for route in of_model for file in route.files):
             _link(file, images / file.name)
         commands.run(_command(images, results, folder, settings), environment)
-        predicted |= {one.case: results / f"{one.case}{ending}" for one in own}
+        predicted |= {route.case: results / f"{route.case}{ending}" for route in of_model}
     lacking = [case for case, path in predicted.items() if not path.is_file()]
     if lacking:
         raise SelmaError(f"nnU-Net wrote no segmentation of {', '.join(lacking)}; what it printed above says why")
     return predicted
 
 
-def _command(images: Path, results: Path, model: Path, settings: PredictionSettings) -> list[str]:
+def _command(images: Path, results: Path, model: Path, settings: RoutedSettings) -> list[str]:
     return [
         "nnUNetv2_predict_from_modelfolder",
         "-i",
@@ -241,12 +240,12 @@ def _command(images: Path, results: Path, model: Path, settings: PredictionSetti
 def _link(file: Path, link: Path) -> None:
     try:
         link.symlink_to(file.resolve())
-    except OSError:  # a file system, or a Windows user, without links
+    except OSError:  # on file systems, or for Windows users, without links
         shutil.copyfile(file, link)
 
 
 def _collect(predicted: Path, output: Path, remove_below: int) -> int:
-    """Put a result into the output folder; returns how many small components were removed."""
+    """Move a result into the output folder, without its small components; returns their number."""
     if remove_below > 1:
         return remove_small_in_file(predicted, output / predicted.name, remove_below)
     os.replace(predicted, output / predicted.name)

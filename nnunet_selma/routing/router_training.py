@@ -1,7 +1,7 @@
-"""A router trained on the annotated patches of a raw dataset; the class of a case is the structure that it is named after.
+"""Training of a router on the annotated patches of a raw dataset; the class of a case is the structure in its name.
 
-Passes: (1) some patches of each case are read at random places and kept, half a gigabyte at most; (2) each step takes equally many of
-each class, mirrored at random.
+(1) Some patches of each case are read at random places and kept in memory, half a gigabyte at most. (2) Each training step takes the same
+number of patches of each class, mirrored at random.
 """
 
 import math
@@ -16,15 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.routing.routers import (
-    AT_ONCE,
-    OTHER,
-    DenseNetRouter,
-    most_probable,
-    read_patches,
-    route,
-    standardise,
-)
+from nnunet_selma.routing.patches import read_patches, standardise
+from nnunet_selma.routing.routers import OTHER, DenseNetRouter, class_probabilities, in_batches, most_probable
 from nnunet_selma.running.json_files import read_json
 from nnunet_selma.running.progress import Progress, silent
 from nnunet_selma.structures import PREFIXES, of_case
@@ -40,12 +33,13 @@ _LEAST_PATCH = 32
 _LEARNING_RATE = 1e-3
 """Adam's usual one."""
 _MOST_VOXELS = 2**28
-"""Voxels of all patches that are kept at most; each takes two bytes."""
+"""Largest number of voxels of all patches that are kept; each takes two bytes."""
 _MOST_OF_A_CASE = 16
+"""Largest number of patches of a case."""
 _OF_A_SLAB = 4
-"""Patches that are read from the same planes."""
+"""Number of patches that are read from the same planes."""
 _JUDGED = 32
-"""Patches of each class at the end, at most."""
+"""Largest number of patches of each class on which the trained router is tested."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +60,7 @@ class RouterTraining:
     """Seed of weights, places and mirroring."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be trained."""
+        """Raise `SelmaError` for values that cannot be trained with."""
         if self.patch < _LEAST_PATCH:
             raise SelmaError(f"patches of {self.patch} voxels are too small for a router; give at least {_LEAST_PATCH}")
         if self.steps < 1 or self.batch < 2:
@@ -78,15 +72,15 @@ class RouterTraining:
 
 
 @dataclass(frozen=True)
-class Learnt:
-    """Result for a class."""
+class ClassResult:
+    """Result of a training for one class."""
 
     cases: int
-    """Number of cases that were trained on."""
+    """Number of training cases."""
     recognised: float
-    """Share of their patches."""
+    """Share of their patches that the router takes for this class."""
     unseen: tuple[bool, ...] = ()
-    """For each case that was left out, True if it was recognised."""
+    """For each case that was left out, True if the router takes it for this class."""
 
 
 def train_router(
@@ -96,15 +90,15 @@ def train_router(
     progress: Progress[Any] = silent,
     *,
     left_out: Collection[str] = (),
-) -> tuple[DenseNetRouter, dict[str, Learnt]]:
-    """A router trained on the first channel of a dataset's training images, and what it learnt of each class.
+) -> tuple[DenseNetRouter, dict[str, ClassResult]]:
+    """A router trained on the first channel of a dataset's training images, and its result for each class.
 
     Args:
         dataset: folder of a dataset in `nnUNet_raw`.
-        settings: classes, patch, length.
-        device: where to train.
-        progress: shows reading, training and judging.
-        left_out: cases to judge the router by, not to train it on.
+        settings: classes, patch size and length of the training.
+        device: device to train on.
+        progress: shows reading, training and testing.
+        left_out: cases to test the router on, not to train it on.
 
     Raises:
         SelmaError: no images, a class without a case, fewer than two classes, an image that cannot be read, or MONAI is missing.
@@ -120,13 +114,13 @@ def train_router(
     _train(router, list(kept.values()), settings, rng, progress)
     unseen = _unseen(router, [case for case in images if case in left_out], images, progress)
     return router, {
-        name: Learnt(len(members[name]), _recognised(router, number, kept[name]), tuple(unseen[name]))
+        name: ClassResult(len(members[name]), _recognised(router, number, kept[name]), tuple(unseen[name]))
         for number, name in enumerate(kept)
     }
 
 
 def class_of(case: str, classes: Collection[str]) -> str | None:
-    """The class of a case `<structure>_<id>`: its structure, or else `other`; None where neither is among the classes."""
+    """The class of a case `<structure>_<id>`: its structure, or else `other`; None if neither is among the classes."""
     structure = of_case(case)
     return next((name for name in (structure.prefix if structure else OTHER, OTHER) if name in classes), None)
 
@@ -136,15 +130,15 @@ def cases_of_classes(cases: Sequence[str], classes: Sequence[str] = ()) -> dict[
 
     Args:
         cases: names, `<structure>_<id>`.
-        classes: prefixes and `other`; none: each structure there is, in the order of the structure table.
+        classes: prefixes and `other`; empty: each structure among the cases, in the order of the structure table.
 
     Raises:
         SelmaError: a class without a case, or fewer than two classes.
     """
-    there = [prefix for prefix in PREFIXES if any(class_of(case, [prefix]) for case in cases)]
-    members = {name: [case for case in cases if class_of(case, classes or there) == name] for name in classes or there}
-    known = f"the cases are named after {', '.join(there) or 'no known structure'}"
-    lacking = [name for name, own in members.items() if not own]
+    shown = [prefix for prefix in PREFIXES if any(class_of(case, [prefix]) for case in cases)]
+    members = {name: [case for case in cases if class_of(case, classes or shown) == name] for name in classes or shown}
+    known = f"the cases are named after {', '.join(shown) or 'no known structure'}"
+    lacking = [name for name, of_class in members.items() if not of_class]
     if lacking:
         raise SelmaError(f"there is no case to train on for {', '.join(lacking)}: {known}")
     if len(members) < 2:
@@ -153,7 +147,7 @@ def cases_of_classes(cases: Sequence[str], classes: Sequence[str] = ()) -> dict[
 
 
 def _images(dataset: Path) -> dict[str, Path]:
-    """Case to the file of its first channel."""
+    """Name of each case, and the file of its first channel."""
     description = dataset / "dataset.json"
     if not description.is_file():
         raise SelmaError(f"{description}: is missing; convert the dataset first")
@@ -184,7 +178,7 @@ def _read(
 
 
 def random_corners(shape: ShapeZYX, edge: int, count: int, rng: np.random.Generator) -> list[ShapeZYX]:
-    """First corners of patches at random places of a volume; some share their planes, so that these are read once."""
+    """First corners of patches at random places of a volume; groups of four share their planes, which are then read once."""
     last = [max(0, length - edge) for length in shape]
     slabs = rng.integers(0, last[0], math.ceil(count / _OF_A_SLAB), endpoint=True)
     z = np.repeat(slabs, _OF_A_SLAB)[:count]
@@ -204,7 +198,7 @@ def _train(
     # a decay to zero lets the statistics of batch norm, which prediction uses, come to rest
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / settings.steps)
     for _ in progress(range(settings.steps), "training"):
-        # each class in turn, begun anywhere: over the steps each comes as often
+        # each class in turn, from a random first, so that all come equally often
         classes = (rng.integers(len(kept)) + np.arange(settings.batch)) % len(kept)
         patches = torch.stack([mirrored(kept[c][rng.integers(len(kept[c]))], rng) for c in classes])
         scores = router.network(standardise(patches.to(router.device)))
@@ -216,25 +210,23 @@ def _train(
 
 
 def mirrored(patch: Tensor, rng: np.random.Generator) -> Tensor:
-    """A patch (channel, z, y, x) mirrored along each axis or not, as it falls."""
+    """A patch (channel, z, y, x) mirrored along random axes."""
     return patch.flip([1 + axis for axis in range(3) if rng.random() < 0.5])
 
 
 def _recognised(router: DenseNetRouter, number: int, patches: Tensor) -> float:
     """Share of some patches of a class that the router takes for it."""
-    some = patches[:: math.ceil(len(patches) / _JUDGED)]
-    batches = some.chunk(math.ceil(len(some) / AT_ONCE))
-    right = [router.probabilities(batch.to(router.device)).argmax(1) == number for batch in batches]
-    return float(torch.cat(right).float().mean())
+    probabilities = in_batches(router, patches[:: math.ceil(len(patches) / _JUDGED)])
+    return float((probabilities.argmax(1) == number).float().mean())
 
 
 def _unseen(
     router: DenseNetRouter, cases: Sequence[str], images: Mapping[str, Path], progress: Progress[Any]
 ) -> dict[str, list[bool]]:
-    """For each class, whether each of its unseen cases is recognised."""
-    found: dict[str, list[bool]] = {name: [] for name in router.classes}
+    """For each class, True or False for each of its left-out cases: the router takes the case for this class, or not."""
+    recognised: dict[str, list[bool]] = {name: [] for name in router.classes}
     for case in progress(cases, "judging") if cases else ():
         name = class_of(case, router.classes)
         if name is not None:
-            found[name].append(most_probable(route(router, [open_volume(images[case])])) == name)
-    return found
+            recognised[name].append(most_probable(class_probabilities(router, [open_volume(images[case])])) == name)
+    return recognised

@@ -89,7 +89,7 @@ def pretext_named(name: str) -> type[Pretext]:
 def freeze_untrained(network: nn.Module, pretext: Pretext) -> None:
     """Freeze what a pretext does not train: nothing decays it, and no process waits for its gradients."""
     heads = getattr(getattr(network, "decoder", None), "seg_layers", None)
-    if heads is not None and not pretext.asks_every_step:
+    if heads is not None and not pretext.deep_supervision:
         for head in list(heads)[:-1]:
             head.requires_grad_(False)
     if not pretext.trains_decoder:
@@ -229,7 +229,7 @@ class SelmaSSLTrainer(SelmaTrainer):
     def _compile_parts(self) -> None:
         """Compile what the pretext calls, in place; nnU-Net compiled the network as a whole, which most pretexts never call."""
         name_of = {module: name for name, module in [*self.pretext.named_modules(), *self.network.named_modules()]}
-        parts = self.pretext.called(self.network)
+        parts = self.pretext.compiled_parts(self.network)
         for part in parts:
             part.compile()  # type: ignore[no-untyped-call]
         self.print_to_log_file(

@@ -51,3 +51,15 @@ def test_lines_are_assignments():
 def test_what_does_not_exist_or_makes_no_sense_is_refused(assignment, match):
     with pytest.raises(SelmaError, match=match):
         with_settings({}, parse_assignments([assignment]))
+
+
+def test_plans_with_a_setting_of_an_earlier_version_are_read_with_a_sentence(capsys):
+    stored = {"inpainting": {"block_shape": [2, 4, 4], "mask_ratio": 0.5}, "finetuning": {"validation_mirroring": None}}
+    assert read_settings({"selma": stored}).inpainting.mask_ratio == 0.5
+    assert capsys.readouterr().err.splitlines() == [
+        "nnunet-selma: inpainting.block_shape was removed and is ignored; blocks are cubes of inpainting.block_edges"
+    ]
+    changed = with_settings({"selma": stored}, {"finetuning": {"epochs": 3}})
+    assert changed["selma"] == {"inpainting": {"mask_ratio": 0.5}, "finetuning": {"epochs": 3}}
+    with pytest.raises(SelmaError, match="'block_shape' is no setting of inpainting"):
+        with_settings({}, {"inpainting": {"block_shape": [2, 4, 4]}})

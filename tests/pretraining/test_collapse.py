@@ -32,7 +32,7 @@ def test_the_deviation_of_random_directions_is_one(rng):
         ({"feature_deviation": [0.001, 0.5], "effective_rank": [1.0, 5.0]}, None),  # the latest counts
         (
             {"reconstruction_error": [0.5, 0.9], "trivial_error": [0.8, 0.8]},
-            "no better than the mean of what is visible",
+            "no better than the mean of visible voxels",
         ),
         ({"reconstruction_error": [0.9, 0.5], "trivial_error": [0.8, 0.8]}, None),
         ({"train_losses": [1.0, float("nan")], "feature_deviation": [float("nan")] * 2}, "the training is lost"),

@@ -100,13 +100,6 @@ def test_what_the_network_sees_in_masked_voxels_is_a_setting(fill):
     assert (hidden.abs().max() < 1e-5) == (fill != "noise")  # standardised patches have the mean 0
 
 
-def test_blocks_of_a_fixed_shape():
-    mask = pretext(block_shape=(2, 4, 4)).draw_mask(torch.zeros(1, 1, 16, 16, 16))[0, 0]
-    for axis, edge in enumerate((2, 4, 4)):
-        changes = torch.nonzero(mask.diff(dim=axis))[:, axis]
-        assert len({int(c + 1) % edge for c in changes}) == 1
-
-
 def test_errors_of_residual_and_gradient():
     mask = torch.ones(1, 1, 32, 32, dtype=torch.bool)
     target = torch.zeros(1, 1, 32, 32)
@@ -176,7 +169,7 @@ def test_without_skips_everything_passes_through_the_coarsest_map():
     one = MaskedInpainting(task(net, inpainting={"skips": False}))
     patches = torch.randn(1, 1, 16, 16, 16)
     mask = one.draw_mask(patches)
-    maps = one.maps(net.encoder, patches, mask)
+    maps = one.encode(net, patches, mask)
     assert [bool(features.any()) for features in maps] == [False, False, True]
     loss_of(one, net, patches).backward()
     assert all(parameter.grad.abs().sum() > 0 for name, parameter in net.encoder.named_parameters() if "weight" in name)

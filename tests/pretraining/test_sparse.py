@@ -69,7 +69,7 @@ def test_the_decoder_reads_tokens_where_it_is_masked():
     for number, token in enumerate(one.tokens):
         nn.init.constant_(token, 10.0 + number)
     mask = masked()
-    maps = one.maps(net.encoder, torch.randn(1, 1, 16, 16, 16), mask)
+    maps = one.encode(net, torch.randn(1, 1, 16, 16, 16), mask)
     for number, features in enumerate(maps):
         hidden = downsampled(mask, features.shape[2:]).expand_as(features)
         assert (features[hidden] == 10.0 + number).all()

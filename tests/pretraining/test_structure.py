@@ -181,4 +181,4 @@ def test_errors_are_weighted_by_the_response_of_what_is_answered():
         _, target, _ = one.draw_task(patches)
         expected = structure_response(target, one.spacing, scales=one.structure.scales, kind=one.structure.kind)
         expected = expected / expected.mean((1, 2, 3), keepdim=True)
-        torch.testing.assert_close(one.response_of_answer(target), expected)
+        torch.testing.assert_close(one.target_response(target), expected)

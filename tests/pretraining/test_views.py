@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from nnunet_selma.nnunet.pretext_settings import ViewSettings
+from nnunet_selma.nnunet.pretext_settings import ViewsSettings
 from nnunet_selma.pretraining.views import change_contrast, crop_views, gaussian_blur, view
 
 
@@ -79,7 +79,7 @@ def test_every_setting_and_the_seed_change_a_view(rng):
         "noise": 0.0,
         "mirror": False,
     }
-    base = view(patches, ViewSettings(**still), (1.0, 1.0, 1.0), generator())
+    base = view(patches, ViewsSettings(**still), (1.0, 1.0, 1.0), generator())
     torch.testing.assert_close(base, patches, atol=1e-4, rtol=1e-4)
     for change in (
         {"crop": (0.5, 0.6)},
@@ -90,7 +90,7 @@ def test_every_setting_and_the_seed_change_a_view(rng):
         {"mirror": True},
     ):
         assert not torch.allclose(
-            view(patches, ViewSettings(**{**still, **change}), (1.0, 1.0, 1.0), generator(3)), base, atol=1e-2
+            view(patches, ViewsSettings(**{**still, **change}), (1.0, 1.0, 1.0), generator(3)), base, atol=1e-2
         ), change
-    assert not torch.equal(*(view(patches, ViewSettings(), (1.0, 1.0, 1.0), generator(seed)) for seed in (0, 1)))
-    assert torch.equal(*(view(patches, ViewSettings(), (1.0, 1.0, 1.0), generator(1)) for _ in range(2)))
+    assert not torch.equal(*(view(patches, ViewsSettings(), (1.0, 1.0, 1.0), generator(seed)) for seed in (0, 1)))
+    assert torch.equal(*(view(patches, ViewsSettings(), (1.0, 1.0, 1.0), generator(1)) for _ in range(2)))

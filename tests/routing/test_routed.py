@@ -8,7 +8,7 @@ import torch
 from nnunet_selma import cli
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.nnunet import commands
-from nnunet_selma.routing.routed import PredictionSettings, find_cases, predict_routed
+from nnunet_selma.routing.routed import RoutedSettings, find_case_files, predict_routed
 from nnunet_selma.routing.routers import Router
 from nnunet_selma.running.json_files import read_json, write_json
 from nnunet_selma.volumes import open_volume
@@ -81,7 +81,7 @@ def test_each_case_goes_to_the_model_of_its_class(tmp_path, rng, models, calls):
         write_case(tmp_path / "in", case, seen, rng)
     (tmp_path / "in" / "notes.txt").write_text("no image")
     output = tmp_path / "out"
-    records = predict_routed(tmp_path / "in", output, Fake(), models, PredictionSettings(remove_below=2))
+    records = predict_routed(tmp_path / "in", output, Fake(), models, RoutedSettings(remove_below=2))
     assert [(one["case"], one["class"], one["model"], one["removed_components"]) for one in records] == [
         ("a", "other", "other", 1),
         ("b", "cfos_neuron", "cfos_neuron", 1),
@@ -108,7 +108,7 @@ def test_each_case_goes_to_the_model_of_its_class(tmp_path, rng, models, calls):
 
 def test_the_command_is_what_a_user_would_type(tmp_path, rng, models, calls):
     write_case(tmp_path / "in", "a", "other", rng)
-    settings = PredictionSettings(
+    settings = RoutedSettings(
         folds=("all",),
         checkpoint="checkpoint_best.pth",
         step_size=0.75,
@@ -148,9 +148,7 @@ def test_a_model_of_two_classes_runs_once_and_channels_stay_together(tmp_path, r
     model = write_model(tmp_path / "model", channels=2)
     for case, seen in (("a", "other"), ("b", "cfos_neuron")):
         write_case(tmp_path / "in", case, seen, rng, channels=2)
-    predict_routed(
-        tmp_path / "in", tmp_path / "out", Fake(), {"cfos_neuron": model, "other": model}, PredictionSettings()
-    )
+    predict_routed(tmp_path / "in", tmp_path / "out", Fake(), {"cfos_neuron": model, "other": model}, RoutedSettings())
     ((_, links, _),) = calls
     assert list(links) == [f"{case}_{channel:04d}.nii.gz" for case in "ab" for channel in range(2)]
     assert links["b_0001.nii.gz"] == tmp_path / "in" / "b_0001.nii.gz"
@@ -162,7 +160,7 @@ def test_files_are_copied_where_there_are_no_links(tmp_path, rng, models, calls,
 
     write_case(tmp_path / "in", "a", "other", rng)
     monkeypatch.setattr(Path, "symlink_to", refuse)
-    predict_routed(tmp_path / "in", tmp_path / "out", Fake(), models, PredictionSettings())
+    predict_routed(tmp_path / "in", tmp_path / "out", Fake(), models, RoutedSettings())
     ((_, links, _),) = calls
     assert links["a_0000.nii.gz"].parent != tmp_path / "in"
     assert (tmp_path / "out" / "a.nii.gz").is_file()
@@ -173,7 +171,7 @@ def test_a_class_without_a_model(tmp_path, rng, models, calls):
     write_case(tmp_path / "in", "b", "microglia", rng)
     del models["other"]
     with pytest.raises(SelmaError, match=r"case b shows microglia \(probability 0\.80\), for which there is no model"):
-        predict_routed(tmp_path / "in", tmp_path / "out", Fake(), models, PredictionSettings())
+        predict_routed(tmp_path / "in", tmp_path / "out", Fake(), models, RoutedSettings())
     assert not calls
     assert not (tmp_path / "out").exists()
 
@@ -183,7 +181,7 @@ def test_what_cannot_be_predicted(tmp_path, rng, models, calls):
 
     def refused(sentence, models=models, **settings):
         with pytest.raises(SelmaError, match=sentence):
-            predict_routed(source, tmp_path / "out", Fake(), models, PredictionSettings(**settings))
+            predict_routed(source, tmp_path / "out", Fake(), models, RoutedSettings(**settings))
         assert not calls
         assert not (tmp_path / "out").exists()
 
@@ -204,19 +202,19 @@ def test_what_cannot_be_predicted(tmp_path, rng, models, calls):
     )
     refused(r"lost/fold_0/checkpoint_final\.pth: holds numbers that are not finite \(a\)", {"other": tmp_path / "lost"})
     refused("small components are removed from NIfTI only; add --remove-below 0", {"other": nrrd})
-    refused(r"the models want different files: \.nii\.gz .*, \.nrrd", {**models, "microglia": nrrd})
+    refused(r"the models read different files: \.nii\.gz .*, \.nrrd", {**models, "microglia": nrrd})
 
 
 def test_too_few_channels_for_the_router(tmp_path, rng, models, monkeypatch):
     write_case(tmp_path / "in", "a", "other", rng)
     monkeypatch.setattr(Fake, "channels", 2)
-    with pytest.raises(SelmaError, match=r"case a has 1 channel\(s\) and the router looks at 2"):
-        predict_routed(tmp_path / "in", tmp_path / "out", Fake(), models, PredictionSettings())
+    with pytest.raises(SelmaError, match=r"case a has 1 channel\(s\) and the router needs 2"):
+        predict_routed(tmp_path / "in", tmp_path / "out", Fake(), models, RoutedSettings())
 
 
 def test_nothing_is_left_of_a_prediction_that_failed(tmp_path, rng, models, calls, monkeypatch):
     write_case(tmp_path / "in", "a", "other", rng)
-    predict_routed(tmp_path / "in", tmp_path / "out", Fake(), models, PredictionSettings())
+    predict_routed(tmp_path / "in", tmp_path / "out", Fake(), models, RoutedSettings())
     before = (tmp_path / "out" / "routes.json").read_text()
 
     def fail(*_):
@@ -225,7 +223,7 @@ def test_nothing_is_left_of_a_prediction_that_failed(tmp_path, rng, models, call
     for run, sentence in ((fail, "ended with code 1"), (lambda *_: None, "wrote no segmentation of a")):
         monkeypatch.setattr(commands, "run", run)
         with pytest.raises(SelmaError, match=sentence):
-            predict_routed(tmp_path / "in", tmp_path / "out", Fake(), models, PredictionSettings())
+            predict_routed(tmp_path / "in", tmp_path / "out", Fake(), models, RoutedSettings())
         assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.nii.gz", "routes.json"]
         assert (tmp_path / "out" / "routes.json").read_text() == before
 
@@ -240,7 +238,7 @@ def test_cases_are_found_by_the_names_that_nnunet_takes(tmp_path):
         "c.json",
     ):
         (tmp_path / name).write_text("")
-    found = {case: [path.name for path in files] for case, files in find_cases(tmp_path, ".nii.gz").items()}
+    found = {case: [path.name for path in files] for case, files in find_case_files(tmp_path, ".nii.gz").items()}
     assert found == {
         "a": ["a_0000.nii.gz"],
         "a_0000": ["a_0000_0000.nii.gz"],

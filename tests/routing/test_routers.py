@@ -7,9 +7,11 @@ import torch
 from nnunet_selma import cli
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.pretraining.multitask import MultiTask
+from nnunet_selma.routing import patches as volume_patches
 from nnunet_selma.routing import routers
+from nnunet_selma.routing.patches import grid_corners, read_patches, standardise
 from nnunet_selma.routing.router_training import RouterTraining, cases_of_classes, random_corners, train_router
-from nnunet_selma.routing.routers import DenseNetRouter, grid, open_router, read_patches, route, standardise
+from nnunet_selma.routing.routers import DenseNetRouter, class_probabilities, open_router
 from nnunet_selma.running.json_files import write_json
 from nnunet_selma.structures import PREFIXES
 from nnunet_selma.volumes import Volume, open_volume
@@ -71,7 +73,7 @@ def same_weights(one, other):
     ],
 )
 def test_the_grid_reaches_from_border_to_border(shape, count, last):
-    corners = grid(shape, (64, 64, 64))
+    corners = grid_corners(shape, (64, 64, 64))
     assert len(set(corners)) == len(corners) == count
     assert (corners[0], corners[-1]) == ((0, 0, 0), last)
 
@@ -97,7 +99,7 @@ def test_random_places_lie_inside_and_reach_the_borders(rng):
 
 
 def test_the_patches_of_a_volume_are_normalised_by_all_of_it(rng, monkeypatch):
-    monkeypatch.setattr(routers, "_PLANES", 7)
+    monkeypatch.setattr(volume_patches, "_PLANES", 7)
     voxels = rng.integers(0, 65535, (40, 20, 20), dtype=np.uint16)
     seen = []
 
@@ -109,7 +111,7 @@ def test_the_patches_of_a_volume_are_normalised_by_all_of_it(rng, monkeypatch):
             return torch.tensor([[0.25, 0.75]]).repeat(len(patches), 1)
 
     volumes = [Memory(voxels), Memory(np.full(voxels.shape, 5, np.uint16)), Memory(voxels)]
-    assert route(Looking(), volumes) == {"a": 0.25, "b": 0.75}
+    assert class_probabilities(Looking(), volumes) == {"a": 0.25, "b": 0.75}
     patches = torch.cat(seen)
     assert patches.shape == (12, 2, 16, 16, 16)
     expected = (voxels[:16, :16, :16] - voxels.mean()) / voxels.std()
@@ -151,7 +153,7 @@ def test_a_router_tells_two_textures_apart_and_comes_back_from_its_file(folders,
     assert (router.classes, router.patch_zyx, router.channels) == (("other", "cfos_neuron"), (32, 32, 32), 1)
     for kind, number in (("blood_vessel", 0), ("cfos_neuron", 1)):
         path = write_image(tmp_path / f"{kind}.nii.gz", texture(kind, (50, 20, 70), rng))
-        probabilities = route(router, [open_volume(path)])
+        probabilities = class_probabilities(router, [open_volume(path)])
         assert sum(probabilities.values()) == pytest.approx(1)
         assert list(probabilities.values())[number] > 0.6
     router.save(tmp_path / "again.pt")
@@ -172,7 +174,7 @@ def test_cases_of_a_fold_are_left_out_and_judged(folders, rng, tmp_path, capsys,
     assert "splits_final.json: is missing, so that fold 0 is not known" in capsys.readouterr().err
     splits.parent.mkdir()
     write_json(splits, [{"train": [], "val": ["cfos_neuron_000", "cfos_neuron_002", "blood_vessel_001", "elsewhere"]}])
-    monkeypatch.setattr("nnunet_selma.routing.router_training.route", lambda *_: {"blood_vessel": 1.0})
+    monkeypatch.setattr("nnunet_selma.routing.router_training.class_probabilities", lambda *_: {"blood_vessel": 1.0})
     assert cli.main([*command, "-f", "0"]) == 0
     vessels, cells = capsys.readouterr().out.splitlines()[:2]
     assert vessels.startswith("blood_vessel: 2 cases, ")
