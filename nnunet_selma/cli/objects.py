@@ -58,7 +58,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
         help="image whose intensities are measured (default: that of the OME-Zarr, if there is one; none: no intensities)",
     )
     add_options(parser, ObjectSettings, label="", channel="", spacing_um_zyx="--spacing", connectivity="")
-    add_options(parser, ObjectSettings, min_voxels="", max_voxels="", trees="", instances="", overwrite="")
+    add_options(parser, ObjectSettings, min_voxels="", max_voxels="", topology="", trees="", instances="", overwrite="")
     regions = parser.add_argument_group("regions of an atlas that is registered already")
     add_options(regions, ObjectSettings, atlas="", transform="", atlas_spacing_um_zyx="--atlas-spacing")
     add_options(regions, ObjectSettings, region_names="", regions="")

@@ -38,7 +38,7 @@ def add_to(parts: Any) -> None:
         "--objects",
         type=path,
         metavar="FILE",
-        help="table of nnunet-selma objects, .csv or .parquet (default: objects are counted anew, which takes longer)",
+        help="table of nnunet-selma objects, .csv or .parquet (default: objects are measured, which takes longer)",
     )
     _common(overview)
     overview.set_defaults(run=_overview, starts_anew=True)
@@ -86,7 +86,5 @@ def _overview(chosen: argparse.Namespace) -> int:
         segmentation, spacing_um_zyx=chosen.spacing, table=chosen.objects, channel=chosen.channel, progress=progress
     )
     overview_sheet(chosen.output, drawing)
-    print(
-        f"{len(drawing.objects.sizes)} objects, {100 * drawing.foreground:.3g} % foreground; picture: {chosen.output}"
-    )
+    print(f"{len(drawing.objects)} objects, {100 * drawing.foreground:.3g} % foreground; picture: {chosen.output}")
     return 0

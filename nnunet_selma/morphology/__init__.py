@@ -1,1 +1,1 @@
-"""Connected components, topology and centrelines of masks, computed block by block."""
+"""Connected components, topology and centrelines of masks, of whole arrays or block by block."""

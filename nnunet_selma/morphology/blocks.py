@@ -1,7 +1,7 @@
-"""A volume in blocks that share one layer of voxels with the blocks behind them.
+"""Blocks of a volume, each of which shares one layer of voxels with the next block along every axis.
 
-With that layer every pair of neighbouring voxels (26-neighbours too) and every window of 2×2×2 voxels lies in one block whole. What is
-counted over windows adds up, and components are joined where blocks share voxels.
+Because of that layer, every pair of neighbouring voxels (26-neighbours too) and every window of 2×2×2 voxels lies whole in one block.
+Counts over windows add up, and components are joined where blocks share voxels.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,46 +14,51 @@ from numpy.typing import NDArray
 from nnunet_selma.volumes.base import Array, ShapeZYX
 
 Read = Callable[[slice, slice, slice], Array]
-"""Gives the voxels of a box (z, y, x): `Volume.read`, or `reader` of an array."""
+"""Returns the voxels of a box, given as three slices (z, y, x): `Volume.read`, or `reader` of an array."""
 Mask = NDArray[np.bool_]
 Box = tuple[slice, slice, slice]
 
 
 def reader(array: Array) -> Read:
-    """Read boxes of an array (z, y, x)."""
+    """A function that reads boxes of an array (z, y, x)."""
     return lambda z, y, x: array[z, y, x]
 
 
 @dataclass(frozen=True)
 class Block:
-    """One block; voxel bounds are (z, y, x)."""
+    """A core of voxels that belong to this block alone, and the layer behind it; voxel bounds are (z, y, x)."""
 
     index: ShapeZYX
-    """Its place in the grid of blocks."""
+    """Place in the grid of blocks."""
     start: ShapeZYX
+    """First voxel."""
     stop: ShapeZYX
-    """End of its own voxels."""
+    """End of the core."""
     end: ShapeZYX
-    """End of what it reads: one layer further, where there is one."""
+    """End of the box: one layer behind the core, unless the volume ends there."""
 
     @property
     def box(self) -> Box:
-        """The block with its margin, as slices (z, y, x)."""
+        """Core and layer, as slices of the volume."""
         z, y, x = (slice(a, b) for a, b in zip(self.start, self.end, strict=True))
         return z, y, x
 
     @property
-    def own(self) -> Box:
-        """Its own voxels, as a part of what it reads."""
+    def core(self) -> Box:
+        """The core, as slices of the box."""
         z, y, x = (slice(0, b - a) for a, b in zip(self.start, self.stop, strict=True))
         return z, y, x
 
 
 def blocks(shape: ShapeZYX, edge: ShapeZYX) -> Iterator[Block]:
-    """The blocks of a volume in raster order; the last of an axis may be smaller.
+    """The blocks of a volume in raster order; the last block of an axis may be smaller.
+
+    Args:
+        shape: shape of the volume, voxels (z, y, x).
+        edge: shape of a block's core, voxels (z, y, x).
 
     Raises:
-        ValueError: an edge below 1.
+        ValueError: an edge is below 1.
     """
     if min(edge) < 1:
         raise ValueError(f"blocks of {edge} voxels: an edge is at least 1")
@@ -65,7 +70,7 @@ def blocks(shape: ShapeZYX, edge: ShapeZYX) -> Iterator[Block]:
 
 
 def with_margin(read: Read, shape: ShapeZYX) -> tuple[Read, ShapeZYX]:
-    """The mask `> 0` of a volume with one empty voxel around it: how to read it, and its shape."""
+    """A reader of the mask `> 0` of a volume with one empty voxel around it, and the shape of that mask."""
 
     def read_mask(*box: slice) -> Mask:
         inner = [slice(max(b.start - 1, 0), min(b.stop - 1, n)) for b, n in zip(box, shape, strict=True)]

@@ -1,9 +1,9 @@
 """Connected components of a mask, of a whole array or block by block with the same result.
 
-Passes over blocks: (1) each block is labelled by itself, its labels are numbered on from those of the block before; (2) where two blocks
-share voxels, the two numbers of each voxel are noted as a pair; (3) after the last block the pairs are joined (components of a graph).
-Memory: one block, a slice of labels of the whole volume (8 bytes a voxel), and about 100 bytes a provisional component; where places and
-sizes are asked for, 50 bytes a foreground voxel of a block beside it.
+Block by block: (1) each block is labelled alone, and its labels continue the numbers of the block before; (2) where two blocks share voxels,
+the two numbers of each voxel are recorded as a pair; (3) after the last block, numbers in pairs become one component (connected components
+of a graph). Memory: one block, a slice of labels of the whole volume (8 bytes a voxel), and about 100 bytes for each component of each
+block; places and sizes take another 50 bytes for each foreground voxel of a block.
 """
 
 from dataclasses import dataclass
@@ -19,12 +19,16 @@ from nnunet_selma.morphology.blocks import Block, Box, Read, blocks
 from nnunet_selma.volumes.base import Array, ShapeZYX
 
 Connectivity = Literal[6, 26]
+"""Neighbours of a voxel that belong to its component: 6 share a face with it, 26 at least a corner."""
 
 
 def label(mask: Array, connectivity: Connectivity = 26) -> tuple[Array, int]:
-    """Number the components of a mask (z, y, x) from 1 in raster order, 0 is background; returns labels and their number.
+    """Number the components of a mask (z, y, x) from 1 in raster order; 0 is background.
 
-    Of integers, voxels that touch are joined where they have the same value.
+    In an array of integers, a component is made of touching voxels of equal value.
+
+    Returns:
+        Labels in the shape of the mask, and the number of components.
     """
     if not mask.size:
         return np.zeros(mask.shape, np.uint16), 0
@@ -40,16 +44,16 @@ class Components:
     """The 26-connected components of a mask, in raster order of their first voxels; axes are (z, y, x)."""
 
     sizes: NDArray[np.int64]
-    """Voxels of each, (n,)."""
+    """Voxels of each component, (n,)."""
     low: NDArray[np.int64]
-    """First corner of each one's box, (n, 3)."""
+    """First corner of each component's box, (n, 3)."""
     high: NDArray[np.int64]
-    """Corner behind the last voxel of each one's box, (n, 3)."""
+    """Corner behind the last voxel of each component's box, (n, 3)."""
     first: NDArray[np.int64]
-    """First voxel of each in raster order, (n, 3)."""
+    """First voxel of each component in raster order, (n, 3)."""
 
     def box(self, number: int) -> Box:
-        """The box of a component, counted from 0."""
+        """The box of a component, numbered from 0, as slices of the volume."""
         z, y, x = (slice(int(a), int(b)) for a, b in zip(self.low[number], self.high[number], strict=True))
         return z, y, x
 
@@ -58,9 +62,9 @@ def components_by_blocks(read: Read, shape: ShapeZYX, edge: ShapeZYX) -> Compone
     """The components of the mask `> 0` of a volume, read block by block.
 
     Args:
-        read: gives the voxels of a box.
-        shape: of the volume, voxels (z, y, x).
-        edge: of a block, voxels (z, y, x).
+        read: reader of boxes of the volume.
+        shape: shape of the volume, voxels (z, y, x).
+        edge: shape of a block, voxels (z, y, x).
     """
     table = ComponentTable()
     for block in blocks(shape, edge):
@@ -69,26 +73,26 @@ def components_by_blocks(read: Read, shape: ShapeZYX, edge: ShapeZYX) -> Compone
 
 
 class ComponentTable:
-    """Components that are labelled block by block, in the order of `blocks`, with their sizes and places."""
+    """Sizes and places of components that are labelled block by block, in the order of `blocks`."""
 
     def __init__(self) -> None:
         self._joined = JoinedComponents()
         self._parts = [Components(*(np.zeros((0, *more), np.int64) for more in ((), (3,), (3,), (3,))))]
 
     def add(self, block: Block, labels: Array, n: int) -> int:
-        """As `JoinedComponents.add`."""
-        self._parts.append(_described(labels, n, block))
+        """Register a labelled block; returns the offset that makes its labels unique across blocks."""
+        self._parts.append(_describe(labels, n, block))
         return self._joined.add(block, labels, n)
 
     def finish(self) -> tuple[Components, NDArray[np.int64]]:
-        """All components, and which of them, from 0, each provisional number has become."""
+        """All components, and for each component of each block, in the order of blocks, its number among all, from 0."""
         final, n = self._joined.join()
         if not n:
             return self._parts[0], final
         sizes, low, high, first = (
             np.concatenate([getattr(part, name) for part in self._parts]) for name in ("sizes", "low", "high", "first")
         )
-        order = np.lexsort((*first.T[::-1], final))  # of each final component the first voxel stands first
+        order = np.lexsort((*first.T[::-1], final))  # sorted by component, and within one by first voxel
         starts = np.flatnonzero(np.diff(final[order], prepend=-1))
         firsts = first[order][starts]
         raster = np.lexsort(firsts.T[::-1])
@@ -101,8 +105,8 @@ class ComponentTable:
         return Components(*(column[raster] for column in columns)), np.argsort(raster)[final]
 
 
-def _described(labels: Array, n: int, block: Block) -> Components:
-    """Components of a block; sizes count the block's voxels only."""
+def _describe(labels: Array, n: int, block: Block) -> Components:
+    """Components of a block; sizes count voxels of its core only."""
     at = np.flatnonzero(labels)
     numbers = labels.ravel()[at].astype(np.int64) - 1
     corners = np.stack(np.unravel_index(at, labels.shape), axis=1) + np.array(block.start)
@@ -110,18 +114,18 @@ def _described(labels: Array, n: int, block: Block) -> Components:
     for axis in range(3):  # numpy is several times faster along one axis than along all
         np.minimum.at(low[:, axis], numbers, corners[:, axis])
         np.maximum.at(high[:, axis], numbers, corners[:, axis] + 1)
-    own = (corners < np.array(block.stop)).all(axis=1)
+    in_core = (corners < np.array(block.stop)).all(axis=1)
     first = corners[np.unique(numbers, return_index=True)[1]]
-    return Components(np.bincount(numbers[own], minlength=n), low, high, first)
+    return Components(np.bincount(numbers[in_core], minlength=n), low, high, first)
 
 
 class JoinedComponents:
-    """Components that are labelled block by block, in the order of `blocks`."""
+    """Components that are labelled block by block, in the order of `blocks`, and joined where blocks share voxels."""
 
     def __init__(self) -> None:
         self._provisional = 0
         self._faces: dict[tuple[int, tuple[int, ...]], tuple[Array, int]] = {}
-        """Last layer of a block along an axis, for the block behind it, and the offset of its labels."""
+        """For a block and an axis: the last layer of labels of the block before it, and the offset of those labels."""
         self._pairs: list[NDArray[np.int64]] = []
 
     def add(self, block: Block, labels: Array, n: int) -> int:
@@ -131,10 +135,10 @@ class JoinedComponents:
         for axis in range(3):
             if (axis, block.index) in self._faces:
                 before, offset_before = self._faces.pop((axis, block.index))
-                own = labels.take(0, axis)
-                seen = own > 0
-                pairs = np.stack([before[seen] + np.int64(offset_before), own[seen] + np.int64(offset)], axis=1)
-                changes = np.diff(pairs, axis=0, prepend=-1).any(axis=1)  # few, and so less to sort
+                here = labels.take(0, axis)
+                seen = here > 0
+                pairs = np.stack([before[seen] + np.int64(offset_before), here[seen] + np.int64(offset)], axis=1)
+                changes = np.diff(pairs, axis=0, prepend=-1).any(axis=1)  # few, which leaves less to sort
                 self._pairs.append(np.unique(pairs[changes], axis=0))
             if block.end[axis] > block.stop[axis]:
                 behind = tuple(i + (a == axis) for a, i in enumerate(block.index))
@@ -142,7 +146,7 @@ class JoinedComponents:
         return offset
 
     def join(self) -> tuple[NDArray[np.int64], int]:
-        """Final number, from 0, of each provisional one, and how many there are; to be asked after the last block."""
+        """The final number, from 0, of each component of each block, and how many components there are; call it after the last block."""
         pairs = np.concatenate([np.zeros((0, 2), np.int64), *self._pairs]) - 1
         graph = coo_array((np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])), shape=(self._provisional,) * 2)
         if not self._provisional:

@@ -1,12 +1,12 @@
-"""Labels and the raw image they belong to: where they lie, and how they are read block by block.
+"""Labels and their raw image: finding the files, and reading both block by block.
 
-A volume of slices is read as slabs of whole slices: those read last are kept, so that blocks side by side read each slice once. Together
-they are 256 MB, or nine slices, whichever is more, and twice that while a file of many slices is read. A volume in chunks is read in blocks
-of about 256³ voxels made of whole chunks.
+A volume of slices is read as slabs of whole slices: the last slices are kept in memory, so that blocks side by side read each slice once.
+Kept slices take 256 MB, or nine slices, whichever is more, and twice that while a file of many slices is read. A volume in chunks is read in
+blocks of about 256³ voxels made of whole chunks.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isqrt, prod
 from pathlib import Path
 
@@ -21,27 +21,27 @@ from nnunet_selma.volumes.labels import label_values
 from nnunet_selma.volumes.segmented import class_names, has_image, label_image, levels
 
 SLAB_BYTES = 2**28
-"""Slices of one volume that are kept in memory together."""
+"""Bytes of one volume's slices that are kept in memory."""
 BLOCK_VOXELS = 2**24
 """Voxels of a block: 256³."""
 _LEAST_SLICES = (
-    8  # in a slab, however large they are: of thinner ones each object would be counted many times, and joined
+    8  # in a slab, however large they are: thinner slabs cut each object into many parts, which must be joined
 )
 _MOST_SLICES = 256
-_CHUNK = (64, 64, 64)  # where a volume has none
+_CHUNK = (64, 64, 64)  # for volumes without chunks
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """The volume that is measured, with its image if there is one."""
+    """The labels that are measured, and their image."""
 
     labels: Volume
-    raw: Volume | None
-    """The image whose intensities are measured, of the labels' shape."""
-    spacing_um_zyx: SpacingUm | None
-    """Voxel size in the files: that of the labels, or else of the image."""
-    classes: Mapping[int, str]
-    """Label to its name, as far as the file says."""
+    raw: Volume | None = None
+    """The image whose intensities are measured, in the labels' shape; None: no intensities."""
+    spacing_um_zyx: SpacingUm | None = None
+    """Voxel size in the labels' file, otherwise in the image's; None: neither says it."""
+    classes: Mapping[int, str] = field(default_factory=dict)
+    """Label to its name, for labels that are named in the file."""
 
     @property
     def paths(self) -> list[Path]:
@@ -56,12 +56,12 @@ class Sources:
 
     @property
     def read_labels(self) -> Read:
-        """Gives boxes of the labels, as unsigned integers."""
+        """Reader of boxes of the labels, as unsigned integers."""
         return as_labels(slices_kept(self.labels), self.labels.path)
 
     @property
     def read_raw(self) -> Read | None:
-        """Gives boxes of the image."""
+        """Reader of boxes of the image; None without one."""
         return None if self.raw is None else _finite(slices_kept(self.raw), self.raw.path)
 
 
@@ -71,14 +71,14 @@ def open_sources(
     """Open labels and their image; reads no voxels.
 
     Args:
-        labels: any volume; of an OME-Zarr image with label images, one of these is taken.
-        name: which label image of an OME-Zarr.
-        raw: the image; without it that of the OME-Zarr, if the labels lie in one.
-        without_raw: open no image at all.
-        channel: of the image.
+        labels: any volume of labels, or an OME-Zarr image with label images.
+        name: name of the label image in an OME-Zarr.
+        raw: the image; None: the image of the OME-Zarr in which the labels lie, if they do.
+        without_raw: True opens no image.
+        channel: channel of the image, from 0.
 
     Raises:
-        SelmaError: nothing there, no such label image, or labels and image differ in shape.
+        SelmaError: there is no such file or label image, or labels and image differ in shape.
     """
     inside = label_image(labels, name)
     place = (inside or labels).resolve()
@@ -87,7 +87,7 @@ def open_sources(
         raw = around
     volume = open_volume(place)
     resolutions = () if raw is None or without_raw else levels(raw, channel)
-    image = next((one for one in resolutions if one.shape == volume.shape), resolutions[0] if resolutions else None)
+    image = next((level for level in resolutions if level.shape == volume.shape), next(iter(resolutions), None))
     if image is not None and image.shape != volume.shape:
         raise SelmaError(
             f"{image.path}: has {_text(image.shape)} voxels (z, y, x), the labels {volume.path} have {_text(volume.shape)}; "
@@ -102,10 +102,10 @@ def _text(shape: ShapeZYX) -> str:
 
 
 def block_edge(volumes: Sequence[Volume]) -> ShapeZYX:
-    """Edges of blocks, voxels (z, y, x), in which all these volumes of one shape are read at little cost.
+    """Shape of blocks, voxels (z, y, x), in which volumes of one shape are read at little cost; at most `BLOCK_VOXELS` a block.
 
-    At most `BLOCK_VOXELS` a block. If one of the volumes is made of slices, a block is as deep as its slab, in a power of two, and at
-    least eight slices; else it is grown from the chunk of the first by doubling its shortest edge.
+    If one of the volumes is made of slices, a block is as deep as its slab, rounded down to a power of two, and at least eight slices deep.
+    Otherwise the chunk of the first volume grows by doubling its shortest edge.
     """
     shape = volumes[0].shape
     slices = [volume for volume in volumes if volume.plane_wise]
@@ -127,7 +127,7 @@ def block_edge(volumes: Sequence[Volume]) -> ShapeZYX:
 
 
 def _power_of_two(number: int) -> int:
-    """The largest that is no more."""
+    """The largest power of two up to a number."""
     return 1 << (max(1, number).bit_length() - 1)
 
 
@@ -137,16 +137,16 @@ def _slices_kept(volume: Volume) -> int:
 
 
 def slices_kept(volume: Volume) -> Read:
-    """How to read boxes of a volume: as they are, or cut from slices that are kept, where whole slices are the cheap way."""
+    """Reader of boxes of a volume; where whole slices are cheap to read, boxes are cut from slices that are kept in memory."""
     return _KeptSlices(volume) if volume.plane_wise else volume.read
 
 
 class _KeptSlices:
-    """Reads boxes of a volume, and keeps the slices that were asked for last."""
+    """Reader of boxes that keeps the slices it used last."""
 
     def __init__(self, volume: Volume) -> None:
         self._volume, self._most = volume, _slices_kept(volume)
-        self._kept: dict[int, Array] = {}  # the one that was asked for longest ago stands first
+        self._kept: dict[int, Array] = {}  # the slice unused for longest stands first
 
     def __call__(self, z: slice, y: slice, x: slice) -> Array:
         box = np.empty([b.stop - b.start for b in (z, y, x)], self._volume.dtype)
@@ -158,14 +158,14 @@ class _KeptSlices:
         return box
 
     def _fetch(self, first: int, stop: int) -> None:
-        """Read the slices up to the next one that is kept, in one go: some files are read from their beginning each time."""
+        """Read the slices up to the next kept one with one call, because some files are read from their beginning each time."""
         stop = first + 1 if self._volume.slices_apart else min(stop, first + self._most)
         stop = next((at for at in range(first + 1, stop) if at in self._kept), stop)
         while self._kept and len(self._kept) + stop - first > self._most:
             del self._kept[next(iter(self._kept))]
         planes = self._volume.read(slice(first, stop))
         for at, plane in enumerate(planes, first):
-            self._kept[at] = plane if len(planes) == 1 else plane.copy()  # a part would keep the whole in memory
+            self._kept[at] = plane if len(planes) == 1 else plane.copy()  # a view would keep the whole slab in memory
 
 
 def as_labels(read: Read, path: Path) -> Read:
@@ -174,7 +174,7 @@ def as_labels(read: Read, path: Path) -> Read:
 
 
 def _finite(read: Read, path: Path) -> Read:
-    """The same boxes; a `SelmaError` where one holds NaN."""
+    """The same reader; raises `SelmaError` for NaN and infinite values."""
 
     def read_finite(*box: slice) -> Array:
         values = read(*box)

@@ -1,50 +1,47 @@
-"""Objects: connected components of equal label, measured block by block, with the same result for every shape of blocks.
-
-Each block is labelled by itself, and what it holds of each component is summed up; where blocks share voxels, components are joined
-(`metrics/components.py`). Sums are of integers, so that the order of blocks does not show; those of intensities are float64, and exact for
-integers up to 2^53. Memory: a block, 4 bytes a voxel of one slice, and while the last block is joined about 450 bytes for each
-object in each block; the table itself has 100 bytes an object.
-"""
+"""The measured objects of a segmentation, as the columns of the table that `nnunet-selma objects` writes, and read back from it."""
 
 from dataclasses import dataclass
+from math import prod
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_selma.morphology.blocks import Block
-from nnunet_selma.morphology.components import Components, ComponentTable, Connectivity, label
-from nnunet_selma.volumes.base import Array, ShapeZYX
+from nnunet_selma.errors import SelmaError
+from nnunet_selma.objects.table_files import Columns, read_table
+from nnunet_selma.structures import SpacingUm
+from nnunet_selma.volumes.base import ShapeZYX
 
-_Integers = NDArray[np.int64]
-_Floats = NDArray[np.float64]
-_FEW, _CROWDED = 2**14, 6
-"""More components, with fewer voxels of the block for each, are the grey values of an image: points apart have 8 voxels each."""
+MOST_CLASSES = 256
+"""Greatest number of labels that are counted class by class; more labels are numbers of instances."""
+UM3_PER_MM3 = 1e9
+_INTENSITIES = ("mean_intensity", "max_intensity")
 
 
 @dataclass(frozen=True)
 class Objects:
-    """Objects in raster order of their first voxels; one row an object, axes are (z, y, x), unit is the voxel."""
+    """Objects in raster order of their first voxels: one row an object, axes (z, y, x), lengths in voxels."""
 
-    label: _Integers
-    """Which label its voxels have, (n,)."""
-    voxels: _Integers
-    """How many, (n,)."""
-    centroid: _Floats
-    """Mean index of its voxels, (n, 3); the centre of the first voxel of the volume is 0."""
-    start: _Integers
-    """First corner of its box, (n, 3)."""
-    stop: _Integers
-    """Corner behind its last voxels, (n, 3)."""
-    mean_intensity: _Floats
-    """Mean intensity of the image; NaN where there is none, (n,)."""
-    max_intensity: _Floats
-    """Greatest intensity of the image; NaN where there is none, (n,)."""
+    label: NDArray[np.int64]
+    """Label of the object's voxels, (n,)."""
+    voxels: NDArray[np.int64]
+    """Number of voxels, (n,)."""
+    centroid: NDArray[np.float64]
+    """Mean index of the voxels, (n, 3); the centre of the volume's first voxel is 0."""
+    start: NDArray[np.int64]
+    """First corner of the object's box, (n, 3)."""
+    stop: NDArray[np.int64]
+    """Corner behind the object's last voxels, (n, 3)."""
+    mean_intensity: NDArray[np.float64]
+    """Mean intensity of the image, (n,); NaN without an image."""
+    max_intensity: NDArray[np.float64]
+    """Greatest intensity of the image, (n,); NaN without an image."""
 
     def __len__(self) -> int:
         return len(self.voxels)
 
-    def of(self, rows: NDArray[np.bool_]) -> "Objects":
-        """Some of them."""
+    def select(self, rows: NDArray[np.bool_]) -> "Objects":
+        """The objects whose row is True."""
         return Objects(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
     def touches_border(self, shape: ShapeZYX) -> NDArray[np.bool_]:
@@ -53,90 +50,59 @@ class Objects:
         return touches
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Measurements of components from the voxels of one block, (n,) or (n, 3)."""
+def table_of(objects: Objects, shape: ShapeZYX, spacing_um_zyx: SpacingUm | None) -> Columns:
+    """The columns of the table, one row an object; µm and intensities that are not known are NaN."""
+    spacing = spacing_um_zyx or (np.nan,) * 3
+    return {
+        "id": np.arange(1, len(objects) + 1),
+        "label": objects.label,
+        "voxels": objects.voxels,
+        "volume_um3": objects.voxels * prod(spacing),
+        **{f"centroid_{axis}_um": objects.centroid[:, i] * spacing[i] for i, axis in enumerate("zyx")},
+        **_split("centroid", objects.centroid),
+        **_split("start", objects.start),
+        **_split("stop", objects.stop),
+        "mean_intensity": objects.mean_intensity,
+        "max_intensity": objects.max_intensity,
+        "touches_border": objects.touches_border(shape),
+    }
 
-    label: _Integers
-    position: _Integers
-    """Sum of the indices of voxels."""
-    intensity: _Floats
-    """Sum."""
-    brightest: _Floats
+
+def _split(name: str, values: NDArray[np.generic]) -> Columns:
+    """One column for each axis of (n, 3) values."""
+    return {f"{name}_{axis}": values[:, i] for i, axis in enumerate("zyx")}
 
 
-class MeasuredComponents:
-    """The components of a volume, added block by block in the order of `blocks`."""
+def read_objects(path: Path, shape: ShapeZYX) -> Objects:
+    """The objects of a table that `nnunet-selma objects` wrote.
 
-    def __init__(self, connectivity: Connectivity = 26) -> None:
-        self._connectivity = connectivity
-        self._table = ComponentTable()
-        self._parts: list[_Part] = []
-        self._with_raw = False
+    Args:
+        path: .csv or .parquet.
+        shape: shape of the segmentation, voxels (z, y, x).
 
-    def add(self, block: Block, values: Array, raw: Array | None = None) -> int:
-        """Take in the labels in a block's box, and its intensities; returns the number of components in it.
-
-        Raises:
-            ValueError: so many components that these are no labels, but an image.
-        """
-        labels, n = label(values, self._connectivity)
-        if n > _FEW and n * _CROWDED > values.size:
-            raise ValueError(f"{n} objects in {values.size} voxels")
-        self._table.add(block, labels, n)
-        self._parts.append(_measured(block, labels, n, values, raw))
-        self._with_raw |= raw is not None
-        return n
-
-    def finish(self) -> tuple[Objects, _Integers]:
-        """All objects, and which of them, from 0, each component of each block has become, in the order they were added."""
-        components, which = self._table.finish()
-        labels, position, intensity, brightest = (
-            np.concatenate([getattr(part, name) for part in self._parts] or [np.zeros((0, *more))])
-            for name, more in (("label", ()), ("position", (3,)), ("intensity", ()), ("brightest", ()))
+    Raises:
+        SelmaError: there is no such table, or its objects lie outside of the segmentation.
+    """
+    vectors = {name: [f"{name}_{axis}" for axis in "zyx"] for name in ("centroid", "start", "stop")}
+    needed = ["label", "voxels", *(name for names in vectors.values() for name in names)]
+    columns = read_table(path, [*needed, *_INTENSITIES])
+    incomplete = [name for name in needed if np.isnan(columns[name]).any()]
+    if incomplete:
+        raise SelmaError(
+            f"{path}: has empty cells in {', '.join(incomplete)}; write it again with nnunet-selma objects"
         )
-        n = len(components.sizes)
-        return self._objects(
-            components,
-            _gathered(np.maximum, labels.astype(np.int64), which, n, 0),
-            np.stack([_gathered(np.add, axis.astype(np.int64), which, n, 0) for axis in position.T], axis=1),
-            _gathered(np.add, intensity, which, n, 0),
-            _gathered(np.maximum, brightest, which, n, -np.inf),
-        ), which
-
-    def _objects(
-        self, found: Components, labels: _Integers, position: _Integers, intensity: _Floats, brightest: _Floats
-    ) -> Objects:
-        nothing = np.full(len(found.sizes), np.nan)
-        return Objects(
-            label=labels,
-            voxels=found.sizes,
-            centroid=position / found.sizes[:, None],
-            start=found.low,
-            stop=found.high,
-            mean_intensity=intensity / found.sizes if self._with_raw else nothing,
-            max_intensity=brightest if self._with_raw else nothing,
+    centroid, start, stop = (np.stack([columns[name] for name in names], axis=1) for names in vectors.values())
+    if (start < 0).any() or (stop > shape).any():
+        raise SelmaError(
+            f"{path}: has objects outside of the segmentation, which has {' × '.join(map(str, shape))} voxels (z, y, x); "
+            "give the table of this segmentation"
         )
-
-
-def _measured(block: Block, labels: Array, n: int, values: Array, raw: Array | None) -> _Part:
-    own = np.ascontiguousarray(labels[block.own])
-    at = np.flatnonzero(own)
-    numbers = own.ravel()[at].astype(np.int64) - 1
-    corners = (axis + begin for axis, begin in zip(np.unravel_index(at, own.shape), block.start, strict=True))
-    position = [np.bincount(numbers, axis, minlength=n).astype(np.int64) for axis in corners]
-    classes = np.zeros(n, np.int64)
-    classes[numbers] = values[block.own].ravel()[at]  # one and the same in all voxels of a component
-    intensity, brightest = np.zeros(n), np.full(n, -np.inf)
-    if raw is not None:
-        grey = raw[block.own].ravel()[at].astype(np.float64)
-        np.add.at(intensity, numbers, grey)
-        np.maximum.at(brightest, numbers, grey)
-    return _Part(classes, np.stack(position, axis=1), intensity, brightest)
-
-
-def _gathered(how: np.ufunc, parts: Array, which: _Integers, n: int, empty: float) -> Array:
-    """Sum, or maximum, over the parts of each object."""
-    whole = np.full(n, empty, parts.dtype)
-    how.at(whole, which, parts)
-    return whole
+    return Objects(
+        label=columns["label"].astype(np.int64),
+        voxels=columns["voxels"].astype(np.int64),
+        centroid=centroid,
+        start=start.astype(np.int64),
+        stop=stop.astype(np.int64),
+        mean_intensity=columns["mean_intensity"],
+        max_intensity=columns["max_intensity"],
+    )

@@ -11,7 +11,7 @@ from tests.morphology.masks import edges, masks
 def test_own_voxels_cover_the_volume_once_and_windows_lie_in_one_block(shape, edge):
     owned, windows = np.zeros(shape, int), np.zeros(np.array(shape) - 1, int)
     for block in blocks(shape, edge):
-        owned[block.box][block.own] += 1
+        owned[block.box][block.core] += 1
         # a window of 2×2×2 voxels, named by its first voxel
         windows[tuple(slice(a, e - 1) for a, e in zip(block.start, block.end, strict=True))] += 1
     assert (owned == 1).all()

@@ -269,9 +269,9 @@ def measured(pieces):
     return np.sum(
         [
             (
-                piece.thin[piece.own].sum(),
-                centreline_length(piece.thin, SPACING, piece.own),
-                branch_points(piece.thin, piece.own),
+                piece.thin[piece.core].sum(),
+                centreline_length(piece.thin, SPACING, piece.core),
+                branch_points(piece.thin, piece.core),
             )
             for piece in pieces
         ]

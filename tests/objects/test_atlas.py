@@ -9,8 +9,9 @@ import SimpleITK as sitk
 import tifffile
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.objects import ObjectSettings, atlas, measure_objects
-from nnunet_selma.objects.atlas import open_atlas, read_region_names, regions_of
+from nnunet_selma.objects import ObjectSettings, measure_objects, regions
+from nnunet_selma.objects.atlas import Atlas, open_atlas
+from nnunet_selma.objects.regions import read_region_names, regions_of
 from tests.conftest import write_image
 from tests.objects.volumes import measured
 
@@ -29,7 +30,7 @@ def sample(tmp_path):
     return write_image(tmp_path / "labels.nii.gz", values)
 
 
-def regions(shape, background=0):
+def halves(shape, background=0):
     """Two halves along x, and the last slices along z background."""
     values = np.full(shape, LEFT, np.uint32)
     values[:, :, shape[2] // 2 :] = RIGHT
@@ -83,7 +84,7 @@ HALF = 140 * 120 * 80 * 1e-9  # mm³ of each half: 14 of 16 slices of 10 µm
 @pytest.mark.parametrize(("name", "unit"), [("atlas.nii.gz", 1.0), ("atlas.nii.gz", 1e-3), ("atlas.nrrd", 1.0)])
 def test_an_atlas_over_the_same_field_of_view(name, unit, sample, tmp_path):
     """16 × 12 × 16 voxels of 10 µm, in µm and in mm, and with a direction that is not looked at."""
-    path = itk(tmp_path / name, regions((16, 12, 16)), (10 * unit,) * 3, direction=np.diag([-1.0, -1.0, 1.0]))
+    path = itk(tmp_path / name, halves((16, 12, 16)), (10 * unit,) * 3, direction=np.diag([-1.0, -1.0, 1.0]))
     found, summary = run(sample, path)
     check(found, HALF, HALF)
     assert summary["notes"] == []
@@ -92,14 +93,14 @@ def test_an_atlas_over_the_same_field_of_view(name, unit, sample, tmp_path):
 def test_edges_of_voxels_lie_on_each_other():
     """A sample of 2 µm below an atlas of 10 µm: five voxels each, none beyond the last."""
     grid = SimpleNamespace(shape=(3, 3, 3))
-    one = atlas.Atlas(volume=grid, spacing_um_zyx=(10.0, 10.0, 10.0), placing=None)
+    coarse = Atlas(volume=grid, spacing_um_zyx=(10.0, 10.0, 10.0), registration=None)
     centroids = np.repeat(np.arange(16.0)[:, None], 3, axis=1)
-    found = one.voxels_at(centroids, (2.0, 2.0, 2.0))
+    found = coarse.voxels_at(centroids, (2.0, 2.0, 2.0))
     assert found[:, 0].tolist() == [0] * 5 + [1] * 5 + [2] * 5 + [3]
 
 
 def test_a_voxel_size_given_by_hand(sample, tmp_path):
-    tifffile.imwrite(tmp_path / "atlas.tif", regions((16, 12, 16)), metadata=None)
+    tifffile.imwrite(tmp_path / "atlas.tif", halves((16, 12, 16)), metadata=None)
     with pytest.raises(SelmaError, match=r"--atlas-spacing Z,Y,X"):
         run(sample, tmp_path / "atlas.tif")
     found, _ = run(sample, tmp_path / "atlas.tif", atlas_spacing_um_zyx=(10.0, 10.0, 10.0))
@@ -160,17 +161,17 @@ def test_the_header_of_the_labels_says_where_they_lie(unit, ending, tmp_path, rn
         (410 * unit, 470 * unit, 25 * unit),
         direction,
     )
-    regions = itk(tmp_path / "atlas.nrrd", rng.integers(1, 9, (20, 20, 20), dtype=np.uint16), (30.0, 30.0, 30.0))
+    path = itk(tmp_path / "atlas.nrrd", rng.integers(1, 9, (20, 20, 20), dtype=np.uint16), (30.0, 30.0, 30.0))
     transform = sitk.AffineTransform(3)  # from the header's unit to the atlas's
     transform.SetMatrix((np.eye(3) / unit).ravel().tolist())
     transform.SetTranslation((7.0, 3.0, -2.0))
     sitk.WriteTransform(transform, str(tmp_path / "t.tfm"))
     resampled = sitk.Resample(
-        sitk.ReadImage(str(regions)), sitk.ReadImage(str(labels)), transform, sitk.sitkNearestNeighbor, 0
+        sitk.ReadImage(str(path)), sitk.ReadImage(str(labels)), transform, sitk.sitkNearestNeighbor, 0
     )
     measure_objects(
         ObjectSettings(
-            labels=labels, output=tmp_path / "cells.csv", atlas=regions, transform=tmp_path / "t.tfm", max_voxels=1
+            labels=labels, output=tmp_path / "cells.csv", atlas=path, transform=tmp_path / "t.tfm", max_voxels=1
         )
     )
     with (tmp_path / "cells.csv").open(newline="") as file:
@@ -178,7 +179,7 @@ def test_the_header_of_the_labels_says_where_they_lie(unit, ending, tmp_path, rn
     assert len(rows) > 20
     expected = sitk.GetArrayFromImage(resampled)
     at = [tuple(round(float(row[f"centroid_{axis}"])) for axis in "zyx") for row in rows]
-    assert [int(row["region"]) for row in rows] == [expected[one] for one in at]
+    assert [int(row["region"]) for row in rows] == [expected[voxel] for voxel in at]
 
 
 def test_a_composite_with_a_displacement_field(sample, tmp_path):
@@ -188,29 +189,29 @@ def test_a_composite_with_a_displacement_field(sample, tmp_path):
     warp = sitk.DisplacementFieldTransform(sitk.Cast(field, sitk.sitkVectorFloat64))
     composite = sitk.CompositeTransform([sitk.TranslationTransform(3, (0.0, 0.0, 0.0)), warp])
     sitk.WriteTransform(composite, str(tmp_path / "warp.h5"))
-    path = itk(tmp_path / "atlas.nrrd", regions((16, 12, 16)), (10.0,) * 3)
+    path = itk(tmp_path / "atlas.nrrd", halves((16, 12, 16)), (10.0,) * 3)
     found, _ = run(sample, path, transform=tmp_path / "warp.h5")
     # 10 + 80 and 61 + 80 µm are right of 80; 121 + 80 lies beyond the atlas
     assert [int(found[r, 1]["objects"]) for r in (0, LEFT, RIGHT)] == [1, 0, 2]
 
 
 def test_an_atlas_that_lies_elsewhere_is_noted(sample, tmp_path):
-    path = itk(tmp_path / "atlas.nrrd", regions((16, 12, 16)), (10.0,) * 3)
+    path = itk(tmp_path / "atlas.nrrd", halves((16, 12, 16)), (10.0,) * 3)
     sitk.WriteTransform(sitk.TranslationTransform(3, (1e4, 0.0, 0.0)), str(tmp_path / "away.tfm"))
     found, summary = run(sample, path, transform=tmp_path / "away.tfm")
     assert int(found[0, 1]["objects"]) == 3
     assert "no object lies in a region" in summary["notes"][0]
-    _, summary = run(sample, itk(tmp_path / "small.nrrd", regions((16, 12, 8)), (10.0,) * 3))
+    _, summary = run(sample, itk(tmp_path / "small.nrrd", halves((16, 12, 8)), (10.0,) * 3))
     assert "the atlas measures 160 × 120 × 80 µm (z, y, x), the sample 160 × 120 × 160" in summary["notes"][0]
 
 
 def test_pieces_give_what_the_whole_gives(rng, tmp_path, monkeypatch):
     values = rng.integers(0, 5, (9, 8, 7), dtype=np.uint16)
-    one = open_atlas(itk(tmp_path / "atlas.mha", values, (10.0,) * 3), sample=tmp_path, sample_um_zyx=(5.0, 5.0, 5.0))
+    atlas = open_atlas(itk(tmp_path / "atlas.mha", values, (10.0,) * 3), sample=tmp_path, sample_um_zyx=(5.0, 5.0, 5.0))
     objects = measured((rng.random((18, 16, 14)) < 0.03).astype(np.uint8), (18, 16, 14))[0]
-    whole = regions_of(one, objects, (5.0, 5.0, 5.0))
-    monkeypatch.setattr(atlas, "_PIECE_BYTES", 300)
-    pieces = regions_of(one, objects, (5.0, 5.0, 5.0))
+    whole = regions_of(atlas, objects, (5.0, 5.0, 5.0))
+    monkeypatch.setattr(regions, "_PIECE_BYTES", 300)
+    pieces = regions_of(atlas, objects, (5.0, 5.0, 5.0))
     np.testing.assert_array_equal(whole[0], pieces[0])
     assert whole[1] == pieces[1] == {i: (values == i).sum() for i in range(5)}
     at = np.floor((objects.centroid + 0.5) / 2).astype(int)
@@ -220,7 +221,7 @@ def test_pieces_give_what_the_whole_gives(rng, tmp_path, monkeypatch):
 def test_names_of_regions(sample, tmp_path):
     names = tmp_path / "names.csv"
     names.write_text("\ufeffid,acronym,name\n12,L,left\n614454277,R,right\n", encoding="utf-8")
-    path = itk(tmp_path / "atlas.nrrd", regions((16, 12, 16)), (10.0,) * 3)
+    path = itk(tmp_path / "atlas.nrrd", halves((16, 12, 16)), (10.0,) * 3)
     found, _ = run(sample, path, region_names=names)
     assert [found[r, 1]["name"] for r in (0, LEFT, RIGHT)] == ["outside", "left", "right"]
     names.write_text("id,acronym\n12,L\n")
@@ -232,7 +233,7 @@ def test_names_of_regions(sample, tmp_path):
 
 
 def test_what_is_wrong_with_an_atlas(sample, tmp_path):
-    path = itk(tmp_path / "atlas.nrrd", regions((16, 12, 16)), (10.0,) * 3)
+    path = itk(tmp_path / "atlas.nrrd", halves((16, 12, 16)), (10.0,) * 3)
     (tmp_path / "no.tfm").write_text("nothing")
     with pytest.raises(SelmaError, match=r"no.tfm: ITK reads no transform"):
         run(sample, path, transform=tmp_path / "no.tfm")
@@ -244,11 +245,11 @@ def test_what_is_wrong_with_an_atlas(sample, tmp_path):
     sitk.WriteTransform(sitk.TranslationTransform(3, (0.0, 0.0, 0.0)), str(tmp_path / "t.tfm"))
     with pytest.raises(SelmaError, match="other proportions than the header"):
         run(sample, path, transform=tmp_path / "t.tfm", atlas_spacing_um_zyx=(20.0, 10.0, 10.0))
-    ones = itk(tmp_path / "ones.nrrd", regions((16, 12, 16)), (1.0,) * 3)
+    ones = itk(tmp_path / "ones.nrrd", halves((16, 12, 16)), (1.0,) * 3)
     with pytest.raises(SelmaError, match="does not say how large its voxels are"):
         run(sample, ones)
     found, _ = run(sample, ones, transform=tmp_path / "t.tfm", atlas_spacing_um_zyx=(10.0, 10.0, 10.0))
     assert int(found[LEFT, 1]["objects"]) == 2
-    fractions = itk(tmp_path / "fractions.nrrd", regions((16, 12, 16)) / 7, (10.0,) * 3)
+    fractions = itk(tmp_path / "fractions.nrrd", halves((16, 12, 16)) / 7, (10.0,) * 3)
     with pytest.raises(SelmaError, match="holds fractions"):
         run(sample, fractions)

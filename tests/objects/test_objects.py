@@ -12,7 +12,7 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.morphology.centreline import branch_points, centreline_length, skeleton
 from nnunet_selma.morphology.components import label
 from nnunet_selma.morphology.topology import betti_numbers
-from nnunet_selma.objects import ObjectSettings, instances, measure_objects, reading
+from nnunet_selma.objects import ObjectSettings, instance_image, measure_objects, reading
 from nnunet_selma.objects import summary as objects_summary
 from nnunet_selma.volumes import open_volume
 from nnunet_selma.volumes.ome_zarr_writing import fill_pyramid
@@ -76,11 +76,13 @@ def test_a_folder_of_slices(tmp_path, rng, capsys):
     assert summary["share_of_volume"] == pytest.approx((values > 0).mean())
     assert [one["objects"] for one in summary["classes"]] == [(found.label == c).sum() for c in (1, 2)]
     assert summary["volume_um3"] == (values > 0).sum() * 12.0
-    assert summary["betti"] == betti_numbers(values)._asdict()
+    assert summary["betti"] is summary["trees"] is None
     assert summary["notes"] == []
-    said = capsys.readouterr().out
-    assert f"objects: {len(found)} (label 1 " in said
-    assert f"table: {tmp_path / 'cells.csv'}, summary: {tmp_path / 'cells.json'}" in said
+    printed = capsys.readouterr().out
+    assert f"objects: {len(found)} (label 1 " in printed
+    assert f"table: {tmp_path / 'cells.csv'}, summary: {tmp_path / 'cells.json'}" in printed
+    assert "topology" not in printed
+    assert "skeleton" not in printed
     assert not list(tmp_path.glob("*.partial"))
 
 
@@ -142,18 +144,44 @@ def test_csv_and_parquet_say_the_same(tmp_path, rng):
     assert "voxel size is not known" in json.loads((tmp_path / "a.json").read_text())["notes"][0]
 
 
+def test_topology_is_measured_and_printed_on_request(tmp_path, rng, capsys):
+    values = blobs(rng)
+    folder = write_slices(tmp_path / "labels", values)
+    assert run(folder, "-o", tmp_path / "cells.csv", "--topology") == 0
+    b0, b1, b2 = betti_numbers(values)
+    assert json.loads((tmp_path / "cells.json").read_text())["betti"] == {"b0": b0, "b1": b1, "b2": b2}
+    assert f"above 0: β0 {b0} components, β1 {b1} loops, β2 {b2} cavities" in capsys.readouterr().out
+
+
+def test_further_passes_are_made_only_on_request(tmp_path, rng):
+    settings = {"labels": write_image(tmp_path / "labels.nii.gz", blobs(rng)), "output": tmp_path / "a.csv"}
+    passes = []
+
+    def record(items, name):
+        passes.append(name)
+        return items
+
+    measure_objects(ObjectSettings(**settings), record)
+    assert passes == ["objects"]
+    measure_objects(ObjectSettings(**settings, topology=True, trees=True), record)
+    assert passes == ["objects", "objects", "topology", "skeletons"]
+
+
 def test_sizes_are_filtered_and_numbers_have_no_gaps(tmp_path, rng):
     values = blobs(rng)
     labels = write_image(tmp_path / "labels.nii.gz", values)
-    summary = measure_objects(ObjectSettings(labels=labels, output=tmp_path / "a.csv", min_voxels=20, max_voxels=200))
+    settings = {"labels": labels, "output": tmp_path / "a.csv", "min_voxels": 20, "max_voxels": 200}
+    summary = measure_objects(ObjectSettings(**settings))
     sizes = measured(values, values.shape)[0].voxels
     kept = sizes[(sizes >= 20) & (sizes <= 200)]
     table = rows(tmp_path / "a.csv")
     assert [row["voxels"] for row in table] == kept.tolist()
     assert [row["id"] for row in table] == list(range(1, len(kept) + 1))
     assert summary["left_out_by_size"] == len(sizes) - len(kept) > 0
+    assert not any("foreground" in note for note in summary["notes"])
+    summary = measure_objects(ObjectSettings(**settings, topology=True))
     assert summary["betti"] == betti_numbers(values)._asdict()
-    assert "objects of all sizes included" in summary["notes"][-1]
+    assert "β0, β1, β2: measured on the 26-connected foreground, objects of all sizes" in summary["notes"][-1]
 
 
 def test_six_neighbours(tmp_path, rng):
@@ -175,7 +203,7 @@ def test_nothing_there(name, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["-o", "a.xlsx"], "a.xlsx: a table is written as .csv or .parquet"),
+        (["-o", "a.xlsx"], "a.xlsx: a table of objects is .csv or .parquet"),
         (["-o", "missing/a.csv"], "there is no such folder"),
         (["-o", "a.csv", "--min-voxels", "0"], "--min-voxels is at least 1"),
         (["-o", "a.csv", "--min-voxels", "9", "--max-voxels", "8"], "no less than --min-voxels"),
@@ -217,7 +245,7 @@ def test_an_image_instead_of_labels(tmp_path, rng, monkeypatch):
 
 def test_without_pyarrow_parquet_is_refused_at_once(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    with pytest.raises(SelmaError, match=r"pip install 'nnunet-selma\[brains\]', or write .csv"):
+    with pytest.raises(SelmaError, match=r"pip install 'nnunet-selma\[brains\]', or use .csv"):
         run(tmp_path, "-o", tmp_path / "a.parquet")
 
 
@@ -268,7 +296,7 @@ def test_what_a_killed_process_left_is_no_obstacle(tmp_path, rng):
 @pytest.mark.parametrize("blocks", [1, 3])
 def test_instances_are_stored_in_chunks_that_fill_shards(edge, blocks):
     shape = tuple(blocks * length for length in edge)
-    shard, chunk = instances._stored_in(edge, shape)
+    shard, chunk = instance_image._shard_and_chunk(edge, shape)
     assert all(0 <= s - e < 8 and s % c == 0 and c <= 64 for s, e, c in zip(shard, edge, chunk, strict=True))
     if blocks == 1:
         assert all(c >= min(e, 32) for c, e in zip(chunk, edge, strict=True))
@@ -281,7 +309,7 @@ def test_a_summary_is_of_its_table(tmp_path, rng, monkeypatch):
     assert run(folder, "-o", tmp_path / "cells.csv") == 0
     monkeypatch.setattr(objects, "topology", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        run(folder, "-o", tmp_path / "cells.csv", "--min-voxels", "2")
+        run(folder, "-o", tmp_path / "cells.csv", "--topology")
     assert not (tmp_path / "cells.json").exists()
     (tmp_path / "dataset.json").write_text('{"labels": {}}')
     with pytest.raises(SelmaError, match=r"dataset.json: would be replaced"):

@@ -1,133 +1,82 @@
-"""Objects measured in blocks against the whole volume in cc3d, scikit-image and Dask."""
+"""Tables of objects, written and read back."""
 
-import cc3d
+import csv
+
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from skimage.measure import regionprops
 
-from nnunet_selma.morphology.blocks import blocks
-from nnunet_selma.objects import table_of
-from nnunet_selma.objects.table import MeasuredComponents
-from tests.morphology.masks import edges
-from tests.objects.volumes import SPACING, blobs, labels, measured
+from nnunet_selma.errors import SelmaError
+from nnunet_selma.objects.table import read_objects, table_of
+from nnunet_selma.objects.table_files import write_table
+from tests.objects.volumes import SPACING, blobs, measured
 
-COLUMNS = ("label", "voxels", "centroid", "start", "stop", "mean_intensity", "max_intensity")
-EDGES = [(30, 40, 50), (16, 16, 16), (7, 40, 13), (1, 50, 50), (30, 3, 64)]
+SHAPE = (30, 40, 50)
+FILES = ["table.csv", "table.parquet"]
 
 
-def one_by_one(values, raw, connectivity):
-    """Every object of the whole volume, in raster order of first voxels, by definition."""
-    numbers = cc3d.connected_components(values, connectivity=connectivity)
-    firsts = {int(n): i for i, n in reversed(list(enumerate(numbers.ravel()))) if n}
-    for number in sorted(firsts, key=firsts.get):
-        at = np.argwhere(numbers == number)
-        grey = raw[numbers == number]
-        yield {
-            "label": values[tuple(at[0])],
-            "voxels": len(at),
-            "centroid": at.mean(axis=0),
-            "start": at.min(axis=0),
-            "stop": at.max(axis=0) + 1,
-            "mean_intensity": grey.mean(dtype=np.float64),
-            "max_intensity": grey.max(),
-        }
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("with_raw", [True, False])
+def test_objects_are_read_as_they_were_written(name, with_raw, rng, tmp_path):
+    pytest.importorskip("pyarrow")
+    raw = rng.random(SHAPE).astype(np.float32) if with_raw else None
+    objects, _ = measured(blobs(rng, SHAPE), (16, 16, 16), raw)
+    write_table(tmp_path / name, table_of(objects, SHAPE, SPACING if with_raw else None))
+    again = read_objects(tmp_path / name, SHAPE)
+    assert len(again) == len(objects) > 10
+    for column in objects.__dataclass_fields__:
+        np.testing.assert_array_equal(getattr(again, column), getattr(objects, column))
+        assert getattr(again, column).dtype == getattr(objects, column).dtype
 
 
-@given(
-    values=labels(), edge=edges, connectivity=st.sampled_from([6, 26]), dtype=st.sampled_from([np.uint16, np.float32])
+@pytest.mark.parametrize("name", FILES)
+def test_a_table_without_objects_is_read(name, tmp_path):
+    pytest.importorskip("pyarrow")
+    objects, _ = measured(np.zeros(SHAPE, np.uint8), SHAPE)
+    write_table(tmp_path / name, table_of(objects, SHAPE, None))
+    assert len(read_objects(tmp_path / name, SHAPE)) == 0
+
+
+def test_the_columns_of_a_table_are_those_of_the_version_before():
+    objects, _ = measured(np.ones((2, 2, 2), np.uint8), (2, 2, 2))
+    assert ",".join(table_of(objects, (2, 2, 2), None)) == (
+        "id,label,voxels,volume_um3,centroid_z_um,centroid_y_um,centroid_x_um,centroid_z,centroid_y,centroid_x,start_z,start_y,start_x,"
+        "stop_z,stop_y,stop_x,mean_intensity,max_intensity,touches_border"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stop_x": "51"}, "objects outside of the segmentation, which has 30 × 40 × 50 voxels"),
+        ({"start_z": "-1"}, "objects outside"),
+        ({"voxels": ""}, "empty cells in voxels"),
+        ({"centroid_y": "far"}, "no table of numbers"),
+        ({"centroid_z": None, "start_y": None}, "no column centroid_z, start_y"),
+    ],
 )
-def test_blocks_give_the_objects_of_the_whole(values, edge, connectivity, dtype):
-    raw = (np.random.default_rng(3).random(values.shape) * 65535).astype(dtype)
-    found, _ = measured(values, edge, raw, connectivity)
-    expected = list(one_by_one(values, raw, connectivity))
-    assert len(found) == len(expected)
-    for name in COLUMNS:
-        ours = getattr(found, name)
-        np.testing.assert_allclose(ours, np.reshape([row[name] for row in expected], ours.shape), rtol=1e-13)
+def test_a_table_of_something_else_is_refused(changes, message, tmp_path, rng):
+    objects, _ = measured(blobs(rng, SHAPE), SHAPE)
+    columns = {name: [str(values[0])] for name, values in table_of(objects, SHAPE, SPACING).items()}
+    columns |= {name: [value] for name, value in changes.items()}
+    kept = {name: values for name, values in columns.items() if values != [None]}
+    with (tmp_path / "t.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([kept, *zip(*kept.values(), strict=True)])
+    with pytest.raises(SelmaError, match=message):
+        read_objects(tmp_path / "t.csv", SHAPE)
 
 
-@given(values=labels(), edge=edges)
-def test_every_shape_of_blocks_gives_the_same_bits(values, edge):
-    raw = np.random.default_rng(4).integers(0, 65535, values.shape, dtype=np.uint16, endpoint=True)
-    found, whole = measured(values, edge, raw)[0], measured(values, values.shape, raw)[0]
-    for name in COLUMNS:
-        np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
+def test_a_table_that_is_cut_short_is_refused(tmp_path, rng):
+    objects, _ = measured(blobs(rng, SHAPE), SHAPE)
+    write_table(tmp_path / "t.csv", table_of(objects, SHAPE, SPACING))
+    text = (tmp_path / "t.csv").read_text()
+    (tmp_path / "t.csv").write_text(text[: text.rindex("\n", 0, -1) + 5])
+    with pytest.raises(SelmaError, match="no table of numbers"):
+        read_objects(tmp_path / "t.csv", SHAPE)
 
 
-@pytest.mark.parametrize("edge", EDGES)
-@pytest.mark.parametrize("connectivity", [6, 26])
-def test_objects_are_those_of_regionprops(edge, connectivity, rng):
-    values = blobs(rng)
-    raw = rng.integers(0, 65535, values.shape, dtype=np.uint16)
-    found, _ = measured(values, edge, raw, connectivity)
-    numbers = cc3d.connected_components(values, connectivity=connectivity)
-    expected = regionprops(numbers, raw)
-    assert len(found) == len(expected) > 10
-    columns = table_of(found, values.shape, SPACING)
-    rows = {tuple(found.centroid[i].round(9)): i for i in range(len(found))}
-    border = np.pad(np.zeros(np.array(values.shape) - 2, bool), 1, constant_values=True)
-    for one in expected:
-        i = rows[tuple(np.round(one.centroid, 9))]
-        assert (columns["voxels"][i], columns["volume_um3"][i]) == (one.area, one.area * 12.0)
-        assert [columns[f"centroid_{axis}_um"][i] for axis in "zyx"] == pytest.approx(
-            np.multiply(one.centroid, SPACING)
-        )
-        assert (*found.start[i], *found.stop[i]) == one.bbox
-        assert columns["mean_intensity"][i] == pytest.approx(one.intensity_mean)
-        assert columns["max_intensity"][i] == one.intensity_max
-        assert columns["touches_border"][i] == border[numbers == one.label].any()
-    assert 0 < columns["touches_border"].sum() < len(expected)
-
-
-def test_the_number_and_sizes_are_those_of_dask_image(rng):
-    dask_image = pytest.importorskip("dask_image.ndmeasure")
-    dask = pytest.importorskip("dask.array")
-    mask = blobs(rng, classes=1)
-    labelled = dask_image.label(dask.from_array(mask, chunks=(15, 20, 25)), np.ones((3, 3, 3)))
-    numbers, count = dask.compute(*labelled, scheduler="synchronous")
-    found, _ = measured(mask, (16, 16, 16))
-    assert len(found) == count
-    assert sorted(found.voxels) == sorted(np.bincount(numbers.ravel())[1:])
-
-
-def test_without_an_image_there_are_no_intensities(rng):
-    found, _ = measured(blobs(rng), (16, 16, 16))
-    assert np.isnan(found.mean_intensity).all()
-    assert np.isnan(found.max_intensity).all()
-
-
-def test_classes_that_touch_are_two_objects_and_corners_join():
-    values = np.zeros((4, 4, 4), np.uint16)
-    values[:2, :2, :2], values[:2, :2, 2:], values[2, 2, 2] = 300, 7, 300
-    for edge in ((4, 4, 4), (1, 2, 2)):
-        assert measured(values, edge)[0].label.tolist() == [300, 7]
-        assert measured(values, edge, connectivity=6)[0].label.tolist() == [300, 7, 300]
-
-
-@pytest.mark.parametrize("edge", [(4, 4, 4), (2, 3, 1)])
-def test_no_object(edge):
-    found, which = measured(np.zeros((4, 5, 6), np.uint8), edge)
-    assert len(found) == len(which) == 0
-    assert all(len(column) == 0 for column in table_of(found, (4, 5, 6), None).values())
-
-
-def test_without_a_voxel_size_columns_in_um_are_nan(rng):
-    columns = table_of(measured(blobs(rng), (16, 16, 16))[0], (30, 40, 50), None)
-    for name, column in columns.items():
-        if name.endswith(("_um", "_um3")):
-            assert np.isnan(column).all()
-    assert np.isfinite(columns["centroid_z"]).all()
-
-
-def test_grey_values_are_no_labels(rng):
-    image = rng.integers(0, 65535, (32, 32, 32), dtype=np.uint16)
-    with pytest.raises(ValueError, match="objects in 32768 voxels"):
-        MeasuredComponents().add(next(iter(blocks(image.shape, image.shape))), image)
-
-
-def test_points_are_objects():
-    points = np.zeros((64, 64, 64), np.uint8)
-    points[::2, ::2, ::2] = 1
-    assert len(measured(points, (64, 64, 64))[0]) == 32**3
+@pytest.mark.parametrize(
+    ("name", "message"), [("t.txt", "is .csv or .parquet; choose one"), ("t.csv", "t.csv: there is no such file")]
+)
+def test_a_file_that_is_no_table_is_refused(name, message, tmp_path):
+    with pytest.raises(SelmaError, match=message):
+        read_objects(tmp_path / name, SHAPE)

@@ -6,7 +6,7 @@ import tifffile
 from hypothesis import strategies as st
 
 from nnunet_selma.morphology.blocks import blocks
-from nnunet_selma.objects.table import MeasuredComponents
+from nnunet_selma.objects.measuring import MeasuredComponents
 from nnunet_selma.volumes.ome_zarr_writing import ImageLayout, create_image, create_labels, write_box
 
 SPACING = (4.0, 1.5, 2.0)

@@ -1,7 +1,7 @@
-"""The number of its object at every voxel, written block by block as a label image.
+"""A label image with the number of its object at every voxel, written block by block.
 
-A second pass over the same blocks: labelling a block gives the same components again, and each is looked up in what it has become. Memory:
-a block, and 8 bytes for each object in each block.
+This is a second pass over the same blocks: labelling a block gives the same components as the first time, and the first pass says which
+object each belongs to. Memory: a block, and 8 bytes for each object of each block.
 """
 
 import os
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.morphology.blocks import Block, Read
+from nnunet_selma.morphology.blocks import Read, blocks
 from nnunet_selma.morphology.components import Connectivity, label
 from nnunet_selma.running.progress import Progress
 from nnunet_selma.structures import SpacingUm
@@ -28,30 +28,31 @@ _MOST_CHUNK = 64  # voxels
 
 @dataclass(frozen=True, kw_only=True)
 class InstanceImage:
-    """Where the numbers go, and what the blocks were."""
+    """The image to write, and the blocks in which the components were found."""
 
     path: Path
     shape: ShapeZYX
     edge: ShapeZYX
-    """Shape of the blocks."""
+    """Shape of the blocks, voxels."""
     spacing_um_zyx: SpacingUm | None
     connectivity: Connectivity
 
     @property
     def staging(self) -> Path:
-        """Where the image lies until it is complete."""
+        """Hidden folder that holds the image until it is complete."""
         return self.path.parent / f".{self.path.name}.partial"
 
     @property
     def image(self) -> Path | None:
-        """The OME-Zarr image whose label image it becomes, if it lies in its `labels`."""
+        """The OME-Zarr image that it belongs to; None unless its folder is the `labels` of one."""
         return self.path.parent.parent if self.path.parent.name == "labels" else None
 
 
 def check_free(path: Path, sources: Sequence[Path], shape: ShapeZYX, *, overwrite: bool) -> None:
-    """Raise `SelmaError` if an image cannot be written there.
+    """Check that instances can be written at a path.
 
-    Something lies there that is not to be replaced, the image it would belong to has other voxels, or a library is missing.
+    Raises:
+        SelmaError: something exists there and must not be replaced, the image around it has other voxels, or a library is missing.
     """
     from nnunet_selma.volumes.ome_zarr import zarr_library
     from nnunet_selma.volumes.ome_zarr_writing import image_version
@@ -78,16 +79,13 @@ def check_free(path: Path, sources: Sequence[Path], shape: ShapeZYX, *, overwrit
         raise SelmaError(f"{path.parent}: there is no such folder; make it first")
 
 
-def write_instances(
-    target: InstanceImage, read: Read, parts: Sequence[Block], ids: NDArray[np.int64], progress: Progress[Any]
-) -> None:
-    """Write the image under a hidden name, with all its resolutions, and rename it; what was there is replaced.
+def write_instances(target: InstanceImage, read: Read, ids: NDArray[np.int64], progress: Progress[Any]) -> None:
+    """Write the image under a hidden name, with all its resolutions, and rename it; an earlier image is replaced.
 
     Args:
         target: the image.
-        read: gives boxes of the labels.
-        parts: the blocks, in the order in which the components were found.
-        ids: number, 0 for none, of each component of each block, in that order.
+        read: reader of boxes of the labels.
+        ids: number of the object of each component of each block, in the order of blocks; 0 for objects that are left out.
         progress: shows the blocks.
     """
     from nnunet_selma.volumes.ome_zarr_writing import (
@@ -101,7 +99,7 @@ def write_instances(
 
     dtype = np.dtype(np.uint32 if ids.max(initial=0) < 2**32 else np.uint64)
     version = (image_version(target.image) if target.image else None) or "0.5"
-    shard, chunk = _stored_in(target.edge, target.shape)
+    shard, chunk = _shard_and_chunk(target.edge, target.shape)
     layout = ImageLayout(
         shape=target.shape,
         dtype=dtype,
@@ -117,22 +115,22 @@ def write_instances(
     try:
         create_image(target.staging, layout)
         numbers, offset = np.concatenate([[0], ids]).astype(dtype), 0
-        for block in progress(parts, "instances"):
+        for block in progress(list(blocks(target.shape, target.edge)), "instances"):
             labels, n = label(read(*block.box), target.connectivity)
-            of_block = np.concatenate([numbers[:1], numbers[offset + 1 : offset + 1 + n]])
+            block_numbers = np.concatenate([numbers[:1], numbers[offset + 1 : offset + 1 + n]])
             offset += n
-            if of_block.any():  # what is not written reads as 0
-                write_box(target.staging, block.start, of_block[labels[block.own]])
+            if block_numbers.any():  # boxes that are not written read as 0
+                write_box(target.staging, block.start, block_numbers[labels[block.core]])
         fill_pyramid(target.staging, progress)
-        _put(target.staging, target.path)
+        _rename(target.staging, target.path)
     finally:
         shutil.rmtree(target.staging, ignore_errors=True)
     if target.image is not None:
         create_labels(target.image, [target.path.name], version)
 
 
-def _put(staging: Path, path: Path) -> None:
-    """Give a folder its name; another one of that name goes when the new one is there."""
+def _rename(staging: Path, path: Path) -> None:
+    """Rename a folder; an earlier folder of that name is deleted afterwards."""
     before = path.parent / f".{path.name}.before"
     shutil.rmtree(before, ignore_errors=True)  # of a process that was killed here
     if path.exists():
@@ -141,20 +139,20 @@ def _put(staging: Path, path: Path) -> None:
     shutil.rmtree(before, ignore_errors=True)
 
 
-def _stored_in(edge: ShapeZYX, shape: ShapeZYX) -> tuple[ShapeZYX, ShapeZYX]:
-    """Shards and chunks, voxels (z, y, x), for blocks that are written by themselves.
+def _shard_and_chunk(edge: ShapeZYX, shape: ShapeZYX) -> tuple[ShapeZYX, ShapeZYX]:
+    """Shapes of shards and chunks, voxels (z, y, x), so that each block is written alone.
 
-    A chunk is what a reader reads whole: the largest that fills a block without rest, up to 64 voxels along an axis. Where the block is as long as
-    the volume, the rest does not matter.
+    Chunks are as large as possible, up to 64 voxels along an axis, and fill a block without remainder. Along axes on which one block spans the
+    volume, the remainder does not matter.
     """
     shard, chunk = [], []
     for length, whole in zip(edge, shape, strict=True):
         if length >= whole:
             parts = -(-length // _MOST_CHUNK)
-            one = -(-length // parts)
+            edge_of_chunk = -(-length // parts)
         else:
             parts = next(n for n in range(1, length + 1) if length % n == 0 and length // n <= _MOST_CHUNK)
-            one = length // parts
-        shard.append(one * parts)
-        chunk.append(one)
+            edge_of_chunk = length // parts
+        shard.append(edge_of_chunk * parts)
+        chunk.append(edge_of_chunk)
     return (shard[0], shard[1], shard[2]), (chunk[0], chunk[1], chunk[2])
