@@ -104,8 +104,8 @@ def arrange(
                 links[data.unlabelled / structure.prefix / f"{number}-{group}-{image.name}"] = image
     for number, volume in enumerate(volumes):
         for channel, path in enumerate(volume.channels):
-            structure = volume.structure.prefix if volume.structure else "other"
-            links[data.unlabelled / structure / f"volume-{number}-{channel}-{path.name}"] = path
+            folder = data.unlabelled / (volume.structure.prefix if volume.structure else "other")
+            links[folder / f"volume-{number}-{channel}-{path.name}"] = path
     _check_unseen(seen, links)
     for link, path in links.items():
         link.parent.mkdir(parents=True, exist_ok=True)
