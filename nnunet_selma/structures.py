@@ -1,4 +1,4 @@
-"""The biological structures of SELMA3D: the only place that knows their names, folders, spacing and kind.
+"""The biological structures of SELMA3D: their names, folders, voxel sizes and kinds.
 
 Sources: [1] SELMA3D challenge paper (arXiv 2501.03880), table 1 (voxel size of the whole brains) and section 3.5 (spot-like, tree-like);
 [2] the file tree of BioImage Archive S-BIAD1196; [3] the tree of the unannotated download of 2024; [4] the evaluator and the data page of
@@ -16,36 +16,36 @@ SpacingUm = tuple[float, float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Structure:
-    """One row of the table."""
+    """A row of the table of structures."""
 
     prefix: str
-    """How the names of its cases begin; the prefix of the 2026 evaluator where that has one [4]."""
+    """Beginning of the names of its cases; the prefix of the 2026 evaluator where that has one [4]."""
     title: str
     """Name in figures and tables."""
     kind_2024: Literal["spot", "tree"]
-    """Decides the metrics of 2024 [1]; for structures that came later, by their shape."""
+    """Shape that decides the metrics of 2024 [1]; judged by eye for structures that came later."""
     kind_2026: Literal["isolated", "contiguous"]
-    """Decides the metrics of 2026 [4]."""
+    """Shape that decides the metrics of 2026 [4]."""
     density: Literal["dense", "sparse"] | None = None
     """Ranking class of 2026 [4]; None where the structure is only in the unannotated data."""
     spacing_um_zyx: SpacingUm | None = None
     """Voxel size of the whole brains, µm, (z, y, x); None where no source states it."""
     annotated_folder: str | None = None
-    """Its folder among the annotated patches [2]."""
+    """Folder of its annotated patches [2]."""
     unannotated_folder: str | None = None
-    """Its folder among the whole brains [3]."""
+    """Folder of its whole brains [3]."""
     delivr_folder: str | None = None
-    """Its folder among DELiVR's patches [5]."""
+    """Folder of its patches in DELiVR [5]."""
     aliases: tuple[str, ...] = ()
-    """Other folder names it goes by."""
+    """Other names of its folders."""
     channels: dict[int, str] = field(default_factory=lambda: {0: "signal"})
     """Channel number in the annotated file names (`_0000`) to the name of the stain."""
     source: str
-    """Where the row comes from."""
+    """Sources of the row."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Everything it is called: prefix and folder names."""
+        """Prefix and folder names."""
         folders = (self.annotated_folder, self.unannotated_folder, self.delivr_folder, *self.aliases)
         return (self.prefix, *(folder for folder in folders if folder))
 
@@ -156,7 +156,7 @@ STRUCTURES: tuple[Structure, ...] = (
         aliases=("gutnerve", "gut_nerve", "gut_nerves"),
         source="[4]",
     ),
-    # Only in the unannotated data of 2026; the prefixes of these are ours.
+    # only in the unannotated data of 2026; these prefixes are our own
     Structure(
         prefix="chondrogenic_cell",
         title="chondrogenic cell",
@@ -219,32 +219,32 @@ PREFIXES: tuple[str, ...] = tuple(structure.prefix for structure in STRUCTURES)
 
 
 def _plain(name: str) -> str:
-    """A name without case, hyphens and underscores: `cFos-Active_Neurons` and `cfos_active_neurons` are one."""
+    """A name without case, hyphens and underscores: `cFos-Active_Neurons` and `cfos_active_neurons` are the same."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 _BY_NAME = {_plain(name): s for s in STRUCTURES for name in s.names}
 
 
-def from_name(name: str) -> Structure | None:
-    """The structure that a prefix or a folder name stands for, or None."""
+def find_structure(name: str) -> Structure | None:
+    """The structure with a prefix or folder name, in any spelling; None where there is none."""
     return _BY_NAME.get(_plain(name))
 
 
 def named(name: str) -> Structure:
-    """The structure of that name; raises `SelmaError` that lists the known ones."""
-    structure = from_name(name)
+    """The structure with a prefix or folder name; raises `SelmaError`, which lists the known ones, where there is none."""
+    structure = find_structure(name)
     if structure is None:
         raise SelmaError(f"unknown structure {name!r}: choose one of {', '.join(PREFIXES)}")
     return structure
 
 
 def of_case(case: str) -> Structure | None:
-    """The structure of a case `<prefix or other name>_<id>`, or None if it begins with no known name.
+    """The structure of a case `<prefix or folder name>_<id>`; None where the name begins with no known one.
 
-    Last of all, `cfos` or `microglia` anywhere in the name decides, as in the evaluator of SELMA3D 2024.
+    Otherwise `cfos` or `microglia` anywhere in the name decides, as in the evaluator of SELMA3D 2024.
     """
     words = case.split("_")
     beginnings = ("_".join(words[:count]) for count in range(len(words), 0, -1))
     parts = (part for part in ("cfos", "microglia") if part in case)
-    return next((structure for name in (*beginnings, *parts) if (structure := from_name(name))), None)
+    return next((structure for name in (*beginnings, *parts) if (structure := find_structure(name))), None)

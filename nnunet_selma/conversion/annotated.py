@@ -1,12 +1,13 @@
-"""Annotated patches to a nnU-Net dataset with manifest and folds."""
+"""Annotated patches become a nnU-Net dataset with manifest and folds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_selma.conversion.checks import as_json, check_equal_shapes, read_image, read_label
-from nnunet_selma.conversion.layouts import FoundPatches, Patch, VesselChannels, find_patches
+from nnunet_selma.conversion.channels import VesselChannels, channel_sets, check_equal_counts, input_channels
+from nnunet_selma.conversion.checks import check_equal_shapes, facts_as_json, read_image, read_label
+from nnunet_selma.conversion.layouts import FoundPatches, Patch, find_patches
 from nnunet_selma.conversion.raw_dataset import RawDataset, check_free_id, dataset_folder_name
 from nnunet_selma.conversion.relatives import Relation, Signature, find_relations, signature
 from nnunet_selma.conversion.spacing import Spacing, default_spacing, spacing_of
@@ -36,42 +37,45 @@ class AnnotatedSettings:
     layout: str | None = None
     """Layout of the source: bioimage_archive, challenge_zip or delivr; None: detected."""
     leave_out_unpaired: bool = False
-    """Leave out raw files without ground truth and the reverse, and list them, instead of stopping."""
+    """Leave out raw files without ground truth, and ground truths without raw file, and list them, instead of stopping."""
     folds: int = 5
     """Number of cross-validation folds."""
     seed: int = 0
     """Seed of the folds."""
 
     def __post_init__(self) -> None:
-        """Refuse what gives no cross-validation."""
+        """Raise `SelmaError` for folds that give no cross-validation."""
         if self.folds < 2:
             raise SelmaError(f"--folds {self.folds}: cross-validation needs at least 2")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
-    """One case of the dataset: its files in channel order, and the group that must share a fold."""
+class AnnotatedCase:
+    """A case of the dataset and its files."""
 
     name: str
     structure: Structure
     group: str
+    """Name of the group whose cases must share a fold."""
     images: tuple[Path, ...]
+    """Files of the channels, in order."""
     label: Path
     spacing_zyx: SpacingUm
+    """Voxel size to write."""
 
 
-def plan_cases(patches: Sequence[Patch], settings: AnnotatedSettings) -> tuple[list[Case], list[str]]:
+def plan_cases(patches: Sequence[Patch], settings: AnnotatedSettings) -> tuple[list[AnnotatedCase], list[str]]:
     """The cases that patches become, and the names of the input channels.
 
     Raises:
-        SelmaError: a channel that was asked for is not there, or cases would differ in their number of channels.
+        SelmaError: a chosen channel is missing, or cases would differ in their number of channels.
     """
     spacing = settings.spacing or default_spacing([patch.structure for patch in patches])
-    cases: list[Case] = []
+    cases: list[AnnotatedCase] = []
     for patch in patches:
         stains = patch.structure.channels
-        size = spacing_of(patch.structure, spacing)
-        for suffix, channels in _channel_sets(patch, settings.vessel_channels):
+        separate = len(stains) > 1 and settings.vessel_channels == "separate"
+        for channels in channel_sets(stains, patch.images, settings.vessel_channels):
             for channel in channels:
                 if channel not in patch.images:
                     raise SelmaError(
@@ -79,45 +83,26 @@ def plan_cases(patches: Sequence[Patch], settings: AnnotatedSettings) -> tuple[l
                         "add it, or choose --vessel-channels separate"
                     )
             cases.append(
-                Case(
-                    name=patch.name + suffix,
+                AnnotatedCase(
+                    name=f"{patch.name}_{stains[channels[0]]}" if separate else patch.name,
                     structure=patch.structure,
                     group=patch.group,
                     images=tuple(patch.images[channel] for channel in channels),
                     label=patch.label,
-                    spacing_zyx=size,
+                    spacing_zyx=spacing_of(patch.structure, spacing),
                 )
             )
-    counts = {len(case.images): case for case in cases}
-    if len(counts) > 1:
-        raise SelmaError(
-            "--vessel-channels both gives vessels two input channels, "
-            f"but {counts[min(counts)].structure.title} has one: choose --structures blood_vessel, or another --vessel-channels"
-        )
-    if max(counts, default=1) == 1:
-        return cases, ["light sheet"]
-    return cases, [cases[0].structure.channels[i] for i in range(max(counts))]
+    check_equal_counts(case.images for case in cases)
+    return cases, input_channels(cases[0].structure, len(cases[0].images)) if cases else ["light sheet"]
 
 
-def _channel_sets(patch: Patch, mode: VesselChannels) -> list[tuple[str, tuple[int, ...]]]:
-    """(suffix of the case name, channels) of each case a patch becomes."""
-    stains = patch.structure.channels
-    if len(stains) == 1:
-        return [("", (0,))]
-    if mode == "separate":
-        return [(f"_{stains[channel]}", (channel,)) for channel in patch.images]
-    if mode == "both":
-        return [("", tuple(stains))]
-    return [("", tuple(channel for channel, stain in stains.items() if stain == mode))]
-
-
-def check_no_problems(source: Path, found: FoundPatches, *, leave_out_unpaired: bool = False) -> None:
-    """Raise the first problem of a source as `SelmaError`, and say how many more there are."""
-    stopping = found.problems + ([] if leave_out_unpaired else found.unpaired)
-    if stopping:
-        more = f" ({len(stopping) - 1} more; see: nnunet-selma inspect {source})" if len(stopping) > 1 else ""
-        remedy = "" if found.problems else "; add it, or leave such files out with --leave-out-unpaired"
-        raise SelmaError(stopping[0] + remedy + more)
+def check_no_problems(source: Path, files: FoundPatches, *, leave_out_unpaired: bool = False) -> None:
+    """Raise `SelmaError` with the first problem of a source, and the number of further ones."""
+    problems = files.problems + ([] if leave_out_unpaired else files.unpaired)
+    if problems:
+        more = f" ({len(problems) - 1} more; see: nnunet-selma inspect {source})" if len(problems) > 1 else ""
+        remedy = "" if files.problems else "; add it, or leave such files out with --leave-out-unpaired"
+        raise SelmaError(problems[0] + remedy + more)
 
 
 def convert_annotated(
@@ -125,20 +110,20 @@ def convert_annotated(
 ) -> dict[str, Any]:
     """Write a dataset of annotated patches into `folders.raw` and its folds into `folders.preprocessed`; returns the manifest.
 
-    A run that was killed goes on where it stopped; a dataset that is complete is left as it is.
+    The next run continues one that was killed, and leaves a complete dataset as it is.
 
     Raises:
-        SelmaError: anything that makes the source or the request unusable; nothing is left that nnU-Net would take for whole.
+        SelmaError: the source or the settings cannot be used; no dataset remains that nnU-Net would take for whole.
     """
     folder_name = dataset_folder_name(settings.dataset_id, settings.name)
-    check_free_id(settings.dataset_id, folder_name, (folders.raw, folders.preprocessed, folders.results))
-    found = find_patches(source, settings.layout, settings.structures)
-    check_no_problems(source, found, leave_out_unpaired=settings.leave_out_unpaired)
-    if not found.patches:
+    check_free_id(settings.dataset_id, folder_name, folders)
+    source_files = find_patches(source, settings.layout, settings.structures)
+    check_no_problems(source, source_files, leave_out_unpaired=settings.leave_out_unpaired)
+    if not source_files.patches:
         raise SelmaError(f"{source}: no raw image has a ground truth")
-    cases, channels = plan_cases(found.patches, settings)
+    cases, channels = plan_cases(source_files.patches, settings)
     for case in cases:
-        check_equal_shapes({str(path): open_volume(path) for path in (*case.images, case.label)})
+        check_equal_shapes([open_volume(path) for path in (*case.images, case.label)])
     files = sorted({path for case in cases for path in (*case.images, case.label)})
     identity = {
         **vars(settings),
@@ -148,9 +133,9 @@ def convert_annotated(
     dataset = RawDataset(folders.raw, folder_name, identity)
     fresh = not dataset.staged.complete
     if fresh:
-        signatures = [_write_case(dataset, case) for case in progress(cases, "patches")]
-        together = find_relations([one for ones in signatures for one in ones])
-        facts = {"layout": found.layout, "left_out": found.unpaired, **_groups(cases, together)}
+        signatures = [of_image for case in progress(cases, "patches") for of_image in _write_case(dataset, case)]
+        groups = _groups(cases, find_relations(signatures))
+        facts = {"layout": source_files.layout, "left_out": source_files.unpaired, **groups}
         dataset.finish(
             channels=channels,
             foreground="structure",
@@ -166,8 +151,8 @@ def convert_annotated(
     return manifest
 
 
-def _write_case(dataset: RawDataset, case: Case) -> list[Signature]:
-    """Convert one case unless it is there already; returns the signatures of its images."""
+def _write_case(dataset: RawDataset, case: AnnotatedCase) -> list[Signature]:
+    """Write a case unless an earlier run has written it; returns the signatures of its images."""
     read = [read_image(open_volume(path), case.structure) for path in case.images]
     if not dataset.staged.has(case.name):
         mask, label_facts = read_label(open_volume(case.label))
@@ -175,15 +160,15 @@ def _write_case(dataset: RawDataset, case: Case) -> list[Signature]:
             "structure": case.structure.prefix,
             "group": case.group,
             "spacing_zyx": list(case.spacing_zyx),
-            "images": [as_json(facts) for _, facts in read],
-            "label": as_json(label_facts),
+            "images": [facts_as_json(facts) for _, facts in read],
+            "label": facts_as_json(label_facts),
         }
         dataset.write(case.name, [image for image, _ in read], mask, case.spacing_zyx, record)
     return [signature(case.name, image) for image, _ in read]
 
 
-def _groups(cases: Sequence[Case], relations: Sequence[Relation]) -> dict[str, Any]:
-    """Case to group after related patches were joined, and the relations that no name had told."""
+def _groups(cases: Sequence[AnnotatedCase], relations: Sequence[Relation]) -> dict[str, Any]:
+    """Entries of the manifest: case to group after related patches were joined, and the relations between groups of different names."""
     named = {case.name: case.group for case in cases}
     unexpected = [r for r in relations if named[r.first] != named[r.second]]
     return {

@@ -1,5 +1,6 @@
-"""Facts and warnings about every file, for `inspect` and for the manifest of a conversion."""
+"""Facts and warnings about files, for `inspect` and for the manifest of a conversion."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,15 +9,15 @@ import numpy as np
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.structures import SpacingUm, Structure
 from nnunet_selma.volumes import Volume, to_intensities
-from nnunet_selma.volumes.base import Array
+from nnunet_selma.volumes.base import Array, by_times
 from nnunet_selma.volumes.labels import label_values
 
-SATURATION = 65535
+_SATURATION = 65535
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFacts:
-    """One image file."""
+    """Facts about an image file."""
 
     file: str
     shape_zyx: tuple[int, int, int]
@@ -24,17 +25,17 @@ class ImageFacts:
     lowest: float
     highest: float
     saturated_share: float
-    """Share of the voxels at 65535."""
+    """Share of the voxels at 65535, from 0 to 1."""
     header_spacing_um_zyx: SpacingUm | None
-    """None where the header says 1, 1, 1."""
+    """Voxel size in the header, µm (z, y, x); None where the header is in voxels."""
     table_spacing_um_zyx: SpacingUm | None
-    """Voxel size of the structure table, µm (z, y, x)."""
+    """Voxel size of the structure table, µm (z, y, x); None where the table has none."""
     warnings: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelFacts:
-    """One ground-truth file."""
+    """Facts about a ground-truth file."""
 
     file: str
     shape_zyx: tuple[int, int, int]
@@ -42,24 +43,34 @@ class LabelFacts:
     values: dict[str, int]
     """Value to number of voxels, the 16 most frequent."""
     foreground_share: float
+    """Share of the voxels above 0, from 0 to 1."""
     warnings: list[str]
 
 
 def read_image(volume: Volume, structure: Structure | None) -> tuple[Array, ImageFacts]:
-    """The whole image as uint16 (or float32, see `to_intensities`), (z, y, x), and what is to be said about it."""
+    """Read a whole image as uint16 (or float32, see `to_intensities`), (z, y, x), with the facts about it."""
     stored = volume.read()
     return to_intensities(stored, str(volume.path)), image_facts(stored, volume, structure)
 
 
 def image_facts(voxels: Array, volume: Volume, structure: Structure | None) -> ImageFacts:
-    """Facts about an image of which `voxels` were read (all of it, or a sparse sample of a whole brain)."""
+    """Facts about an image.
+
+    Args:
+        voxels: the whole image, or a sample of it; values are those of the sample.
+        volume: the image.
+        structure: the structure it shows; None where it is unknown.
+
+    Raises:
+        SelmaError: the voxels are no intensities (`to_intensities`).
+    """
     converted = to_intensities(voxels, str(volume.path))
     warnings = []
     if converted.dtype != np.uint16:
         warnings.append("values that uint16 cannot hold (fractions, negative or above 65535); kept as float32")
     if converted.min() == converted.max():
         warnings.append(f"all voxels have the value {converted.min()}")
-    saturated = float((voxels == SATURATION).mean())
+    saturated = float((voxels == _SATURATION).mean())
     if saturated > 0.01:
         warnings.append(f"{saturated:.1%} of the voxels are saturated")
     header, table = volume.spacing_um_zyx, structure.spacing_um_zyx if structure else None
@@ -83,7 +94,7 @@ def image_facts(voxels: Array, volume: Volume, structure: Structure | None) -> I
 
 
 def read_label(volume: Volume) -> tuple[Array, LabelFacts]:
-    """The mask `> 0` as uint8 0/1, (z, y, x), and what is to be said about the file.
+    """Read a whole label as the mask `> 0`, uint8 0/1, (z, y, x), with the facts about the file.
 
     Raises:
         SelmaError: the values are no labels (`label_values`).
@@ -109,21 +120,17 @@ def read_label(volume: Volume) -> tuple[Array, LabelFacts]:
     return mask, facts
 
 
-def check_equal_shapes(volumes: dict[str, Volume]) -> None:
-    """Raise `SelmaError` unless all volumes of a patch have one shape; reads headers only."""
-    (_, first), *others = volumes.items()
-    for _, volume in others:
+def check_equal_shapes(volumes: Sequence[Volume], remedy: str = "download or export them again") -> None:
+    """Raise `SelmaError`, which ends in the remedy, if volumes that belong together differ in shape; reads no voxels."""
+    first, *others = volumes
+    for volume in others:
         if volume.shape != first.shape:
             raise SelmaError(
-                f"{volume.path} has {_by(volume.shape)} voxels, {first.path} has {_by(first.shape)} (z, y, x); "
-                "they cannot belong together, download or export them again"
+                f"{volume.path} has {by_times(volume.shape)} voxels, {first.path} has {by_times(first.shape)} (z, y, x); "
+                f"they cannot belong together, {remedy}"
             )
 
 
-def _by(shape: tuple[int, ...]) -> str:
-    return " × ".join(map(str, shape))
-
-
-def as_json(facts: Any) -> dict[str, Any]:
-    """A facts dataclass as plain values."""
+def facts_as_json(facts: ImageFacts | LabelFacts) -> dict[str, Any]:
+    """Facts as JSON can hold them."""
     return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(facts).items()}

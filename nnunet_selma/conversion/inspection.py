@@ -1,4 +1,4 @@
-"""The doctor: what a folder holds and what a conversion would do, before anything is written."""
+"""The doctor: the content of a folder, and the conversion it would allow; nothing is written."""
 
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,24 +22,30 @@ from nnunet_selma.conversion.volume_tree import NothingFoundError, UnlabelledVol
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.running.progress import Progress, silent
 from nnunet_selma.structures import Structure
-from nnunet_selma.volumes import Volume, open_volume
+from nnunet_selma.volumes import Volume, check_exists, open_volume
 
 _SAMPLED_SLICES = 8
 
 
 @dataclass(kw_only=True)
 class Inspection:
-    """Findings of an inspection; `problems` would stop a conversion, `warnings` would not."""
+    """Findings in a folder."""
 
     source: str
     layout: str | None = None
-    patches: dict[str, tuple[list[ImageFacts], LabelFacts | None]] = field(default_factory=dict)
+    """Layout of the annotated patches; None where there are none."""
+    patches: dict[str, tuple[list[ImageFacts], LabelFacts]] = field(default_factory=dict)
+    """Annotated patch to the facts about its images and its label."""
     volumes: dict[str, list[ImageFacts]] = field(default_factory=dict)
+    """Unannotated volume to the facts about its channels."""
     relations: list[Relation] = field(default_factory=list)
+    """Related patches whose names do not tell that they are."""
     problems: list[str] = field(default_factory=list)
+    """Sentences; each would stop a conversion."""
     warnings: list[str] = field(default_factory=list)
+    """Sentences; none would stop a conversion."""
     plans: list[str] = field(default_factory=list)
-    """Sentences about what the converters would do."""
+    """Sentences about the datasets that the converters would write."""
 
     def as_json(self) -> dict[str, Any]:
         """The whole inspection as plain values."""
@@ -47,20 +53,19 @@ class Inspection:
 
 
 def inspect(source: Path, settings: UnannotatedSettings | None = None, progress: Progress[Any] = silent) -> Inspection:
-    """Look at every annotated patch and at a sample of every unannotated volume below a folder; writes nothing.
+    """Read every annotated patch, and a sample of every unannotated volume, below a folder; writes nothing.
 
     Args:
         source: the download, or any folder or file of it.
-        settings: how unannotated volumes are to be taken (structure, channel, level).
-        progress: shows how far it is.
+        settings: structure, channel and level of unannotated volumes.
+        progress: shows patches and volumes.
 
     Raises:
-        SelmaError: there is no such folder.
+        SelmaError: there is no such file or folder.
     """
     settings = settings or UnannotatedSettings()
     result = Inspection(source=str(source))
-    if not source.exists():
-        raise SelmaError(f"{source}: there is no such file or folder")
+    check_exists(source)
     folders = [p for p in [source, *source.rglob("*")] if p.is_dir()] if source.is_dir() else []
     has_patches = any(folder.name.lower() == "gt" or is_raw_of_patches(folder) for folder in folders)
     paired = _inspect_patches(result, source, progress) if has_patches else set()
@@ -78,17 +83,17 @@ def inspect(source: Path, settings: UnannotatedSettings | None = None, progress:
 
 
 def _inspect_patches(result: Inspection, source: Path, progress: Progress[Any]) -> set[Path]:
-    """Collect findings about annotated patches; returns the images that have a label."""
+    """Add findings about annotated patches to the result; returns the images that have a label."""
     try:
-        found = find_patches(source)
+        files = find_patches(source)
     except SelmaError as error:
         result.problems.append(str(error))
         return set()
-    result.layout = found.layout
-    result.problems += found.problems + found.unpaired
+    result.layout = files.layout
+    result.problems += files.problems + files.unpaired
     signatures: list[Signature] = []
     groups = {}
-    for patch in progress(found.patches, "patches"):
+    for patch in progress(files.patches, "patches"):
         try:
             signatures += _inspect_patch(result, patch)
             groups[patch.name] = patch.group
@@ -97,7 +102,7 @@ def _inspect_patches(result: Inspection, source: Path, progress: Progress[Any]) 
     result.relations = [r for r in find_relations(signatures) if groups[r.first] != groups[r.second]]
     result.warnings += [f"{r.first} and {r.second}: {r.reason}; they will share a fold" for r in result.relations]
     try:
-        cases, channels = plan_cases(found.patches, AnnotatedSettings())
+        cases, channels = plan_cases(files.patches, AnnotatedSettings())
         kinds = sorted({case.structure.title for case in cases})
         unit = "the table's spacing in µm" if len(kinds) == 1 else "voxel units, because structures differ in spacing"
         result.plans.append(
@@ -106,15 +111,14 @@ def _inspect_patches(result: Inspection, source: Path, progress: Progress[Any]) 
         )
     except SelmaError as error:
         result.problems.append(str(error))
-    return {path for patch in found.patches for path in patch.images.values()}
+    return {path for patch in files.patches for path in patch.images.values()}
 
 
 def _inspect_patch(result: Inspection, patch: Patch) -> list[Signature]:
-    """Facts of one patch into the result; returns the signatures of its images."""
-    images = {str(path): open_volume(path) for path in patch.images.values()}
-    label = open_volume(patch.label)
-    check_equal_shapes({**images, str(patch.label): label})
-    read = [read_image(volume, patch.structure) for volume in images.values()]
+    """Add the facts about a patch to the result; returns the signatures of its images."""
+    *images, label = (open_volume(path) for path in (*patch.images.values(), patch.label))
+    check_equal_shapes([*images, label])
+    read = [read_image(volume, patch.structure) for volume in images]
     _, label_facts = read_label(label)
     result.patches[patch.name] = ([facts for _, facts in read], label_facts)
     result.warnings += [f"{facts.file}: {warning}" for _, facts in read for warning in facts.warnings]
@@ -125,11 +129,12 @@ def _inspect_patch(result: Inspection, patch: Patch) -> list[Signature]:
 def _inspect_volumes(
     result: Inspection, volumes: list[UnlabelledVolume], settings: UnannotatedSettings, progress: Progress[Any]
 ) -> None:
-    for one in progress(volumes, "volumes"):
+    """Add findings about unannotated volumes to the result."""
+    for volume in progress(volumes, "volumes"):
         try:
-            channels = [settings.open(path) for path in one.channels]
-            result.volumes[one.name] = [_sampled(volume, one.structure) for volume in channels]
-            for facts in result.volumes[one.name]:
+            channels = [settings.open(path) for path in volume.channels]
+            result.volumes[volume.name] = [_sampled_facts(channel, volume.structure) for channel in channels]
+            for facts in result.volumes[volume.name]:
                 result.warnings += [f"{facts.file}: {warning}" for warning in facts.warnings]
         except SelmaError as error:
             result.problems.append(str(error))
@@ -142,30 +147,32 @@ def _inspect_volumes(
             result.warnings.append("no folder name tells the structure of some volumes; say it with --structure")
 
 
-def _sampled(volume: Volume, structure: Structure | None) -> ImageFacts:
-    """Facts from a few slices, one in memory at a time; the range of the whole volume may be wider."""
+def _sampled_facts(volume: Volume, structure: Structure | None) -> ImageFacts:
+    """Facts about a few slices, one in memory at a time; the range of the whole volume may be wider."""
     rows = np.unique(np.linspace(0, volume.shape[0] - 1, _SAMPLED_SLICES).astype(int))
     slices = [image_facts(volume.read(slice(z, z + 1)), volume, structure) for z in rows]
-    flat = all(one.lowest == one.highest for one in slices) and len({one.lowest for one in slices}) == 1
+    lowest, highest = min(facts.lowest for facts in slices), max(facts.highest for facts in slices)
+    warnings = {warning for facts in slices for warning in facts.warnings}
     return replace(
         slices[0],
-        lowest=min(one.lowest for one in slices),
-        highest=max(one.highest for one in slices),
-        saturated_share=float(np.mean([one.saturated_share for one in slices])),
-        warnings=sorted({w for one in slices for w in one.warnings if flat or not w.startswith("all voxels")}),
+        lowest=lowest,
+        highest=highest,
+        saturated_share=float(np.mean([facts.saturated_share for facts in slices])),
+        # a slice of a single value is usual, a volume is not
+        warnings=sorted(w for w in warnings if lowest == highest or not w.startswith("all voxels")),
     )
 
 
 def as_text(result: Inspection) -> str:
-    """The inspection as a page to read: a row a file, then what would be done, what is odd, and what would stop it."""
+    """The inspection as a page to read: a row for each file, then plans, warnings and problems."""
     lines = [result.source + (f" (layout {result.layout})" if result.layout else "")]
     width = max([len(name) for name in (*result.patches, *result.volumes)], default=0) + 2
     header = f"{'':<{width}}{'shape z,y,x':>18}  {'dtype':<9}{'intensities':>16}{'saturated':>11}  spacing, µm (z, y, x): header | table"
     if result.patches:
         lines.append(header + "   label values, foreground")
     for name, (images, label) in result.patches.items():
-        said = f"   {','.join(label.values)}, {label.foreground_share:.3%}" if label else ""
-        lines += [_row(name, facts, width) + said for facts in images]
+        of_label = f"   {','.join(label.values)}, {label.foreground_share:.3%}"
+        lines += [_row(name, facts, width) + of_label for facts in images]
     if result.volumes:
         lines.append(header)
     lines += [_row(name, facts, width) for name, images in result.volumes.items() for facts in images]
@@ -178,8 +185,8 @@ def as_text(result: Inspection) -> str:
 def _row(name: str, facts: ImageFacts, width: int) -> str:
     shape = "×".join(map(str, facts.shape_zyx))
     header, table = (
-        " × ".join(f"{s:g}" for s in one) if one else "–"
-        for one in (facts.header_spacing_um_zyx, facts.table_spacing_um_zyx)
+        " × ".join(f"{size:g}" for size in spacing) if spacing else "–"
+        for spacing in (facts.header_spacing_um_zyx, facts.table_spacing_um_zyx)
     )
     intensities = f"{facts.lowest:g}..{facts.highest:g}"
     return f"{name:<{width}}{shape:>18}  {facts.dtype:<9}{intensities:>16}{facts.saturated_share:>11.3%}  {header} | {table}"

@@ -1,4 +1,4 @@
-"""The file trees that annotated patches come in, and the pairing of raw with ground truth by number.
+"""File trees of annotated patches, and the pairing of raw images with ground truths by number.
 
 Sources: BioImage Archive S-BIAD1196 (raw and gt side by side, `patchvolume_000_0000.nii.gz` with `patchvolume_000.nii.gz`), the zips of
 the challenge page (the same files, raw and gt under different top folders, folders doubled by unzipping), and DELiVR's released patches
@@ -8,26 +8,28 @@ the challenge page (the same files, raw and gt under different top folders, fold
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.structures import Structure, from_name
+from nnunet_selma.structures import Structure, find_structure
 from nnunet_selma.volumes import is_volume, stem
 
-VesselChannels = Literal["wga", "eb", "both", "separate"]
-"""Channels of stains that have two: a single channel, both as two input channels, or each as a case."""
+_Key = tuple[str, Path | None, int, int | None]
+"""Structure, folder (None where files are matched across folders), number and octant, which raw image and ground truth share."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How one kind of download names and places its files."""
+    """Names and places of the files in one kind of download."""
 
     name: str
     raw_name: re.Pattern[str]
+    """Name of a raw image without its ending; groups: number, and optionally octant and channel."""
     gt_name: re.Pattern[str]
+    """Name of a ground truth without its ending; groups: number, and optionally octant."""
     side_by_side: bool
-    """raw and gt lie in one folder; otherwise they are matched by structure across the tree."""
+    """True if raw and gt lie in one folder; otherwise files are matched by structure across the tree."""
 
 
 _NUMBERED = r"^patchvolume_(?P<number>\d+)"
@@ -55,11 +57,12 @@ LAYOUTS: tuple[Layout, ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class Patch:
-    """One annotated patch: its files, and what it belongs to."""
+    """An annotated patch and its files."""
 
     structure: Structure
     number: int
     octant: int | None
+    """Octant of a 200³ cube, 0 to 7; None for patches that are no octants."""
     images: dict[int, Path]
     """Channel number to file."""
     label: Path
@@ -77,32 +80,26 @@ class Patch:
 
 @dataclass(frozen=True, kw_only=True)
 class FoundPatches:
-    """Files of a folder, read as one layout."""
+    """Patches in a folder, with file names read as one layout."""
 
     layout: str
     patches: list[Patch]
     problems: list[str]
     """Sentences about files that fit nowhere; a conversion stops at them."""
     unpaired: list[str]
-    """Sentences about raw files without ground truth and the reverse; a conversion stops at them unless told to leave them out."""
+    """Sentences about raw files without ground truth, and ground truths without raw file; a conversion stops at them, or leaves them out."""
 
 
 @dataclass(frozen=True)
-class _File:
+class _PatchFile:
     path: Path
     structure: Structure
-    folder: Path
-    """The structure's folder above raw or gt."""
-    match: re.Match[str]
-
-    @property
-    def key(self) -> tuple[int, int | None]:
-        octant = self.match.groupdict().get("octant")
-        return int(self.match["number"]), None if octant is None else int(octant)
+    channel: int
+    key: _Key
 
 
 def _folders(source: Path, name: str) -> Iterator[Path]:
-    """All folders of that name (any case) in the tree, hidden ones and macOS droppings left out."""
+    """All folders of that name (in any case) in the tree, without hidden ones and those of macOS."""
     for folder in sorted([source, *source.rglob("*")]):
         inside = folder.relative_to(source).parts
         if (
@@ -118,11 +115,11 @@ def find_patches(source: Path, layout: str | None = None, structures: Sequence[s
 
     Args:
         source: the download, or any folder of it.
-        layout: name of the layout, or None to take the first one that explains every file.
+        layout: name of the layout; None for the one that leaves the fewest files unexplained.
         structures: prefixes to keep; empty for all.
 
     Raises:
-        SelmaError: nothing there, an unknown structure folder, or no layout fits.
+        SelmaError: there are no patches, a folder names no known structure, or the layout is unknown.
     """
     if not source.is_dir():
         raise SelmaError(f"{source}: there is no such folder")
@@ -143,16 +140,16 @@ def find_patches(source: Path, layout: str | None = None, structures: Sequence[s
                 f"{path.parent.parent}: unknown structure; name the folder above raw and gt as in the download, "
                 "for example VessAP_vessel, cFos-Active_Neurons, shannel_cells, AD_plaques or microglia"
             )
-    candidates = [one for one in LAYOUTS if layout in (None, one.name)]
+    candidates = [candidate for candidate in LAYOUTS if layout in (None, candidate.name)]
     if not candidates:
-        raise SelmaError(f"unknown layout {layout!r}: choose one of {', '.join(one.name for one in LAYOUTS)}")
-    found = [_paired(one, images, labels) for one in candidates]
-    return min(found, key=lambda f: len(f.problems) + len(f.unpaired))
+        raise SelmaError(f"unknown layout {layout!r}: choose one of {', '.join(known.name for known in LAYOUTS)}")
+    pairings = [_pair_files(candidate, images, labels) for candidate in candidates]
+    return min(pairings, key=lambda pairing: len(pairing.problems) + len(pairing.unpaired))
 
 
 def _structure(path: Path) -> Structure | None:
-    """The structure of a file in raw or gt: the folder above says it."""
-    return from_name(path.parent.parent.resolve().name)
+    """The structure of a file in raw or gt, named by the folder above."""
+    return find_structure(path.parent.parent.resolve().name)
 
 
 def _prefix(path: Path) -> str | None:
@@ -164,64 +161,62 @@ def _volumes(folders: Iterable[Path]) -> list[Path]:
     return [path for folder in folders for path in sorted(folder.iterdir()) if is_volume(path)]
 
 
-def _paired(layout: Layout, image_paths: list[Path], label_paths: list[Path]) -> FoundPatches:
-    """Read the names as one layout and pair what belongs together; whatever does not is a problem."""
+def _pair_files(layout: Layout, image_paths: list[Path], label_paths: list[Path]) -> FoundPatches:
+    """Read the names as one layout and pair raw images with ground truths; files without a place become problems."""
     problems: list[str] = []
-    images = list(_named(image_paths, layout.raw_name, layout, problems))
-    labels = list(_named(label_paths, layout.gt_name, layout, problems))
-    by_key: dict[tuple[str, Path | None, int, int | None], dict[int, _File]] = {}
-    label_of: dict[tuple[str, Path | None, int, int | None], _File] = {}
-    for file in images:
-        channel = int(file.match["channel"] or 0)
-        channels = by_key.setdefault(_key(file, layout), {})
-        if channel in channels:
-            problems.append(f"{file.path} and {channels[channel].path} are one patch and channel; keep one of them")
-        channels[channel] = file
-    for file in labels:
-        if _key(file, layout) in label_of:
-            problems.append(f"{file.path} and {label_of[_key(file, layout)].path} label one patch; keep one of them")
-        label_of[_key(file, layout)] = file
+    images: dict[_Key, dict[int, _PatchFile]] = {}
+    labels: dict[_Key, _PatchFile] = {}
+    for file in _patch_files(image_paths, layout.raw_name, layout, problems):
+        channels = images.setdefault(file.key, {})
+        if file.channel in channels:
+            problems.append(
+                f"{file.path} and {channels[file.channel].path} are one patch and channel; keep one of them"
+            )
+        if file.channel not in file.structure.channels:
+            problems.append(f"{file.path}: {file.structure.title} has no channel {file.channel}")
+        channels[file.channel] = file
+    for file in _patch_files(label_paths, layout.gt_name, layout, problems):
+        if file.key in labels:
+            problems.append(f"{file.path} and {labels[file.key].path} label one patch; keep one of them")
+        labels[file.key] = file
     unpaired = [
-        f"{next(iter(c.values())).path}: no ground truth with this number"
-        for key, c in by_key.items()
-        if key not in label_of
+        f"{next(iter(channels.values())).path}: no ground truth with this number"
+        for key, channels in images.items()
+        if key not in labels
     ]
-    unpaired += [f"{file.path}: no raw image with this number" for key, file in label_of.items() if key not in by_key]
-    for channels in by_key.values():
-        for channel, file in channels.items():
-            if channel not in file.structure.channels:
-                problems.append(f"{file.path}: {file.structure.title} has no channel {channel}")
+    unpaired += [f"{file.path}: no raw image with this number" for key, file in labels.items() if key not in images]
     patches = [
         Patch(
-            structure=label_of[key].structure,
-            number=key[2],
-            octant=key[3],
-            images={channel: file.path for channel, file in sorted(channels.items())},
-            label=label_of[key].path,
+            structure=label.structure,
+            number=number,
+            octant=octant,
+            images={channel: file.path for channel, file in sorted(images[key].items())},
+            label=label.path,
         )
-        for key, channels in by_key.items()
-        if key in label_of
+        for key, label in labels.items()
+        if key in images
+        for _, _, number, octant in [key]
     ]
-    names = [patch.name for patch in patches]
+    patches.sort(key=lambda patch: patch.name)
     problems += [
-        f"{p.label}: a second patch named {p.name}; convert the two folders separately"
-        for i, p in enumerate(patches)
-        if p.name in names[:i]
+        f"{second.label}: a second patch named {second.name}; convert the two folders separately"
+        for first, second in pairwise(patches)
+        if first.name == second.name
     ]
-    patches.sort(key=lambda p: p.name)
     return FoundPatches(layout=layout.name, patches=patches, problems=problems, unpaired=unpaired)
 
 
-def _key(file: _File, layout: Layout) -> tuple[str, Path | None, int, int | None]:
-    number, octant = file.key
-    return file.structure.prefix, file.folder if layout.side_by_side else None, number, octant
-
-
-def _named(paths: list[Path], pattern: re.Pattern[str], layout: Layout, problems: list[str]) -> Iterator[_File]:
+def _patch_files(
+    paths: list[Path], pattern: re.Pattern[str], layout: Layout, problems: list[str]
+) -> Iterator[_PatchFile]:
+    """Files whose names fit the layout; for the others a sentence is added to the problems."""
     for path in paths:
-        match = pattern.match(stem(path))
-        structure = _structure(path)
+        match, structure = pattern.match(stem(path)), _structure(path)
         if match is None:
             problems.append(f"{path}: is not named as layout {layout.name} names its files ({pattern.pattern})")
         elif structure is not None:
-            yield _File(path, structure, path.parent.parent, match)
+            groups = match.groupdict()
+            folder = path.parent.parent if layout.side_by_side else None
+            octant = None if groups.get("octant") is None else int(groups["octant"])
+            key = (structure.prefix, folder, int(groups["number"]), octant)
+            yield _PatchFile(path, structure, int(groups.get("channel") or 0), key)

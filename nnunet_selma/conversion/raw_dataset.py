@@ -1,4 +1,4 @@
-"""A dataset in nnU-Net's raw format; nnU-Net never sees half of it."""
+"""Datasets in nnU-Net's raw format, which nnU-Net sees only when they are whole."""
 
 import re
 import shutil
@@ -10,10 +10,9 @@ import imagecodecs
 import nibabel
 import numpy as np
 
-from nnunet_selma import __version__
 from nnunet_selma.conversion.staging import StagedFolder
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.nnunet.folders import MANIFEST
+from nnunet_selma.nnunet.folders import MANIFEST, Folders
 from nnunet_selma.running.json_files import write_json
 from nnunet_selma.running.whole_files import whole_file
 from nnunet_selma.structures import SpacingUm
@@ -31,9 +30,9 @@ def dataset_folder_name(dataset_id: int, name: str) -> str:
     return f"Dataset{dataset_id:03d}_{name}"
 
 
-def check_free_id(dataset_id: int, folder_name: str, roots: Sequence[Path]) -> None:
+def check_free_id(dataset_id: int, folder_name: str, folders: Folders) -> None:
     """Raise `SelmaError` if a dataset of another name has the id in one of nnU-Net's folders (nnU-Net would not tell them apart)."""
-    for root in roots:
+    for root in (folders.raw, folders.preprocessed, folders.results):
         for other in sorted(root.glob(f"Dataset{dataset_id:03d}*")) if root.is_dir() else []:
             if other.name != folder_name:
                 raise SelmaError(
@@ -44,8 +43,8 @@ def check_free_id(dataset_id: int, folder_name: str, roots: Sequence[Path]) -> N
 def write_nifti(path: Path, voxels: Array, spacing_zyx: SpacingUm) -> None:
     """Write (z, y, x) voxels with that spacing, origin 0 and identity direction (as ITK counts), under a temporary name first.
 
-    Compressed by libdeflate, more than twice as fast as the zlib behind ITK, at its quickest level: on noisy images the others save
-    less than a hundredth.
+    It is compressed by libdeflate, more than twice as fast as ITK's zlib, at its quickest level: on noisy images higher levels save less
+    than a hundredth.
 
     Raises:
         SelmaError: the file could not be written whole.
@@ -80,15 +79,15 @@ def dataset_description(channels: Sequence[str], foreground: str, count: int, na
 
 
 class RawDataset:
-    """One dataset on its way into `nnUNet_raw`.
+    """A dataset that is being written into `nnUNet_raw`.
 
     Args:
         raw_root: the `nnUNet_raw` folder.
         folder_name: name of the dataset's folder.
-        settings: everything that decides what the cases are; a run that was interrupted goes on only under the same settings.
+        settings: everything on which the cases depend; only a run with the same settings continues one that was killed.
 
     Raises:
-        SelmaError: the dataset exists already, made with other settings or by somebody else.
+        SelmaError: the dataset exists already, and this package did not make it, or made it with other settings.
     """
 
     needs_labels = True
@@ -104,7 +103,7 @@ class RawDataset:
     def write(
         self, case: str, images: Sequence[Array], label: Array | None, spacing_zyx: SpacingUm, record: Mapping[str, Any]
     ) -> None:
-        """Write one case: its channels and its label, (z, y, x), and last its record, which says that it is whole."""
+        """Write a case: its channels and its label, (z, y, x), and last its record, which marks it as whole."""
         if label is None:
             raise ValueError(f"{case}: a raw case has a label")
         for channel, image in enumerate(images):
@@ -116,9 +115,6 @@ class RawDataset:
         self, *, channels: Sequence[str], foreground: str, description: str, facts: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Write `dataset.json` and the manifest, and give the folder its name; returns the manifest."""
-        cases = self.staged.cases()
-        content = dataset_description(channels, foreground, len(cases), self.folder.name, description)
+        content = dataset_description(channels, foreground, len(self.staged.cases()), self.folder.name, description)
         write_json(self.staged.files / "dataset.json", content)
-        manifest = {"nnunet_selma": __version__, "settings": self.staged.settings, **facts, "cases": cases}
-        self.staged.finish(manifest)
-        return manifest
+        return self.staged.finish(facts)

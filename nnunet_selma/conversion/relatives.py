@@ -1,8 +1,8 @@
 """Patches that show the same tissue: copies, overlaps and neighbours, which must share a fold.
 
-A patch leaves a small signature; signatures are compared in pairs, so no two patches are in memory together. Overlaps are found where two
-patches are displaced along one axis, as the tiles of one cut are (SELMA3D's patches are cut with an overlap of 10 voxels): they share
-whole planes. Neighbours without overlap touch with two faces that correlate.
+Small signatures of the patches are compared in pairs, so that no two patches are in memory together. Patches that are displaced along one
+axis, and overlap, share whole planes (SELMA3D's patches are cut with an overlap of 10 voxels). Neighbours without overlap have two faces that
+correlate.
 """
 
 import hashlib
@@ -17,15 +17,15 @@ from scipy.ndimage import gaussian_filter
 from nnunet_selma.volumes.base import Array
 
 NEIGHBOUR_CORRELATION = 0.55
-"""Between what touching faces reach (DELiVR octants: 95 % are above 0.78) and what strangers reach (highest 0.30)."""
+"""Least correlation of faces that touch: 95 % of DELiVR's touching octants are above 0.78, unrelated patches at most at 0.30."""
 _NOISE_SIGMA, _SHADING_SIGMA = 1.5, 4.0
 _LEAST_FACE = 48  # voxels
-_CELLS = 3  # a face is compared in 3 × 3 cells; one edge of tissue at the same place makes few of them alike
+_FIELDS = 3  # a face is compared in 3 × 3 fields; an edge of tissue at the same place makes few of them alike
 
 
 @dataclass(frozen=True)
 class Signature:
-    """Fingerprint of a patch: a hash of each plane along each axis, and its six faces, band-passed."""
+    """Fingerprint of a patch: a hash of each plane along each axis, and the fields of its six faces."""
 
     name: str
     shape: tuple[int, int, int]
@@ -36,7 +36,7 @@ class Signature:
 
 @dataclass(frozen=True)
 class Relation:
-    """Two patches and why they belong together."""
+    """Two patches that must share a fold, and the reason."""
 
     first: str
     second: str
@@ -48,7 +48,7 @@ def signature(name: str, image: Array) -> Signature:
     planes = []
     for axis in range(3):
         rows = np.moveaxis(image, axis, 0)
-        # a plane without variation (padding, camera background) proves nothing
+        # constant planes (padding, camera background) of unrelated patches are alike
         planes.append(
             frozenset(hashlib.blake2b(row.tobytes(), digest_size=12).digest() for row in rows if row.min() != row.max())
         )
@@ -59,18 +59,21 @@ def signature(name: str, image: Array) -> Signature:
 
 
 def _face(face: Array) -> list[NDArray[np.float32]]:
-    """The cells of one face, none if it is too small to tell chance from kinship; band-passed between noise and shading, each without its mean and of unit length (or zero)."""
+    """The fields of a face, each a vector of unit length and mean 0, or zeros; none for a face that is too small to prove anything.
+
+    The log intensity is band-passed between noise and shading.
+    """
     if min(face.shape) < _LEAST_FACE:
         return []
     logged = np.log1p(np.maximum(face.astype(np.float32), 0))
     band = gaussian_filter(logged, _NOISE_SIGMA) - gaussian_filter(logged, _SHADING_SIGMA)
-    cells = []
-    for rows in np.array_split(band, _CELLS, axis=0):
-        for cell in np.array_split(rows, _CELLS, axis=1):
-            flat = (cell - cell.mean()).ravel()
+    fields = []
+    for rows in np.array_split(band, _FIELDS, axis=0):
+        for field in np.array_split(rows, _FIELDS, axis=1):
+            flat = (field - field.mean()).ravel()
             norm = float(np.linalg.norm(flat))
-            cells.append(np.asarray(flat / norm if norm > 1e-6 else flat * 0, np.float32))
-    return cells
+            fields.append(np.asarray(flat / norm if norm > 1e-6 else flat * 0, np.float32))
+    return fields
 
 
 def find_relations(signatures: Sequence[Signature]) -> list[Relation]:
@@ -87,7 +90,7 @@ def find_relations(signatures: Sequence[Signature]) -> list[Relation]:
 
 
 def _touching(a: Signature, b: Signature) -> float:
-    """The largest correlation (median over cells) of a last face of one with the first face of the other."""
+    """The largest correlation (median over fields) of a last face of one patch with a first face of the other."""
     faces = [
         (ending.last_faces[axis], beginning.first_faces[axis])
         for ending, beginning in ((a, b), (b, a))

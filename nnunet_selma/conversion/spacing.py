@@ -1,29 +1,35 @@
-"""Which voxel size a case is written with."""
+"""The voxel size that a case is written with."""
 
 from collections.abc import Sequence
 from typing import Literal
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.structures import SpacingUm, Structure
+from nnunet_selma.volumes.units import VOXEL_UNITS
 
 Spacing = Literal["physical", "voxel"] | SpacingUm
-"""The structure table's, 1 voxel, or µm (z, y, x)."""
+"""Voxel size to write: the structure table's, 1 voxel, or a given one in µm (z, y, x)."""
 
 
 def default_spacing(structures: Sequence[Structure | None]) -> Literal["physical", "voxel"]:
     """Physical for one structure of known voxel size, voxel for several: one physical grid would shrink nuclei threefold."""
-    only = {structure.prefix if structure else None for structure in structures}
-    return "physical" if len(only) == 1 and structures[0] and structures[0].spacing_um_zyx else "voxel"
+    prefixes = {structure.prefix if structure else None for structure in structures}
+    return "physical" if len(prefixes) == 1 and structures[0] and structures[0].spacing_um_zyx else "voxel"
 
 
 def spacing_of(structure: Structure | None, spacing: Spacing, header_um_zyx: SpacingUm | None = None) -> SpacingUm:
-    """The voxel size to write: a given one, 1 voxel, or the table's (the header's, if it is given, where the table has none).
+    """The voxel size to write, (z, y, x).
+
+    Args:
+        structure: structure of the case; None where it is unknown.
+        spacing: "voxel", a voxel size in µm, or "physical": that of the structure table, or of the header where the table has none.
+        header_um_zyx: voxel size in the header of the file; None where the header states none, or is not to be used.
 
     Raises:
-        SelmaError: "physical" was asked for and no source states it.
+        SelmaError: the spacing is physical and no source states it.
     """
     if spacing == "voxel":
-        return (1.0, 1.0, 1.0)
+        return VOXEL_UNITS
     if spacing != "physical":
         return spacing
     known = (structure.spacing_um_zyx if structure else None) or header_um_zyx

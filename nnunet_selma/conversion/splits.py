@@ -1,4 +1,4 @@
-"""Folds that keep together what belongs together."""
+"""Cross-validation folds that do not part related cases."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,7 +8,7 @@ Split = dict[str, list[str]]
 
 
 def joined_groups(groups: Mapping[str, str], together: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """Case to group, after the groups of each pair of cases that must share a fold have become one."""
+    """Case to group, after the groups of each pair of cases were joined, because the two must share a fold."""
     parent = {group: group for group in groups.values()}
 
     def root(group: str) -> str:
@@ -25,21 +25,21 @@ def joined_groups(groups: Mapping[str, str], together: Sequence[tuple[str, str]]
 def make_splits(structures: Mapping[str, str], groups: Mapping[str, str], folds: int = 5, seed: int = 0) -> list[Split]:
     """Cross-validation folds in the form of nnU-Net's `splits_final.json`.
 
-    Each structure's groups are dealt to the folds in turn, in random order, and the dealing goes on where the last
-    structure stopped: folds are stratified by structure and equal in size to within one group a structure. With fewer
-    groups than folds some folds repeat; one single group is trained on and validated on.
+    The groups of each structure are dealt to the folds in turn, in random order, and the next structure continues at the next fold: folds are
+    stratified by structure and differ by one group of a structure at most. With fewer groups than folds some folds repeat; a single group
+    is both trained on and validated on.
 
     Args:
         structures: case to structure.
-        groups: case to the group that must not be parted.
+        groups: case to its group; cases of a group share a fold.
         folds: number of folds.
-        seed: of the random order.
+        seed: seed of the random order.
     """
     rng = np.random.default_rng(seed)
     structure_of = {groups[case]: structure for case, structure in sorted(structures.items())}
     dealt: list[str] = []
     for structure in sorted(set(structure_of.values())):
-        members = sorted(group for group, one in structure_of.items() if one == structure)
+        members = sorted(group for group, prefix in structure_of.items() if prefix == structure)
         dealt += [members[i] for i in rng.permutation(len(members))]
     splits = []
     for fold in range(folds):

@@ -1,11 +1,10 @@
-"""Where the tissue is, which tiles are rich in signal, and reading each slice at most once for them.
+"""Tissue in a volume, and tiles that are rich in signal.
 
 A sparse read of a few slices a tile gives block means of the log intensity; a threshold on them separates tissue from the empty outside.
-Memory: one slice (or 128 MB of them), the block map (about 1/8000 of the voxels at the default tile) and, while reading, the chosen tiles of one slab, at most
-`SLAB_BYTES` of them; none grows with the number of slices.
+Memory: one slice, and the block map (about 1/8000 of the voxels at the default tile).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -17,11 +16,8 @@ from skimage.filters import threshold_otsu
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.volumes.base import Array, ShapeZYX, Volume
 
-SLAB_BYTES = 2**30
-"""Tiles of one slab that are held in memory together (31 of 256³ uint16); a layer with more of them is read again."""
 ALL_TISSUE = -1.0
 """A log threshold that every voxel exceeds."""
-_READ_BYTES = 2**27  # slices read in one go; a compressed NIfTI is decompressed from its start by every read
 _BLOCKS = 8  # blocks along a tile's edge, and slices read for a tile
 _LINES = 8  # lines of a block that are looked at; all of them would take longer than reading the slice
 _FLAT = 1e-3  # a standard deviation of the log intensity that is rounding, not signal
@@ -182,49 +178,6 @@ def choose_tiles(tissue: TissueMap, settings: TileSettings) -> list[Tile]:
         rng = np.random.default_rng(settings.seed)
         enough = rng.choice(enough, size=settings.per_volume, replace=False, p=weights / weights.sum())
     return sorted(tissue.tiles[i] for i in enough)
-
-
-def slabs(tiles: Sequence[Tile], voxel_bytes: int) -> list[list[Tile]]:
-    """Tiles that are read together: they begin at one slice, and are no more than `SLAB_BYTES`; at least one tile each.
-
-    Args:
-        tiles: in any order.
-        voxel_bytes: bytes of a voxel, over all channels.
-    """
-    together = []
-    for _, layer in groupby(sorted(tiles), key=lambda tile: tile.start[0]):
-        row = list(layer)
-        at_once = max(1, SLAB_BYTES // (voxel_bytes * int(np.prod(row[0].shape))))
-        together += [row[first : first + at_once] for first in range(0, len(row), at_once)]
-    return together
-
-
-def slab_steps(volume: Volume, slab: Sequence[Tile]) -> int:
-    """How many slices `read_slab` reports."""
-    return slab[0].shape[0] * (1 if volume.plane_wise else len(slab))
-
-
-def read_slab(volume: Volume, slab: Sequence[Tile], boxes: Sequence[Array]) -> Iterator[int]:
-    """Fill the boxes of tiles, (z, y, x), that begin at one slice; yields the number of slices read.
-
-    Of a stack of slices, each is read once for all tiles; a volume in chunks is read box by box.
-    """
-    if not volume.plane_wise:
-        for tile, box in zip(slab, boxes, strict=True):
-            box[...] = volume.read(*tile.box)
-            yield tile.shape[0]
-        return
-    low = np.min([tile.start for tile in slab], axis=0)
-    high = np.max([np.add(tile.start, tile.shape) for tile in slab], axis=0)
-    plane_bytes = int((high[1] - low[1]) * (high[2] - low[2])) * volume.dtype.itemsize
-    step = 1 if volume.slices_apart else max(1, _READ_BYTES // plane_bytes)
-    for z in range(low[0], high[0], step):
-        planes = volume.read(slice(z, min(z + step, high[0])), slice(low[1], high[1]), slice(low[2], high[2]))
-        for tile, box in zip(slab, boxes, strict=True):
-            _, y, x = tile.box
-            inside = planes[:, y.start - low[1] : y.stop - low[1], x.start - low[2] : x.stop - low[2]]
-            box[z - low[0] : z - low[0] + len(planes)] = inside
-        yield len(planes)
 
 
 def foreground_mask(tile: Array, log_threshold: float, unit: float = 1.0) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""Unannotated whole-brain volumes to a nnU-Net dataset of tiles: raw, with the tissue as their label, or straight to a tile store.
+"""Unannotated whole brains become a nnU-Net dataset of tiles: raw, with the tissue as label, or straight a tile store.
 
 The label makes nnU-Net's fingerprint, foreground sampling and preprocessing work on unlabelled data as they are.
 """
@@ -9,25 +9,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nnunet_selma.conversion.layouts import VesselChannels
+from nnunet_selma.conversion.channels import VesselChannels, check_equal_counts, input_channels
+from nnunet_selma.conversion.checks import check_equal_shapes
 from nnunet_selma.conversion.raw_dataset import RawDataset, check_free_id, dataset_folder_name
-from nnunet_selma.conversion.slabs import SlabTask, case_name, convert_slab
 from nnunet_selma.conversion.spacing import Spacing, default_spacing, spacing_of
 from nnunet_selma.conversion.staging import StagedDataset, StagedFolder
-from nnunet_selma.conversion.tiles import (
-    Tile,
-    TileSettings,
-    choose_tiles,
-    slabs,
-    tissue_map,
-)
+from nnunet_selma.conversion.tile_slabs import TilePlan, TileSlab, remaining_slabs, write_slab
+from nnunet_selma.conversion.tiles import TileSettings, choose_tiles, tissue_map
 from nnunet_selma.conversion.volume_tree import UnlabelledVolume, find_volumes
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.nnunet.folders import Folders
 from nnunet_selma.nnunet.plans import Plans, check_same_unit, store_plans
 from nnunet_selma.running.parallel import run_tasks
 from nnunet_selma.running.progress import Progress, silent
-from nnunet_selma.structures import SpacingUm, named
+from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes import OnBadSlice, Volume, open_volume
 
 _WORTH_PROCESSES = 2**28
@@ -51,7 +46,7 @@ class UnannotatedSettings:
     vessel_channels: VesselChannels = "separate"
     """Channels of stains that have two: only one, both as two input channels, or each as a volume."""
     tiles: TileSettings = field(default_factory=TileSettings)
-    """How tiles are chosen."""
+    """Size, number and choice of tiles."""
     on_bad_slice: OnBadSlice = "error"
     """A slice that is missing or unreadable: stop, or interpolate from its neighbours."""
     channel: int | None = None
@@ -60,13 +55,13 @@ class UnannotatedSettings:
     """Resolution level of an OME-Zarr; 0 is the finest."""
 
     def open(self, path: Path) -> Volume:
-        """Open a file with these choices."""
+        """Open a file with the chosen channel, level and treatment of bad slices."""
         return open_volume(path, channel=self.channel, level=self.level, on_bad_slice=self.on_bad_slice)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoreSettings:
-    """Where the plans of a tile store come from."""
+    """Source of the plans of a tile store."""
 
     plans_from: int
     """Id of the annotated dataset, which is planned already."""
@@ -77,7 +72,7 @@ class StoreSettings:
 
     @property
     def choice(self) -> dict[str, str]:
-        """The arguments of `planning.store_plans`."""
+        """Keyword arguments of `nnunet.plans.store_plans`."""
         return {"plans_name": self.plans_name, "configuration": self.configuration}
 
 
@@ -93,24 +88,31 @@ def convert_unannotated(
 ) -> dict[str, Any]:
     """Write a dataset of tiles rich in signal; returns the manifest.
 
-    Into `folders.raw`, with the tissue as label 1, or, where `store` says whose plans to take, straight into
-    `folders.preprocessed` as a tile store that `SelmaSSLTrainer` trains on.
+    The tiles go into `folders.raw`, with the tissue as label 1, or, with `store`, straight into `folders.preprocessed` as a tile store that
+    `SelmaSSLTrainer` trains on. Every slice is read at most twice: a few for the tissue map, then those of chosen tiles. The next run
+    continues one that was killed, with the same tiles. Memory: about 1.3 GB for each worker, whatever the size of the volumes, and more only
+    where a single tile is larger than that.
 
-    Every slice is read at most twice: a few for the tissue map, then those that chosen tiles need, once. A run that was killed
-    goes on where it stopped, with the same tiles. Memory: about 1.3 GB for each worker, whatever the size of the volumes, and more
-    only where a single tile is larger than that.
+    Args:
+        source: the download, any folder of it, or one volume.
+        settings: choice of volumes and tiles.
+        folders: nnU-Net's folders.
+        progress: shows the volumes and slices.
+        store: plans of the tile store; None writes a raw dataset.
+        workers: number of processes.
+        scheduler: Dask cluster that does the work instead (`run_tasks`).
 
     Raises:
-        SelmaError: anything that makes the source unusable; nothing is left that nnU-Net would take for whole.
+        SelmaError: the source or the settings cannot be used; no dataset remains that nnU-Net would take for whole.
     """
     folder_name = dataset_folder_name(settings.dataset_id, settings.name)
-    check_free_id(settings.dataset_id, folder_name, (folders.raw, folders.preprocessed, folders.results))
-    if store is not None:  # what is wrong with the plans is said before volumes are opened
+    check_free_id(settings.dataset_id, folder_name, folders)
+    if store is not None:  # raises errors of the plans before volumes are opened
         store_plans(store.plans_from, folder_name, folders, **store.choice)
     volumes = find_volumes(
         source, structures=settings.structures, structure=settings.structure, vessel_channels=settings.vessel_channels
     )
-    opened = _opened(volumes, settings, progress)
+    opened = _open_channels(volumes, settings, progress)
     spacing = settings.spacing or default_spacing([volume.structure for volume in volumes])
     spacings = [
         spacing_of(v.structure, spacing, channels[0].spacing_um_zyx)
@@ -130,24 +132,19 @@ def convert_unannotated(
         dataset = _store_dataset(store, folder_name, folders, identity, spacings, len(volumes[0].channels))
     if dataset.staged.complete:
         return dataset.staged.manifest()
-    tasks, facts = [], {}
+    slabs, facts = [], {}
     for volume, channels, size in progress(list(zip(volumes, opened, spacings, strict=True)), "finding tissue"):
-        plan = _planned(dataset.staged, volume, channels[0], settings.tiles)
-        tasks += _slab_tasks(dataset, volume, channels, size, plan)
-        facts[volume.name] = _volume_facts(volume, channels, len(plan["tiles"]))
-    if not any(one["tiles"] for one in facts.values()):
+        plan = _plan_tiles(dataset.staged, volume, channels[0], settings.tiles)
+        slabs += remaining_slabs(dataset, volume, channels, size, plan)
+        facts[volume.name] = _volume_facts(volume, channels, len(plan.tiles))
+    if not any(of_volume["tiles"] for of_volume in facts.values()):
         raise SelmaError(
             f"{source}: no tile holds {settings.tiles.min_foreground:.0%} tissue; choose a lower --min-foreground or a smaller --tile"
         )
-    for name, repaired in _convert(tasks, workers, scheduler, progress).items():
+    for name, repaired in _write_slabs(slabs, workers, scheduler, progress).items():
         facts[name]["interpolated_slices"] = sorted({*facts[name]["interpolated_slices"], *repaired})
-    stains = (
-        ["light sheet"]
-        if len(volumes[0].channels) == 1
-        else list((volumes[0].structure or named("blood_vessel")).channels.values())
-    )
     return dataset.finish(
-        channels=stains,
+        channels=input_channels(volumes[0].structure, len(volumes[0].channels)),
         foreground="tissue",
         description="unannotated light-sheet tiles, label is tissue",
         facts={"volumes": facts},
@@ -170,67 +167,58 @@ def _store_dataset(
     return PreprocessedDataset(folders.preprocessed, folder_name, plans, identity)
 
 
-def _convert(
-    tasks: Sequence[SlabTask], workers: int, scheduler: str | None, progress: Progress[Any]
+def _write_slabs(
+    slabs: Sequence[TileSlab], workers: int, scheduler: str | None, progress: Progress[Any]
 ) -> dict[str, set[str]]:
-    """Do all tasks; returns which slices of each volume stand interpolated."""
-    small = sum(task.bytes for task in tasks) < _WORTH_PROCESSES
-    done = run_tasks(
-        convert_slab,
-        tasks,
-        steps=sum(task.steps for task in tasks),
+    """Write all slabs; returns volume to the names of its interpolated slices."""
+    small = sum(slab.bytes for slab in slabs) < _WORTH_PROCESSES
+    interpolated = run_tasks(
+        write_slab,
+        slabs,
+        steps=sum(slab.steps for slab in slabs),
         workers=1 if small else workers,
         label="converting slices",
         progress=progress,
         scheduler=scheduler,
     )
     repaired: dict[str, set[str]] = {}
-    for task, names in zip(tasks, done, strict=True):
-        repaired.setdefault(task.volume.name, set()).update(names)
+    for slab, names in zip(slabs, interpolated, strict=True):
+        repaired.setdefault(slab.volume.name, set()).update(names)
     return repaired
 
 
 def _check_channels(count: int, plans: Plans) -> None:
-    (own,) = plans["configurations"].values()
-    if len(own["normalization_schemes"]) != count:
+    (configuration,) = plans["configurations"].values()
+    planned = len(configuration["normalization_schemes"])
+    if planned != count:
         raise SelmaError(
-            f"the plans are for {len(own['normalization_schemes'])} input channel(s), the volumes have {count}; "
+            f"the plans are for {planned} input channel(s), the volumes have {count}; "
             "convert both datasets with the same --vessel-channels"
         )
 
 
-def _opened(
+def _open_channels(
     volumes: Sequence[UnlabelledVolume], settings: UnannotatedSettings, progress: Progress[Any]
 ) -> list[list[Volume]]:
-    """The channels of each volume; raises `SelmaError` where they do not fit together."""
-    if len({len(v.channels) for v in volumes}) > 1:
-        raise SelmaError(
-            "--vessel-channels both gives vessels two input channels, other structures have one: choose --structures blood_vessel"
-        )
+    """Open the channels of each volume; raises `SelmaError` where they differ in number or shape."""
+    check_equal_counts(volume.channels for volume in volumes)
     opened = [[settings.open(path) for path in volume.channels] for volume in progress(volumes, "opening volumes")]
-    for volume, channels in zip(volumes, opened, strict=True):
-        if len({channel.shape for channel in channels}) > 1:
-            raise SelmaError(
-                f"{volume.channels[0].parent}: the two channels differ in size ({' and '.join(str(c.shape) for c in channels)}, z, y, x); "
-                "choose --vessel-channels separate"
-            )
+    for channels in opened:
+        check_equal_shapes(channels, "choose --vessel-channels separate")
     return opened
 
 
-def _planned(staged: StagedFolder, volume: UnlabelledVolume, first: Volume, settings: TileSettings) -> dict[str, Any]:
-    """Threshold, unit and tiles of one volume, chosen in this run or in one that was interrupted."""
-    plan: dict[str, Any] | None = staged.noted(f"plan_{volume.name}")
-    if plan is None:
-        # the volume's name goes into the seed, so that equal volumes do not give the same tiles
-        seed = int.from_bytes(hashlib.blake2b(f"{settings.seed} {volume.name}".encode(), digest_size=4).digest(), "big")
-        tissue = tissue_map(first, settings.tile)
-        tiles = choose_tiles(tissue, replace(settings, seed=seed))
-        plan = {
-            "log_threshold": tissue.log_threshold,
-            "unit": tissue.unit,
-            "tiles": [[list(t.start), list(t.shape)] for t in tiles],
-        }
-        staged.note(f"plan_{volume.name}", plan)
+def _plan_tiles(staged: StagedFolder, volume: UnlabelledVolume, first: Volume, settings: TileSettings) -> TilePlan:
+    """Tiles of a volume, chosen in this run or in one that was killed."""
+    note: dict[str, Any] | None = staged.read_note(f"plan_{volume.name}")
+    if note is not None:
+        return TilePlan.from_json(note)
+    # the volume's name goes into the seed, so that equal volumes do not give the same tiles
+    seed = int.from_bytes(hashlib.blake2b(f"{settings.seed} {volume.name}".encode(), digest_size=4).digest(), "big")
+    tissue = tissue_map(first, settings.tile)
+    tiles = tuple(choose_tiles(tissue, replace(settings, seed=seed)))
+    plan = TilePlan(tiles=tiles, log_threshold=tissue.log_threshold, unit=tissue.unit)
+    staged.note(f"plan_{volume.name}", plan.as_json())
     return plan
 
 
@@ -244,27 +232,3 @@ def _volume_facts(volume: UnlabelledVolume, channels: Sequence[Volume], tiles: i
         "interpolated_slices": sorted({name for channel in channels for name in channel.repaired}),
         "warnings": [] if tiles else ["no tile holds enough tissue; the volume gave no case"],
     }
-
-
-def _slab_tasks(
-    dataset: StagedDataset,
-    volume: UnlabelledVolume,
-    channels: Sequence[Volume],
-    spacing: SpacingUm,
-    plan: Mapping[str, Any],
-) -> list[SlabTask]:
-    """Tasks that are left to do for one volume."""
-    tiles = [Tile(tuple(start), tuple(shape)) for start, shape in plan["tiles"]]
-    left = [tile for tile in tiles if not dataset.staged.has(case_name(volume, tile))]
-    return [
-        SlabTask(
-            dataset=dataset,
-            volume=volume,
-            channels=channels,
-            spacing_zyx=spacing,
-            log_threshold=plan["log_threshold"],
-            unit=plan["unit"],
-            tiles=slab,
-        )
-        for slab in slabs(left, sum(channel.dtype.itemsize for channel in channels))
-    ]

@@ -1,4 +1,4 @@
-"""A user's raw nnU-Net dataset without labels, written as a tile store: nnU-Net's own preprocessing needs labels that hold a foreground."""
+"""A raw nnU-Net dataset without labels becomes a tile store, because nnU-Net's own preprocessing needs labels with a foreground."""
 
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from nnunet_selma.volumes import is_volume, open_volume, to_intensities
 
 
 def has_foreground(dataset_folder: Path) -> bool:
-    """True if every case of a raw dataset has a label, and at least one label holds a foreground, as nnU-Net's fingerprint needs it.
+    """True if every case of a raw dataset has a label, and at least one label holds a foreground; nnU-Net's fingerprint needs both.
 
     Raises:
         SelmaError: the dataset has no images.
@@ -41,15 +41,15 @@ def store_unlabelled(
 ) -> str:
     """Write the images of a raw dataset as a tile store with the plans of the annotated dataset; returns the name of the new plans.
 
-    Each process holds one case in memory; larger volumes are cut into tiles by `convert_unannotated`. A run that was killed goes on.
+    Each process holds one case in memory; `convert_unannotated` cuts larger volumes into tiles. The next run continues one that was killed.
 
     Args:
-        source_id: the annotated dataset, planned.
-        target_id: the raw dataset, whose labels, if there are any, are not read.
+        source_id: id of the annotated dataset, already planned.
+        target_id: id of the raw dataset; its labels are not read.
         folders: nnU-Net's folders.
-        plans_name: plans of the annotated dataset.
-        configuration: of these plans.
-        workers: processes.
+        plans_name: name of the plans of the annotated dataset.
+        configuration: configuration of these plans.
+        workers: number of processes.
         progress: shows the cases.
 
     Raises:
@@ -72,7 +72,7 @@ def store_unlabelled(
             for case, files in cases.items()
             if not dataset.staged.has(case)
         ]
-        run_tasks(_store, tasks, steps=len(tasks), workers=workers, label="storing cases", progress=progress)
+        run_tasks(_store_case, tasks, steps=len(tasks), workers=workers, label="storing cases", progress=progress)
         dataset.finish(
             channels=list(read_json(raw / "dataset.json")["channel_names"].values()),
             foreground="tissue",
@@ -84,7 +84,7 @@ def store_unlabelled(
 
 @dataclass(frozen=True)
 class _CaseTask:
-    """One case on its way into a store."""
+    """A case that is to be stored."""
 
     dataset: PreprocessedDataset
     raw: Path
@@ -92,8 +92,8 @@ class _CaseTask:
     files: tuple[str, ...]
 
 
-def _store(task: _CaseTask) -> Generator[int, None, None]:
-    """Read a case as nnU-Net does and write it."""
+def _store_case(task: _CaseTask) -> Generator[int, None, None]:
+    """Read a case with nnU-Net's reader and write it into the store."""
     try:
         voxels, properties = _reader(task.raw).read_images(task.files)
     except (RuntimeError, OSError, ValueError, AssertionError) as error:
@@ -101,7 +101,7 @@ def _store(task: _CaseTask) -> Generator[int, None, None]:
             f"{', '.join(task.files)}: nnU-Net cannot read the image ({error}); repair or remove it"
         ) from error
     z, y, x = (float(size) for size in properties["spacing"])
-    # of a colour image one file holds several channels
+    # a file of a colour image holds several channels
     paths = task.files if len(task.files) == len(voxels) else task.files[:1] * len(voxels)
     images = [to_intensities(np.asarray(channel), path) for channel, path in zip(voxels, paths, strict=True)]
     if voxels.shape[1] > 1:
@@ -112,7 +112,7 @@ def _store(task: _CaseTask) -> Generator[int, None, None]:
 
 
 def _stamp(path: str) -> list[Any]:
-    """Name, size and time of change of a file, which tell it from another one of the same name."""
+    """Path, size and time of change of a file, which differ between two files of the same name."""
     facts = Path(path).stat()
     return [path, facts.st_size, facts.st_mtime_ns]
 
@@ -124,13 +124,13 @@ def _check_whole(path: Path) -> None:
 
 
 def _cases(dataset_folder: Path) -> dict[str, dict[str, Any]]:
-    """Case to the files of its channels and of its label, as nnU-Net lists them."""
+    """Case to the files of its channels and of its label, from nnU-Net's own listing."""
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
     path, images = dataset_folder / "dataset.json", dataset_folder / "imagesTr"
     description = read_json(path)
     for entry in description.get("dataset", {}).values():
-        entry.setdefault("label", "")  # nnU-Net asks for it
+        entry.setdefault("label", "")  # nnU-Net needs the key
     cases: dict[str, dict[str, Any]] = {}
     if "dataset" in description or images.is_dir():
         cases = get_filenames_of_train_images_and_targets(str(dataset_folder), description)

@@ -1,6 +1,6 @@
-"""Finding whole-brain volumes in a download: which files, which structure, which sample, which channel.
+"""Whole-brain volumes in a download: files, structure, sample and channel of each.
 
-Sources: SELMA3D's tree of 2024, `…/<structure>/sampleN/C00|C01/*.tif`, its top folder doubled by unzipping; anything else is taken as single
+Sources: SELMA3D's tree of 2024, `…/<structure>/sampleN/C00|C01/*.tif`, its top folder doubled by unzipping. Anything else is read as single
 volumes, named after their folders and files.
 """
 
@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnunet_selma.conversion.layouts import VesselChannels
+from nnunet_selma.conversion.channels import VesselChannels, channel_sets
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.structures import Structure, from_name, named
-from nnunet_selma.volumes import is_volume, stem
+from nnunet_selma.structures import Structure, find_structure, named
+from nnunet_selma.volumes import check_exists, is_volume, stem
 from nnunet_selma.volumes.tiff import has_many_pages, tiff_slices
 
 _CHANNEL = re.compile(r"^C(\d{2})$", re.IGNORECASE)
@@ -20,24 +20,32 @@ _CHANNEL = re.compile(r"^C(\d{2})$", re.IGNORECASE)
 
 @dataclass(frozen=True, kw_only=True)
 class UnlabelledVolume:
-    """One volume to take tiles from: its files in channel order."""
+    """A volume that tiles are taken from."""
 
     structure: Structure | None
     name: str
-    """`<structure prefix or "volume">_<sample>_<channel>`: the cases' names begin with it."""
+    """`<structure prefix or "volume">_<sample>_<channel>`, with which the names of its cases begin."""
     channels: tuple[Path, ...]
+    """Files of the channels, in order."""
 
 
 @dataclass(frozen=True)
-class _Found:
+class _VolumeFile:
+    """A file or folder of slices, and the meaning of the folders above it."""
+
     path: Path
     structure: Structure | None
     sample: str
     channel: int | None
 
+    @property
+    def prefix(self) -> str:
+        """Beginning of the name of its volume."""
+        return f"{self.structure.prefix if self.structure else 'volume'}_{self.sample}"
+
 
 def _volume_paths(folder: Path) -> Iterator[Path]:
-    """Every volume below a folder; annotated patches are left out: `gt` holds labels, `raw` what `convert annotated` takes."""
+    """Every volume below a folder, without annotated patches: `gt` holds labels, `raw` the images of `convert annotated`."""
     if is_volume(folder) and not _is_folder_of_volumes(folder):
         yield folder
         return
@@ -76,71 +84,76 @@ def find_volumes(
     Args:
         source: the download, any folder of it, or one volume.
         structures: prefixes to keep; empty for all.
-        structure: what volumes show whose folders do not say it.
-        vessel_channels: of stains with two channels: one, both as two input channels, or each as a volume of its own.
+        structure: name of the structure of volumes whose folders do not name one.
+        vessel_channels: treatment of stains with two channels: one of them, both as two input channels, or each as a volume.
 
     Raises:
-        SelmaError: nothing there, an unknown structure, or a channel that was asked for is missing.
+        NothingFoundError: there is no volume.
+        SelmaError: the path does not exist, the structure is unknown, a chosen channel is missing, or two volumes would have one name.
     """
-    if not source.exists():
-        raise SelmaError(f"{source}: there is no such file or folder")
+    check_exists(source)
     default = named(structure) if structure else None
-    found = [_identified(path, source, default) for path in _volume_paths(source)]
+    files = [_identify(path, source, default) for path in _volume_paths(source)]
     if structures:
-        found = [f for f in found if f.structure is not None and f.structure.prefix in structures]
-    if not found:
-        wanted = f" of {', '.join(structures)}" if structures else ""
+        files = [file for file in files if file.structure is not None and file.structure.prefix in structures]
+    if not files:
+        kinds = f" of {', '.join(structures)}" if structures else ""
         raise NothingFoundError(
-            f"{source}: no volumes{wanted} found; give folders of TIFF slices, TIFF, NIfTI, NRRD, MHA or OME-Zarr"
+            f"{source}: no volumes{kinds} found; give folders of TIFF slices, TIFF, NIfTI, NRRD, MHA or OME-Zarr"
         )
-    volumes = list(_grouped(found, vessel_channels))
-    names = [volume.name for volume in volumes]
-    for i, name in enumerate(names):
-        if name in names[:i]:
-            first, second = volumes[names.index(name)].channels[0], volumes[i].channels[0]
+    volumes: dict[str, UnlabelledVolume] = {}
+    for volume in _volumes_of(files, vessel_channels):
+        if volume.name in volumes:
             raise SelmaError(
-                f"{first} and {second} would both be named {name}; convert them from separate folders with separate ids"
+                f"{volumes[volume.name].channels[0]} and {volume.channels[0]} would both be named {volume.name}; "
+                "convert them from separate folders with separate ids"
             )
-    return volumes
+        volumes[volume.name] = volume
+    return list(volumes.values())
 
 
-def _identified(path: Path, source: Path, default: Structure | None) -> _Found:
-    """Structure, sample and channel from the folders above a volume, the nearest first."""
+def _identify(path: Path, source: Path, default: Structure | None) -> _VolumeFile:
+    """Structure, sample and channel from the folders above a volume; the nearest folder that names one counts."""
     absolute = path.resolve()
     inside = path.relative_to(source).parts
     around = absolute.parts if path == source else (*source.resolve().parts, *inside)
-    structure = next((s for part in reversed(around) if (s := from_name(part)) is not None), None) or default
+    structure = next((s for part in reversed(around) if (s := find_structure(part)) is not None), None) or default
     channel = next((int(m[1]) for part in reversed(around[-3:]) if (m := _CHANNEL.match(part))), None)
-    own = [stem(path)]
-    parts = [*(inside[:-1] or ()), *own] if path != source else own if channel is None else [absolute.parent.name]
-    kept = [p for p in dict.fromkeys(parts) if from_name(p) is None and not _CHANNEL.match(p) and p.lower() != "raw"]
-    kept = [p for p in kept if "microscopy_image" not in p] or ["volume"]
-    return _Found(path, structure, re.sub(r"[^A-Za-z0-9-]+", "-", "-".join(kept)).strip("-"), channel)
+    name = absolute.parent.name if path == source and channel is not None else stem(path)
+    parts = [*inside[:-1], name]
+    kept = [
+        part
+        for part in dict.fromkeys(parts)
+        if find_structure(part) is None
+        and not _CHANNEL.match(part)
+        and part.lower() != "raw"
+        and "microscopy_image" not in part
+    ] or ["volume"]
+    return _VolumeFile(path, structure, re.sub(r"[^A-Za-z0-9-]+", "-", "-".join(kept)).strip("-"), channel)
 
 
-def _grouped(found: Sequence[_Found], mode: VesselChannels) -> Iterator[UnlabelledVolume]:
+def _volumes_of(files: Sequence[_VolumeFile], vessel_channels: VesselChannels) -> Iterator[UnlabelledVolume]:
     """The volumes to convert, after the choice of vessel channels."""
-    samples: dict[tuple[str, str], list[_Found]] = {}
-    for one in found:
-        samples.setdefault((one.structure.prefix if one.structure else "volume", one.sample), []).append(one)
-    for (prefix, sample), stains in samples.items():
-        table = stains[0].structure.channels if stains[0].structure else {0: "signal"}
-        if len(table) == 1 or any(one.channel is None for one in stains):
-            for one in stains:
-                suffix = f"_C{one.channel:02d}" if len(stains) > 1 and one.channel is not None else ""
-                yield UnlabelledVolume(structure=one.structure, name=f"{prefix}_{sample}{suffix}", channels=(one.path,))
+    samples: dict[str, list[_VolumeFile]] = {}
+    for file in files:
+        samples.setdefault(file.prefix, []).append(file)
+    for prefix, stained in samples.items():
+        structure = stained[0].structure
+        stains = structure.channels if structure else {0: "signal"}
+        if len(stains) == 1 or any(file.channel is None for file in stained):
+            for file in stained:
+                suffix = f"_C{file.channel:02d}" if len(stained) > 1 and file.channel is not None else ""
+                yield UnlabelledVolume(structure=structure, name=prefix + suffix, channels=(file.path,))
             continue
-        by_channel = {one.channel: one.path for one in stains}
-        wanted = {"separate": [c for c in table if c in by_channel], "both": list(table)}.get(
-            mode, [c for c, s in table.items() if s == mode]
-        )
-        for channel in wanted:
-            if channel not in by_channel:
-                raise SelmaError(
-                    f"{stains[0].path.parent}: the folder C{channel:02d} ({table[channel]}) is missing; add it, or choose --vessel-channels separate"
-                )
-        for group in [wanted] if mode == "both" else [[c] for c in wanted]:
-            name = f"{prefix}_{sample}" + (f"_{table[group[0]]}" if len(group) == 1 else "")
+        by_channel = {file.channel: file.path for file in stained if file.channel is not None}
+        for channels in channel_sets(stains, by_channel, vessel_channels):
+            for channel in channels:
+                if channel not in by_channel:
+                    raise SelmaError(
+                        f"{stained[0].path.parent}: the folder C{channel:02d} ({stains[channel]}) is missing; add it, or choose --vessel-channels separate"
+                    )
             yield UnlabelledVolume(
-                structure=stains[0].structure, name=name, channels=tuple(by_channel[c] for c in group)
+                structure=structure,
+                name=prefix + (f"_{stains[channels[0]]}" if len(channels) == 1 else ""),
+                channels=tuple(by_channel[channel] for channel in channels),
             )

@@ -10,7 +10,7 @@ from nnunet_selma.volumes.nifti import NiftiVolume, is_nifti
 from nnunet_selma.volumes.ome_zarr import OmeZarrVolume, is_zarr
 from nnunet_selma.volumes.tiff import TiffPages, TiffSlices, is_tiff, tiff_slices
 
-__all__ = ["OnBadSlice", "Volume", "is_volume", "open_volume", "stem", "to_intensities"]
+__all__ = ["OnBadSlice", "Volume", "check_exists", "is_volume", "open_volume", "stem", "to_intensities"]
 
 OnBadSlice = Literal["error", "interpolate"]
 

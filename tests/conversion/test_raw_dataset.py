@@ -7,6 +7,7 @@ import SimpleITK as sitk
 
 from nnunet_selma.conversion.raw_dataset import RawDataset, check_free_id, dataset_folder_name, write_nifti
 from nnunet_selma.errors import SelmaError
+from nnunet_selma.nnunet.folders import Folders
 
 DISK_FULL = """
 import resource, signal, sys
@@ -49,12 +50,11 @@ def test_names_nnunet_would_not_take(number, name):
 
 
 def test_an_id_of_another_dataset_is_taken_wherever_it_lies(tmp_path):
-    for root in ("raw", "preprocessed"):
-        (tmp_path / root).mkdir()
-    check_free_id(5, "Dataset005_A", [tmp_path / "raw", tmp_path / "preprocessed", tmp_path / "none"])
-    (tmp_path / "preprocessed" / "Dataset005_B").mkdir()
+    folders = Folders(raw=tmp_path / "raw", preprocessed=tmp_path / "preprocessed", results=tmp_path / "none")
+    check_free_id(5, "Dataset005_A", folders)
+    (tmp_path / "preprocessed" / "Dataset005_B").mkdir(parents=True)
     with pytest.raises(SelmaError, match=r"id 5 is taken by .*Dataset005_B"):
-        check_free_id(5, "Dataset005_A", [tmp_path / "raw", tmp_path / "preprocessed"])
+        check_free_id(5, "Dataset005_A", folders)
 
 
 def test_other_settings_start_the_staging_folder_anew(tmp_path):

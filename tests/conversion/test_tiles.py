@@ -1,8 +1,4 @@
-from collections import Counter
-
 import numpy as np
-import pytest
-import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,33 +8,9 @@ from nnunet_selma.conversion.tiles import (
     choose_tiles,
     foreground_mask,
     grid,
-    read_slab,
-    slab_steps,
-    slabs,
     tissue_map,
 )
-from nnunet_selma.volumes import open_volume
-from nnunet_selma.volumes.base import Volume
-
-
-class Array(Volume):
-    """A volume in memory that counts how often each slice is read."""
-
-    def __init__(self, voxels):
-        self.voxels, self.shape, self.dtype, self.spacing_um_zyx = voxels, voxels.shape, voxels.dtype, None
-        self.reads = np.zeros(len(voxels), int)
-
-    def _read(self, z, y, x):
-        self.reads[z] += 1
-        return self.voxels[z, y, x]
-
-
-def brain(rng, shape=(96, 128, 160)):
-    """Camera background with a box of structured tissue in the middle."""
-    voxels = rng.normal(100, 5, shape)
-    z, y, x = (slice(n // 4, 3 * n // 4) for n in shape)
-    voxels[z, y, x] += 400 + 300 * rng.random(voxels[z, y, x].shape)
-    return voxels.astype(np.uint16)
+from tests.conversion.volumes import Array, brain
 
 
 @given(st.tuples(*[st.integers(1, 300)] * 3), st.integers(8, 100))
@@ -110,59 +82,6 @@ def test_the_sparse_read_is_sparse(rng):
     volume = Array(brain(rng, (256, 64, 64)))
     tissue_map(volume, 128)
     assert volume.reads.sum() == 16  # 8 slices a layer of tiles
-
-
-def read_all(volume, tiles):
-    """Every tile with its voxels, and the slices that reading reported."""
-    read, reported = {}, 0
-    for slab in slabs(tiles, volume.dtype.itemsize):
-        boxes = [np.empty(tile.shape, volume.dtype) for tile in slab]
-        steps = sum(read_slab(volume, slab, boxes))
-        assert steps == slab_steps(volume, slab)
-        reported += steps
-        read.update(zip(slab, boxes, strict=True))
-    return read, reported
-
-
-@pytest.mark.parametrize("at_once", [64, 2])
-@pytest.mark.parametrize("apart", [True, False])
-def test_tiles_read_by_slab_equal_the_boxes_and_each_slice_is_read_once_a_pass(rng, monkeypatch, at_once, apart):
-    monkeypatch.setattr("nnunet_selma.conversion.tiles.SLAB_BYTES", at_once * 32**3 * 2)
-    volume = Array(brain(rng))
-    volume.slices_apart = apart
-    tiles = grid(volume.shape, 32)[::3]
-    read, _ = read_all(volume, tiles)
-    assert set(read) == set(tiles)
-    for tile, voxels in read.items():
-        np.testing.assert_array_equal(voxels, volume.voxels[tile.box])
-    layers = Counter(tile.start[0] for tile in tiles)
-    assert volume.reads.max() == -(-max(layers.values()) // at_once)
-
-
-def test_a_slab_holds_at_least_one_tile_and_never_two_layers(rng, monkeypatch):
-    monkeypatch.setattr("nnunet_selma.conversion.tiles.SLAB_BYTES", 1)
-    assert [len(slab) for slab in slabs(grid((64, 64, 64), 32), 2)] == [1] * 8
-    monkeypatch.setattr("nnunet_selma.conversion.tiles.SLAB_BYTES", 2**40)
-    assert [len(slab) for slab in slabs(grid((64, 64, 64), 32), 2)] == [4, 4]
-
-
-def test_a_volume_in_chunks_is_read_box_by_box(rng):
-    volume = Array(brain(rng))
-    volume.plane_wise = False
-    read, reported = read_all(volume, grid(volume.shape, 32)[:3])
-    assert reported == 3 * 32
-    for tile, voxels in read.items():
-        np.testing.assert_array_equal(voxels, volume.voxels[tile.box])
-
-
-def test_tiles_of_a_stack_of_slices(rng, tmp_path):
-    voxels = brain(rng)
-    for z, plane in enumerate(voxels):
-        tifffile.imwrite(tmp_path / f"s{z}.tif", plane)
-    volume = open_volume(tmp_path)
-    tiles = choose_tiles(tissue_map(volume, 16), TileSettings(tile=16, per_volume=3))
-    for tile, read in read_all(volume, tiles)[0].items():
-        np.testing.assert_array_equal(read, voxels[tile.box])
 
 
 def test_the_mask_follows_the_tissue(rng):

@@ -181,14 +181,13 @@ def test_several_processes_write_the_same(download, folders, monkeypatch, worker
 IN_LITTLE_MEMORY = """
 import resource, sys
 from pathlib import Path
-from nnunet_selma.conversion import tiles
-from nnunet_selma.conversion import preprocessed_dataset, slabs
+from nnunet_selma.conversion import preprocessed_dataset, tile_slabs
 from nnunet_selma.conversion.unannotated import StoreSettings, UnannotatedSettings, convert_unannotated
 from nnunet_selma.nnunet.folders import Folders
 from nnunet_selma.conversion.tiles import TileSettings
 
 source, root, to, limit = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-tiles.SLAB_BYTES = 2**23
+tile_slabs.SLAB_TILE_BYTES = 2**23
 def size(name):
     return int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1]) * 1024
 used = size("VmSize")

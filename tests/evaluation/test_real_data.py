@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from benchmarks import official
 from nnunet_selma import cli
-from nnunet_selma.structures import from_name
+from nnunet_selma.structures import find_structure
 from nnunet_selma.volumes import open_volume, stem
 from tests.conftest import write_image
 
@@ -48,7 +48,7 @@ def expected(year, structure, reference, prediction):
 
 @pytest.mark.parametrize("name", LABELS)
 def test_real_labels_score_as_in_the_official_evaluators(real_data, tmp_path, name):
-    structure = from_name(name)
+    structure = find_structure(name)
     masks = {stem(real_data / path): open_volume(real_data / path).read() > 0 for path in LABELS[name]}
     for copy, change in COPIES.items():
         for case, mask in masks.items():

@@ -20,7 +20,7 @@ from nnunet_selma.conversion.volume_tree import find_volumes
 from nnunet_selma.demo.drawing import Drawing, draw_data
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.running.json_files import write_json
-from nnunet_selma.structures import Structure, from_name, named
+from nnunet_selma.structures import Structure, find_structure, named
 from nnunet_selma.volumes import is_volume, open_volume
 
 SEEN, UNSEEN = "cfos_neuron", "microglia"
@@ -188,7 +188,7 @@ def _dealt(patches: Sequence[Patch]) -> list[Patch]:
 def _raw_images(source: Path) -> Iterator[tuple[Path, Structure, str]]:
     """Every raw image with its structure and group, annotated or not."""
     for folder in sorted(path for path in source.rglob("*") if path.is_dir() and path.name.lower() == "raw"):
-        structure = from_name(folder.resolve().parent.name)
+        structure = find_structure(folder.resolve().parent.name)
         for image in sorted(folder.iterdir()):
             match = _NUMBER.match(image.name)
             if structure is not None and match is not None and is_volume(image):

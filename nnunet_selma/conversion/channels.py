@@ -1,0 +1,39 @@
+"""Stains with two channels: the input channels of each case, chosen by `--vessel-channels`."""
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Literal
+
+from nnunet_selma.errors import SelmaError
+from nnunet_selma.structures import Structure
+
+VesselChannels = Literal["wga", "eb", "both", "separate"]
+"""Channels of stains that have two: a single channel, both as two input channels, or each as a case."""
+
+
+def channel_sets(stains: Mapping[int, str], existing: Collection[int], choice: VesselChannels) -> list[tuple[int, ...]]:
+    """Channels of each case that a sample becomes; a channel of a set may be missing among the existing ones.
+
+    Args:
+        stains: channel to the name of its stain.
+        existing: channels of the sample that have a file.
+        choice: treatment of two channels.
+    """
+    if len(stains) == 1 or choice == "both":
+        return [tuple(stains)]
+    if choice == "separate":
+        return [(channel,) for channel in stains if channel in existing]
+    return [(channel,) for channel, stain in stains.items() if stain == choice]
+
+
+def input_channels(structure: Structure | None, count: int) -> list[str]:
+    """Names of the input channels of a dataset whose cases have `count` of them."""
+    return ["light sheet"] if structure is None or count == 1 else list(structure.channels.values())
+
+
+def check_equal_counts(cases: Iterable[Collection[Any]]) -> None:
+    """Raise `SelmaError` if cases, given by their channels, differ in the number of channels."""
+    if len({len(channels) for channels in cases}) > 1:
+        raise SelmaError(
+            "--vessel-channels both gives vessels two input channels, and other structures have one: choose --structures blood_vessel, or "
+            "another --vessel-channels"
+        )
