@@ -9,17 +9,18 @@ from nnunet_selma.cli.arguments import source_plans_arguments
 from nnunet_selma.cli.shell import folders, progress
 from nnunet_selma.conversion.unlabelled_raw import has_foreground, store_unlabelled
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.networks.plans import NETWORKS, write_network_plans
+from nnunet_selma.networks.designs import NETWORKS, network_plans
 from nnunet_selma.nnunet import commands
 from nnunet_selma.nnunet.folders import Folders
-from nnunet_selma.nnunet.plans import TILE_STORE, plan_pretraining, write_small_plans
+from nnunet_selma.nnunet.plans import TILE_STORE, plan_pretraining, small_plans, write_plans
 from nnunet_selma.nnunet.preprocessed_cases import padding_sentence, shapes_of_cases
 from nnunet_selma.nnunet.settings import as_lines, parse_assignments, read_settings, with_settings
 from nnunet_selma.running.json_files import read_json, write_json
 
 
 def _plan_small(chosen: argparse.Namespace) -> int:
-    path = write_small_plans(
+    path = write_plans(
+        small_plans,
         chosen.dataset_id,
         chosen.plans,
         chosen.save_as,
@@ -39,7 +40,8 @@ def _plan_small(chosen: argparse.Namespace) -> int:
 
 def _plan_network(chosen: argparse.Namespace) -> int:
     name = chosen.save_as or f"{chosen.plans}_{chosen.network}"
-    path = write_network_plans(
+    path = write_plans(
+        network_plans,
         chosen.dataset_id,
         chosen.plans,
         name,

@@ -1,11 +1,11 @@
-"""Offsets of the logits that move the decision threshold to where the Dice is best, fitted on cases with labels.
+"""Fit of the decision threshold: offsets of the logits with the best Dice on cases with labels.
 
 A network that was trained shortly marks too much or too little at a probability of 0.5. A constant that is added to the logit of a class
-moves its threshold, and a constant fits into the bias of the last layer: whatever predicts with the network then needs no change. The
-averages of nnU-Net's sliding window, mirroring and ensembles are means of logits, so that the constant passes through them unchanged.
+moves its threshold, and can be stored in the bias of the last layer, so that prediction needs no change. nnU-Net's sliding window, mirroring
+and ensembles average logits, which keeps the constant.
 
-A network of labels marks the class of the largest logit; channel 0 is background and is never shifted. A network of regions marks, channel
-by channel, where the logit is above 0.
+A network of labels marks the class of the largest logit; channel 0 is background and is never shifted. A network of regions marks, in each
+channel, the voxels with a logit above 0.
 """
 
 import math
@@ -24,9 +24,9 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.networks.parts import bare, without_ddp
 
 MOST_VOXELS = 2_000_000
-"""Voxels that are kept of a case: enough for a Dice to three digits, and sixteen cases of two classes fit into half a gigabyte."""
+"""Largest number of voxels of a case: enough for three digits of the Dice, and half a gigabyte for sixteen cases of two classes."""
 TOLERANCE = 0.002
-"""A Dice this close to the best counts as the best, so that nothing moves without a reason."""
+"""Difference to the best Dice that counts as equal, so that the threshold does not move without a reason."""
 
 _FINE = torch.arange(-160, 161, dtype=torch.float64) / 20
 _COARSE = torch.arange(-32, 33, dtype=torch.float64) / 4
@@ -34,7 +34,7 @@ _ROUNDS = 3
 """Rounds over all classes; few classes move after the second."""
 
 Region = int | tuple[int, ...]
-"""A label, or the labels that a region is made of, as in nnU-Net's dataset.json."""
+"""A label, or the labels of a region, as in nnU-Net's dataset.json."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Calibration:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """All fields and the thresholds as JSON can hold them; a Dice that is NaN is None."""
+        """All fields and the thresholds, for JSON; a Dice that is NaN is None."""
         return {
             "offsets": list(self.offsets),
             "thresholds": list(self.thresholds),
@@ -102,14 +102,14 @@ class Calibration:
 def sample_of(
     name: str, logits: Tensor, labels: Tensor, ignore_label: int | None, generator: torch.Generator
 ) -> Sample:
-    """All voxels of a case, or evenly spread random ones, without those that have the ignore label.
+    """All voxels of a case without the ignore label, or `MOST_VOXELS` random ones of them.
 
-    One voxel is drawn out of each of `MOST_VOXELS` equally long runs, which takes less memory than a permutation of a large case.
+    One voxel is drawn from each of `MOST_VOXELS` equally long runs, which takes less memory than a permutation of a large case.
 
     Args:
-        name: of the case.
+        name: name of the case.
         logits: (class, z, y, x).
-        labels: (z, y, x); negative ones, which nnU-Net writes outside its mask, become background as in its training.
+        labels: (z, y, x); negative labels, which nnU-Net writes outside its mask, become background as in its training.
         ignore_label: None: every voxel has a label.
         generator: draws the voxels, on its device.
 
@@ -127,7 +127,7 @@ def sample_of(
         place = torch.rand(MOST_VOXELS, generator=generator, dtype=torch.float64, device=generator.device)
         place += torch.arange(MOST_VOXELS, device=place.device)
         places = (place * (number / MOST_VOXELS)).long().clamp(max=number - 1)
-        # two runs may meet in a voxel
+        # rounding may draw a voxel twice
         drawn = torch.unique_consecutive(places).to(truth.device)
         known = drawn if known is None else known[drawn]
     if known is not None:
@@ -138,17 +138,17 @@ def sample_of(
 def fit(
     samples: Sequence[Sample], regions: Sequence[Region] | None = None, order: Sequence[int] | None = None
 ) -> Calibration:
-    """The offsets with the best mean Dice; of all that come within `TOLERANCE` of it, those nearest to 0.
+    """The offsets with the best mean Dice; of all within `TOLERANCE` of it, those nearest to 0.
 
-    One foreground class, and each region by itself, is fitted on a fine grid; several classes by coordinate ascent on a coarser one. A
-    class counts in the cases that show it, and a class that no case shows is not shifted. nnU-Net's summary counts a case that does not
-    show a class, but in which it is marked, as a Dice of 0; such cases are left out here.
+    A single foreground class, and each region, is fitted on a fine grid; several classes by coordinate ascent on a coarser grid. The Dice of
+    a class is its mean over the cases that show it, and a class that no case shows is not shifted. In nnU-Net's summary, a case in which a
+    class is marked but not present has a Dice of 0; here such cases are left out.
 
     Args:
         samples: one for each case.
-        regions: the labels of each channel, as `LabelManager.foreground_regions`; None: channels are labels.
-        order: the label that each channel writes over those before it, as `LabelManager.regions_class_order`. With it the Dice before
-            and after are those of the label map, and the offsets are 0 if it gets no better.
+        regions: labels of each channel, `LabelManager.foreground_regions`; None: channels are labels.
+        order: label that each channel writes over the channels before it, `LabelManager.regions_class_order`. With it, the Dice before and
+            after are those of the label map, and the offsets are 0 if it gets no better.
 
     Raises:
         SelmaError: no samples, or logits that are not finite.
@@ -188,7 +188,7 @@ def _fit_labels(samples: Sequence[Sample]) -> tuple[float, ...]:
 
 
 def _fit_regions(samples: Sequence[Sample], regions: Sequence[Region]) -> tuple[float, ...]:
-    """The offset of each region, which is the only foreground class beside a background whose logit is 0."""
+    """The offset of each region, fitted as the only foreground class beside a background with logit 0."""
     offsets = []
     for channel, region in enumerate(regions):
         logits = (s.logits[channel].double() for s in samples)
@@ -200,17 +200,17 @@ def _fit_regions(samples: Sequence[Sample], regions: Sequence[Region]) -> tuple[
 
 
 def _nearest(curve: Tensor, grid: Tensor) -> float:
-    """The offset nearest to 0 among those whose Dice is close to the best; of two as near, the better."""
+    """The offset nearest to 0 among those whose Dice is close to the best; of two equally near, the better."""
     distance = torch.where(curve >= curve.max() - TOLERANCE, grid.abs(), torch.inf)
     return float(grid[torch.where(distance == distance.min(), curve, -1.0).argmax()])
 
 
 def _curve(cases: Iterable[tuple[Tensor, Tensor]], channel: int, grid: Tensor) -> Tensor:
-    """Mean Dice for each offset (offset,) of a channel; NaN if no case shows foreground.
+    """Mean Dice (offset,) for each offset of a channel; NaN if no case shows foreground.
 
     Args:
         cases: logits (class, voxel), float64, and labels (voxel,).
-        channel: whose logit is shifted.
+        channel: channel that is shifted.
         grid: offsets (offset,), rising.
     """
     hits, marked, shown = [], [], []
@@ -223,10 +223,10 @@ def _curve(cases: Iterable[tuple[Tensor, Tensor]], channel: int, grid: Tensor) -
 
 
 def _counts(logits: Tensor, labels: Tensor, channel: int, grid: Tensor) -> tuple[Tensor, Tensor]:
-    """Voxels that are rightly marked, and all that are marked, for each class and offset of a channel, both (class, offset).
+    """Numbers of correctly marked voxels, and of all marked voxels, for each class and offset of a channel, both (class, offset).
 
-    From some offset on the channel has the largest logit of a voxel, and before it the best of the others: a histogram of these offsets,
-    summed up, holds the counts of all offsets.
+    For each voxel there is an offset from which on the channel has the largest logit; below it, another class has. The cumulative histogram
+    of these offsets has the counts for all offsets.
     """
     classes, bins = len(logits), len(grid) + 1
     others = logits.clone()
@@ -247,7 +247,7 @@ def _counts(logits: Tensor, labels: Tensor, channel: int, grid: Tensor) -> tuple
 
 
 def _mean_dice(hits: Tensor, marked: Tensor, shown: Tensor) -> Tensor:
-    """Mean over the cases that show a class, then over the classes that any case shows; (*,) from counts (case, class, *)."""
+    """Mean Dice over the cases that show a class, then over the classes that any case shows; (*,) from counts (case, class, *)."""
     shows = shown > 0
     dice = torch.where(shows, 2 * hits.double() / (marked + shown).clamp(min=1), 0.0)
     of_classes = dice.sum(0) / shows.sum(0).clamp(min=1)
@@ -257,7 +257,7 @@ def _mean_dice(hits: Tensor, marked: Tensor, shown: Tensor) -> Tensor:
 def _dice(
     samples: Sequence[Sample], offsets: Sequence[float], regions: Sequence[Region] | None, order: Sequence[int] | None
 ) -> float:
-    """Mean Dice of what the shifted logits mark, in the way nnU-Net turns logits into labels."""
+    """Mean Dice of the labels that nnU-Net makes of the shifted logits."""
     classes: Sequence[Region] = range(1, len(offsets)) if regions is None else regions
     counts = []
     for sample in samples:
@@ -293,15 +293,15 @@ def _inside(labels: Tensor, region: Region) -> Tensor:
 def shift_heads(network: nn.Module, offsets: Sequence[float]) -> None:
     """Add offsets to the bias of the head that predicts at full resolution, in place.
 
-    This is the last of `decoder.seg_layers`, in nnU-Net's decoders and in those of `nnunet_selma.networks`. The coarser heads only serve
-    deep supervision and stay as they are.
+    This head is the last of `decoder.seg_layers`, in nnU-Net's decoders and in those of `nnunet_selma.networks`. The coarser heads are for
+    deep supervision only and are not changed.
 
     Args:
-        network: also within DistributedDataParallel or torch.compile.
-        offsets: one for each output channel.
+        network: with or without the wrappers of DistributedDataParallel and torch.compile.
+        offsets: one number for each output channel.
 
     Raises:
-        SelmaError: there is no such head, it has no bias, or the number of its channels is another.
+        SelmaError: there is no such head, it has no bias, or another number of channels.
     """
     network = bare(network)
     heads = getattr(getattr(network, "decoder", None), "seg_layers", None)
@@ -325,20 +325,20 @@ def shift_heads(network: nn.Module, offsets: Sequence[float]) -> None:
 
 
 def samples_of(trainer: nnUNetTrainer, most_cases: int = 16) -> list[Sample]:
-    """Samples of the fold's validation cases as the trainer's network predicts them, unmirrored; with fold `all` of the training cases.
+    """Predicted logits and labels of the fold's validation cases, without mirroring; with fold `all`, of training cases.
 
     The network predicts as in `nnUNetTrainer.perform_actual_validation`; its training mode and deep supervision are restored. One case at a
-    time is in memory. Of more than `most_cases` an even spread over the sorted names is taken.
+    time is in memory. Of more than `most_cases`, an even spread over the sorted names is predicted. Several processes share the cases.
 
-    A cascaded stage is refused: its input holds what the stage before predicted, which is better in training than on new images, and a
-    threshold fitted on it would not carry over. Several processes share the cases.
+    A cascaded stage is refused: its input is the prediction of the stage before, which is better in training than on new images, so that the
+    threshold would not fit these.
 
     Args:
         trainer: initialised, on any device.
         most_cases: at least 1.
 
     Raises:
-        SelmaError: a cascaded stage, or a network without a decoder as nnU-Net's.
+        SelmaError: a cascaded stage, or a network without a decoder like nnU-Net's.
     """
     if trainer.is_cascaded:
         raise SelmaError(
@@ -390,12 +390,12 @@ def samples_of(trainer: nnUNetTrainer, most_cases: int = 16) -> list[Sample]:
 
 
 def _spread(names: Sequence[str], most: int) -> list[str]:
-    """All names, or as many as allowed, evenly spread from the first to the last."""
+    """At most this many names, evenly spread from the first to the last."""
     if len(names) <= most:
         return list(names)
     return [names[int(place)] for place in np.linspace(0, len(names) - 1, most).round()]
 
 
 def _tensor(stored: Any) -> Tensor:
-    """A whole array of nnU-Net's datasets, which may be compressed or mapped from a file that is only read."""
+    """A whole array of nnU-Net's datasets, which may be compressed, or mapped from a read-only file."""
     return torch.from_numpy(np.require(stored[:], requirements="W"))

@@ -1,11 +1,11 @@
 """Low-rank adaptation of convolutions and linear layers (Hu et al. 2021, arXiv 2106.09685).
 
-A weight is frozen and gets an addend of low rank, which starts at zero: the network is unchanged at first, and few numbers are trained. A
-kernel is seen as a matrix whose rows are its first axis: output channels, or input channels where the convolution is transposed.
+A weight is frozen, and a trained addend of low rank is added. The addend starts at zero, so that the network is unchanged at first. A kernel
+is a matrix whose rows are its first axis: output channels, or input channels if the convolution is transposed.
 
-The state of an adapted network keeps the keys and shapes of the plain one and holds the frozen weights: whatever reads or fills a plain
-network, as carrying weights over and nnU-Net's `-pretrained_weights` do, does the same here. `merged_state` gives the weights that
-compute what the adapted network computes, `adapter_state` what a run needs to go on exactly.
+The state of an adapted network has the keys and shapes of the plain network and holds the frozen weights. Weights can therefore be carried
+over, and read by nnU-Net's `-pretrained_weights`, as for a plain network. `merged_state` returns the adapted weights, `adapter_state` frozen
+weights and factors, with which a run goes on exactly.
 """
 
 from collections.abc import Mapping
@@ -26,18 +26,18 @@ class LowRank(nn.Module):
     """Low-rank addend of a weight: alpha / rank · up · down, zero at first (section 4.1).
 
     Args:
-        weight: of the layer, (row, *) in any number of dimensions.
-        rank: columns of `up` and rows of `down`; never more than the weight's own matrix has.
-        alpha: how much the addend counts, whatever the rank.
+        weight: weight of the layer, (row, *) in any number of dimensions.
+        rank: columns of `up` and rows of `down`; at most the rows and columns of the weight's matrix.
+        alpha: scale of the addend, independent of the rank.
     """
 
     def __init__(self, weight: Tensor, rank: int, alpha: float) -> None:
         super().__init__()
         rows, columns = weight.flatten(1).shape
-        own = min(rank, rows, columns)
+        inner = min(rank, rows, columns)
         self.scale = alpha / rank
-        self.up = nn.Parameter(weight.new_zeros(rows, own))
-        self.down = nn.Parameter(torch.randn(own, columns, device=weight.device, dtype=weight.dtype) / columns**0.5)
+        self.up = nn.Parameter(weight.new_zeros(rows, inner))
+        self.down = nn.Parameter(torch.randn(inner, columns, device=weight.device, dtype=weight.dtype) / columns**0.5)
 
     def forward(self, weight: Tensor) -> Tensor:
         """The adapted weight, in the shape of the frozen one."""
@@ -45,13 +45,13 @@ class LowRank(nn.Module):
 
 
 def add_lora(module: nn.Module, rank: int, alpha: float) -> int:
-    """Give every convolution, transposed or not, and every linear layer of a module an adapter; returns how many.
+    """Add an adapter to every convolution, transposed or not, and every linear layer of a module; returns their number.
 
-    Their weights are frozen; biases and all other parameters stay as they are.
+    Their weights are frozen; biases and all other parameters are not changed.
 
     Args:
-        module: changed in place; its outputs are not.
-        rank: of the addend.
+        module: changed in place; its outputs stay the same.
+        rank: rank of the addend.
         alpha: the addend is scaled by alpha / rank.
     """
     layers = [layer for layer in module.modules() if isinstance(layer, _ConvNd | nn.Linear)]
@@ -64,7 +64,7 @@ def add_lora(module: nn.Module, rank: int, alpha: float) -> int:
 
 
 def merge(module: nn.Module) -> int:
-    """Add every adapter to its weight and remove it; returns how many. The module is plain again, its weights can be trained."""
+    """Add every adapter to its weight and remove it; returns their number. Afterwards the module is plain, with trainable weights."""
     layers = [layer for _, layer in _adapted(module)]
     for layer in layers:
         parametrize.remove_parametrizations(layer, "weight")
@@ -74,9 +74,9 @@ def merge(module: nn.Module) -> int:
 
 @torch.no_grad()
 def merged_state(network: nn.Module) -> dict[str, Tensor]:
-    """The state of a plain network that computes the same: its keys and shapes; the adapted network is not touched.
+    """The state of a plain network with the same outputs; the adapted network is not changed.
 
-    A layer that the network lists more than once, as dynamic_network_architectures does, has one tensor under all its keys.
+    A layer that is listed more than once, as in dynamic_network_architectures, has one tensor under all its keys.
     """
     state: dict[str, Tensor] = network.state_dict()
     weights = {layer: cast(Tensor, layer.weight) for _, layer in _adapted(network)}
@@ -87,20 +87,20 @@ def merged_state(network: nn.Module) -> dict[str, Tensor]:
 
 
 def adapter_state(network: nn.Module) -> dict[str, dict[str, Tensor]]:
-    """For each adapted layer the frozen weight and both factors, which the merged state does not tell apart."""
+    """The frozen weight and both factors of each adapted layer."""
     return {name: _parts(layer).state_dict() for name, layer in _adapted(network)}
 
 
 def load_adapter_state(network: nn.Module, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Fill frozen weights and factors with what `adapter_state` gave of such a network.
+    """Restore the frozen weights and factors that `adapter_state` returned.
 
     Raises:
-        SelmaError: other layers have adapters, or these are of another rank.
+        SelmaError: other layers have adapters, or the adapters have another rank.
     """
-    own = adapter_state(network)
-    if _shapes(state) != _shapes(own):
+    adapters = adapter_state(network)
+    if _shapes(state) != _shapes(adapters):
         raise SelmaError(
-            f"the checkpoint has adapters for {len(state)} layers, the network for {len(own)}, or they are of another rank; "
+            f"the checkpoint has adapters for {len(state)} layers, the network for {len(adapters)}, or they are of another rank; "
             "go on with the finetuning.lora_rank that the run began with"
         )
     for name, layer in _adapted(network):
@@ -112,7 +112,7 @@ def _shapes(state: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, to
 
 
 def _adapted(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Name and layer of all that have an adapter, each once."""
+    """Name and module of each layer with an adapter, each layer once."""
     return [
         (name, layer)
         for name, layer in module.named_modules()
@@ -125,7 +125,7 @@ def _parts(layer: nn.Module) -> nn.ModuleList:
 
 
 def _with_plain_keys(layer: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    """Give, in a state that was just made, the frozen weight its plain key, and leave the factors out."""
+    """Rename the frozen weight to its plain key, and leave the factors out, in a state that was just made."""
     for key in [key for key in state if key.startswith(prefix + _PARTS)]:
         value = state.pop(key)
         if key == prefix + _BASE:
@@ -133,7 +133,7 @@ def _with_plain_keys(layer: nn.Module, state: dict[str, Any], prefix: str, _: An
 
 
 def _from_plain_keys(layer: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Turn, in a state that is about to be loaded, a plain weight into the frozen one; the factors stay."""
+    """Rename a plain weight to the frozen weight, and keep the layer's factors, in a state that is about to be loaded."""
     if parametrize.is_parametrized(layer, "weight") and f"{prefix}weight" in state:
-        own = _parts(layer).state_dict(prefix=prefix + _PARTS)
-        state.update({**own, prefix + _BASE: state.pop(f"{prefix}weight")})
+        factors = _parts(layer).state_dict(prefix=prefix + _PARTS)
+        state.update({**factors, prefix + _BASE: state.pop(f"{prefix}weight")})

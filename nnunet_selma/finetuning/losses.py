@@ -2,11 +2,11 @@
 
 - dice: nnU-Net's, of every foreground class.
 - cross_entropy: nnU-Net's, the mean over voxels.
-- focal: Lin et al. 2017 (arXiv 1708.02002, equation 4), cross entropy that counts less where the network is sure already.
-- boundary: Kervadec et al. 2021 (arXiv 1812.07032), how far from the boundary of the truth wrong foreground lies.
+- focal: Lin et al. 2017 (arXiv 1708.02002, equation 4), cross entropy with less weight where the network is certain.
+- boundary: Kervadec et al. 2021 (arXiv 1812.07032), distance of wrong foreground from the boundary of the truth.
 - cldice: Shit et al. 2021 (arXiv 2003.07311, algorithms 1 and 2), overlap of soft skeletons with the other mask.
 
-Voxels with the ignore label contribute nothing: they are left out of every sum, and they are no boundary. Nothing here waits for the device.
+Voxels with the ignore label are left out of every sum, and are no boundary. No loss waits for the device.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,23 +24,23 @@ TERMS: dict[str, dict[str, float]] = {
     "dice": {"dice": 1.0},
     "dice_ce": {"dice": 1.0, "cross_entropy": 1.0},
     "dice_focal": {"dice": 1.0, "focal": 1.0},
-    # where Kervadec et al. begin; distances are long, and the term is small beside the others
+    # the first weight of Kervadec et al., small because distances are large numbers
     "dice_focal_boundary": {"dice": 1.0, "focal": 1.0, "boundary": 0.01},
-    # Dice and clDice weigh the same, as with alpha = 0.5, the largest that Shit et al. allow
+    # Dice and clDice have the same weight, as with alpha = 0.5, the largest that Shit et al. allow
     "dice_ce_cldice": {"dice": 1.0, "cross_entropy": 1.0, "cldice": 1.0},
 }
 """The terms of each loss and their weights."""
 
 _SMOOTH = 1e-5
-"""nnU-Net's, in the Dice of its segmentation loss."""
+"""Smoothing of the Dice, as in nnU-Net."""
 _GAMMA = 2.0
-"""The best of Lin et al."""
+"""Focusing parameter of the focal loss, the best value of Lin et al."""
 _FARTHEST = 16.0
-"""Distances, in the finest edge of a voxel, end here: farther away no boundary is near, and the search would only take longer."""
+"""Largest distance to a boundary, in units of a voxel's shortest edge; larger ones are cut to it, which keeps the search short."""
 _SHIFTS = 4
-"""Shifts of a search along an axis that are compared at once; each takes the memory of a map."""
+"""Number of shifts along an axis that are compared at once; each takes the memory of a map."""
 _SKELETON_STEPS = 5
-"""Erosions of a soft skeleton: as many voxels as the thickest vessel's radius."""
+"""Erosions of a soft skeleton, at least the radius of the thickest vessel in voxels."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class Output:
     probabilities: Tensor
     """Their softmax."""
     labels: Tensor
-    """(batch, 1, *space), int64; 0 where nothing is known."""
+    """(batch, 1, *space), int64; 0 where the truth is unknown."""
     known: Tensor | None
-    """Where the truth is known, (batch, 1, *space), bool; None: everywhere."""
+    """True where the truth is known, (batch, 1, *space), bool; None: everywhere."""
 
     @property
     def foreground(self) -> Tensor:
@@ -63,7 +63,7 @@ class Output:
         return self.labels == classes.view(-1, *[1] * (self.labels.ndim - 2))
 
     def mean(self, values: Tensor) -> Tensor:
-        """Mean of (batch, *space) over all known voxels; 0 where none is known."""
+        """Mean of (batch, *space) over all known voxels; 0 if none is known."""
         if self.known is None:
             return values.mean()
         known = self.known[:, 0]
@@ -77,8 +77,8 @@ class SumOfTerms(nn.Module):
     """A loss of logits (batch, class, *space) and labels (batch, 1, *space).
 
     Args:
-        terms: each with its weight.
-        ignore_label: label of the voxels whose truth is unknown.
+        terms: pairs of a weight and a term.
+        ignore_label: label of voxels whose truth is unknown.
     """
 
     def __init__(self, terms: Sequence[tuple[float, Term]], ignore_label: int | None) -> None:
@@ -103,15 +103,15 @@ def build_loss(
     spacing: Sequence[float],
     patch_size: Sequence[int],
 ) -> nn.Module:
-    """The loss of that name, for one output of the network; nnU-Net's `DeepSupervisionWrapper` applies it to all.
+    """The loss with this name, for one output of the network; nnU-Net's `DeepSupervisionWrapper` applies it to all.
 
     Args:
         name: a key of `TERMS`.
-        batch_dice: whether Dice is that of the batch, not the mean over its samples.
-        ignore_label: label of the voxels whose truth is unknown, if there is one.
-        ddp: whether the batch of `batch_dice` is that of all processes.
-        spacing: of the finest output, (z, y, x) or (y, x), in any unit.
-        patch_size: voxels of the finest output; coarser ones cover the same patch.
+        batch_dice: True: one Dice of the batch, not the mean over its samples.
+        ignore_label: label of voxels whose truth is unknown, if there is one.
+        ddp: True: the batch of `batch_dice` is the batch of all processes.
+        spacing: voxel size of the finest output, (z, y, x) or (y, x), in any unit.
+        patch_size: voxels of the finest output; coarser outputs cover the same patch.
     """
     extent = [edge * size for edge, size in zip(spacing, patch_size, strict=True)]
     terms: dict[str, Term] = {
@@ -138,7 +138,7 @@ def cross_entropy(output: Output) -> Tensor:
 
 
 def focal(output: Output) -> Tensor:
-    """Focal loss (Lin et al. 2017, equation 4): the mean over voxels of (1 - p)^gamma times cross entropy, p that of the true class."""
+    """Focal loss (Lin et al. 2017, equation 4): the mean over voxels of (1 - p)^gamma × cross entropy, p the true class's probability."""
     entropy = cross_entropy(output)
     return output.mean((1 - (-entropy).exp()) ** _GAMMA * entropy)
 
@@ -147,8 +147,8 @@ def boundary(output: Output, extent: Sequence[float]) -> Tensor:
     """Boundary loss (Kervadec et al. 2021): the mean over voxels, and foreground classes, of softmax times signed distance.
 
     Args:
-        output: of the network.
-        extent: of the patch along each axis of space; with the output's shape it gives the edges of a voxel.
+        output: output of the network.
+        extent: length of the patch along each axis of space; with the output's shape it gives the edges of a voxel.
     """
     edges = [length / size for length, size in zip(extent, output.labels.shape[2:], strict=True)]
     with torch.no_grad():
@@ -161,15 +161,15 @@ def boundary(output: Output, extent: Sequence[float]) -> Tensor:
 def signed_distance(inside: Tensor, outside: Tensor, edges: Sequence[float], farthest: float) -> Tensor:
     """Signed distance of every voxel to the boundary of each mask, same shape, float32; negative inside, 0 where unknown.
 
-    The boundary is the outermost voxels of the mask, as in the code of Kervadec et al.: the distance to the nearest voxel outside, less
-    one, is that to the boundary. A mask that is empty or fills its sample has no boundary: its distances are 0, as theirs, and it
-    contributes nothing; a small mask in the corner of a patch and none at all are told apart by the other terms.
+    The boundary is the outermost voxels of the mask, as in the code of Kervadec et al.: inside, the distance to the boundary is one less than
+    the distance to the nearest voxel outside. A mask that is empty or fills its sample has no boundary: its distances are 0, as in their code,
+    and it contributes nothing.
 
     Args:
         inside: the masks, (batch, class, *space), bool.
-        outside: what is known not to be in them, same shape.
-        edges: of a voxel along each axis of space; the shortest is 1.
-        farthest: where distances end.
+        outside: voxels that are known not to be in the masks, same shape.
+        edges: edges of a voxel along each axis of space; the shortest is 1.
+        farthest: largest distance.
     """
     to_inside, to_outside = distance_to(torch.cat([inside, outside], dim=1), edges, farthest).chunk(2, dim=1)
     signed = torch.where(inside, 1 - to_outside, torch.where(outside, to_inside, 0.0))
@@ -178,15 +178,15 @@ def signed_distance(inside: Tensor, outside: Tensor, edges: Sequence[float], far
 
 
 def distance_to(voxels: Tensor, edges: Sequence[float], farthest: float) -> Tensor:
-    """Euclidean distance of every voxel to the nearest one that is True, same shape, float32; at most `farthest`, also where there is none.
+    """Euclidean distance of every voxel to the nearest voxel that is True, same shape, float32; at most `farthest`.
 
-    Squared distances add up over the axes, so that each axis can be searched by itself (Felzenszwalb and Huttenlocher 2012): the nearest
-    along one axis is a minimum over shifts, and those longer than `farthest` cannot win.
+    Squared distances add up over the axes, so that the axes can be searched one after another (Felzenszwalb and Huttenlocher 2012). Along one
+    axis, the nearest voxel is a minimum over shifts of at most `farthest`.
 
     Args:
         voxels: (batch, class, *space), bool.
-        edges: of a voxel along each axis of space.
-        farthest: where distances end.
+        edges: edges of a voxel along each axis of space.
+        farthest: largest distance, also where no voxel is True.
     """
     squared = torch.where(voxels, 0.0, farthest**2)
     for axis, edge in enumerate(edges, start=2):
@@ -195,7 +195,7 @@ def distance_to(voxels: Tensor, edges: Sequence[float], farthest: float) -> Tens
 
 
 def _nearest_along(squared: Tensor, axis: int, edge: float, farthest: float) -> Tensor:
-    """Squared distances after a search along one axis; some shifts are compared at once, so that few kernels are started on the device."""
+    """Squared distances after a search along one axis; several shifts are compared at once, so that few operations start on the device."""
     lines = squared.movedim(axis, -1)
     reach = min(int(farthest / edge), lines.shape[-1] - 1)
     padded = functional.pad(lines, (reach, reach), value=farthest**2)
@@ -211,8 +211,8 @@ def _nearest_along(squared: Tensor, axis: int, edge: float, farthest: float) -> 
 def cldice(output: Output, finest: Sequence[int]) -> Tensor:
     """1 - soft clDice (Shit et al. 2021, algorithm 2), the mean over samples and foreground classes; 0 for an output coarser than the patch.
 
-    1 is added to both sides of each fraction, as in their code: a sample without foreground asks for none, and nothing is divided by 0.
-    Thin vessels have no skeleton on a coarser grid, so that deep supervision leaves it to the other terms there.
+    1 is added to numerator and denominator, as in their code, so that a sample without foreground is no division by 0. Coarser outputs are
+    left to the other terms, because thin vessels have no skeleton on a coarser grid.
     """
     if tuple(output.logits.shape[2:]) != tuple(finest):
         return output.logits.new_zeros(())
@@ -235,8 +235,8 @@ def _share(skeleton: Tensor, mask: Tensor) -> Tensor:
 def soft_skeleton(masks: Tensor, steps: int) -> Tensor:
     """Soft skeletons (Shit et al. 2021, algorithm 1) of masks (batch, class, *space) from 0 to 1, same shape.
 
-    What an opening removes of a mask is its skeleton; eroding it brings the skeleton of what is thicker to light. For the backward pass each
-    erosion is computed again: its maxima and their places would take many times the memory of the masks.
+    The skeleton is the union, over `steps` erosions, of the voxels that an opening removes. The backward pass computes each erosion again,
+    because its maxima and their places would take many times the memory of the masks.
     """
     skeleton = torch.zeros_like(masks)
     for _ in range(steps + 1):
@@ -248,20 +248,20 @@ def soft_skeleton(masks: Tensor, steps: int) -> Tensor:
 
 
 def _peeled(masks: Tensor, skeleton: Tensor) -> tuple[Tensor, Tensor]:
-    """Masks without their outermost voxels, and the skeleton with what an opening removes of them."""
+    """Masks without their outermost voxels, and the skeleton with the voxels that an opening removes from the masks."""
     eroded = _eroded(masks)
     ridge = functional.relu(masks - _greatest(eroded, [3] * (masks.ndim - 2)))
     return eroded, skeleton + ridge * (1 - skeleton)
 
 
 def _eroded(masks: Tensor) -> Tensor:
-    """Least value of each voxel and its neighbours along the axes."""
+    """Minimum of each voxel and its neighbours along the axes."""
     axes = range(masks.ndim - 2)
-    return reduce(torch.minimum, [-_greatest(-masks, [3 if axis == own else 1 for axis in axes]) for own in axes])
+    return reduce(torch.minimum, [-_greatest(-masks, [3 if axis == along else 1 for axis in axes]) for along in axes])
 
 
 def _greatest(masks: Tensor, window: list[int]) -> Tensor:
-    """Greatest value in a window, odd along each axis of space, around each voxel."""
+    """Maximum in a window around each voxel, with an odd edge along each axis of space."""
     pool = functional.max_pool3d if masks.ndim == 5 else functional.max_pool2d
     pooled: Tensor = pool(masks, window, stride=1, padding=[size // 2 for size in window])
     return pooled

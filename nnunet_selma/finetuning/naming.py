@@ -1,8 +1,8 @@
-"""Names of weights in the checkpoints of others, and the same weights in the networks here.
+"""Translation of the names of weights in checkpoints of other projects to the names in our networks.
 
-Others wrap a network in a module (`module.`, `model.`, `backbone.`, `student.`), keep its encoder alone, or build the same network under
-other names. All of that is found by counting: of every beginning of the checkpoint's names, and of every known way to name the network's
-weights, the pair is taken under which most weights of the network are found.
+Other projects wrap a network in a module (`module.`, `model.`, `backbone.`, `student.`), save its encoder alone, or build the same network
+with other names. The right translation is found by counting: of all pairs of a prefix in the checkpoint and a known naming scheme, the pair
+is chosen under which most weights of the network are found.
 """
 
 import re
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from nnunet_selma.networks.parts import pretrained_part
 
 _TEACHER = "teacher"
-"""Beginning of the names of a moving average. It is taken before the student it follows, as DINO does in its evaluation (arXiv 2104.14294)."""
+"""Prefix of a moving average, which is preferred to its student, as in DINO's evaluation (arXiv 2104.14294)."""
 
 
 Translate = Callable[[str], str]
-"""From a name in a checkpoint to the name in the network."""
+"""A function from a name in a checkpoint to the name in the network."""
 
 
 @dataclass(frozen=True)
@@ -28,19 +28,19 @@ class Named:
 
     weights: dict[str, Tensor]
     how: str = ""
-    """How the checkpoint named them, as a report says it; empty where it did as the network does."""
+    """Description of the names in the checkpoint, for a report; empty if they are the network's."""
 
 
 def named_as_in(weights: Mapping[str, Tensor], network: nn.Module) -> Named:
-    """The weights of a checkpoint under the names of a network; unchanged where none of the network's weights is found.
+    """The weights of a checkpoint under the names of a network; unchanged if none of the network's weights is found.
 
     Args:
-        weights: as the checkpoint names them.
-        network: may say in `monai_names` how MONAI names its weights: regular expressions and their replacements, in order.
+        weights: weights under the names of the checkpoint.
+        network: its attribute `monai_names`, if any, translates MONAI's names: regular expressions and their replacements, in order.
     """
     names = set(network.state_dict())
     candidates: list[tuple[int, bool, str, str, Translate]] = []
-    for title, translate in _ways(network).items():
+    for title, translate in _schemes(network).items():
         counts: Counter[str] = Counter()
         for key in weights:
             words = key.split(".")
@@ -61,12 +61,12 @@ def named_as_in(weights: Mapping[str, Tensor], network: nn.Module) -> Named:
     return Named(renamed, " ".join(word for word in (title, behind, others) if word))
 
 
-def _ways(network: nn.Module) -> dict[str, Translate]:
-    """Known ways to name the network's weights, with their titles."""
+def _schemes(network: nn.Module) -> dict[str, Translate]:
+    """Known naming schemes of the network's weights, by title."""
     part = pretrained_part(network)
     monais: Mapping[str, str] = getattr(network, "monai_names", {})
-    ways = {"": _same, f"as those of its {part} alone": lambda key: _replaced(f"{part}.{key}", monais)}
-    return {**ways, "as MONAI names them": lambda key: _replaced(key, monais)} if monais else ways
+    schemes = {"": _same, f"as those of its {part} alone": lambda key: _replaced(f"{part}.{key}", monais)}
+    return {**schemes, "as MONAI names them": lambda key: _replaced(key, monais)} if monais else schemes
 
 
 def _same(key: str) -> str:

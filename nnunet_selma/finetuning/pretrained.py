@@ -1,4 +1,4 @@
-"""The summary of a pretraining, and how fine-tuning finds it."""
+"""The search for the pretraining that a fine-tuning starts from, by the summaries of finished pretrainings."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from nnunet_selma.running.json_files import read_json, write_json
 SUMMARY = "ssl_summary.json"
 CHECKPOINT = "checkpoint_final.pth"
 CHOICE = "pretrained.json"
-"""Beside the folds: which pretraining they start from."""
+"""File beside the folds of a training: the pretraining that they start from."""
 _BLOCK = 2**20
 _COMPARED = {
     "spacing": "the voxel size",
@@ -23,28 +23,28 @@ _COMPARED = {
 
 
 def network_identity(configuration: Mapping[str, Any]) -> dict[str, Any]:
-    """Class and arguments of a network: two plans must share them so that every weight of one fits into the other."""
+    """Class and arguments of a network; if two plans have the same, every weight of one network fits the other."""
     architecture = configuration["architecture"]
     return {"network_class_name": architecture["network_class_name"], "arch_kwargs": architecture["arch_kwargs"]}
 
 
-def find_pretrained(wish: str, results: Path, network: Mapping[str, Any]) -> list[Path]:
-    """Checkpoints to start from, best first: none for random weights, one for a path, every finished pretraining, newest first, for "newest".
+def find_pretrained(setting: str, results: Path, network: Mapping[str, Any]) -> list[Path]:
+    """Checkpoints to start from: none for "none", the file for a path, all finished pretrainings of the network, newest first, for "newest".
 
     Args:
-        wish: a path, "newest", or "none".
+        setting: `finetuning.pretrained`: a path, "newest", or "none".
         results: the `nnUNet_results` folder, searched for `ssl_summary.json`.
-        network: the identity of the network that is to be filled.
+        network: `network_identity` of the network to fill.
 
     Raises:
         SelmaError: the path does not exist, or no finished pretraining has this network.
     """
-    if wish == "none":
+    if setting == "none":
         return []
-    if wish != "newest":
-        if not Path(wish).is_file():
-            raise SelmaError(f"{wish}: there is no such checkpoint (finetuning.pretrained in the plans)")
-        return [Path(wish)]
+    if setting != "newest":
+        if not Path(setting).is_file():
+            raise SelmaError(f"{setting}: there is no such checkpoint (finetuning.pretrained in the plans)")
+        return [Path(setting)]
     summaries = sorted(
         results.glob(f"Dataset*/*/fold_*/{SUMMARY}"), key=lambda path: path.stat().st_mtime, reverse=True
     )
@@ -65,7 +65,7 @@ def find_pretrained(wish: str, results: Path, network: Mapping[str, Any]) -> lis
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenPretraining:
     """The pretraining that all folds of a cross-validation start from."""
 
     path: Path
@@ -74,8 +74,8 @@ class Choice:
     """Hash of the checkpoint's file."""
 
     @classmethod
-    def from_file(cls, path: Path) -> "Choice":
-        """The choice of a file."""
+    def from_file(cls, path: Path) -> "ChosenPretraining":
+        """The checkpoint and its hash."""
         digest = sha256()
         with path.open("rb") as file:
             while block := file.read(_BLOCK):
@@ -83,25 +83,25 @@ class Choice:
         return cls(path.resolve(), digest.hexdigest())
 
     def write(self, folder: Path) -> None:
-        """Note the choice beside the folds."""
+        """Write path and hash beside the folds."""
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / CHOICE, {"path": str(self.path), "sha256": self.sha256})
 
 
 def other_folds(fold: Path) -> set[Path]:
-    """Folders of other folds of a training that have a checkpoint.
+    """Folders of a training's other folds that have a checkpoint.
 
     Args:
-        fold: the output folder of this fold, beside those of the others.
+        fold: output folder of this fold, beside those of the other folds.
     """
     return {path.parent for path in fold.parent.glob("fold_*/checkpoint_*.pth")} - {fold}
 
 
-def choice_of_other_folds(fold: Path) -> Choice | None:
+def choice_of_other_folds(fold: Path) -> ChosenPretraining | None:
     """The pretraining that other folds of a training started from, or None if no other fold has a checkpoint.
 
     Args:
-        fold: the output folder of this fold, beside those of the others.
+        fold: output folder of this fold, beside those of the other folds.
 
     Raises:
         SelmaError: that checkpoint is gone, or has changed since.
@@ -114,18 +114,18 @@ def choice_of_other_folds(fold: Path) -> Choice | None:
     advice = f"give its path with finetuning.pretrained, or delete {noted} and train all folds anew"
     if not path.is_file():
         raise SelmaError(f"{path}: the pretraining that the other folds started from is gone; {advice}")
-    choice = Choice.from_file(path)
+    choice = ChosenPretraining.from_file(path)
     if choice.sha256 != entry["sha256"]:
         raise SelmaError(f"{path}: the pretraining that the other folds started from was trained again since; {advice}")
     return choice
 
 
 def differences(summary: Mapping[str, Any], coming: Mapping[str, Any]) -> list[str]:
-    """Sentences about what a pretraining saw otherwise than the coming training will: spacing, normalisation, order of axes, channels.
+    """Sentences about differences between a pretraining and the coming training in spacing, normalisation, order of axes and channels.
 
     Args:
-        summary: of the pretraining, as `ssl_summary.json` holds it; what it does not say is not compared.
-        coming: the same entries of the coming training.
+        summary: `ssl_summary.json` of the pretraining; entries that it lacks are not compared.
+        coming: the same entries for the coming training, see `facts_of`.
     """
     return [
         f"pretraining had {words} {summary[key]}, this training has {coming[key]}"

@@ -1,8 +1,8 @@
-"""Segmentation heads fitted to features that were carried over, by logistic regression, before the first training step.
+"""Fit of the segmentation heads to carried-over features, by logistic regression, before the first training step.
 
-A head of random weights first learns, at nnU-Net's momentum of 0.99, that nearly everything is background, and overshoots. A network of
-random weights gets out of that within some dozen steps; one whose pretrained parts learn slowly stayed in it for up to 512 (docs/results.md).
-A head that reads the pretrained features from the first step on never gets there, and does not distort them.
+A head with random weights first learns, at nnU-Net's momentum of 0.99, that nearly all voxels are background, and overshoots. A network of
+random weights recovers within some dozen steps, a network whose pretrained parts learn slowly within up to 512 (docs/results.md). A fitted
+head avoids this, and does not distort the pretrained features.
 
 Source: linear probing, then fine-tuning, of Kumar et al., ICLR 2022 (arXiv 2202.10054), section 4.
 """
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 MOST_VOXELS = 8192
-"""Voxels that are drawn of a batch, shared equally by the classes that it shows."""
+"""Number of voxels drawn from a batch, the same for each class in it."""
 _ABSENT = -5.0
-"""Logit of a class that no batch shows, below the smallest of the likeliest classes: unlikely everywhere, and soon learnt when it comes."""
+"""Logit of a class that is in no batch, relative to the smallest logit of a likeliest class: unlikely everywhere, but soon learnt."""
 _RIDGE = 1e-4
 _ITERATIONS = 100
 
@@ -32,7 +32,7 @@ class Voxels:
     targets: Tensor
     """(voxel,) labels, or (voxel, region) of 0 and 1."""
     weights: Tensor
-    """(voxel,): how many voxels of the batch each stands for."""
+    """(voxel,): number of voxels of the batch that each represents."""
 
     def cross_entropy(self, weight: Tensor, bias: Tensor) -> Tensor:
         """Mean cross entropy of a linear head; weight (output, channel), bias (output,)."""
@@ -52,15 +52,15 @@ class Voxels:
 def drawn(
     features: Tensor, target: Tensor, ignore_label: int | None, generator: torch.Generator, *, regions: bool = False
 ) -> Voxels:
-    """Up to `MOST_VOXELS` voxels of a batch, as many of each class; of regions, as many inside any as outside all.
+    """Up to `MOST_VOXELS` random voxels of a batch, the same number of each class; for regions, inside any and outside all of them.
 
     Args:
         features: (patch, channel, *space).
-        target: (patch, 1, *space) labels, or (patch, region, *space) of 0 and 1 as nnU-Net's loss takes them: with an ignore label, the
-            last channel says where it is.
+        target: (patch, 1, *space) labels, or (patch, region, *space) of 0 and 1, as for nnU-Net's loss; with an ignore label, the last channel
+            of regions is 1 there.
         ignore_label: None: every voxel has a label.
         generator: draws the voxels, on the CPU.
-        regions: true if the target holds regions.
+        regions: True if the target holds regions.
     """
     truth = target.cpu().movedim(1, -1).flatten(0, -2)
     known = torch.ones(len(truth), dtype=torch.bool)
@@ -83,9 +83,9 @@ def drawn(
         return Voxels(features.new_zeros(0, features.shape[1]).cpu().double(), labels[:0], torch.zeros(0).double())
     place = torch.cat(places)
     space = features[0, 0].numel()
-    there = place.to(features.device)
-    read = features.flatten(2)[there // space, :, there % space].cpu().double()
-    return Voxels(read, labels[place], torch.cat(weights))
+    index = place.to(features.device)
+    values = features.flatten(2)[index // space, :, index % space].cpu().double()
+    return Voxels(values, labels[place], torch.cat(weights))
 
 
 def joined(parts: Sequence[Voxels]) -> Voxels:
@@ -94,10 +94,10 @@ def joined(parts: Sequence[Voxels]) -> Voxels:
 
 
 def fitted(voxels: Voxels, outputs: int) -> tuple[Tensor, Tensor]:
-    """Weight (output, channel) and bias (output,) with the least cross entropy, slightly ridged.
+    """Weight (output, channel) and bias (output,) with the least cross entropy, with a slight ridge penalty.
 
-    Features are brought to mean 0 and deviation 1 for the fit, so that it does not depend on their scale. A class that no voxel shows reads
-    nothing and is unlikely everywhere.
+    Features are scaled to mean 0 and standard deviation 1 for the fit, so that it does not depend on their unit. The weights of a class
+    without voxels are 0, and its bias makes it unlikely everywhere.
     """
     mean = voxels.features.mean(0)
     deviation = voxels.features.std(0).clamp(min=1e-8)
@@ -125,7 +125,7 @@ def fitted(voxels: Voxels, outputs: int) -> tuple[Tensor, Tensor]:
 
 
 def heads_of(network: nn.Module) -> list[nn.Conv2d | nn.Conv3d]:
-    """Heads of `decoder.seg_layers` that are a convolution of one voxel with a bias, coarse to fine; none in other networks."""
+    """Heads of `decoder.seg_layers` that are a convolution of one voxel with a bias, coarse to fine; empty for other networks."""
     heads = getattr(getattr(network, "decoder", None), "seg_layers", None) or []
     return [
         head
@@ -142,14 +142,14 @@ def read_voxels(
     *,
     regions: bool = False,
 ) -> list[list[Voxels]]:
-    """Voxels that each head of a network reads in some batches, with their targets; none for a head that the network does not use.
+    """Features and targets at random voxels of some batches, for each head of a network; empty for heads that the network does not use.
 
     Args:
-        network: bare; it predicts with all outputs that the batches have targets for. Its training mode is restored.
-        batches: as nnU-Net's loader yields them, "data" (patch, channel, *space) and "target", one for each output or one alone.
-        device: of the network.
-        ignore_label: as nnU-Net's `LabelManager.ignore_label`.
-        regions: as nnU-Net's `LabelManager.has_regions`.
+        network: without wrappers; its training mode is restored.
+        batches: batches of nnU-Net's loader, "data" (patch, channel, *space) and "target", one array or one for each output.
+        device: device of the network.
+        ignore_label: nnU-Net's `LabelManager.ignore_label`.
+        regions: nnU-Net's `LabelManager.has_regions`.
     """
     heads = heads_of(network)
     if not heads:
@@ -178,14 +178,14 @@ def read_voxels(
 
 
 def fit_heads(network: nn.Module, voxels: Sequence[Sequence[Voxels]]) -> list[tuple[float, float]]:
-    """Fit, in place, the heads of a network.
+    """Fit the heads of a network, in place.
 
     Args:
-        network: bare.
-        voxels: of each head as `read_voxels` orders them, of one process or of several.
+        network: without wrappers.
+        voxels: voxels of each head in the order of `read_voxels`, from one or several processes.
 
     Returns:
-        Mean cross entropy before and after, of each fitted head, coarse to fine. A head whose voxels all have one target stays as it is.
+        Mean cross entropy before and after, for each fitted head, coarse to fine. A head whose voxels all have one target is not changed.
     """
     changes = []
     for head, parts in zip(heads_of(network), voxels, strict=True):

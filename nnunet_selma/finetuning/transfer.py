@@ -1,30 +1,29 @@
-"""Weights from one network into another, and the report of what was carried over.
+"""Transfer of weights from one network into another, and its report.
 
-Networks of the same family differ from plans to plans. What is made of a difference, and why:
+Networks of the same family differ between plans. Differences are handled as follows:
 
-- **Strides** change no shape of a convolution; its filters are copied and look at the next scale. A transposed convolution whose kernel
-  is its stride writes a block for each voxel: a longer block repeats what was written, a shorter one takes the mean.
-- **Kernels** that grow are padded with zeros around the centre: the layer computes exactly what it did. Kernels that shrink add their
-  outer taps to the new edge, from 3 to 1 to the sum: on everything that does not change along that axis, as a thick slice does not
-  for a filter trained on thin ones, the layer answers as before. The centre alone would lose two thirds of the filter, and the mean
-  would be a third of the answer.
-- **Channels** in common are copied. Weights from new input channels to pretrained outputs are zero: a wider network
-  starts as the narrow one did, and its new channels are random. Each half of what a decoder reads, upsampled map and skip connection,
-  is treated by itself. This holds for convolutions and norms that work channel by channel; transformers of another width stay random.
-- **Input channels**: each new one gets the mean filter, scaled so that the layer's response keeps its size. Labels that the second stage
-  of a cascade reads beside the image get zeros: no pretraining saw them.
-- **Stages** are matched by resolution from the fine end; dynamic_network_architectures counts its decoders from the coarse end. Stages
-  that only one network has stay random. Blocks within a stage are matched by their number.
-- **Positional embeddings** of another grid of tokens are interpolated if both grids are known, by the patches of both trainings.
-- **Heads** answer the pretext's question, not the segmentation's, and stay random, as in nnU-Net. Those of a segmentation of as many
-  classes are kept where that is asked for (`finetuning.head`).
+- **Strides** do not change the shape of a convolution: its filters are copied, and apply to another scale. A transposed convolution whose
+  kernel is its stride writes a block for each voxel: a longer block repeats the pretrained one, a shorter block is its mean.
+- **Kernels** that grow are padded with zeros around the centre, so that the layer computes the same. Kernels that shrink add their outer taps
+  to the new edge, a kernel of 1 gets the sum of 3: the output stays the same for images that do not change along that axis. The centre alone
+  would lose two thirds of the filter, and the mean would give a third of the output.
+- **Channels** in common are copied. Weights from new input channels to pretrained outputs are zero, so that the wider network computes the
+  same at first; weights to new outputs are random. The two halves of a decoder's input, upsampled map and skip connection, are handled
+  separately. This applies to convolutions and norms; transformers of another width stay random.
+- **Input channels**: each gets the mean filter, scaled so that the layer's output keeps its size. Weights from the labels that the second
+  stage of a cascade reads are zero, because a pretraining has none.
+- **Stages** are matched by resolution from the fine end, although dynamic_network_architectures counts its decoders from the coarse end.
+  Stages that only one network has stay random. Blocks within a stage are matched by their number.
+- **Positional embeddings** for another grid of tokens are interpolated if both grids are known from the patches of both trainings.
+- **Heads** of a pretext do not segment and stay random, as in nnU-Net. Heads of a segmentation with the same number of classes can be kept
+  (`finetuning.head`).
 
-A choice (`finetuning.carry`) leaves out the finest step of the decoder, which a pretext bends most towards its own answer, or the whole
-decoder. Weights before a norm have only a direction: a layer whose weights are twice as large turns four times more slowly at the same
-learning rate. The report says how large the weights are that were carried over, and at which rate each part will therefore learn.
+`finetuning.carry` leaves out the finest step of the decoder, which is most specific to a pretext, or the whole decoder. Before a norm, only the
+direction of weights matters, and weights of twice the size turn four times more slowly at the same learning rate. The report therefore has the
+size of the carried-over weights, and the rate at which each part will learn.
 
-Where the checkpoint has a record (`checkpoints.AdaptationRecord`), encoder and stem are found where it says they lie; without one, weights
-under the names of others are found by `naming`.
+If the checkpoint has a record (`checkpoints.AdaptationRecord`), it names encoder and stem; otherwise `naming` translates the names of other
+projects.
 """
 
 import math
@@ -46,10 +45,9 @@ from nnunet_selma.nnunet.checkpoints import Checkpoint, check_finite, distinct
 
 _HEADS = (".seg_layers.",)
 _LEAST_SHARE, _LEAST_SHARE_OF_PART = 0.2, 0.5
-"""Shares of the parameters that must fit: of the whole network, or of the part that pretexts on features train, because others publish that
-part alone."""
+"""Least shares of the parameters that must fit, of the whole network, or of its pretrained part, which is often published alone."""
 _STEP = re.compile(r"decoder\.(stages|transpconvs|steps|seg_layers)\.(\d+)\.")
-"""Parts of a decoder that are counted from the coarse end, in dynamic_network_architectures and in `networks`."""
+"""Modules of a decoder that are counted from the coarse end, in dynamic_network_architectures and in `networks`."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +58,11 @@ class Carried:
     fate: str
     parameters: int
     copied: int = 0
-    """Entries that pretraining decides; the others are random, or zeros that keep new channels from pretrained ones."""
+    """Number of pretrained entries; the others are random, or zeros from new to pretrained channels."""
     how: tuple[str, ...] = ()
     """Adaptations of the tensor, in words."""
     part: str = ""
-    """Encoder, decoder, last step or heads, as `parts_of` says."""
+    """Part of the network, see `parts_of`."""
     before: float = 0.0
     """Sum of the squared random weights that were replaced; 0 for biases and norms."""
     after: float = 0.0
@@ -77,7 +75,7 @@ class TransferReport:
 
     tensors: tuple[Carried, ...]
     named: str = ""
-    """The checkpoint's way to name the weights, where it is not the network's."""
+    """Description of the names in the checkpoint, if they are not the network's."""
 
     @property
     def share(self) -> float:
@@ -85,7 +83,7 @@ class TransferReport:
         return self._share([tensor for tensor in self.tensors if tensor.part != "heads"])
 
     def share_of(self, part: str) -> float:
-        """Share of the parameters of a part, as `parts_of` names it, that were copied or adapted."""
+        """Share of the parameters of a part (see `parts_of`) that were copied or adapted."""
         return self._share([tensor for tensor in self.tensors if tensor.part == part])
 
     @staticmethod
@@ -97,8 +95,8 @@ class TransferReport:
         """A table to print: for each stage, parameters by fate, size of the weights and rate of learning, and what was adapted.
 
         Args:
-            rates: part, as `parts_of` names it, to the factor on its learning rate; 1 where it is not named.
-            adaptive: the optimiser's steps do not shrink where weights, and so their gradients, are of another size (AdamW).
+            rates: factor on the learning rate of each part (see `parts_of`); 1 for parts that are not in it.
+            adaptive: True for an optimiser whose steps do not depend on the size of gradients (AdamW).
         """
         stages: dict[str, list[Carried]] = {}
         for tensor in self.tensors:
@@ -156,7 +154,7 @@ CARRIED_PARTS = {
     "all_but_last_step": ("encoder", "decoder"),
     "encoder": ("encoder",),
 }
-"""Choice of `finetuning.carry` to the parts that are carried over."""
+"""Parts that are carried over, by the choices of `finetuning.carry`."""
 
 
 def carry_over(
@@ -169,20 +167,20 @@ def carry_over(
     keep_head: bool = False,
     label_channels: int = 0,
 ) -> TransferReport:
-    """Copy into a network every weight that fits, adapt what can be adapted, report the rest.
+    """Copy every weight that fits into a network, adapt weights of other shapes, and report the fate of each tensor.
 
     Args:
-        checkpoint: what was read, or a state alone.
+        checkpoint: a checkpoint, or its weights.
         network: the network to fill, changed in place.
-        name: what an error calls the checkpoint.
-        patch_size: of the coming training, (z, y, x); only for positional embeddings of another grid.
+        name: name of the checkpoint in errors.
+        patch_size: patch of the coming training, (z, y, x), for positional embeddings of another grid.
         carry: "all", "all_but_last_step" of the decoder, or "encoder"; the rest stays random.
-        keep_head: carry over the segmentation heads too, of a checkpoint that segments as many classes; else they stay random.
-        label_channels: how many of the network's last input channels are labels, not images.
+        keep_head: carry over the segmentation heads too, from a checkpoint that segments the same number of classes.
+        label_channels: number of the network's last input channels that are labels, not images.
 
     Raises:
-        SelmaError: less than a fifth of the parameters and less than half of the encoder's fit (another architecture), weights are not
-            finite, or heads cannot be kept. The network is then unchanged.
+        SelmaError: less than a fifth of the parameters, and less than half of the encoder's, fit (another architecture); weights are not
+            finite; or heads cannot be kept. The network is then unchanged.
     """
     checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(dict(checkpoint))
     source = _Source(checkpoint, network, label_channels)
@@ -192,11 +190,11 @@ def carry_over(
     fitting_parameters: dict[str, int] = {}
     part_of = parts_of(network)
     for key, aliases, old in distinct(network.state_dict()):
-        found = next((tensor for alias in aliases if (tensor := source.get(alias)) is not None), None)
+        pretrained = next((tensor for alias in aliases if (tensor := source.get(alias)) is not None), None)
         part = part_of(key)
         fate = Carried(key, "head" if part == "heads" else "random", old.numel(), part=part)
-        if found is not None and (part != "heads" or found.shape == old.shape):
-            fitted = source.fit(aliases, old, found.to(old), patch_size)
+        if pretrained is not None and (part != "heads" or pretrained.shape == old.shape):
+            fitted = source.fit(aliases, old, pretrained.to(old), patch_size)
             if fitted is not None:
                 value, copied, how = fitted
                 fitting_parameters[key] = copied
@@ -222,7 +220,7 @@ def carry_over(
         )
     if keep_head and (checkpoint.of_pretext or not _keeps_finest_head(fates)):
         why = (
-            "answer a pretext's question"
+            "are those of a pretext"
             if checkpoint.of_pretext
             else "are lacking, or of another number of classes or channels"
         )
@@ -241,17 +239,17 @@ def _keeps_finest_head(fates: Sequence[Carried]) -> bool:
 
 
 def _some(keys: Iterable[str]) -> str:
-    """The first, the middle and the last of some names."""
+    """The first, the middle and the last of these names."""
     names = list(keys)
     return ", ".join(dict.fromkeys(names[place] for place in (0, len(names) // 2, -1))) if names else "none"
 
 
 Fitted = tuple[Tensor, int, tuple[str, ...]]
-"""A tensor of the target's shape, how many of its entries come from pretraining, and what was adapted."""
+"""A tensor of the target's shape, the number of its pretrained entries, and its adaptations in words."""
 
 
 class _Source:
-    """Pretrained weights, seen from the network they are to fill."""
+    """Pretrained weights under the names of the network that they fill."""
 
     def __init__(self, checkpoint: Checkpoint, network: nn.Module, label_channels: int) -> None:
         self.network, self.record = network, checkpoint.record
@@ -271,64 +269,64 @@ class _Source:
         self.reading_the_image = tuple(getattr(network, "keys_to_in_proj", ())) or (first,)
 
     def get(self, key: str) -> Tensor | None:
-        """The weight of the same resolution and name."""
+        """The pretrained weight for a tensor of the network, matched by resolution; None if there is none."""
         if step := _STEP.match(key):
             key = f"decoder.{step[1]}.{int(step[2]) + self.offset}.{key[step.end() :]}"
         return self.weights.get(key)
 
     def fit(
-        self, aliases: Sequence[str], old: Tensor, found: Tensor, patch_size: Sequence[int] | None
+        self, aliases: Sequence[str], old: Tensor, pretrained: Tensor, patch_size: Sequence[int] | None
     ) -> Fitted | None:
         """Return the value that fills a tensor of the target, or None if the pretrained one does not fit."""
         if getattr(self.network, "key_to_lpe", None) in aliases:
-            return self._positions(old, found, patch_size)
+            return self._positions(old, pretrained, patch_size)
         reads_image = any(alias.rpartition(".")[0] in self.reading_the_image for alias in aliases) and old.ndim > 2
-        # a pretraining saw no labels, though it may have seen as many channels
+        # a pretraining has no labels, even if its number of channels is the same
         new_labels = reads_image and self.label_channels > 0 and self.of_pretext
-        if found.shape == old.shape and not new_labels:
-            return found, old.numel(), ()
+        if pretrained.shape == old.shape and not new_labels:
+            return pretrained, old.numel(), ()
         layer = self.network.get_submodule(aliases[0].rpartition(".")[0])
-        if found.ndim != old.ndim or not isinstance(layer, _ConvNd | _NormBase):
+        if pretrained.ndim != old.ndim or not isinstance(layer, _ConvNd | _NormBase):
             return None
         how: list[str] = []
-        if reads_image and (new_labels or found.shape[1] != old.shape[1]):
-            how.append(f"{found.shape[1]} → {old.shape[1]} input channels")
-            found = with_inputs(found, old.shape[1] - self.label_channels, self.label_channels)
-        if isinstance(layer, _ConvNd) and found.shape[2:] != old.shape[2:]:
-            how.append(f"kernel {_times(found.shape[2:])} → {_times(old.shape[2:])}")
-            resized = with_kernel(found, layer)
+        if reads_image and (new_labels or pretrained.shape[1] != old.shape[1]):
+            how.append(f"{pretrained.shape[1]} → {old.shape[1]} input channels")
+            pretrained = with_inputs(pretrained, old.shape[1] - self.label_channels, self.label_channels)
+        if isinstance(layer, _ConvNd) and pretrained.shape[2:] != old.shape[2:]:
+            how.append(f"kernel {_times(pretrained.shape[2:])} → {_times(old.shape[2:])}")
+            resized = with_kernel(pretrained, layer)
             if resized is None:
                 return None
-            found = resized
-        if found.shape == old.shape:
-            return found, old.numel(), tuple(how)
+            pretrained = resized
+        if pretrained.shape == old.shape:
+            return pretrained, old.numel(), tuple(how)
         if isinstance(layer, _ConvNd) and layer.groups != 1:
-            return None  # what a group reads depends on how many there are
+            return None  # the channels of a group depend on the number of groups
         inputs = 0 if isinstance(layer, _ConvTransposeNd) else 1
         outputs = 0 if old.ndim == 1 else 1 - inputs
-        changed = "reads " if found.shape[outputs] == old.shape[outputs] else ""
+        changed = "reads " if pretrained.shape[outputs] == old.shape[outputs] else ""
         axis = inputs if changed else outputs
-        how.append(f"{changed}{found.shape[axis]} → {old.shape[axis]} channels")
-        value, copied = common_block(old, found, inputs, halves=self._reads_two_maps(aliases[0], old, found))
+        how.append(f"{changed}{pretrained.shape[axis]} → {old.shape[axis]} channels")
+        value, copied = common_block(old, pretrained, inputs, halves=self._reads_two_maps(aliases[0], old, pretrained))
         return value, copied, tuple(how)
 
-    def _reads_two_maps(self, key: str, old: Tensor, found: Tensor) -> bool:
-        """True if a layer reads an upsampled map and a skip connection: twice the channels that its step's upsampling writes."""
+    def _reads_two_maps(self, key: str, old: Tensor, pretrained: Tensor) -> bool:
+        """True if a layer's input is an upsampled map and a skip connection: twice the channels of its step's upsampling."""
         step = _STEP.match(key)
         if step is None or step[2] not in self.raising or old.ndim == 1:
             return False
         name, written = self.raising[step[2]]
         theirs = self.get(name)
-        return theirs is not None and old.shape[1] == 2 * written and found.shape[1] == 2 * theirs.shape[1]
+        return theirs is not None and old.shape[1] == 2 * written and pretrained.shape[1] == 2 * theirs.shape[1]
 
-    def _positions(self, old: Tensor, found: Tensor, patch_size: Sequence[int] | None) -> Fitted | None:
-        """An embedding of tokens, (1, token, channel), on the target's grid."""
-        theirs = _grid(self.record.patch_size if self.record else None, found.shape[1])
+    def _positions(self, old: Tensor, pretrained: Tensor, patch_size: Sequence[int] | None) -> Fitted | None:
+        """A positional embedding, (1, token, channel), on the target's grid; None if it cannot be interpolated."""
+        theirs = _grid(self.record.patch_size if self.record else None, pretrained.shape[1])
         ours = _grid(patch_size, old.shape[1])
-        if theirs and ours and theirs != ours and found.shape[2] == old.shape[2]:
+        if theirs and ours and theirs != ours and pretrained.shape[2] == old.shape[2]:
             how = f"grid {_times(theirs)} → {_times(ours)}"
-            return regrid(found, theirs, ours), old.numel(), (how,)
-        return (found, old.numel(), ()) if found.shape == old.shape else None
+            return regrid(pretrained, theirs, ours), old.numel(), (how,)
+        return (pretrained, old.numel(), ()) if pretrained.shape == old.shape else None
 
 
 def _steps(keys: Mapping[str, Tensor]) -> int:
@@ -341,20 +339,20 @@ def _times(shape: Sequence[int]) -> str:
 
 
 def with_inputs(weight: Tensor, images: int, labels: int) -> Tensor:
-    """A filter, (output, channel, *kernel), for so many image channels, by `mean_filter` if they are others, and label channels of zeros."""
+    """A filter (output, channel, *kernel) for this number of image channels, see `mean_filter`, and label channels with zeros."""
     if weight.shape[1] != images:
         weight = mean_filter(weight, images)
     return torch.cat([weight, weight.new_zeros(len(weight), labels, *weight.shape[2:])], dim=1)
 
 
 def mean_filter(weight: Tensor, channels: int) -> Tensor:
-    """A filter for another number of input channels, (output, channel, *kernel): the mean of all, the sum over channels as before."""
+    """A filter (output, channel, *kernel) for another number of input channels: the mean over channels, scaled to the same sum."""
     mean = weight.mean(dim=1, keepdim=True) * (weight.shape[1] / channels)
     return mean.expand(-1, channels, *weight.shape[2:]).clone()
 
 
 def with_kernel(weight: Tensor, layer: _ConvNd) -> Tensor | None:
-    """A filter, (…, …, *kernel), with the kernel of a layer; None where the layer's kernel is not a block or a neighbourhood."""
+    """A filter (…, …, *kernel) with the kernel size of a layer; None if the kernel is neither a block nor a centred neighbourhood."""
     if isinstance(layer, _ConvTransposeNd):
         return (
             functional.interpolate(weight, layer.kernel_size, mode="area")
@@ -383,30 +381,30 @@ def with_taps(weight: Tensor, axis: int, size: int) -> Tensor:
     return folded
 
 
-def common_block(old: Tensor, found: Tensor, inputs: int, *, halves: bool = False) -> tuple[Tensor, int]:
-    """A tensor of the target's shape that begins with the pretrained channels, and how many entries these are.
+def common_block(old: Tensor, pretrained: Tensor, inputs: int, *, halves: bool = False) -> tuple[Tensor, int]:
+    """A tensor of the target's shape with the pretrained channels first, and the number of pretrained entries.
 
     Args:
         old: the target's random weight, (output, input, *kernel), transposed (input, output, *kernel), or (channel,).
-        found: the pretrained one, with the same kernel.
-        inputs: the axis of the input channels.
-        halves: the input channels are two maps of equal width.
+        pretrained: the pretrained weight, with the same kernel.
+        inputs: axis of the input channels.
+        halves: True if the input channels are two maps of equal width.
     """
     shape = old.shape
     if halves:  # (output, input, …) → (output, map, channel, …)
-        old, found = (weight.reshape(weight.shape[0], 2, -1, *weight.shape[2:]) for weight in (old, found))
+        old, pretrained = (weight.reshape(weight.shape[0], 2, -1, *weight.shape[2:]) for weight in (old, pretrained))
         inputs = 2
     value = old.clone()
-    block = tuple(slice(min(sizes)) for sizes in zip(old.shape, found.shape, strict=True))
+    block = tuple(slice(min(sizes)) for sizes in zip(old.shape, pretrained.shape, strict=True))
     if old.ndim > 1:
-        new_inputs = slice(found.shape[inputs], None)
+        new_inputs = slice(pretrained.shape[inputs], None)
         value[(*block[:inputs], new_inputs, *block[inputs + 1 :])] = 0
-    value[block] = found[block]
-    return value.reshape(shape), found[block].numel()
+    value[block] = pretrained[block]
+    return value.reshape(shape), pretrained[block].numel()
 
 
 def _grid(patch_size: Sequence[int] | None, tokens: int) -> tuple[int, ...] | None:
-    """Tokens along each axis of a patch, if each token covers a cube; None if that cannot be."""
+    """Number of tokens along each axis of a patch, if each token is a cube; None if that is not possible."""
     if not patch_size:
         return None
     edge = max(1, round((math.prod(patch_size) / tokens) ** (1 / len(patch_size))))

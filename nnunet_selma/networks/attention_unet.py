@@ -1,4 +1,4 @@
-"""Attention U-Net (Oktay et al. 2018, arXiv 1804.03999) from MONAI's blocks: a U-Net whose skip connections are gated by the coarser map."""
+"""Attention U-Net (Oktay et al. 2018, arXiv 1804.03999): the coarser map gates the skip connections. Its blocks are MONAI's."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -18,12 +18,12 @@ except ImportError as error:
 
 
 class ConvEncoder(nn.Module):
-    """Two convolutions a stage, the first of them with the stage's stride.
+    """Two convolutions for each stage, the first of them with the stage's stride.
 
     Args:
-        input_channels: of the image.
-        output_channels: of each stage's map.
-        strides: of each stage.
+        input_channels: channels of the image.
+        output_channels: channels of each stage's map.
+        strides: strides of each stage.
         spatial_dims: 2 or 3.
     """
 
@@ -46,12 +46,12 @@ class ConvEncoder(nn.Module):
 
 
 class GatedStep(nn.Module):
-    """One step of the decoder: the coarser map, brought up, says where to look in the skip connection (section 3).
+    """One step of the decoder: the upsampled coarser map weights the places of the skip connection (section 3).
 
     Args:
         below: channels of the coarser map.
         width: channels of the skip connection and of the result.
-        stride: between the two.
+        stride: stride between the coarser map and the skip connection.
         spatial_dims: 2 or 3.
     """
 
@@ -63,8 +63,8 @@ class GatedStep(nn.Module):
 
     def forward(self, coarse: Tensor, skip: Tensor) -> Tensor:
         """A map (batch, channel, *space) as fine as `skip`."""
-        raised = self.up(coarse)
-        merged: Tensor = self.merge(torch.cat((self.attention(g=raised, x=skip), raised), dim=1))
+        upsampled = self.up(coarse)
+        merged: Tensor = self.merge(torch.cat((self.attention(g=upsampled, x=skip), upsampled), dim=1))
         return merged
 
 
@@ -72,15 +72,15 @@ class AttentionUNet(EncoderDecoder):
     """Attention U-Net with nnU-Net's constructor; batch normalisation as in the paper.
 
     Args:
-        input_channels: of the image.
+        input_channels: channels of the image.
         num_classes: channels of the logits.
         spatial_dims: 2 or 3.
-        strides: of each stage and axis, the first of them ones.
+        strides: strides of each stage and axis, ones for the first stage.
         features_per_stage: channels of each stage, at least 2.
-        deep_supervision: whether logits of all scales but the coarsest are returned.
+        deep_supervision: True returns logits of all scales but the coarsest.
 
     Raises:
-        SelmaError: another number of strides than of features, or strides of another dimension.
+        SelmaError: strides and features differ in number, or strides have another dimension.
     """
 
     key_to_stem = "encoder.stages.0"
@@ -97,7 +97,7 @@ class AttentionUNet(EncoderDecoder):
     ) -> None:
         if len(strides) != len(features_per_stage) or any(len(stride) != spatial_dims for stride in strides):
             raise SelmaError(
-                f"strides {strides} do not fit {len(features_per_stage)} stages in {spatial_dims}D: give {spatial_dims} numbers a stage"
+                f"strides {strides} do not fit {len(features_per_stage)} stages in {spatial_dims}D: give {spatial_dims} numbers for each stage"
             )
         encoder = ConvEncoder(input_channels, features_per_stage, strides, spatial_dims)
         coarse_to_fine = encoder.output_channels[::-1]

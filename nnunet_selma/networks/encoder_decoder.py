@@ -1,4 +1,4 @@
-"""Parts that the networks share: an encoder, a decoder with skip connections, and nnU-Net's deep supervision."""
+"""Base of the networks: an encoder, a decoder with skip connections, and nnU-Net's deep supervision."""
 
 import math
 from collections.abc import Sequence
@@ -9,23 +9,23 @@ from torch import Tensor, nn
 from nnunet_selma.errors import SelmaError
 
 Strides = Sequence[Sequence[int]]
-"""How much each stage shrinks each axis; a list of numbers a stage, the first of them ones."""
+"""Factors by which each stage shrinks each axis; a list of numbers for each stage, ones for the first."""
 
 
 def total_strides(strides: Strides) -> list[int]:
-    """Their product along each axis: what the edges of an image must be multiples of."""
+    """Product of the strides along each axis; the edges of an image must be multiples of it."""
     return [math.prod(axis) for axis in zip(*strides, strict=True)]
 
 
 class SkipDecoder(nn.Module):
-    """Climbs from the coarsest map to the finest, with a head on every step.
+    """Steps from the coarsest map to the finest, each with a segmentation head.
 
     Args:
-        steps: one module a step, coarse to fine, called as `step(coarse, skip)`; it returns a map as fine as `skip`.
-        channels: of what each step returns.
+        steps: one module for each step, coarse to fine, called as `step(coarse, skip)`; it returns a map as fine as `skip`.
+        channels: channels of the map that each step returns.
         num_classes: channels of the logits.
         dimensions: 2 or 3.
-        deep_supervision: whether the logits of all steps are returned; may be switched at any time, as in nnU-Net's decoder.
+        deep_supervision: True returns the logits of all steps; may be switched at any time, as in nnU-Net's decoder.
     """
 
     def __init__(
@@ -44,10 +44,10 @@ class SkipDecoder(nn.Module):
         self.seg_layers = nn.ModuleList(convolution(width, num_classes, 1) for width in channels)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor | list[Tensor]:
-        """Logits (batch, class, *space) as fine as the finest map, or with deep supervision those of all steps, finest first.
+        """Logits (batch, class, *space) at the finest resolution; with deep supervision a list for all steps, finest first.
 
         Args:
-            features: the encoder's maps (batch, channel, *space), fine to coarse; one more than there are steps.
+            features: the encoder's maps (batch, channel, *space), fine to coarse; one more than the number of steps.
         """
         coarse, *skips = reversed(features)
         logits: list[Tensor] = []
@@ -60,23 +60,23 @@ class SkipDecoder(nn.Module):
 
 
 class EncoderDecoder(nn.Module):
-    """A network of an encoder and a decoder, with the names by which nnU-Net's networks say where their weights are.
+    """A network of an encoder and a decoder, with the attributes in which nnU-Net's networks name their parts.
 
     Args:
-        encoder: returns maps fine to coarse, and knows their `output_channels`.
+        encoder: returns maps fine to coarse; its `output_channels` are their channels.
         decoder: turns these maps into logits.
-        strides: of the encoder's maps.
+        strides: strides of the encoder's maps.
     """
 
     key_to_encoder = "encoder"
     key_to_stem: str
-    """Where the layers are that read the image."""
+    """Name of the module whose layers read the image."""
     keys_to_in_proj: tuple[str, ...]
-    """Layers whose weights depend on the number of input channels."""
+    """Names of the layers whose weights depend on the number of input channels."""
     key_to_lpe: str | None = None
-    """Where a learned positional embedding is; None: there is none, and the input may have any size that the strides divide."""
+    """Name of a learned positional embedding; None: there is none, so that the input may have any size that the strides divide."""
     pretrained_part = "encoder"
-    """Submodule that pretext tasks on features train, and that freezing the encoder freezes."""
+    """Name of the submodule that pretexts on features train, and that a frozen encoder freezes."""
 
     def __init__(self, encoder: nn.Module, decoder: SkipDecoder, strides: Strides) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class EncoderDecoder(nn.Module):
         self.divisors = total_strides(strides)
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
-        """Logits of an image (batch, channel, *space), as `SkipDecoder` returns them.
+        """Logits of an image (batch, channel, *space), see `SkipDecoder.forward`.
 
         Raises:
             SelmaError: an edge that the strides do not divide.

@@ -1,6 +1,6 @@
 """Swin UNETR (Hatamizadeh et al. 2022, arXiv 2201.01266; pretrained by Tang et al. 2022, arXiv 2111.14791) from MONAI's blocks.
 
-As MONAI's network of that name, layer by layer; with fewer than four stages of attention it also takes small patches.
+It equals MONAI's network of that name, layer by layer. With fewer than four stages of attention it also takes small patches.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Swin(SwinTransformer):  # type: ignore[misc]
     """MONAI's transformer, for any number of stages."""
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Maps of an image (batch, channel, z, y, x): of the embedding, and of each stage, fine to coarse."""
+        """Maps of an image (batch, channel, z, y, x), fine to coarse: the embedding, then each stage."""
         x = self.pos_drop(self.patch_embed(image))
         maps = [self.proj_out(x, normalize=True)]
         for stage in (*self.layers1, *self.layers2, *self.layers3, *self.layers4):
@@ -36,11 +36,11 @@ class Swin(SwinTransformer):  # type: ignore[misc]
 
 
 class SwinEncoder(nn.Module):
-    """The image itself, its embedding and what each stage of attention makes of it, all but the last but one through a block.
+    """Maps of the image, of its embedding and of each stage of attention, each through a convolutional block except the last but one.
 
     Args:
-        input_channels: of the image.
-        token: voxels that one token of the embedding covers, (z, y, x).
+        input_channels: channels of the image.
+        token: voxels of a token, (z, y, x).
         feature_size: channels of the embedding; each stage of attention doubles them and halves every axis.
         depths: transformer blocks of each stage, one to four stages.
         num_heads: attention heads of each stage.
@@ -72,33 +72,33 @@ class SwinEncoder(nn.Module):
             UnetrBasicBlock(in_channels=inputs, out_channels=outputs, stride=1, **_BLOCK)
             for inputs, outputs in zip([input_channels, *hidden], self.output_channels, strict=True)
         )
-        self.blocks[-2] = nn.Identity()  # the last but one goes to the decoder as it is
+        self.blocks[-2] = nn.Identity()  # the last map but one goes to the decoder unchanged
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Maps of an image (batch, channel, z, y, x), fine to coarse; the first is as fine as the image."""
         maps = [image, *self.swin(image)]
-        return [block(one) for block, one in zip(self.blocks, maps, strict=True)]
+        return [block(features) for block, features in zip(self.blocks, maps, strict=True)]
 
 
 class SwinUNETR(EncoderDecoder):
     """Swin UNETR with nnU-Net's constructor; the defaults are the paper's.
 
     Args:
-        input_channels: of the image.
+        input_channels: channels of the image.
         num_classes: channels of the logits.
         strides: [1, 1, 1], the voxels of a token, and [2, 2, 2] for each stage of attention.
         feature_size: channels of the embedding, a multiple of the first number of heads.
         depths: transformer blocks of each stage, one to four stages.
         num_heads: attention heads of each stage.
         window_size: edge of an attention window, tokens.
-        deep_supervision: whether logits of all scales but the coarsest are returned.
+        deep_supervision: True returns logits of all scales but the coarsest.
 
     Raises:
-        SelmaError: strides and depths are not those of one network.
+        SelmaError: strides and depths do not fit each other.
     """
 
     key_to_stem = "encoder.swin.patch_embed"
-    pretrained_part = "encoder.swin"  # pretexts on features train no block beside it
+    pretrained_part = "encoder.swin"  # pretexts on features do not train the convolutional blocks
     monai_names: ClassVar[dict[str, str]] = {
         r"^swinViT\.": "encoder.swin.",
         r"^encoder\.(?=patch_embed|layers)": "encoder.swin.",  # MONAI's `filter_swinunetr` reads such a file
@@ -109,7 +109,7 @@ class SwinUNETR(EncoderDecoder):
         r"^(encoder\.swin\.layers\d\.0\.)0\.": r"\1",
         r"\.mlp\.fc": ".mlp.linear",  # in the weights of Tang et al.
     }
-    """MONAI's names of these weights, and their beginnings here, in the order in which they are replaced."""
+    """Regular expressions for MONAI's names of these weights, and their replacements, in order."""
 
     def __init__(
         self,
@@ -137,6 +137,6 @@ class SwinUNETR(EncoderDecoder):
         decoder = SkipDecoder(steps, coarse_to_fine[1:], num_classes, dimensions=3, deep_supervision=deep_supervision)
         super().__init__(encoder, decoder, strides)
         block = "encoder.blocks.0.layer"
-        # the block on the image has a shortcut of its own only where channels change
+        # the block on the image has a shortcut only if its channels change
         shortcut = (f"{block}.conv3.conv",) if input_channels != feature_size else ()
         self.keys_to_in_proj = ("encoder.swin.patch_embed.proj", f"{block}.conv1.conv", *shortcut)

@@ -1,4 +1,4 @@
-"""A plain vision transformer in 3D that takes images of any size its tokens divide."""
+"""A plain vision transformer in 3D, for images of any size that is a multiple of its tokens."""
 
 from collections.abc import Sequence
 
@@ -10,26 +10,26 @@ from torch import Tensor, nn
 from nnunet_selma.errors import SelmaError
 
 _HEAD_UNIT = 6
-"""Rotation turns pairs of numbers, a third of them for each axis."""
+"""Head sizes are a multiple of this: rotary embeddings turn pairs of numbers, a third of them for each axis."""
 _ROTARY_BASE = 100.0
-"""As for images (Heo et al. 2024, arXiv 2403.13298): a row of tokens is short, a sentence is long."""
+"""Base of the rotary embedding for images, whose rows of tokens are shorter than sentences (Heo et al. 2024, arXiv 2403.13298)."""
 
 
 class ViT(nn.Module):
     """Vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929) of EVA-02's blocks (Fang et al. 2023, arXiv 2303.11331).
 
-    These are the blocks of nnU-Net's own transformer, Primus. Position is rotary only: it says how far two tokens are from each other,
-    not where in the patch they lie, which in a crop of a large volume means nothing. Hence no weight depends on the size of the image.
+    These are the blocks of nnU-Net's transformer, Primus. Positions are encoded by rotation only, as distances between tokens, because a
+    position within a crop of a large volume means nothing. Hence no weight depends on the size of the image.
 
     Args:
-        input_channels: of the image.
-        token: voxels that one token covers, (z, y, x).
+        input_channels: channels of the image.
+        token: voxels of a token, (z, y, x).
         embed_dim: numbers in a token.
         depth: number of blocks.
         num_heads: attention heads; `embed_dim / num_heads` is a multiple of 6.
 
     Raises:
-        SelmaError: an embedding that the heads do not divide so.
+        SelmaError: `embed_dim / num_heads` is no multiple of 6.
     """
 
     def __init__(self, input_channels: int, token: Sequence[int], embed_dim: int, depth: int, num_heads: int) -> None:
@@ -44,7 +44,7 @@ class ViT(nn.Module):
             for _ in range(depth)
         )
         self.norm = nn.LayerNorm(embed_dim)
-        # its size is that of a rotation of two axes: two thirds of what three axes fill
+        # timm's size is for two axes: two thirds of the size for three
         self.rope = RotaryEmbeddingCat(embed_dim // num_heads * 2 // 3, in_pixels=False, temperature=_ROTARY_BASE)
         for layer in self.blocks.modules():
             if isinstance(layer, nn.Linear):
@@ -53,11 +53,11 @@ class ViT(nn.Module):
                     nn.init.zeros_(layer.bias)
 
     def forward(self, image: Tensor) -> Tensor:
-        """The tokens of an image (batch, channel, z, y, x) as a map (batch, embedding, z, y, x), coarser by the token's size."""
+        """Map (batch, embedding, z, y, x) of the tokens of an image (batch, channel, z, y, x), coarser by the size of a token."""
         return self.maps(image, 1)[0]
 
     def maps(self, image: Tensor, count: int) -> list[Tensor]:
-        """Such maps after `count` blocks, evenly spaced; the last is that of the last block."""
+        """Maps of the tokens after `count` evenly spaced blocks; the last of them is the last block."""
         grid = self.patch_embed(image)
         space = grid.shape[2:]
         rotation = self.rope.get_embed(list(space))
@@ -66,6 +66,6 @@ class ViT(nn.Module):
         for block in self.blocks:
             tokens = block(tokens, rope=rotation)
             after.append(tokens)
-        # rounded up, so that a shallow transformer gives some of its maps twice
+        # rounded up; a shallow transformer returns some of its maps twice
         chosen = [after[-(-len(after) * number // count) - 1] for number in range(1, count + 1)]
-        return [self.norm(one).transpose(1, 2).unflatten(2, space) for one in chosen]
+        return [self.norm(tokens).transpose(1, 2).unflatten(2, space) for tokens in chosen]

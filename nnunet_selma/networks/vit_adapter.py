@@ -1,7 +1,7 @@
 """A vision transformer with a light adapter and a convolutional decoder, as team Tonyxu of SELMA3D 2024 built it (paper, section 4.2.4).
 
-The adapter follows ViT-Adapter (Chen et al. 2022, arXiv 2205.08534), which 3DINO (Xu et al. 2025) took to 3D: a convolutional stem keeps the
-detail that tokens lose. Here it is lighter: stem and tokens are added at every scale instead of attending to each other.
+The adapter follows ViT-Adapter (Chen et al. 2022, arXiv 2205.08534), which 3DINO (Xu et al. 2025) extended to 3D: a convolutional stem keeps
+the detail that tokens lose. Here it is lighter: stem and tokens are added at every scale, without attention between them.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from nnunet_selma.networks.vit import ViT
 
 
 def _convolution(inputs: int, outputs: int, stride: Sequence[int] = (1, 1, 1)) -> nn.Sequential:
-    """A convolution as nnU-Net has it: normalised per sample, then a leaky ReLU."""
+    """A convolution as in nnU-Net, followed by instance norm and a leaky ReLU."""
     z, y, x = stride
     return nn.Sequential(
         nn.Conv3d(inputs, outputs, 3, (z, y, x), padding=1),
@@ -28,14 +28,14 @@ def _convolution(inputs: int, outputs: int, stride: Sequence[int] = (1, 1, 1)) -
 
 
 class AdaptedEncoder(nn.Module):
-    """Maps of a convolutional stem at every scale, plus the transformer's tokens brought to that scale.
+    """Maps of a convolutional stem at every scale, plus the transformer's tokens resampled to that scale.
 
     Args:
         vit: the transformer.
-        input_channels: of the image.
-        embed_dim: of the transformer.
-        output_channels: of each scale, fine to coarse.
-        strides: of each scale; their product is the transformer's token.
+        input_channels: channels of the image.
+        embed_dim: numbers in a token.
+        output_channels: channels of each scale, fine to coarse.
+        strides: strides of each scale; their product is the size of a token.
     """
 
     def __init__(
@@ -53,20 +53,20 @@ class AdaptedEncoder(nn.Module):
     def forward(self, image: Tensor) -> list[Tensor]:
         """Feature maps of an image (batch, channel, z, y, x), fine to coarse; finer scales come from earlier transformer blocks."""
         tokens = self.vit.maps(image, len(self.stem))
-        seen, maps = image, []
-        for stage, projection, said in zip(self.stem, self.projections, tokens, strict=True):
-            seen = stage(seen)
-            maps.append(seen + functional.interpolate(projection(said), seen.shape[2:], mode="trilinear"))
+        detail, maps = image, []
+        for stage, projection, coarse in zip(self.stem, self.projections, tokens, strict=True):
+            detail = stage(detail)
+            maps.append(detail + functional.interpolate(projection(coarse), detail.shape[2:], mode="trilinear"))
         return maps
 
 
 class MergingStep(nn.Module):
-    """One step of the decoder, as in nnU-Net's U-Net: the coarser map is brought up and merged with the skip connection.
+    """One step of the decoder, as in nnU-Net's U-Net: the coarser map is upsampled and merged with the skip connection.
 
     Args:
         below: channels of the coarser map.
         width: channels of the skip connection and of the result.
-        stride: between the two, (z, y, x).
+        stride: stride between the two, (z, y, x).
     """
 
     def __init__(self, below: int, width: int, stride: Sequence[int]) -> None:
@@ -82,21 +82,21 @@ class MergingStep(nn.Module):
 
 
 class ViTAdapter(EncoderDecoder):
-    """A ViT with adapter and decoder, with nnU-Net's constructor; the transformer is `encoder.vit`, which can be trained or frozen alone.
+    """A ViT with adapter and decoder, with nnU-Net's constructor; the transformer, `encoder.vit`, can be trained or frozen alone.
 
     Args:
-        input_channels: of the image.
+        input_channels: channels of the image.
         num_classes: channels of the logits.
-        strides: of each scale of adapter and decoder, (z, y, x), the first of them ones; their product is the size of a token.
-        embed_dim: numbers in a token; the default is that of ViT-S, with eight heads instead of six because 3D rotation wants
-            heads of a multiple of 6.
+        strides: strides of each scale of adapter and decoder, (z, y, x), ones for the first; their product is the size of a token.
+        embed_dim: numbers in a token; 384 as in ViT-S, with eight heads instead of six, because 3D rotary embeddings need a head size that is
+            a multiple of 6.
         depth: blocks of the transformer.
         num_heads: attention heads.
         features_per_stage: channels of each scale.
-        deep_supervision: whether logits of all scales but the coarsest are returned.
+        deep_supervision: True returns logits of all scales but the coarsest.
 
     Raises:
-        SelmaError: another number of strides than of features, or an embedding that the heads do not divide.
+        SelmaError: strides and features differ in number, or the embedding does not fit the heads.
     """
 
     key_to_stem = "encoder.vit.patch_embed"
@@ -116,7 +116,7 @@ class ViTAdapter(EncoderDecoder):
     ) -> None:
         if len(strides) != len(features_per_stage):
             raise SelmaError(
-                f"{len(strides)} strides and {len(features_per_stage)} features_per_stage: give one of each a scale"
+                f"{len(strides)} strides and {len(features_per_stage)} features_per_stage: give one of each for every scale"
             )
         vit = ViT(input_channels, total_strides(strides), embed_dim, depth, num_heads)
         encoder = AdaptedEncoder(vit, input_channels, embed_dim, features_per_stage, strides)

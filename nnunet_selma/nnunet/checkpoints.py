@@ -1,8 +1,8 @@
-"""Weights in files: reading those of others without running their code, saying where an encoder lies, writing safetensors.
+"""Checkpoints: reading weights without running code in the file, the record of a pretrained network, and export to safetensors.
 
-A checkpoint may say two things beside its weights. Under `selma_trained`, which parts of the network the pretraining trained; the
-others are random and are not read. Under `nnssl_adaptation_plan`, where the encoder lies and what it was trained on: that record is
-nnssl's (Wald et al. 2025, arXiv 2412.17041), and nnU-Net's development version (`nnUNetv2_train_pretrained`) asks for it.
+A checkpoint may have two entries beside its weights. `selma_trained` names the parts of the network that the pretraining trained; the other
+parts are random and are not read. `nnssl_adaptation_plan` names the encoder and describes its training: this record is nnssl's (Wald et al.
+2025, arXiv 2412.17041), and nnU-Net's development version (`nnUNetv2_train_pretrained`) needs it.
 """
 
 import json
@@ -26,7 +26,7 @@ from nnunet_selma.running.whole_files import whole_file
 RECORD = "nnssl_adaptation_plan"
 TRAINED = "selma_trained"
 PRETEXT = "pretext_state"
-"""In the checkpoints of a pretraining: the state of its pretext."""
+"""Entry in the checkpoints of a pretraining: the state of its pretext."""
 SUFFIX = ".safetensors"
 _ALIASES, _ORIGIN = "selma_aliases", "selma_origin"
 _PREFIXES = ("module.", "_orig_mod.")
@@ -41,10 +41,10 @@ _STATES = (
     "net",
     "student",
 )
-"""Entries of checkpoints that hold weights, in the order in which they are looked for: a moving average before the network it follows."""
+"""Entries of checkpoints that hold weights, in order of preference: a moving average before the network that it follows."""
 _VERSION_1 = ("conv_blocks_context.", "conv_blocks_localization.")
-"""Names in the networks of nnU-Net's version 1."""
-# the fields of nnssl's Plan and ConfigurationPlan, which refuse others
+"""Beginnings of names in networks of nnU-Net's version 1."""
+# fields of nnssl's Plan and ConfigurationPlan, which refuse all others
 _OF_PLANS = (
     "dataset_name",
     "plans_name",
@@ -68,7 +68,7 @@ _OF_CONFIGURATION = (
 
 @dataclass(frozen=True)
 class AdaptationRecord:
-    """nnssl's record of a checkpoint, as written: numbers, strings, lists and dictionaries only."""
+    """nnssl's record in a checkpoint: numbers, strings, lists and dictionaries only."""
 
     content: dict[str, Any]
 
@@ -79,7 +79,7 @@ class AdaptationRecord:
 
     @property
     def key_to_stem(self) -> str | None:
-        """Name of the module that reads the image; it may lie in the encoder."""
+        """Name of the module that reads the image; it may be part of the encoder."""
         return self.content.get("key_to_stem")
 
     @property
@@ -89,33 +89,33 @@ class AdaptationRecord:
 
     @property
     def patch_size(self) -> tuple[int, ...] | None:
-        """Voxels of a training patch, (z, y, x); None where nobody wrote them."""
+        """Voxels of a training patch, (z, y, x); None if the record lacks them."""
         configurations = (self.content.get("pretrain_plan") or {}).get("configurations") or {}
-        planned = next((own.get("patch_size") for own in configurations.values()), None)
-        # nnssl writes this where a pretext crops its patches
+        planned = next((each.get("patch_size") for each in configurations.values()), None)
+        # nnssl writes this entry if a pretext crops its patches
         patch = self.content.get("pretrain_patch_size") or planned
         return tuple(patch) if patch else None
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights that a pretraining left."""
+    """Weights of a checkpoint, and what it says about them."""
 
     weights: dict[str, Tensor]
-    """Only those that were trained, under names without the prefixes of DistributedDataParallel and torch.compile."""
+    """The trained weights, under names without the prefixes of DistributedDataParallel and torch.compile."""
     record: AdaptationRecord | None = None
     trained: tuple[str, ...] = ()
-    """Modules that the pretraining trained; empty: everything."""
+    """Modules that the pretraining trained; empty: the whole network."""
     place: str = ""
-    """The entry of the file that holds the weights, such as "state_dict"; empty where nothing is around them."""
+    """Entry of the file that holds the weights, such as "state_dict"; empty if the file is the weights."""
     of_pretext: bool = False
-    """True where the heads answer a pretext's question."""
+    """True if the heads are those of a pretext."""
 
     def named_as_in(self, network: nn.Module) -> dict[str, Tensor]:
-        """The weights; those of encoder, stem and positional embedding, where a record says where they are, under the network's names."""
+        """The weights; encoder, stem and positional embedding under the network's names, if a record names them."""
         places = [
             (getattr(self.record, name, None), getattr(network, name, None))
-            for name in ("key_to_lpe", "key_to_stem", "key_to_encoder")  # each may lie in the next
+            for name in ("key_to_lpe", "key_to_stem", "key_to_encoder")  # each may be part of the next
         ]
         moved = {}
         for key, tensor in self.weights.items():
@@ -127,32 +127,32 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """The weights in a checkpoint of nnU-Net, nnssl, MONAI or plain PyTorch, or in safetensors; no code that it carries is run.
+    """The weights in a checkpoint of nnU-Net, nnssl, MONAI or plain PyTorch, or in safetensors; no code in the file is run.
 
     Raises:
-        SelmaError: no such file, no checkpoint, no weights in it, or a pickle that wants to run code.
+        SelmaError: no such file, no checkpoint, no weights in it, or a pickle that would run code.
     """
     if not path.is_file():
         raise SelmaError(f"{path}: there is no such checkpoint")
     content = _read_safetensors(path) if path.suffix == SUFFIX else unpickled(path)
     state, place = _state(content, path)
-    said = content if isinstance(content, Mapping) else {}
-    record, trained = said.get(RECORD), tuple(said.get(TRAINED, ()))
+    entries = content if isinstance(content, Mapping) else {}
+    record, trained = entries.get(RECORD), tuple(entries.get(TRAINED, ()))
     weights = {key: value for key, value in state.items() if not trained or _lies_in(key, trained)}
     if not weights:
         raise SelmaError(f"{path}: says that {', '.join(trained)} was trained, and holds no weights of that name")
     record = AdaptationRecord(plain(record)) if isinstance(record, Mapping) else None
-    of_pretext = any(said.get(key) for key in (PRETEXT, RECORD, TRAINED))
+    of_pretext = any(entries.get(key) for key in (PRETEXT, RECORD, TRAINED))
     return Checkpoint(weights, record, trained, place, of_pretext)
 
 
 def unpickled(path: Path) -> Any:
-    """Read a file of `torch.save` without running code that it carries.
+    """The content of a file of `torch.save`, read without running code in it.
 
     Raises:
-        SelmaError: it wants to run code, or is no such file.
+        SelmaError: the file would run code, or is no such file.
     """
-    # nnU-Net's own checkpoints hold numpy scalars in their log; nothing else beyond torch's list is let in
+    # nnU-Net's checkpoints have numpy scalars in their log; all other types must be in torch's list
     scalar = np.float64(0).__reduce__()[0]
     allowed: list[Any] = [
         scalar,
@@ -178,7 +178,7 @@ def unpickled(path: Path) -> Any:
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
-    """As an unpickled checkpoint: the state under `state_dict`, aliases included, and what the metadata say."""
+    """The content of a safetensors file, like an unpickled checkpoint: `state_dict`, aliases included, and the entries of the metadata."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -186,16 +186,16 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     except SafetensorError as error:
         raise SelmaError(f"{path}: is no safetensors file or is cut short; copy it again") from error
     try:
-        said = {key: json.loads(metadata[key]) for key in (RECORD, TRAINED, PRETEXT, _ALIASES) if key in metadata}
+        entries = {key: json.loads(metadata[key]) for key in (RECORD, TRAINED, PRETEXT, _ALIASES) if key in metadata}
     except ValueError as error:
-        raise SelmaError(f"{path}: what it says of itself is no valid JSON ({error}); export it again") from error
-    aliases = said.pop(_ALIASES, {})
+        raise SelmaError(f"{path}: its metadata are no valid JSON ({error}); export it again") from error
+    aliases = entries.pop(_ALIASES, {})
     state.update({alias: state[key] for alias, key in aliases.items() if key in state})
-    return {"state_dict": state, **said}
+    return {"state_dict": state, **entries}
 
 
 def _state(content: Any, path: Path) -> tuple[dict[str, Tensor], str]:
-    """The weights, and under which names they lie in the file."""
+    """The weights, and the name of their entry in the file."""
     place: list[str] = []
     while isinstance(content, Mapping):
         inner = next((key for key in _STATES if isinstance(content.get(key), Mapping) and content[key]), None)
@@ -227,17 +227,17 @@ def _bare(key: str) -> str:
 
 def _lies_in(key: str, modules: tuple[str, ...]) -> bool:
     """True if a weight belongs to one of the modules."""
-    # nnU-Net's decoders list their encoder again: these keys are the encoder's, whatever became of the decoder
-    own = key.removeprefix("decoder.") if key.startswith("decoder.encoder.") else key
-    return any(own == module or own.startswith(f"{module}.") for module in modules)
+    # nnU-Net's decoders list their encoder again: these keys belong to the encoder
+    name = key.removeprefix("decoder.") if key.startswith("decoder.encoder.") else key
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
 def check_finite(weights: Mapping[str, Any], name: str) -> None:
-    """Raise `SelmaError` where weights are NaN or infinite.
+    """Raise `SelmaError` if weights are NaN or infinite.
 
     Args:
-        weights: name to tensor; what is no tensor is not looked at.
-        name: what the error calls the checkpoint.
+        weights: tensors by name; other values are not checked.
+        name: name of the checkpoint in the error.
     """
     for key, weight in weights.items():
         if isinstance(weight, Tensor) and not torch.isfinite(weight).all():
@@ -250,24 +250,24 @@ def check_finite(weights: Mapping[str, Any], name: str) -> None:
 def adaptation_record(
     network: nn.Module, plans: Mapping[str, Any], configuration: str, input_channels: int
 ) -> dict[str, Any] | None:
-    """Record that nnssl writes of a network trained by these plans; None for a network that does not say where its encoder is.
+    """Record in the format of nnssl of a network that was trained with these plans; None for a network that does not name its encoder.
 
-    It holds nothing but numbers, strings, lists and dictionaries, and the fields that nnssl's own classes have, no others.
+    It has numbers, strings, lists and dictionaries only, and only the fields of nnssl's classes.
 
     Args:
-        network: without wrappers; its attributes `key_to_encoder`, `key_to_stem`, `keys_to_in_proj` and `key_to_lpe` are told.
+        network: without wrappers; has the attributes `key_to_encoder`, `key_to_stem`, `keys_to_in_proj` and, optionally, `key_to_lpe`.
         plans: the whole plans.
-        configuration: name of the one that was trained.
-        input_channels: of the pretraining.
+        configuration: name of the trained configuration.
+        input_channels: input channels of the pretraining.
     """
     if not hasattr(network, "key_to_encoder"):
         return None
-    own = whole_configuration(plans, configuration)
-    of_configuration = {key: own[key] for key in _OF_CONFIGURATION}
+    planned = whole_configuration(plans, configuration)
+    of_configuration = {key: planned[key] for key in _OF_CONFIGURATION}
     of_configuration["spacing_style"] = "median"
-    of_configuration["resampling_fn_mask"] = own["resampling_fn_seg"]
-    of_configuration["resampling_fn_mask_kwargs"] = own["resampling_fn_seg_kwargs"]
-    architecture = own["architecture"]
+    of_configuration["resampling_fn_mask"] = planned["resampling_fn_seg"]
+    of_configuration["resampling_fn_mask_kwargs"] = planned["resampling_fn_seg_kwargs"]
+    architecture = planned["architecture"]
     record: dict[str, Any] = plain(
         {
             "architecture_plans": {
@@ -280,7 +280,7 @@ def adaptation_record(
                 "configurations": {configuration: of_configuration},
             },
             "pretrain_num_input_channels": input_channels,
-            "recommended_downstream_patchsize": own["patch_size"],
+            "recommended_downstream_patchsize": planned["patch_size"],
             **{key: getattr(network, key) for key in ("key_to_encoder", "key_to_stem", "keys_to_in_proj")},
             "key_to_lpe": getattr(network, "key_to_lpe", None),
         }
@@ -289,7 +289,7 @@ def adaptation_record(
 
 
 def plain(content: Any) -> Any:
-    """The same without numpy and tensors, which strict readers and JSON refuse; tuples become lists."""
+    """A copy without numpy types and tensors, which strict readers and JSON refuse; tuples become lists."""
     if isinstance(content, Mapping):
         return {key: plain(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
@@ -302,16 +302,16 @@ def distinct(state: Mapping[str, Any]) -> list[tuple[str, list[str], Tensor]]:
     keys: dict[Any, list[str]] = {}
     for key, tensor in state.items():
         if isinstance(tensor, Tensor):
-            # two empty tensors have the same address
+            # all empty tensors have the same address
             place = (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else key
             keys.setdefault(place, []).append(key)
     return [(aliases[0], aliases, state[aliases[0]]) for aliases in keys.values()]
 
 
 def export_weights(source: Path, target: Path, *, overwrite: bool = False) -> tuple[int, int]:
-    """Write the trained weights of a checkpoint, and what it says of them, as safetensors; returns numbers of tensors and parameters.
+    """Write the trained weights of a checkpoint, and its other entries, as safetensors; returns the numbers of tensors and parameters.
 
-    Each tensor is written once, because the format refuses shared memory; the metadata keep its other names for `read_checkpoint`.
+    Each tensor is written once, because the format refuses shared memory; its other names are in the metadata, for `read_checkpoint`.
 
     Raises:
         SelmaError: the source cannot be read, the target exists or has another suffix, or it could not be written.
@@ -324,11 +324,11 @@ def export_weights(source: Path, target: Path, *, overwrite: bool = False) -> tu
     tensors = distinct(checkpoint.weights)
     aliases = {alias: key for key, names, _ in tensors for alias in names[1:]}
     record = checkpoint.record.content if checkpoint.record else None
-    said = {_ALIASES: aliases, TRAINED: checkpoint.trained, RECORD: record, PRETEXT: checkpoint.of_pretext}
+    entries = {_ALIASES: aliases, TRAINED: checkpoint.trained, RECORD: record, PRETEXT: checkpoint.of_pretext}
     metadata = {
         "format": "pt",
         _ORIGIN: source.name,
-        **{key: json.dumps(value) for key, value in said.items() if value},
+        **{key: json.dumps(value) for key, value in entries.items() if value},
     }
     try:
         with whole_file(target) as partial:

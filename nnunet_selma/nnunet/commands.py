@@ -1,4 +1,4 @@
-"""nnU-Net's own commands, as a user would type them, and the environment they run in."""
+"""Runs nnU-Net's commands, in the environment variables of a workspace."""
 
 import multiprocessing
 import os
@@ -16,9 +16,9 @@ from nnunet_selma.nnunet.folders import FOLDER_VARIABLES, TRAINER_FOLDER
 
 
 def workspace_environment(root: Path) -> dict[str, str]:
-    """The variables of a workspace: nnU-Net's three folders below it, which are made, and the folder with the trainers.
+    """Create nnU-Net's three folders in a workspace; returns the variables for these and for the folder of the trainers.
 
-    Folders of other trainers that are already in `nnUNet_extTrainer` stay behind ours.
+    Other folders in `nnUNet_extTrainer` are kept after the folder of this package.
     """
     folders = {name: root.expanduser().resolve() / name for name in FOLDER_VARIABLES}
     for folder in folders.values():
@@ -31,19 +31,19 @@ def workspace_environment(root: Path) -> dict[str, str]:
 
 
 def program(name: str) -> str:
-    """The program of that name beside this Python, or else on the PATH."""
+    """Path of a program beside this Python, or else on the PATH; raises `SelmaError` if there is none."""
     beside = Path(sys.executable).parent / name
-    found = str(beside) if beside.is_file() else shutil.which(name)
-    if found is None:
+    path = str(beside) if beside.is_file() else shutil.which(name)
+    if path is None:
         raise SelmaError(f"{name} was not found; install nnU-Net into this environment: pip install nnunetv2")
-    return found
+    return path
 
 
 def run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
     """Run a command with its output shown, and wait for it.
 
     Raises:
-        SelmaError: the command failed; what it printed says why.
+        SelmaError: the command failed; its output says why.
     """
     done = subprocess.run([program(command[0]), *command[1:]], env={**os.environ, **(environment or {})}, check=False)
     if done.returncode:
@@ -51,19 +51,19 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None) ->
 
 
 def run_forked(command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
-    """As `run`, in a fork of this process, which loads PyTorch once for all commands; for many short ones, on Linux.
+    """Run a command in a fork of this process, which loads PyTorch once for all commands; elsewhere than on Linux as `run` does.
 
     The variables are set in this process too, because nnU-Net reads some of them when it is imported.
 
     Raises:
-        SelmaError: the command failed, or is none that this Python has installed.
+        SelmaError: the command failed, or is not installed.
     """
     os.environ.update(environment or {})
-    found = [entry for entry in entry_points(group="console_scripts") if entry.name == command[0]]
-    if not found or "fork" not in multiprocessing.get_all_start_methods():
+    entries = [entry for entry in entry_points(group="console_scripts") if entry.name == command[0]]
+    if not entries or "fork" not in multiprocessing.get_all_start_methods():
         run(command, environment)
         return
-    child = multiprocessing.get_context("fork").Process(target=_call, args=(found[0].load(), list(command)))
+    child = multiprocessing.get_context("fork").Process(target=_call, args=(entries[0].load(), list(command)))
     child.start()
     child.join()
     if child.exitcode:

@@ -1,4 +1,4 @@
-"""nnU-Net's folders, and where things lie in them."""
+"""nnU-Net's folders, and the paths of datasets and plans in them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ TRAINER_FOLDER = Path(__file__).resolve().parents[1] / "ext_trainers"
 """With this folder in nnUNet_extTrainer, nnU-Net finds SelmaSSLTrainer and SelmaFinetuneTrainer."""
 FOLDER_VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 MANIFEST = "selma_manifest.json"
-"""In the folder of a dataset that this package converted: source, voxel size and warnings of each case."""
+"""File in the folder of a dataset that this package converted: source, voxel size and warnings of each case."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Folders:
-    """Where nnU-Net keeps its datasets and models: its three environment variables."""
+    """nnU-Net's three folders, which its environment variables name."""
 
     raw: Path
     preprocessed: Path
@@ -28,24 +28,24 @@ class Folders:
         return cls(raw=raw, preprocessed=preprocessed, results=results)
 
     def dataset(self, dataset_id: int) -> str:
-        """The folder name of a dataset, of which there may be nothing but models; raises `SelmaError` if there is none, or more than one."""
+        """The folder name of a dataset, or of models if its data are gone; raises `SelmaError` if there is none, or more than one."""
 
         def among(*roots: Path) -> set[str]:
-            there = [root for root in roots if root.is_dir()]
-            return {path.name for root in there for path in root.glob(f"Dataset{dataset_id:03d}_*")}
+            existing = [root for root in roots if root.is_dir()]
+            return {path.name for root in existing for path in root.glob(f"Dataset{dataset_id:03d}_*")}
 
         names = among(self.raw, self.preprocessed) or among(self.results)
         if len(names) != 1:
-            found = (
+            fault = (
                 f"there are several: {', '.join(sorted(names))}"
                 if names
                 else f"there is none in {self.raw}; convert it first"
             )
-            raise SelmaError(f"dataset {dataset_id}: {found}")
+            raise SelmaError(f"dataset {dataset_id}: {fault}")
         return names.pop()
 
     def plans(self, dataset: str, plans_name: str) -> Path:
-        """The plans file of a dataset; raises `SelmaError` that says which exist or which command makes them."""
+        """The plans file of a dataset; raises `SelmaError` if it does not exist."""
         path = self.preprocessed / dataset / f"{plans_name}.json"
         if not path.is_file():
             known = [p.stem for p in sorted(path.parent.glob("*lans*.json")) if "manifest" not in p.stem]

@@ -1,8 +1,8 @@
-"""nnU-Net plans for pretraining and for small machines; every network stays the one nnU-Net configured."""
+"""nnU-Net plans for pretraining and for small machines, with networks that nnU-Net configured."""
 
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,9 @@ from nnunet_selma.volumes.units import um_in_header_unit
 Plans = dict[str, Any]
 
 TILE_STORE = "selma_tile_store"
-"""Set in a configuration whose preprocessed data are a tile store, not nnU-Net's own."""
-
-# nnU-Net weighs the outputs of its decoder and leaves the coarsest out; with two stages none is left and the loss is NaN
-_LEAST_STAGES = 3
+"""Key of a configuration whose preprocessed data are a tile store, not nnU-Net's own."""
+LEAST_STAGES = 3
+"""Least number of stages: nnU-Net's loss leaves the coarsest output of the decoder out, and with two stages it would be NaN."""
 
 
 def total_strides(configuration: Mapping[str, Any]) -> list[int]:
@@ -27,9 +26,9 @@ def total_strides(configuration: Mapping[str, Any]) -> list[int]:
 
 
 def fitting_patch(edges: Sequence[int], strides: Sequence[int]) -> list[int]:
-    """The next larger patch whose edges the strides divide, with more than one voxel at the bottleneck.
+    """The next larger patch whose edges the strides divide.
 
-    Instance normalisation needs more than one voxel to have a variance.
+    Its coarsest map has more than one voxel, because instance norm needs a variance.
     """
     patch = [math.ceil(edge / stride) * stride for edge, stride in zip(edges, strides, strict=True)]
     if math.prod(edge // stride for edge, stride in zip(patch, strides, strict=True)) == 1:
@@ -38,17 +37,17 @@ def fitting_patch(edges: Sequence[int], strides: Sequence[int]) -> list[int]:
 
 
 def own_configuration(plans: Plans, configuration: str) -> dict[str, Any]:
-    """The configuration's own dictionary; raises `SelmaError` where the plans have none of that name."""
+    """The entry of a configuration, without what it inherits; raises `SelmaError` if the plans have none of that name."""
     if configuration not in plans["configurations"]:
         raise SelmaError(
             f"plans {plans['plans_name']} have no configuration {configuration!r}: choose one of {', '.join(plans['configurations'])}"
         )
-    own: dict[str, Any] = plans["configurations"][configuration]
-    return own
+    entry: dict[str, Any] = plans["configurations"][configuration]
+    return entry
 
 
 def pretraining_configuration(plans: Plans, configuration: str) -> dict[str, Any]:
-    """The configuration with what it inherits; raises `SelmaError` where there is none of that name, or it is a second stage."""
+    """A copy of a configuration with all that it inherits; raises `SelmaError` if there is none of that name, or it is a second stage."""
     own_configuration(plans, configuration)
     whole = whole_configuration(plans, configuration)
     check_first_stage(whole, configuration)
@@ -56,7 +55,7 @@ def pretraining_configuration(plans: Plans, configuration: str) -> dict[str, Any
 
 
 def whole_configuration(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A copy of a configuration with everything that it inherits, as nnU-Net's `PlansManager` resolves it."""
+    """A copy of a configuration with all that it inherits, as nnU-Net's `PlansManager` resolves it."""
     whole = dict(plans["configurations"][name])
     while parent := whole.pop("inherits_from", None):
         whole = {**plans["configurations"][parent], **whole}
@@ -74,44 +73,62 @@ def check_first_stage(configuration: Mapping[str, Any], name: str) -> None:
 def small_plans(
     plans: Plans, name: str, *, configuration: str, patch_edge: int, batch_size: int, features: Sequence[int]
 ) -> Plans:
-    """Plans with a smaller network, patch and batch, for a machine without GPU; preprocessed data are shared.
+    """Plans with a smaller network, patch and batch, for a machine without GPU; they share the preprocessed data.
 
-    The network keeps nnU-Net's class, and the kernels and strides of its first `len(features)` stages; the patch is at most
-    `patch_edge` along each axis, as the strides allow.
+    The network has nnU-Net's class, and the kernels and strides of its first `len(features)` stages.
+
+    Args:
+        plans: plans of nnU-Net's planner.
+        name: name of the new plans.
+        configuration: the configuration to make smaller; the new plans have no other.
+        patch_edge: longest edge of the patch, voxels; rounded up to a multiple of the strides.
+        batch_size: patches in a batch.
+        features: features of each stage, at least three.
 
     Raises:
-        SelmaError: fewer than three stages.
+        SelmaError: fewer than three stages, numbers below 1, no such configuration, or a network that nnU-Net did not configure.
     """
     if patch_edge < 1 or batch_size < 1 or min(features, default=0) < 1:
         raise SelmaError("patch, batch and features are numbers of at least 1")
-    if len(features) < _LEAST_STAGES:
+    if len(features) < LEAST_STAGES:
         raise SelmaError(
-            f"{len(features)} stages: give at least {_LEAST_STAGES} numbers of features; nnU-Net's deep supervision needs them"
+            f"{len(features)} stages: give at least {LEAST_STAGES} numbers of features; nnU-Net's deep supervision needs them"
         )
     changed = deepcopy(plans)
     changed["plans_name"] = name
-    own = own_configuration(changed, configuration)
-    kwargs = own["architecture"]["arch_kwargs"]
+    entry = own_configuration(changed, configuration)
+    kwargs = entry["architecture"]["arch_kwargs"]
     if "n_stages" not in kwargs:
         raise SelmaError(
-            f"{own['architecture']['network_class_name']} is no network that nnU-Net configured; make its plans smaller with nnunet-selma plan-network"
+            f"{entry['architecture']['network_class_name']} is no network that nnU-Net configured; make its plans smaller with nnunet-selma plan-network"
         )
     stages, kept = kwargs["n_stages"], min(len(features), kwargs["n_stages"])
     for key, value in kwargs.items():
         if isinstance(value, (list, tuple)) and len(value) in (stages, stages - 1):
             kwargs[key] = list(value[: kept - (stages - len(value))])
     kwargs["n_stages"], kwargs["features_per_stage"] = kept, list(features[:kept])
-    own["patch_size"] = fitting_patch([min(edge, patch_edge) for edge in own["patch_size"]], total_strides(own))
-    own["batch_size"] = batch_size
-    changed["configurations"] = {configuration: own}
+    entry["patch_size"] = fitting_patch([min(edge, patch_edge) for edge in entry["patch_size"]], total_strides(entry))
+    entry["batch_size"] = batch_size
+    changed["configurations"] = {configuration: entry}
     return changed
 
 
-def write_small_plans(dataset_id: int, plans_name: str, name: str, folders: Folders, **choice: Any) -> Path:
-    """Write `small_plans` beside the plans they come from; returns the file."""
+def write_plans(
+    change: Callable[..., Plans], dataset_id: int, plans_name: str, name: str, folders: Folders, **choice: Any
+) -> Path:
+    """Write changed plans beside the plans of a dataset; returns the file.
+
+    Args:
+        change: called as `change(plans, name, **choice)`: `small_plans` or `network_plans`.
+        dataset_id: the dataset.
+        plans_name: name of its plans.
+        name: name of the changed plans, and of their file.
+        folders: nnU-Net's folders.
+        choice: arguments of `change`.
+    """
     source = folders.plans(folders.dataset(dataset_id), plans_name)
     target = source.with_name(f"{name}.json")
-    write_json(target, small_plans(read_json(source), name, **choice))
+    write_json(target, change(read_json(source), name, **choice))
     return target
 
 
@@ -132,7 +149,7 @@ def plan_pretraining(
             of their spacing.
     """
     source, target = folders.dataset(source_id), folders.dataset(target_id)
-    # what is wrong is said before anything is written
+    # all checks come before anything is written
     pretraining_configuration(read_json(folders.plans(source, plans_name)), configuration)
     check_like_datasets(source, target, folders)
     name = f"{plans_name}_from{source_id:03d}"
@@ -141,15 +158,14 @@ def plan_pretraining(
         move_plans_between_datasets,
     )
 
-    # it takes its folders from the environment, which are these
-    move_plans_between_datasets(source, target, plans_name, name)
-    # nnU-Net's training reads it there; only its own planning would have copied it
+    move_plans_between_datasets(source, target, plans_name, name)  # reads nnU-Net's folders from the environment
+    # nnU-Net's training reads it there, and only nnU-Net's planning copies it
     shutil.copyfile(folders.raw / target / "dataset.json", folders.preprocessed / target / "dataset.json")
     return name
 
 
 def store_plans(source_id: int, dataset: str, folders: Folders, *, plans_name: str, configuration: str) -> Plans:
-    """Plans of the annotated dataset for a tile store of unlabelled tiles: one configuration, with data of its own.
+    """Plans of the annotated dataset for a tile store of unlabelled tiles, with one configuration and separate preprocessed data.
 
     Raises:
         SelmaError: the annotated dataset or its plans are missing, have no such configuration, or it is a second stage.
@@ -157,10 +173,10 @@ def store_plans(source_id: int, dataset: str, folders: Folders, *, plans_name: s
     plans = deepcopy(read_json(folders.plans(folders.dataset(source_id), plans_name)))
     plans["dataset_name"] = dataset
     plans["plans_name"] = f"{plans_name}_from{source_id:03d}_store"
-    own = pretraining_configuration(plans, configuration)
-    own["data_identifier"] = f"{plans_name}_from{source_id:03d}_store_{configuration}"
-    own[TILE_STORE] = True
-    plans["configurations"] = {configuration: own}
+    stored = pretraining_configuration(plans, configuration)
+    stored["data_identifier"] = f"{plans_name}_from{source_id:03d}_store_{configuration}"
+    stored[TILE_STORE] = True
+    plans["configurations"] = {configuration: stored}
     return plans
 
 
@@ -175,17 +191,17 @@ def check_like_datasets(source: str, target: str, folders: Folders) -> None:
 
 
 def check_same_unit(source: str, folders: Folders, target: str, spacings: Sequence[Sequence[float]] | None) -> None:
-    """Raise `SelmaError` if a raw dataset has its spacing in voxels and another in µm, or the other way round.
+    """Raise `SelmaError` if the spacing of one dataset is in voxels and that of the other in µm.
 
     Args:
-        source: folder name of the raw dataset; where nothing is known about it, nothing is said.
+        source: folder name of a raw dataset; if it has no manifest, nothing is checked.
         folders: nnU-Net's folders.
         target: name of the other dataset.
-        spacings: voxel sizes of the other's cases, None where they are not known.
+        spacings: voxel sizes of the other dataset's cases; None: unknown.
     """
     units = [
-        None if some is None else all(um_in_header_unit(spacing) is None for spacing in some)
-        for some in (_spacings(folders, source), spacings)
+        None if sizes is None else all(um_in_header_unit(size) is None for size in sizes)
+        for sizes in (_spacings(folders, source), spacings)
     ]
     if None not in units and units[0] != units[1]:
         unit = {True: "voxel units", False: "µm"}
@@ -195,6 +211,7 @@ def check_same_unit(source: str, folders: Folders, target: str, spacings: Sequen
 
 
 def _spacings(folders: Folders, dataset: str) -> list[list[float]] | None:
+    """Voxel sizes of the cases in the manifest of a raw dataset; None without a manifest."""
     manifest = folders.raw / dataset / MANIFEST
     cases = read_json(manifest)["cases"] if manifest.is_file() else {}
     return [case["spacing_zyx"] for case in cases.values()] or None

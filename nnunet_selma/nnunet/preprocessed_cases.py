@@ -1,4 +1,4 @@
-"""Preprocessed cases as nnU-Net's trainings read them: their shapes, and what makes a training fail on them."""
+"""Checks of preprocessed cases: shapes that would be mostly padding, damaged files, numbers that are not finite."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,19 +12,19 @@ from batchgenerators.utilities.file_and_folder_operations import load_pickle
 from nnunet_selma.errors import SelmaError
 
 _LOOKED_AT = 64
-"""Cases whose shape is looked at."""
+"""Largest number of cases whose shape is read."""
 _SOME_PADDING, _MOSTLY_PADDING = 0.1, 0.5
-"""Shares of a patch: more padding is warned of, or refused."""
+"""Shares of padding in a patch above which a user is warned, or the training is refused."""
 _NOT_FINITE = "holds numbers that are not finite"
 _SLAB = 16
 """Slices of a case that are read together."""
 
 
 def shapes_of_cases(folder: Path, kind: Any) -> list[tuple[int, ...]]:
-    """Shapes of preprocessed cases along the axes of their plans, of at most 64 that are evenly spread over the names.
+    """Shapes of preprocessed cases along the axes of their plans; of at most 64 cases, evenly spread over the sorted names.
 
     Args:
-        folder: of the preprocessed cases.
+        folder: folder of the preprocessed cases.
         kind: nnU-Net's dataset class, or `TileStore`.
     """
     names = sorted(kind.get_identifiers(str(folder)))
@@ -34,14 +34,14 @@ def shapes_of_cases(folder: Path, kind: Any) -> list[tuple[int, ...]]:
 
 
 def padding_sentence(shapes: Sequence[Sequence[int]], patch: Sequence[int]) -> str:
-    """A warning where cases are so thin that patches are padded a lot; empty where they are not.
+    """A warning if cases are so thin that much of the patches is padding; else empty.
 
     Args:
-        shapes: of the preprocessed cases, along the axes of the patch.
+        shapes: shapes of the preprocessed cases, along the axes of the patch.
         patch: patch size of the plans.
 
     Raises:
-        SelmaError: more than half of a mean patch is padding, from which a pretext learns nothing.
+        SelmaError: on average more than half of a patch is padding, from which a pretext learns nothing.
     """
     filled = [
         math.prod(min(edge, size) / size for edge, size in zip(shape[-len(patch) :], patch, strict=True))
@@ -63,11 +63,11 @@ def padding_sentence(shapes: Sequence[Sequence[int]], patch: Sequence[int]) -> s
 def faults_of_cases(folder: Path, cases: Iterable[str], *, damaged_only: bool = False) -> Iterator[str]:
     """Sentences about files that cannot be read whole, and images that hold NaN or infinite numbers.
 
-    All files are read, some slices at a time, which takes long: this finds the cause after a training has failed.
+    All files are read, some slices at a time. That takes long, and is done only after a training has failed.
 
     Args:
-        folder: of cases that nnU-Net, or a tile store, keeps as blosc2.
-        cases: their names.
+        folder: folder of the cases, blosc2 files of nnU-Net or of a tile store.
+        cases: names of the cases.
         damaged_only: leave out numbers that are not finite.
     """
     for case in cases:
@@ -78,7 +78,7 @@ def faults_of_cases(folder: Path, cases: Iterable[str], *, damaged_only: bool = 
 
 
 def _fault(path: Path) -> str:
-    """Why a file of a case is of no use; empty where it is good, or where it does not exist: a tile store has no labels."""
+    """The fault of a file of a case; empty if it is good, or does not exist, because a tile store has no labels."""
     if not path.is_file():
         return ""
     try:

@@ -1,10 +1,10 @@
-"""Unlabelled tiles as nnU-Net's training reads them, in the camera's own uint16: written in one pass, normalised when a crop is read.
+"""Tile store: preprocessed, unlabelled tiles in uint16, which nnU-Net's training reads; crops are normalised when they are read.
 
-nnU-Net's preprocessed cases are float32, normalised, beside a label of the same size. A tile store keeps what was measured: two
-bytes a voxel before compression, the mean and standard deviation of the case in its properties, and no label. Files, a case:
+nnU-Net's preprocessed cases are float32 and normalised, with a label of the same size. A tile store keeps the measured intensities, two bytes
+a voxel before compression, the mean and standard deviation of the case in its properties, and no label. The files of a case are:
 
 - `<case>.b2nd`: blosc2, (channel, z, y, x), chunks and blocks for crops of the plan's patch size as nnU-Net computes them;
-- `<case>.pkl`: the properties, as nnU-Net keeps them.
+- `<case>.pkl`: the properties, with nnU-Net's keys.
 
 Cropping to the non-zero box, transposing, normalisation and resampling follow nnU-Net's `DefaultPreprocessor`.
 """
@@ -46,16 +46,16 @@ def write_case(
     """Write one case; returns its properties.
 
     Args:
-        path: of the case's files, without their ending; its `.b2nd` is there only when everything is.
-        images: a channel each, (z, y, x), uint16, or float32 where uint16 cannot hold the values.
+        path: path of the case's files, without their ending; the `.b2nd` file is written last.
+        images: one array a channel, (z, y, x), uint16, or float32 if uint16 cannot hold the values.
         spacing_zyx: voxel size, in the unit of the plans.
         plans: nnU-Net's plans.
-        configuration: the one whose patch size, spacing and normalisation count.
+        configuration: the configuration with patch size, spacing and normalisation.
 
     Raises:
         SelmaError: the disk is full.
     """
-    own = plans["configurations"][configuration]
+    planned = plans["configurations"][configuration]
     order = plans["transpose_forward"]
     voxels = images[0][None] if len(images) == 1 else np.stack(images)
     voxels = voxels.transpose([0, *(axis + 1 for axis in order)])
@@ -65,7 +65,7 @@ def write_case(
     voxels = voxels[(slice(None), *box)]
     moments = [
         mean_and_deviation(channel) if _SCHEMES[scheme] else (0.0, 1.0)
-        for channel, scheme in zip(voxels, own["normalization_schemes"], strict=True)
+        for channel, scheme in zip(voxels, planned["normalization_schemes"], strict=True)
     ]
     properties = {
         "spacing": [float(size) for size in spacing_zyx],
@@ -77,7 +77,7 @@ def write_case(
         "standard_deviation": [deviation for _, deviation in moments],
     }
     voxels = np.ascontiguousarray(_resampled(voxels, spacing, plans, configuration))
-    blocks, chunks = comp_blosc2_params(voxels.shape, own["patch_size"], voxels.itemsize)
+    blocks, chunks = comp_blosc2_params(voxels.shape, planned["patch_size"], voxels.itemsize)
     try:
         write_pickle(properties, f"{path}.pkl")
         with whole_file(path.with_name(f"{path.name}.b2nd")) as partial:
@@ -90,7 +90,7 @@ def write_case(
 
 
 def _write_array(path: Path, voxels: Array, chunks: Sequence[int], blocks: Sequence[int]) -> None:
-    """Write and read back; blosc2 does not promise to notice a disk that is full."""
+    """Write and read back, because blosc2 does not promise to notice a full disk."""
     blosc2.asarray(voxels, urlpath=str(path), chunks=chunks, blocks=blocks, cparams=_COMPRESSION)
     if not np.array_equal(blosc2.open(str(path), mode="r")[:], voxels):
         raise OSError("what was written differs from what is read back")
@@ -117,23 +117,23 @@ def mean_and_deviation(parts: Iterable[Array]) -> tuple[float, float]:
 
 
 def _resampled(voxels: Array, spacing: Sequence[float], plans: Mapping[str, Any], configuration: str) -> Array:
-    """The voxels at the plan's spacing, in their own type; they are passed on where it is theirs already."""
-    wanted = [float(size) for size in plans["configurations"][configuration]["spacing"]]
-    wanted = [*spacing[: 3 - len(wanted)], *wanted]  # a 2D configuration leaves the distance of slices as it is
-    shape = [round(old / new * length) for old, new, length in zip(spacing, wanted, voxels.shape[1:], strict=True)]
+    """The voxels at the plan's spacing, in the same type; the same array if that is their spacing."""
+    target = [float(size) for size in plans["configurations"][configuration]["spacing"]]
+    target = [*spacing[: 3 - len(target)], *target]  # a 2D configuration does not change the distance of slices
+    shape = [round(old / new * length) for old, new, length in zip(spacing, target, voxels.shape[1:], strict=True)]
     if shape == list(voxels.shape[1:]):
         return voxels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager  # loads torch
 
     resample = PlansManager(dict(plans)).get_configuration(configuration).resampling_fn_data
-    floats: NDArray[np.float32] = np.asarray(resample(voxels.astype(np.float32), shape, spacing, wanted))
+    floats: NDArray[np.float32] = np.asarray(resample(voxels.astype(np.float32), shape, spacing, target))
     if voxels.dtype != np.uint16:
         return floats
     return np.clip(np.rint(floats), 0, np.iinfo(np.uint16).max).astype(np.uint16)
 
 
 class NormalisedTile:
-    """A stored tile, (channel, z, y, x), that looks like nnU-Net's normalised float32; only the crop that is asked for is read."""
+    """A stored tile, (channel, z, y, x), with the interface of nnU-Net's normalised float32 array; only requested crops are read."""
 
     dtype = np.dtype(np.float32)
 
@@ -142,7 +142,7 @@ class NormalisedTile:
         self._mean, self._deviation = (np.reshape(np.asarray(v, np.float32), (-1, 1, 1, 1)) for v in (mean, deviation))
 
     def __getitem__(self, box: tuple[slice, ...]) -> NDArray[np.float32]:
-        """A crop that takes all channels."""
+        """A normalised crop of all channels."""
         crop = np.asarray(self.stored[box]).astype(np.float32)
         crop -= self._mean
         crop /= np.maximum(self._deviation, _LEAST_DEVIATION)
@@ -150,10 +150,10 @@ class NormalisedTile:
 
 
 class TileStore(nnUNetDatasetBlosc2):
-    """Dataset class with which nnU-Net's loader reads a tile store; the label of every tile is empty."""
+    """Dataset class of a tile store for nnU-Net's loader; the label of every tile is background."""
 
     def load_case(self, identifier: str) -> tuple[NormalisedTile, Array, None, dict[str, Any]]:
-        """Data, label, nothing for a previous stage, and properties, as nnU-Net's own datasets give them."""
+        """Data, label, None for the previous stage, and properties, as nnU-Net's datasets return them."""
         path = str(Path(self.source_folder) / identifier)
         stored = blosc2.open(urlpath=f"{path}.b2nd", mode="r", dparams={"nthreads": 1}, **self.mmap_kwargs)
         properties = load_pickle(f"{path}.pkl")

@@ -3,13 +3,18 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nnunet_selma.errors import SelmaError
 from nnunet_selma.networks.parts import pretrained_module
 from nnunet_selma.nnunet.settings import Settings
+
+_FORMER_MODULE = "nnunet_selma.pretexts."
+"""Beginning of the names of pretexts in plans of earlier versions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +116,29 @@ class Pretext(nn.Module, ABC):
     def set_extra_state(self, state: dict[str, int]) -> None:
         """Restore the state that `get_extra_state` returned."""
         self.steps_done = state["steps_done"]
+
+
+def pretext_named(name: str) -> type[Pretext]:
+    """The pretext class with this name, `package.module.Class`.
+
+    Raises:
+        SelmaError: no such module or class, or it is no pretext.
+    """
+    if name.startswith(_FORMER_MODULE):
+        name = f"nnunet_selma.pretraining.{name.removeprefix(_FORMER_MODULE)}"
+    module, _, last = name.rpartition(".")
+    try:
+        kind = getattr(import_module(module), last)
+    except (ImportError, ValueError, AttributeError) as error:
+        raise SelmaError(
+            f"pretraining.pretext is {name}, which cannot be imported ({error}); write package.module.Class, and put the module's "
+            "folder on PYTHONPATH"
+        ) from error
+    if not (isinstance(kind, type) and issubclass(kind, Pretext)):
+        raise SelmaError(
+            f"pretraining.pretext is {name}, which is no subclass of nnunet_selma.pretraining.base.Pretext"
+        )
+    return kind
 
 
 def deepest_features(network: nn.Module, patches: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.networks.plans import network_plans
+from nnunet_selma.networks.designs import network_plans
 from nnunet_selma.nnunet.plans import Plans, fitting_patch, own_configuration, small_plans, total_strides
 from nnunet_selma.nnunet.settings import with_settings
 

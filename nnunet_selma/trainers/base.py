@@ -1,13 +1,11 @@
-"""Base of both trainers: settings from the plans, checkpoints that are whole or absent, errors without a traceback."""
+"""Base of both trainers: settings from the plans, checkpoints that are whole or absent, checks for lost trainings."""
 
 import os
 import random
-import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,16 +22,15 @@ from nnunet_selma.running.cores import keep_freed_memory, share_cores, usable_co
 from nnunet_selma.running.devices import available_device
 from nnunet_selma.running.json_files import read_json, write_json
 from nnunet_selma.running.whole_files import whole_file
+from nnunet_selma.trainers.failures import are_finite, causes_named, plain_errors
 from nnunet_selma.trainers.fast_layers import Trials, accelerate
 
 _LOADING = "nnUNet_n_proc_DA"
 _WRITING = ("PytorchStreamWriter", "unexpected pos", "cannot be opened", "Parent directory")
-"""Words of PyTorch's errors about files that cannot be written."""
-_NO_MEMORY = ("out of memory", "ALLOC_FAILED", "can't allocate memory", "not enough memory")
-"""Words of the errors of PyTorch, cuBLAS and cuDNN where memory runs out."""
+"""Words in PyTorch's errors about files that cannot be written."""
 _FOLDS = 5
-"""nnU-Net's number of folds."""
-# nnUNetTrainer's, and those of nnU-Net's trainers for transformers (Primus); docs/results.md has pretraining's with AdamW
+"""Number of folds in nnU-Net."""
+# of nnUNetTrainer, and of nnU-Net's trainers for transformers (Primus); docs/results.md has AdamW in pretraining
 _LEARNING_RATES = {
     "pretraining": {"sgd": 1e-2, "adamw": 1e-3},
     "finetuning": {"sgd": 1e-2, "adamw": 3e-4},
@@ -41,20 +38,10 @@ _LEARNING_RATES = {
 _WEIGHT_DECAYS = {"sgd": 3e-5, "adamw": 5e-2}
 
 
-@contextmanager
-def plain_errors() -> Iterator[None]:
-    """End the process with the sentence of a `SelmaError` and exit code 2, as the command line does."""
-    try:
-        yield
-    except SelmaError as error:
-        print(f"nnunet-selma: {error}", file=sys.stderr)  # noqa: T201 - nnU-Net's commands have no other channel
-        raise SystemExit(2) from None
-
-
 def fill_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Give SGD the momentum buffers that it lacks, filled with zeros, from which its first step is the same as without them.
+    """Give SGD the momentum buffers that it lacks, filled with zeros; its first step is the same as without them.
 
-    PyTorch's fused SGD allocates missing buffers and leaves them unfilled when the half-precision gradients of that step overflow.
+    PyTorch's fused SGD allocates missing buffers and leaves them unfilled if the half-precision gradients of that step overflow.
     """
     if isinstance(optimizer, torch.optim.SGD):
         for group in optimizer.param_groups:
@@ -63,15 +50,8 @@ def fill_momentum(optimizer: torch.optim.Optimizer) -> None:
                     optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
-def are_finite(tensors: Iterable[torch.Tensor]) -> bool:
-    """True if no number is NaN or infinite; waits for the device once."""
-    finite = [torch.isfinite(tensor).all() for tensor in tensors if tensor.is_floating_point()]
-    # optimisers may keep their counts of steps on the CPU
-    return not finite or bool(torch.stack([each.to(finite[0].device) for each in finite]).all())
-
-
 def facts_of(trainer: nnUNetTrainer) -> dict[str, Any]:
-    """How images reach the network: voxel size and order of axes, (z, y, x) as nnU-Net reads them, normalisation, number of channels."""
+    """Properties of the images that the network sees: channels, voxel size (z, y, x), order of axes, normalisation; for `ssl_summary.json`."""
     configuration = trainer.configuration_manager.configuration
     return {
         "input_channels": trainer.num_input_channels - label_channels(trainer),
@@ -82,7 +62,7 @@ def facts_of(trainer: nnUNetTrainer) -> dict[str, Any]:
 
 
 def label_channels(trainer: nnUNetTrainer) -> int:
-    """Number of the network's input channels that are labels: of the second stage of a cascade, the segmentation of the first."""
+    """Number of the network's input channels that are labels: the first stage's segmentation in the second stage of a cascade, else 0."""
     return len(trainer.label_manager.foreground_labels) if trainer.is_cascaded else 0
 
 
@@ -90,7 +70,7 @@ class SelmaTrainer(nnUNetTrainer):
     """nnU-Net's trainer with the run length and the seed of a section of the settings."""
 
     section: Literal["pretraining", "finetuning"]
-    """The section that says how long this trainer trains."""
+    """The section of the settings for this trainer."""
 
     # set by nnU-Net's constructor, which is not typed
     num_epochs: int
@@ -103,6 +83,7 @@ class SelmaTrainer(nnUNetTrainer):
     network: nn.Module
 
     # nnU-Net reads the names of these arguments from the signature
+    @plain_errors()
     def __init__(
         self,
         plans: dict[str, Any],
@@ -111,16 +92,15 @@ class SelmaTrainer(nnUNetTrainer):
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008
     ) -> None:
-        with plain_errors():
-            available_device(str(device), "-device")
-            try:
-                super().__init__(plans, configuration, fold, dataset_json, device)
-            except PermissionError as error:
-                raise SelmaError(
-                    f"{error.filename}: may not be written; nnUNet_results must be a folder of yours"
-                ) from error
-            self.settings = read_settings(plans)
-        run: PretrainingSettings | FinetuningSettings = getattr(self.settings, self.section)
+        available_device(str(device), "-device")
+        try:
+            super().__init__(plans, configuration, fold, dataset_json, device)
+        except PermissionError as error:
+            raise SelmaError(
+                f"{error.filename}: may not be written; nnUNet_results must be a folder of yours"
+            ) from error
+        self.settings = read_settings(plans)
+        run = self.run_settings
         self.num_epochs = self.num_epochs if run.epochs is None else run.epochs
         self.num_iterations_per_epoch = run.iterations_per_epoch or self.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = run.validation_iterations or self.num_val_iterations_per_epoch
@@ -129,33 +109,38 @@ class SelmaTrainer(nnUNetTrainer):
         self.cases_are_known = False
         self.loading_processes: int | None = None
 
-    def seed_everything(self, epoch: int) -> None:
-        """Seed all generators by the settings' seed, the epoch and the process; does nothing where no seed is set."""
-        if self._seed is not None:
-            everywhere = (self._seed * 1_000_003 + epoch * 1009 + self.local_rank) % 2**32
-            random.seed(everywhere)
-            np.random.seed(everywhere)  # noqa: NPY002 - batchgenerators draws from numpy's global generator
-            torch.manual_seed(everywhere)
-
     @property
-    def _seed(self) -> int | None:
-        seed: int | None = getattr(self.settings, self.section).seed
-        return seed
+    def run_settings(self) -> PretrainingSettings | FinetuningSettings:
+        """The settings of `section`."""
+        run: PretrainingSettings | FinetuningSettings = getattr(self.settings, self.section)
+        return run
 
+    def seed_of(self, epoch: int) -> int:
+        """Seed for an epoch of this process, from the seed of the settings."""
+        rank: int = self.local_rank
+        return (self.run_settings.seed or 0) * 1_000_003 + epoch * 1009 + rank
+
+    def seed_everything(self, epoch: int) -> None:
+        """Seed all random generators, unless the settings have no seed."""
+        if self.run_settings.seed is not None:
+            seed = self.seed_of(epoch) % 2**32
+            random.seed(seed)
+            np.random.seed(seed)  # noqa: NPY002 - batchgenerators draws from numpy's global generator
+            torch.manual_seed(seed)
+
+    @plain_errors()
     def initialize(self) -> None:
-        """Initialise as nnU-Net does, with random weights that the seed decides, fast layers on a CPU, and the precision of the settings on a GPU."""
+        """Initialise as nnU-Net does, with seeded weights, fast layers on a CPU, and the settings' precision on a GPU."""
         on_cpu = self.device.type == "cpu"
         if on_cpu:
             self._prepare_cpu()
         else:
-            with plain_errors():
-                self._set_precision()
+            self._set_precision()
         self.seed_everything(epoch=-1)
         super().initialize()
         if on_cpu and self.settings.cpu.fast_layers:
-            with plain_errors():
-                # with a seed and one loading process, two runs are the same to the last bit
-                self.trials = Trials.read(self._trials_file, timed=self._seed is None)
+            # with a seed and one loading process, two runs are the same to the last bit
+            self.trials = Trials.read(self._trials_file, timed=self.run_settings.seed is None)
             exchanged = accelerate(bare(self.network), self.trials)
             self.print_to_log_file(f"{exchanged} layers exchanged for faster ones (cpu.fast_layers)")
         if not on_cpu and self.settings.gpu.channels_last and len(self.configuration_manager.patch_size) == 3:
@@ -165,9 +150,9 @@ class SelmaTrainer(nnUNetTrainer):
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """nnU-Net's SGD, or AdamW as for its transformers, over all parameters that are trained, with its polynomial decay.
 
-        All parameters are updated in one kernel, which also spares mixed precision a wait a step.
+        A fused optimiser updates all parameters in one operation, and mixed precision need not wait for the device.
         """
-        run: PretrainingSettings | FinetuningSettings = getattr(self.settings, self.section)
+        run = self.run_settings
         self.initial_lr = run.learning_rate or _LEARNING_RATES[self.section][run.optimizer]
         self.weight_decay = _WEIGHT_DECAYS[run.optimizer] if run.weight_decay is None else run.weight_decay
         fused = self.device.type in ("cpu", "cuda")
@@ -188,11 +173,11 @@ class SelmaTrainer(nnUNetTrainer):
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Parameters that the optimiser trains; a subclass adds groups, or freezes parameters before."""
+        """Groups of parameters for the optimiser; a subclass may add groups."""
         return [{"params": [p for p in self.network.parameters() if p.requires_grad]}]
 
     def _prepare_cpu(self) -> None:
-        """Share the cores between computing and loading; nnU-Net has given PyTorch all of them before."""
+        """Share the cores between computing and loading; nnU-Net gives PyTorch all of them."""
         share = share_cores(usable_cores(), os.environ)
         torch.set_num_threads(share.threads)
         self.loading_processes = share.workers
@@ -200,7 +185,7 @@ class SelmaTrainer(nnUNetTrainer):
         self.print_to_log_file(f"{share}{'; freed memory is kept (cpu.keep_memory)' if kept else ''}")
 
     def _set_precision(self) -> None:
-        """Set the numbers of mixed precision on a GPU: nnU-Net's float16, or bfloat16, where nothing overflows and no scaler is needed.
+        """Set the type of mixed precision on a GPU: nnU-Net's float16, or bfloat16, which never overflows and needs no gradient scaler.
 
         Raises:
             SelmaError: the device has no bfloat16.
@@ -216,16 +201,20 @@ class SelmaTrainer(nnUNetTrainer):
         if in_bfloat16:
             self.grad_scaler = None
 
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Mixed precision on CUDA, as in nnU-Net."""
+        return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
+
+    @plain_errors()
     def do_split(self) -> tuple[list[str], list[str]]:
-        """Split the cases as nnU-Net does; of fewer than its five folds need, each fold leaves one out for validation."""
+        """Split the cases as nnU-Net does; with fewer cases than its five folds, each fold leaves one case out for validation."""
         if self.fold != "all":
-            with plain_errors():
-                self._leave_one_out()
+            self._leave_one_out()
         split: tuple[list[str], list[str]] = super().do_split()
         return split
 
     def _leave_one_out(self) -> None:
-        """Write the splits of few cases where there are none, as nnU-Net writes those of many.
+        """Write nnU-Net's file of splits for fewer than five cases, unless it exists.
 
         Raises:
             SelmaError: a single case, or a fold that so few cases do not have.
@@ -249,7 +238,7 @@ class SelmaTrainer(nnUNetTrainer):
             )
 
     def get_dataloaders(self) -> tuple[Any, Any]:
-        """nnU-Net's, on a CPU with as many loading processes as were chosen; nnU-Net reads their number from the environment."""
+        """nnU-Net's loaders, on a CPU with the chosen number of processes, which nnU-Net reads from the environment."""
         before = os.environ.get(_LOADING)
         if self.loading_processes is not None:
             os.environ[_LOADING] = str(self.loading_processes)
@@ -262,133 +251,123 @@ class SelmaTrainer(nnUNetTrainer):
                 os.environ[_LOADING] = before
         return loaders
 
+    @plain_errors()
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
-        """Load as nnU-Net does; an optimiser that was saved unfused, or on another device, goes on as this one was made."""
+        """Load as nnU-Net does; the optimiser stays fused, or not, whatever the checkpoint says.
+
+        Raises:
+            SelmaError: the checkpoint has another optimiser.
+        """
         try:
             super().load_checkpoint(filename_or_checkpoint)
         except (ValueError, KeyError) as error:  # another number of parameter groups, or another kind of optimiser
-            self._refuse_optimiser(error)
+            raise self._other_optimiser() from error
         lacking = {
             name for group in self.optimizer.param_groups for name in self.optimizer.defaults if name not in group
         }
         if lacking - {"fused"}:
-            self._refuse_optimiser(None)
+            raise self._other_optimiser()
         if "fused" in self.optimizer.defaults:
             for group in self.optimizer.param_groups:
                 group["fused"] = self.optimizer.defaults["fused"]
         fill_momentum(self.optimizer)
 
-    def _refuse_optimiser(self, error: Exception | None) -> NoReturn:
-        """End with the sentence that a checkpoint's optimiser is another one than the settings ask for."""
-        with plain_errors():
-            raise SelmaError(
-                f"{self.output_folder}: this training was begun with another optimiser than {self.section}.optimizer and this version of "
-                "nnunet_selma make; go on with the settings and the version it was begun with, or train anew in another folder"
-            ) from error
+    def _other_optimiser(self) -> SelmaError:
+        """The error for a checkpoint that was written with another optimiser than the settings name."""
+        return SelmaError(
+            f"{self.output_folder}: this training was begun with another optimiser than {self.section}.optimizer and this version of "
+            "nnunet_selma make; go on with the settings and the version it was begun with, or train anew in another folder"
+        )
 
     @property
     def _trials_file(self) -> Path:
         return Path(self.output_folder) / "cpu_trials.json"
 
+    @plain_errors()
     def run_training(self) -> None:
         """Train as nnU-Net does; every `SelmaError`, memory that runs out, and a damaged case end with a sentence."""
         patch = "×".join(map(str, self.configuration_manager.patch_size))
-        no_memory = (
-            f"a batch of {self.configuration_manager.batch_size} patches of {patch} voxels with {type(self).__name__}; lower batch_size or patch_size in "
-            f"{self.plans_manager.plans_name}.json, for pretraining and fine-tuning alike (nnunet-selma plan-small does both)"
-        )
-        with plain_errors(), self.naming_causes(no_memory):
+        with self.naming_causes(
+            f"a batch of {self.configuration_manager.batch_size} patches of {patch} voxels with {type(self).__name__}; lower batch_size or "
+            f"patch_size in {self.plans_manager.plans_name}.json, for pretraining and fine-tuning alike (nnunet-selma plan-small does both)"
+        ):
             super().run_training()
 
+    @plain_errors()
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Validate as nnU-Net does; memory that runs out, and a damaged case, end with a sentence."""
-        with (
-            plain_errors(),
-            self.naming_causes(
-                "the prediction of a whole validation case; set finetuning.final_validation=false, and predict with nnunet-selma predict-volume"
-            ),
+        with self.naming_causes(
+            "the prediction of a whole validation case; set finetuning.final_validation=false, and predict with nnunet-selma predict-volume"
         ):
             super().perform_actual_validation(save_probabilities)
 
-    @contextmanager
-    def naming_causes(self, no_memory: str) -> Iterator[None]:
-        """Raise `SelmaError` in place of another error where memory has run out or a case is damaged, which nnU-Net's errors do not name.
+    def naming_causes(self, too_large: str) -> AbstractContextManager[None]:
+        """A context that raises `SelmaError` if memory runs out or a case is damaged.
 
         Args:
-            no_memory: what did not fit into the memory, and what to do.
+            too_large: what does not fit into memory then, and what to do.
         """
-        try:
-            yield
-        except SelmaError:
-            raise
-        except (RuntimeError, MemoryError, OSError, EOFError, ValueError, UnpicklingError) as error:
-            if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
-                raise SelmaError(f"the memory of this machine or of {self.device} does not hold {no_memory}") from error
-            if faults := self._faults_of_cases(damaged_only=True):
-                raise SelmaError(
-                    f"{faults}; run nnU-Net's preprocessing of this dataset again (this run ended with {type(error).__name__}: {error})"
-                ) from error
-            raise
+        sentence = f"the memory of this machine or of {self.device} does not hold {too_large}"
+        return causes_named(sentence, partial(self._faults_of_cases, damaged_only=True))
 
     def _faults_of_cases(self, *, damaged_only: bool = False) -> str:
-        """Sentences about damaged files and, unless `damaged_only`, images that are not finite; empty where all cases are good."""
+        """Sentences about damaged files and, unless `damaged_only`, images that are not finite; empty if all cases are good."""
         folder = Path(self.preprocessed_dataset_folder)
         cases = sorted({path.name.removesuffix(".pkl") for path in folder.glob("*.pkl")})
         self.print_to_log_file(f"Looking for the cause in the {len(cases)} cases of {folder}")
         return "; ".join(faults_of_cases(folder, cases, damaged_only=damaged_only))
 
     def on_epoch_start(self) -> None:
-        """Seed every epoch by its number: with one loading process an interrupted run goes on exactly."""
+        """Seed every epoch by its number, so that with one loading process an interrupted run goes on exactly."""
         super().on_epoch_start()
         self.seed_everything(self.current_epoch)
 
+    @plain_errors()
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         """Log the losses as nnU-Net does, and end a training whose weights, momentum, or losses of a whole epoch are not finite.
 
-        Single steps whose half-precision gradients overflow are left out by nnU-Net's scaler, and end nothing. A loss that is NaN may come
-        from a case that is not finite: all cases are looked at once.
+        Single steps whose half-precision gradients overflow are skipped by nnU-Net's scaler and end nothing. After the first loss that is
+        NaN, all cases are read once, to find one that is not finite.
         """
         super().on_train_epoch_end(train_outputs)
         state = [
             value for values in self.optimizer.state.values() for value in values.values() if torch.is_tensor(value)
         ]
         losses = [float(output["loss"]) for output in train_outputs]
-        with plain_errors():
-            if not are_finite([*bare(self.network).state_dict().values(), *state]):
-                raise SelmaError(self._lost("weights or momentum"))
-            if all(self._of_all_processes(not any(np.isfinite(losses)))):
-                raise SelmaError(self._lost("losses"))
-            if any(self._of_all_processes(any(np.isnan(losses)))) and not self.cases_are_known:
-                self.cases_are_known = True
-                if faults := self._faults_of_cases():
-                    raise SelmaError(
-                        f"{self.output_folder}: epoch {self.current_epoch} has losses that are NaN, because of {faults}"
-                    )
+        if not are_finite([*bare(self.network).state_dict().values(), *state]):
+            raise self._lost("weights or momentum")
+        if all(self.of_all_processes(not any(np.isfinite(losses)))):
+            raise self._lost("losses")
+        if any(self.of_all_processes(any(np.isnan(losses)))) and not self.cases_are_known:
+            self.cases_are_known = True
+            if faults := self._faults_of_cases():
+                raise SelmaError(
+                    f"{self.output_folder}: epoch {self.current_epoch} has losses that are NaN, because of {faults}"
+                )
 
-    def _of_all_processes(self, value: bool) -> list[bool]:
-        """The values of all processes, the same list in each, so that none waits for one that has ended."""
-        values: list[Any] = [value]
+    def of_all_processes(self, value: Any) -> list[Any]:
+        """The values of all processes, the same list in each."""
+        values = [value]
         if self.is_ddp:
             values = [None] * torch.distributed.get_world_size()
             torch.distributed.all_gather_object(values, value)
         return values
 
-    def _lost(self, what: str) -> str:
-        """The sentence that ends a lost training; a cause that lies in the cases is named."""
+    def _lost(self, what: str) -> SelmaError:
+        """The error that ends a training with numbers that are not finite; it names cases that are the cause."""
+        fact = f"{self.output_folder}: epoch {self.current_epoch} has {what} that are not finite"
         if faults := self._faults_of_cases():
-            return (
-                f"{self.output_folder}: epoch {self.current_epoch} has {what} that are not finite, because of {faults}"
-            )
-        return (
-            f"{self.output_folder}: epoch {self.current_epoch} has {what} that are not finite, so this training is lost from there on; the "
-            f"checkpoints written before are good. Lower {self.section}.learning_rate and train anew, or go on from the last checkpoint with --c"
+            return SelmaError(f"{fact}, because of {faults}")
+        return SelmaError(
+            f"{fact}, so this training is lost from there on; the checkpoints written before are good. Lower {self.section}.learning_rate "
+            "and train anew, or go on from the last checkpoint with --c"
         )
 
+    @plain_errors()
     def save_checkpoint(self, filename: str) -> None:
         """Write a checkpoint under a temporary name and rename it; weights that are not finite are not written."""
-        with plain_errors():
-            if not are_finite(bare(self.network).state_dict().values()):
-                raise SelmaError(self._lost("weights"))
+        if not are_finite(bare(self.network).state_dict().values()):
+            raise self._lost("weights")
         if self.local_rank != 0 or self.disable_checkpointing:
             super().save_checkpoint(filename)
             return
@@ -399,14 +378,13 @@ class SelmaTrainer(nnUNetTrainer):
                     self.trials.write(self._trials_file)
         except (OSError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not any(word in str(error) for word in _WRITING):
-                raise  # of the device, not of the disk
-            with plain_errors():
-                raise SelmaError(
-                    f"{filename}: the checkpoint could not be written ({error}); make room and go on with --c"
-                ) from error
+                raise  # an error of the device, not of the disk
+            raise SelmaError(
+                f"{filename}: the checkpoint could not be written ({error}); make room and go on with --c"
+            ) from error
 
     def _nnunets_checkpoint(self) -> dict[str, Any]:
-        """Entries of a checkpoint, as nnU-Net's `save_checkpoint` has them."""
+        """Entries of a checkpoint in nnU-Net's `save_checkpoint`."""
         return {
             "network_weights": bare(self.network).state_dict(),
             "optimizer_state": self.optimizer.state_dict(),

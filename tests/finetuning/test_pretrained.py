@@ -5,7 +5,7 @@ import pytest
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.finetuning.pretrained import (
-    Choice,
+    ChosenPretraining,
     choice_of_other_folds,
     differences,
     find_pretrained,
@@ -53,7 +53,7 @@ def test_paths_and_none(tmp_path):
 def test_a_choice_is_that_of_the_other_folds_as_long_as_there_are_any(tmp_path):
     checkpoint, folds = tmp_path / "checkpoint_final.pth", tmp_path / "SelmaFinetuneTrainer__p__3d_fullres"
     checkpoint.write_bytes(b"weights")
-    choice = Choice.from_file(checkpoint)
+    choice = ChosenPretraining.from_file(checkpoint)
     assert choice.sha256 == sha256(b"weights").hexdigest()
     choice.write(folds)
     (folds / "fold_0").mkdir()

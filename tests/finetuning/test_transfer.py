@@ -515,7 +515,7 @@ def test_a_pretraining_of_as_many_channels_says_nothing_about_labels():
     )
 
 
-@pytest.mark.parametrize("why", ["another number of classes", "pretext's question"])
+@pytest.mark.parametrize("why", ["another number of classes", "those of a pretext"])
 def test_heads_that_cannot_be_kept_are_refused_and_nothing_changes(why):
     source, target = unet(seed=1), unet(seed=2)
     if why == "another number of classes":

@@ -5,7 +5,7 @@ import torch
 
 from nnunet_selma.finetuning.losses import TERMS
 from nnunet_selma.networks.parts import bare
-from nnunet_selma.trainers.base import are_finite
+from nnunet_selma.trainers.failures import are_finite
 from tests.gpu.steps import FINETUNINGS, PRETRAININGS, batch, begin, bytes_of_step, made, seconds, wait
 from tests.trainers.test_trainers import WaitsForTheDevice
 

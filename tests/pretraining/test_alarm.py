@@ -11,6 +11,7 @@ from nnunet_selma.pretraining.distillation import SelfDistillation
 from nnunet_selma.pretraining.inpainting import MaskedInpainting
 from nnunet_selma.pretraining.views import view
 from nnunet_selma.trainers.ssl import SelmaSSLTrainer
+from nnunet_selma.trainers.ssl_summary import summary_of
 from tests.plans import network, plans
 from tests.pretraining.tasks import task, unknown
 from tests.trainers.test_trainers import trainer
@@ -87,4 +88,4 @@ def test_the_log_and_the_summary_warn(folders):
         one.on_validation_epoch_end([one.validation_step(batch)])
     one.on_epoch_end()
     assert "WARNING: the features have collapsed" in Path(one.log_file).read_text()
-    assert "the features have collapsed" in one.summary()["warnings"][0]
+    assert "the features have collapsed" in summary_of(one, one.pretext)["warnings"][0]

@@ -5,9 +5,9 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_selma import trainers
+from nnunet_selma.networks.designs import network_plans
 from nnunet_selma.networks.parts import pretrained_part
-from nnunet_selma.networks.plans import network_plans
-from nnunet_selma.pretraining.base import deepest_features
+from nnunet_selma.pretraining.base import deepest_features, pretext_named
 from nnunet_selma.pretraining.byol import Byol
 from nnunet_selma.pretraining.distillation import SelfDistillation
 from nnunet_selma.pretraining.inpainting import MaskedInpainting
@@ -15,7 +15,7 @@ from nnunet_selma.pretraining.multitask import MultiTask
 from nnunet_selma.pretraining.simclr import Simclr
 from nnunet_selma.pretraining.structure import StructureInpainting
 from nnunet_selma.trainers import TRAINERS
-from nnunet_selma.trainers.ssl import SelmaSSLTrainer, pretext_named
+from nnunet_selma.trainers.ssl import SelmaSSLTrainer
 from tests.plans import ARCHITECTURES, network, plans
 from tests.pretraining.tasks import task
 

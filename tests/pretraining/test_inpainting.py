@@ -9,7 +9,7 @@ from nnunet_selma.pretraining.inpainting import MaskedInpainting, local_mean, ma
 from nnunet_selma.pretraining.multitask import MultiTask
 from nnunet_selma.pretraining.structure import StructureInpainting
 from nnunet_selma.pretraining.views import gaussian_blur
-from nnunet_selma.trainers.ssl import freeze_untrained
+from nnunet_selma.trainers.pretext_step import freeze_untrained
 from tests.plans import ARCHITECTURES, network, plans
 from tests.pretraining.tasks import task, unknown
 

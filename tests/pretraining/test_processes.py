@@ -76,7 +76,7 @@ def test_a_process_without_masked_tokens_holds_up_no_other(results):
 FAILING = """
 import torch
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.trainers.base import plain_errors
+from nnunet_selma.trainers.failures import plain_errors
 
 def work(rank):
     with plain_errors():

@@ -15,13 +15,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nnunet_selma import trainers
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.networks.parts import bare
-from nnunet_selma.pretraining.base import Pretext
+from nnunet_selma.pretraining.base import Pretext, pretext_named
 from nnunet_selma.pretraining.learning import errors_without
 from nnunet_selma.running.json_files import write_json
 from nnunet_selma.trainers.base import facts_of, fill_momentum
 from nnunet_selma.trainers.fast_layers import FastConv3d
-from nnunet_selma.trainers.finetune import SelmaFinetuneTrainer, WarmupPolyLRScheduler
-from nnunet_selma.trainers.ssl import SelmaSSLTrainer, Step, freeze_untrained, pretext_named
+from nnunet_selma.trainers.finetune import SelmaFinetuneTrainer
+from nnunet_selma.trainers.pretext_step import Step, freeze_untrained
+from nnunet_selma.trainers.ssl import SelmaSSLTrainer
+from nnunet_selma.trainers.ssl_summary import history_of
+from nnunet_selma.trainers.warmup import WarmupPolyLRScheduler
 from tests.measures import saved_bytes
 from tests.plans import network, plans
 from tests.pretraining.tasks import task
@@ -406,7 +409,7 @@ def test_another_pretext_brings_its_own_head_and_no_diagnostics(folders, tmp_pat
     one.on_epoch_end()
     assert not torch.equal(one.pretext.head.weight, before)
     spread = {"feature_deviation"}  # two samples have no rank worth telling
-    assert set(one.history()) == {"train_losses", "val_losses", "lrs", "val_a", "val_b", *spread}
+    assert set(history_of(one)) == {"train_losses", "val_losses", "lrs", "val_a", "val_b", *spread}
     one.save_checkpoint(str(tmp_path / "c.pth"))
     other = trainer(SelmaSSLTrainer, folders, pretraining=OWN)
     other.load_checkpoint(str(tmp_path / "c.pth"))

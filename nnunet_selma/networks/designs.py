@@ -1,25 +1,21 @@
-"""nnU-Net plans for the networks of `nnunet_selma.networks`; preprocessed data are those of the plans they come from."""
+"""nnU-Net plans for the networks of `nnunet_selma.networks`; they share the preprocessed data of the plans they are made from."""
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.networks import MONAI_MISSING
-from nnunet_selma.nnunet.folders import Folders
-from nnunet_selma.nnunet.plans import Plans, fitting_patch, whole_configuration
+from nnunet_selma.nnunet.plans import LEAST_STAGES, Plans, fitting_patch, whole_configuration
 from nnunet_selma.nnunet.settings import with_settings
-from nnunet_selma.running.json_files import read_json, write_json
 
 _ADAMW: dict[str, dict[str, Any]] = {
     "pretraining": {"optimizer": "adamw", "learning_rate": 3e-4},
     "finetuning": {"optimizer": "adamw"},
 }
-# nnU-Net weighs the outputs of its decoder and leaves the coarsest out; with two stages none is left and the loss is NaN
-_LEAST_HALVINGS = 2
+_LEAST_HALVINGS = LEAST_STAGES - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,26 +23,26 @@ class Design:
     """Facts about a network that planning needs."""
 
     class_name: str
-    """Import path, below `nnunet_selma.networks`."""
+    """Module and class within `nnunet_selma.networks`."""
     configuration: str
-    """The configuration that is planned unless another is asked for."""
+    """The default configuration."""
     dimensions: int
     """2 or 3."""
     halvings: int
-    """How often the network halves its patch, unless the patch is too small."""
+    """Number of times that the network halves its patch, unless the patch is too small."""
     features: int
-    """Features, as the paper has them."""
+    """Number of features in the paper."""
     unit: int
-    """Features are a multiple of it."""
+    """Number that features must be a multiple of."""
     arch_kwargs: Callable[[int, list[list[int]]], dict[str, Any]]
-    """Arguments of the network's constructor, from features and strides."""
+    """Function from features and strides to the arguments of the network's constructor."""
     settings: dict[str, dict[str, Any]]
-    """Settings that go with the network."""
+    """Settings for training the network."""
     needs_monai: bool
 
 
 def _swin_unetr(features: int, strides: list[list[int]]) -> dict[str, Any]:
-    """Two blocks a stage; windows of 7 tokens would mostly be padding in a patch too small for all four stages."""
+    """Swin UNETR with two blocks a stage; its windows shrink with the patch, because 7 tokens would be mostly padding in a small one."""
     stages = len(strides) - 2
     return {
         "strides": strides,
@@ -58,7 +54,7 @@ def _swin_unetr(features: int, strides: list[list[int]]) -> dict[str, Any]:
 
 
 def _vit_adapter(features: int, strides: list[list[int]]) -> dict[str, Any]:
-    """As deep as ViT-S; adapter and decoder start with a twelfth of the embedding, 32 features of 384."""
+    """A transformer as deep as ViT-S; adapter and decoder start with a twelfth of its features, 32 of 384."""
     return {
         "strides": strides,
         "embed_dim": features,
@@ -69,7 +65,7 @@ def _vit_adapter(features: int, strides: list[list[int]]) -> dict[str, Any]:
 
 
 def _attention_unet(features: int, strides: list[list[int]]) -> dict[str, Any]:
-    """Features double at every stage."""
+    """An attention U-Net whose features double at every stage."""
     return {
         "spatial_dims": 2,
         "strides": strides,
@@ -127,22 +123,22 @@ def network_plans(
     batch_size: int | None = None,
     features: int | None = None,
 ) -> Plans:
-    """Plans of one configuration with another network; the plans' preprocessed data are shared.
+    """Plans of one configuration with another network; they share the preprocessed data of the plans they are made from.
 
-    The patch is the plan's, or `patch_edge` along axes where it is smaller, cut to what the network can halve. A patch too small for all
-    of a network's halvings gets a network with fewer, so that more than one voxel is left where it is coarsest.
+    The patch is the plan's, with edges of at most `patch_edge`, cut to a size that the network can halve. For a small patch the network
+    has fewer halvings, so that its coarsest map has more than one voxel.
 
     Args:
-        plans: those of nnU-Net's planner.
-        name: of the new plans.
+        plans: plans of nnU-Net's planner.
+        name: name of the new plans.
         network: a key of `NETWORKS`.
-        configuration: None is the network's usual one.
-        patch_edge: longest edge of the patch, voxels; None is the plan's.
-        batch_size: None is the plan's.
-        features: size of the embedding (transformers) or of the first stage; None is the paper's.
+        configuration: None: the network's default.
+        patch_edge: longest edge of the patch, voxels; None: the plan's.
+        batch_size: None: the plan's.
+        features: features of the embedding (transformers) or of the first stage; None: the paper's.
 
     Raises:
-        SelmaError: an unknown network, a configuration of another dimension, numbers that do not fit, the plans' own name, or
+        SelmaError: an unknown network, a configuration of another dimension, numbers that do not fit, the name of the given plans, or
             MONAI is missing.
     """
     design = _design(network)
@@ -154,30 +150,22 @@ def network_plans(
     if name == plans["plans_name"]:
         raise SelmaError(f"{name} are the plans to start from, which would be lost: save under another name")
     configuration = configuration or design.configuration
-    own = _of_dimension(plans, configuration, network, design.dimensions)
-    edges = [edge if patch_edge is None else min(edge, patch_edge) for edge in own["patch_size"]]
-    halvings, own["patch_size"] = _halved(edges, design.halvings)
+    planned = _of_dimension(plans, configuration, network, design.dimensions)
+    edges = [edge if patch_edge is None else min(edge, patch_edge) for edge in planned["patch_size"]]
+    halvings, planned["patch_size"] = _halved(edges, design.halvings)
     strides = [[1] * design.dimensions, *[[2] * design.dimensions] * halvings]
-    own["architecture"] = {
+    planned["architecture"] = {
         "network_class_name": f"nnunet_selma.networks.{design.class_name}",
         "arch_kwargs": design.arch_kwargs(features, deepcopy(strides)),
         "_kw_requires_import": [],
     }
-    own["batch_size"] = own["batch_size"] if batch_size is None else batch_size
+    planned["batch_size"] = planned["batch_size"] if batch_size is None else batch_size
     changed = with_settings(deepcopy(plans), design.settings)
-    return {**changed, "plans_name": name, "configurations": {configuration: own}}
-
-
-def write_network_plans(dataset_id: int, plans_name: str, name: str, folders: Folders, **choice: Any) -> Path:
-    """Write `network_plans` beside the plans they come from; returns the file."""
-    source = folders.plans(folders.dataset(dataset_id), plans_name)
-    target = source.with_name(f"{name}.json")
-    write_json(target, network_plans(read_json(source), name, **choice))
-    return target
+    return {**changed, "plans_name": name, "configurations": {configuration: planned}}
 
 
 def _design(network: str) -> Design:
-    """The network's design; raises `SelmaError` if there is none, or if it could not be built here."""
+    """The design of a network; raises `SelmaError` if there is none, or if MONAI is missing."""
     if network not in NETWORKS:
         raise SelmaError(f"unknown network {network!r}: choose one of {', '.join(NETWORKS)}")
     if NETWORKS[network].needs_monai and find_spec("monai") is None:
@@ -186,7 +174,7 @@ def _design(network: str) -> Design:
 
 
 def _halved(edges: Sequence[int], halvings: int) -> tuple[int, list[int]]:
-    """How often a patch of these edges can be halved, at most so many times, and the largest such patch within them."""
+    """Number of times that a patch with these edges can be halved, at most `halvings`, and the largest such patch within the edges."""
     while halvings > _LEAST_HALVINGS and (min(edges) < 2**halvings or max(edges) < 2 ** (halvings + 1)):
         halvings -= 1
     stride = 2**halvings
@@ -195,10 +183,10 @@ def _halved(edges: Sequence[int], halvings: int) -> tuple[int, list[int]]:
 
 
 def _of_dimension(plans: Plans, configuration: str, network: str, dimensions: int) -> dict[str, Any]:
-    """A copy of the configuration that stands alone; raises `SelmaError` if it is none of this dimension."""
+    """A copy of a configuration with all that it inherits; raises `SelmaError` if it has another dimension, or is a second stage."""
     whole = {name: whole_configuration(plans, name) for name in plans["configurations"]}
     fitting = [
-        name for name, own in whole.items() if len(own["patch_size"]) == dimensions and not own.get("previous_stage")
+        name for name, each in whole.items() if len(each["patch_size"]) == dimensions and not each.get("previous_stage")
     ]
     if configuration not in fitting:
         remedy = f"choose {' or '.join(fitting)} with -c" if fitting else "these have none, take others with -p"
@@ -206,7 +194,6 @@ def _of_dimension(plans: Plans, configuration: str, network: str, dimensions: in
             f"{network} needs a {dimensions}D configuration that is no second stage of a cascade, which {configuration!r} of plans "
             f"{plans['plans_name']} is not: {remedy}"
         )
-    own = whole[configuration]
-    # it would name a configuration that the new plans do not have
-    own.pop("next_stage", None)
-    return own
+    planned = whole[configuration]
+    planned.pop("next_stage", None)  # the new plans do not have that configuration
+    return planned

@@ -7,7 +7,7 @@ import torch
 
 from nnunet_selma import cli
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.networks.plans import NETWORKS, network_plans
+from nnunet_selma.networks.designs import NETWORKS, network_plans
 from nnunet_selma.nnunet.plans import total_strides
 from nnunet_selma.nnunet.settings import read_settings
 from nnunet_selma.running.json_files import read_json, write_json
@@ -157,7 +157,7 @@ def test_plans_without_a_flat_configuration():
 
 
 def test_without_monai_only_its_networks_are_refused(monkeypatch):
-    monkeypatch.setattr("nnunet_selma.networks.plans.find_spec", lambda name: None)
+    monkeypatch.setattr("nnunet_selma.networks.designs.find_spec", lambda name: None)
     with pytest.raises(SelmaError, match=r"swin_unetr: .*pip install 'nnunet-selma\[networks\]'"):
         network_plans(plans(), "new", network="swin_unetr")
     assert network_plans(plans(), "new", network="vit_adapter")
@@ -193,5 +193,5 @@ def test_the_command_says_what_is_wrong_in_one_sentence(planned, capsys):
 
 
 def test_planning_loads_no_torch():
-    program = "import sys, nnunet_selma.networks.plans; sys.exit('torch' in sys.modules or 'monai' in sys.modules)"
+    program = "import sys, nnunet_selma.networks.designs; sys.exit('torch' in sys.modules or 'monai' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
