@@ -1,14 +1,23 @@
-"""Pictures of an evaluation: single cases, the scores of all, ranks of methods."""
+"""Pictures of an evaluation: single cases, scores of all cases, ranks of methods."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.colors import to_rgb
-from matplotlib.patches import Patch
 
 from nnunet_selma.evaluation.metrics.mistakes import Mistake
-from nnunet_selma.pictures.figures import EXTRA, HIT, METHOD_COLOURS, MISSED, new_figure, save
+from nnunet_selma.pictures.figures import (
+    EXTRA,
+    HIT,
+    METHOD_COLOURS,
+    MISSED,
+    add_colour_legend,
+    new_figure,
+    save,
+    show_mask,
+    show_raw,
+)
 from nnunet_selma.volumes.base import Array
 
 MISTAKES = {
@@ -18,60 +27,57 @@ MISTAKES = {
     Mistake.SPLIT: ("#f5e663", "found as a piece apart (split)"),
     Mistake.MERGED: ("#a05195", "run into another object (merged)"),
 }
-_LINEAR_UP_TO = 100  # percentages, and errors that one axis can show
+"""Colour and meaning of each kind of voxel."""
+_LINEAR_UP_TO = 100
+"""Greatest value of a linear axis; errors above it are drawn on a logarithmic one."""
 
 
 def evaluation_sheet(
     path: Path, *, title: str, raw: Array | None, truth: Array, prediction: Array, mistakes: Array
 ) -> None:
-    """One case: raw, truth, prediction and mistakes; projected along z above, the slice with most mistakes below.
+    """Draw one case: raw, truth, prediction and mistakes; projections along z above, the slice with most mistakes below.
 
     Args:
-        path: where the PNG goes.
-        title: a line or two above it.
-        raw: grey values (z, y, x), or None.
+        path: PNG to write.
+        title: text above the picture.
+        raw: grey values (z, y, x); None leaves the column out.
         truth: mask (z, y, x).
         prediction: mask (z, y, x).
-        mistakes: `Mistake` of each voxel, (z, y, x); a projected pixel shows what most of its voxels are.
+        mistakes: `Mistake` of each voxel, (z, y, x); a pixel of the projection has the most frequent kind along z.
     """
     wrong = (mistakes > Mistake.RIGHT).sum(axis=(1, 2))
     z = int(np.argmax(wrong if wrong.any() else (truth > 0).sum(axis=(1, 2))))
-    columns = {"truth": truth > 0, "prediction": prediction > 0}
-    figure = new_figure(3.3 * (3 + (raw is not None)), 7.2)
-    axes = figure.subplots(2, 3 + (raw is not None), squeeze=False)
-    first = 0
+    titles = [*(["raw"] if raw is not None else []), "truth", "prediction", "mistakes"]
+    figure = new_figure(3.3 * len(titles), 7.2)
+    axes = figure.subplots(2, len(titles), squeeze=False)
     if raw is not None:
-        first = 1
-        for axis, picture in zip(axes[:, 0], (raw.max(axis=0), raw[z]), strict=True):
-            low, high = np.percentile(picture, (0.5, 99.7))
-            axis.imshow(picture, cmap="gray", vmin=low, vmax=max(high, low + 1), interpolation="nearest")
-        axes[0, 0].set_title("raw", fontsize=10)
-    for column, (name, mask) in enumerate(columns.items(), first):
-        for axis, picture in zip(axes[:, column], (mask.any(axis=0), mask[z]), strict=True):
-            axis.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        axes[0, column].set_title(name, fontsize=10)
+        show_raw(axes[0, 0], raw.max(axis=0))
+        show_raw(axes[1, 0], raw[z])
+    for column, mask in ((-3, truth > 0), (-2, prediction > 0)):
+        show_mask(axes[0, column], mask.max(axis=0))
+        show_mask(axes[1, column], mask[z])
     counts = np.stack([(mistakes == kind).sum(axis=0) for kind in MISTAKES])
     projected = np.where(counts.any(axis=0), np.argmax(counts, axis=0) + 1, 0)
     colours = np.array([(0, 0, 0), *(to_rgb(colour) for colour, _ in MISTAKES.values())])
     for axis, picture in zip(axes[:, -1], (projected, mistakes[z]), strict=True):
         axis.imshow(colours[picture], interpolation="nearest")
-    axes[0, -1].set_title("mistakes", fontsize=10)
+    for axis, name in zip(axes[0], titles, strict=True):
+        axis.set_title(name, fontsize=10)
     axes[0, 0].set_ylabel("projection along z", fontsize=9)
     axes[1, 0].set_ylabel(f"z = {z}, the slice with most mistakes" if wrong.any() else f"z = {z}", fontsize=9)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
     figure.suptitle(title, fontsize=11)
-    handles = [Patch(facecolor=colour, edgecolor="0.5", label=label) for colour, label in MISTAKES.values()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
+    add_colour_legend(figure, dict(MISTAKES.values()))
     save(figure, path)
 
 
 def score_boxes(path: Path, rows: Sequence[tuple[str, Sequence[tuple[str, Mapping[str, Sequence[float]]]]]]) -> None:
-    """Every case of every method as a dot, over a box of quartiles; one row a structure, one panel a metric.
+    """Draw every case of every method as a dot over a box of quartiles: one row for each structure, one panel for each metric.
 
     Args:
-        path: where the PNG goes.
-        rows: (structure, [(metric, {method: values of its cases})]); NaN is not drawn but counted.
+        path: PNG to write.
+        rows: (structure, [(metric, {method: values of its cases})]); NaN values are not drawn, their number is.
     """
     methods = list(rows[0][1][0][1])
     width = max(len(panels) for _, panels in rows)
@@ -85,9 +91,9 @@ def score_boxes(path: Path, rows: Sequence[tuple[str, Sequence[tuple[str, Mappin
         for axis, (metric, values) in zip(line, panels, strict=False):
             for place, (method, colour) in enumerate(zip(methods, _colours(len(methods)), strict=True)):
                 numbers = np.asarray(values.get(method, ()), float)
-                drawn = numbers[~np.isnan(numbers)]
+                known = numbers[~np.isnan(numbers)]
                 axis.boxplot(
-                    [drawn],
+                    [known],
                     positions=[place],
                     orientation="horizontal",
                     widths=0.6,
@@ -98,11 +104,11 @@ def score_boxes(path: Path, rows: Sequence[tuple[str, Sequence[tuple[str, Mappin
                     whiskerprops={"color": colour},
                     capprops={"color": colour},
                 )
-                heights = place + jitter.uniform(-0.18, 0.18, len(drawn))
-                axis.plot(drawn, heights, ".", color=colour, markersize=4, alpha=0.8)
-                if len(drawn) < len(numbers):
+                heights = place + jitter.uniform(-0.18, 0.18, len(known))
+                axis.plot(known, heights, ".", color=colour, markersize=4, alpha=0.8)
+                if len(known) < len(numbers):
                     axis.annotate(
-                        f"{len(numbers) - len(drawn)} NaN",
+                        f"{len(numbers) - len(known)} NaN",
                         (1, place),
                         xycoords=("axes fraction", "data"),
                         ha="right",
@@ -122,10 +128,10 @@ def score_boxes(path: Path, rows: Sequence[tuple[str, Sequence[tuple[str, Mappin
 
 
 def rank_plot(path: Path, classes: Mapping[str, Mapping[str, float]], overall: Mapping[str, float]) -> None:
-    """Mean ranks of methods, best on top: a mark for each class of structures, a bar for the overall rank.
+    """Draw mean ranks of methods, best on top: a mark for each class of structures, a bar for the overall rank.
 
     Args:
-        path: where the PNG goes.
+        path: PNG to write.
         classes: method to class of structures to mean rank.
         overall: method to overall rank, best first.
     """
@@ -145,5 +151,5 @@ def rank_plot(path: Path, classes: Mapping[str, Mapping[str, float]], overall: M
 
 
 def _colours(count: int) -> list[str]:
-    """So many colours; the first few are told apart, further ones come round again."""
+    """A colour for each method; after the last colour, the first one is used again."""
     return [METHOD_COLOURS[number % len(METHOD_COLOURS)] for number in range(count)]
