@@ -165,7 +165,7 @@ def evaluate(
 
 
 def _check_spacing(cases: Iterable[CaseFiles], extras: Extras) -> None:
-    unknown = {c.name for c in cases if c.spacing_um_zyx is None and extras.of(c.structure).need_spacing}
+    unknown = {c.name for c in cases if c.spacing_um_zyx is None and extras.suited_to(c.structure).need_spacing}
     if unknown:
         raise SelmaError(
             f"{listed(sorted(unknown))}: neither the header nor the structure says the voxel size, which distances need; give --spacing "
@@ -178,7 +178,7 @@ def _warnings_of_useless(cases: Sequence[CaseFiles], extras: Extras) -> list[str
     return [
         f"--{name}: nothing to measure, no case shows a structure that it is for"
         for name in ("objects", "size")
-        if getattr(extras, name) and not any(getattr(extras.of(case.structure), name) for case in cases)
+        if getattr(extras, name) and not any(getattr(extras.suited_to(case.structure), name) for case in cases)
     ]
 
 

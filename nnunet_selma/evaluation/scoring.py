@@ -141,7 +141,7 @@ def _score(task: ScoreTask, method: str, reference: _Reference) -> CaseScore:
         structure=case.structure.prefix,
         official=rules.score(pair, case.structure),
         corrected=rules.corrected(pair, case.structure),
-        extra=measure(pair, task.extras.of(case.structure), case.spacing_um_zyx),
+        extra=measure(pair, task.extras.suited_to(case.structure), case.spacing_um_zyx),
         warnings=warnings,
     )
     if (sheet := task.sheet(method)) is not None:

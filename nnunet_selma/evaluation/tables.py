@@ -31,7 +31,7 @@ class Summary:
     """Cases in which the metric is NaN."""
 
     @classmethod
-    def of(cls, values: Mapping[str, float], *, ddof: int, leave_out_nan: bool = False) -> "Summary":
+    def over(cls, values: Mapping[str, float], *, ddof: int, leave_out_nan: bool = False) -> "Summary":
         """Summarize the values of some cases.
 
         Args:
@@ -87,7 +87,7 @@ class Column:
             for score in scores
             if score.method == method and score.structure == self.structure
         }
-        return Summary.of(values, ddof=ddof).cell(percent=self.metric.percent)
+        return Summary.over(values, ddof=ddof).cell(percent=self.metric.percent)
 
 
 def columns(scores: Sequence[CaseScore], rules: Edition, *, corrected: bool) -> list[list[Column]]:
@@ -145,7 +145,7 @@ def extras(scores: Sequence[CaseScore], *, ddof: int, rule: str | None = None) -
 
     Args:
         scores: every case of every method.
-        ddof: as of `Summary.of`.
+        ddof: as of `Summary.over`.
         rule: the rule by which objects were matched, for the note.
     """
     names = list(dict.fromkeys(key for score in scores for key in score.extra))
@@ -157,7 +157,7 @@ def extras(scores: Sequence[CaseScore], *, ddof: int, rule: str | None = None) -
         cells = []
         for name in names:
             values = {score.case: score.extra[name] for score in group if name in score.extra}
-            cells.append(Summary.of(values, ddof=ddof, leave_out_nan=True).cell(percent=False) if values else "–")
+            cells.append(Summary.over(values, ddof=ddof, leave_out_nan=True).cell(percent=False) if values else "–")
         rows.append([named(structure).title, method, *cells])
     notes = [f"Objects match by {rule}."] if rule else []
     return Table(head=["structure", "method", *names], rows=rows, names=2, notes=notes)

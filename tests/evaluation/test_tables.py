@@ -75,22 +75,22 @@ def test_one_table_has_the_columns_of_the_papers():
     ],
 )
 def test_numbers_are_printed_as_in_the_paper(values, printed):
-    summary = tables.Summary.of(dict(enumerate(values)), ddof=0)
+    summary = tables.Summary.over(dict(enumerate(values)), ddof=0)
     assert summary.cell(percent=False) == printed
 
 
 def test_the_deviations_of_table_5_are_those_of_the_cases():
     """Eight loop errors with mean 1.000: only with n are the printed 0.8660 those of integers."""
     errors = dict(enumerate([0, 0, 0, 1, 1, 2, 2, 2]))
-    assert tables.Summary.of(errors, ddof=0).standard_deviation == pytest.approx(0.8660, abs=5e-5)
+    assert tables.Summary.over(errors, ddof=0).standard_deviation == pytest.approx(0.8660, abs=5e-5)
 
 
 def test_2026_has_standard_deviations_of_a_sample():
     values = {"a": 0.5, "b": 0.7}
-    assert tables.Summary.of(values, ddof=1).standard_deviation == pytest.approx(0.1 * sqrt(2))
-    assert tables.Summary.of(values, ddof=0).standard_deviation == pytest.approx(0.1)
-    assert isnan(tables.Summary.of({"a": 0.5}, ddof=1).standard_deviation)
-    assert tables.Summary.of({"a": 0.5}, ddof=0).standard_deviation == 0
+    assert tables.Summary.over(values, ddof=1).standard_deviation == pytest.approx(0.1 * sqrt(2))
+    assert tables.Summary.over(values, ddof=0).standard_deviation == pytest.approx(0.1)
+    assert isnan(tables.Summary.over({"a": 0.5}, ddof=1).standard_deviation)
+    assert tables.Summary.over({"a": 0.5}, ddof=0).standard_deviation == 0
 
 
 def test_nan_is_counted_and_named_and_the_corrected_value_stands_beside_it():

@@ -1,6 +1,6 @@
 """Synthetic light-sheet volumes whose labels, object counts and Betti numbers are known by construction.
 
-`draw` gives one volume in memory; `download` writes whole folder trees as the public downloads have them.
+`draw` makes one volume in memory; `download` writes folder trees like those of the public downloads.
 """
 
 from dataclasses import dataclass
@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_selma.demo.phantom.canvas import Betti
 from nnunet_selma.demo.phantom.optics import STAINS, light_sheet, tissue_mask
 from nnunet_selma.demo.phantom.shapes import draw_spots
 from nnunet_selma.demo.phantom.vessels import draw_vessels
-from nnunet_selma.structures import named
-
-Shape = tuple[int, int, int]
+from nnunet_selma.morphology.topology import Betti
+from nnunet_selma.structures import SpacingUm, named
+from nnunet_selma.volumes.base import ShapeZYX
 
 DRAWN = ("blood_vessel", "cfos_neuron", "cell_nuclei", "AD_plaques", "microglia")
 """Prefixes of the structures that can be drawn."""
@@ -33,27 +32,34 @@ class Phantom:
     label: NDArray[np.uint8]
     """1 on the structure, 0 elsewhere."""
     tissue: NDArray[np.bool_]
-    """Where tissue is; elsewhere the image is camera offset and noise."""
+    """True where tissue is; elsewhere the image holds only the offset and noise of the camera."""
     betti: Betti
     """Objects, loops and cavities of the label: 26-connected foreground, 6-connected background."""
-    spacing_um_zyx: tuple[float, float, float]
-    """Voxel size."""
+    spacing_um_zyx: SpacingUm
+    """Voxel size, µm."""
 
 
 def draw(
     structure: str,
-    shape_zyx: Shape,
+    shape_zyx: ShapeZYX,
     rng: np.random.Generator,
     *,
     outside: float = 0.0,
     whole: bool = False,
     loops: int | None = None,
 ) -> Phantom:
-    """Return a phantom of `structure` of `shape_zyx` voxels; the same state of `rng` gives the same volume.
+    """Draw a phantom; the same state of `rng` gives the same volume.
 
-    The share `outside` of the volume, 0 to below 1, lies outside the tissue: beyond its edge, or all around it if
-    `whole`. `loops` is the number of closed loops to draw in a vessel network (default: by volume); `betti` tells how
-    many found room. Raises ValueError for an unknown structure, a shape without voxels and an impossible `outside`.
+    Args:
+        structure: prefix of the structure, one of `DRAWN`.
+        shape_zyx: shape of the volume, voxels.
+        rng: source of all random numbers.
+        outside: share of the volume that lies outside the tissue, 0 to below 1.
+        whole: the tissue lies in the middle of the volume; otherwise the volume lies on its edge.
+        loops: closed loops of a vessel network, by default about one per 28³ voxels of tissue; fewer are drawn if the volume is too small.
+
+    Raises:
+        ValueError: the structure is unknown, the shape has no voxels, or `outside` is out of range.
     """
     if structure not in DRAWN:
         raise ValueError(f"no phantom of structure {structure!r}: choose one of {', '.join(DRAWN)}")

@@ -1,7 +1,7 @@
-"""A volume that knows the topology of what is drawn on it.
+"""A volume on which pieces are drawn; the Betti numbers of the drawing are always known.
 
-A piece (a blob, a tube) is accepted only if it changes the Betti numbers in the way the caller announced; otherwise the
-canvas stays as it was and the caller draws another one. What is tested, in this order, cheapest first:
+A piece (a blob, a tube) is drawn only if it changes the Betti numbers in the way that its number of joints says; otherwise the canvas
+stays as it was. The conditions, cheapest first:
 
 1. away from its joints the piece keeps one background voxel to everything drawn before (26-neighbourhood);
 2. at its joints it touches exactly one earlier object, without joints none;
@@ -19,9 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from nnunet_selma.morphology.topology import euler_characteristic
-
-Betti = tuple[int, int, int]
+from nnunet_selma.morphology.topology import Betti, euler_characteristic
 
 MARGIN = 2
 """Empty voxels around the drawing, so that neighbourhoods and boxes never leave the array."""
@@ -30,7 +28,7 @@ EVERY_NEIGHBOUR = np.ones((3, 3, 3), dtype=bool)
 
 
 class Joint(NamedTuple):
-    """Ball in which a piece may touch what is there already, (z, y, x) and radius in voxels."""
+    """Ball in which a piece may touch earlier pieces: centre (z, y, x) and radius, voxels."""
 
     centre: NDArray[np.float64]
     radius: float
@@ -40,7 +38,7 @@ class Canvas:
     """Volume on which objects of known topology are drawn piece by piece."""
 
     def __init__(self, room: NDArray[np.bool_]) -> None:
-        """Start empty; `room`, (z, y, x) bool, is where something may be drawn. Pieces are cut at its edge."""
+        """Start empty; `room`, bool (z, y, x), is True where pieces may be drawn; they are cut at its edge."""
         self._room = np.pad(room, MARGIN)
         self._pieces = np.zeros(self._room.shape, dtype=np.int32)
         self._keep_out = np.zeros(self._room.shape, dtype=bool)
@@ -61,11 +59,11 @@ class Canvas:
     @property
     def betti(self) -> Betti:
         """Objects, loops and cavities drawn so far."""
-        return self._objects, self._loops, 0
+        return Betti(self._objects, self._loops, 0)
 
     @property
     def pieces(self) -> NDArray[np.int32]:
-        """Number of the piece each voxel belongs to, (z, y, x), 0 where nothing is drawn."""
+        """Number of the piece of each voxel, (z, y, x); 0 where nothing is drawn."""
         return self._pieces[(slice(MARGIN, -MARGIN),) * 3]
 
     @property
@@ -74,12 +72,12 @@ class Canvas:
         return np.asarray(self._calibre, dtype=np.float32)
 
     def is_free(self, point: NDArray[np.float64]) -> bool:
-        """Return whether the voxel at `point` (z, y, x) is room and touches nothing drawn."""
+        """Return True if the voxel at `point` (z, y, x) is in the room and touches no piece."""
         voxel = tuple(np.rint(point).astype(int) + MARGIN)
         return bool(self._room[voxel] and not self._keep_out[voxel])
 
     def is_blocked(self, points: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Return for each of `points`, (n, 3) in (z, y, x), whether its voxel touches something drawn; outside: False."""
+        """For each of `points`, (n, 3) in (z, y, x), True if its voxel touches a piece; False outside the volume."""
         voxels = np.rint(points).astype(int) + MARGIN
         inside = ((voxels >= 0) & (voxels < self._room.shape)).all(axis=1)
         blocked = np.zeros(len(points), dtype=bool)
@@ -94,11 +92,16 @@ class Canvas:
         calibre: float = 1.0,
         continues: bool = False,
     ) -> bool:
-        """Draw a piece and return True, or return False and leave the canvas as it was.
+        """Draw a piece if it fits; otherwise leave the canvas as it was.
 
-        `voxels` is (n, 3) in (z, y, x); repetitions and voxels outside the room are dropped. Without joints the piece
-        must be a new object without holes, with one a branch of an object, with two it must close one loop.
-        If it `continues`, it gets the number and the calibre of the piece drawn last.
+        Args:
+            voxels: (n, 3) in (z, y, x); repetitions and voxels outside the room are left out.
+            joints: none for a new object without holes, one for a branch of an object, two for a piece that closes one loop.
+            calibre: thickness of the piece, on which the brightness of some stains depends.
+            continues: the piece gets the number and the calibre of the piece drawn last.
+
+        Returns:
+            True if the piece was drawn.
         """
         voxels = self._inside(voxels)
         if not len(voxels):
@@ -110,14 +113,14 @@ class Canvas:
         if self._keep_out.ravel()[flat[~near]].any():
             return False
         touched = self._touched(flat[near])
-        if len(touched) != min(len(joints), 1) or not self._changes_as_announced(voxels, len(joints)):
+        if len(touched) != min(len(joints), 1) or not self._has_effect_of(voxels, len(joints)):
             return False
         self._draw(flat, touched, calibre, continues)
         self._loops += max(len(joints) - 1, 0)
         return True
 
     def _inside(self, voxels: NDArray[np.intp]) -> NDArray[np.intp]:
-        """Return the different voxels of `voxels` that lie in the room, in coordinates of the padded arrays."""
+        """The voxels that lie in the room, each once, in coordinates of the padded arrays."""
         shape = np.array(self._room.shape)
         voxels = voxels + MARGIN
         voxels = voxels[((voxels >= MARGIN) & (voxels < shape - MARGIN)).all(axis=1)]
@@ -126,13 +129,14 @@ class Canvas:
         return np.stack(np.unravel_index(flat, self._room.shape), axis=1)
 
     def _touched(self, flat: NDArray[np.intp]) -> set[int]:
-        """Return the objects in the 26-neighbourhood of the voxels `flat`."""
+        """Objects in the 26-neighbourhood of voxels, given by their flat indices."""
         if not flat.size:
             return set()
         pieces = np.unique(self._pieces.ravel()[flat[:, None] + self._neighbours])
         return {self._object_of_piece[piece] for piece in pieces if piece}
 
-    def _changes_as_announced(self, voxels: NDArray[np.intp], joints: int) -> bool:
+    def _has_effect_of(self, voxels: NDArray[np.intp], joints: int) -> bool:
+        """True if the piece changes the Betti numbers as a piece with so many joints must: conditions 3 and 4."""
         low, high = voxels.min(axis=0) - 1, voxels.max(axis=0) + 2
         before = self._pieces[tuple(slice(a, b) for a, b in zip(low, high, strict=True))] > 0
         piece = np.zeros_like(before)
@@ -158,7 +162,7 @@ class Canvas:
 
 
 def _has_cavity(mask: NDArray[np.bool_]) -> bool:
-    """Return whether a 6-connected part of the background does not reach the outside of the box."""
+    """True if a 6-connected part of the background does not reach the border of the box."""
     background, count = ndimage.label(~mask)
     if count <= 1:
         return False

@@ -1,4 +1,4 @@
-"""Folder trees of phantoms, named and stored as the public downloads are, with all their oddities.
+"""Folder trees of phantoms, with the names, formats and oddities of the public downloads.
 
 Annotated patches: BioImage Archive S-BIAD1196, the zips of the SELMA3D challenge page (raw and gt under different
 tops), DELiVR (octants of cubes). Unannotated brains: one 2D TIFF per slice, numbers without leading zeros, hidden files
@@ -15,12 +15,14 @@ import SimpleITK
 import tifffile
 from numpy.typing import NDArray
 
-from nnunet_selma.demo.phantom import Phantom, Shape, draw
-from nnunet_selma.demo.phantom.canvas import Betti
+from nnunet_selma.demo.phantom import Phantom, draw
+from nnunet_selma.morphology.topology import Betti
 from nnunet_selma.structures import STRUCTURES
+from nnunet_selma.volumes.base import ShapeZYX
 
-Layout = Literal["bioimage_archive", "challenge_zip", "delivr"]
-Shapes = Shape | Mapping[str, Shape] | None
+DownloadLayout = Literal["bioimage_archive", "challenge_zip", "delivr"]
+Shapes = ShapeZYX | Mapping[str, ShapeZYX] | None
+"""A shape for all structures, or for each; None for the real shapes."""
 
 ANNOTATED_FOLDER = {s.prefix: s.annotated_folder for s in STRUCTURES if s.annotated_folder}
 """Folder of each structure in the annotated download of SELMA3D."""
@@ -39,32 +41,32 @@ DELIVR_FOLDER = {s.prefix: s.delivr_folder for s in STRUCTURES if s.delivr_folde
 UNANNOTATED_FOLDER = {s.prefix: s.unannotated_folder for s in STRUCTURES if s.unannotated_folder}
 """Folder of each structure among the whole brains."""
 
-PATCH_SHAPE_ZYX: dict[str, Shape] = {
+PATCH_SHAPE_ZYX: dict[str, ShapeZYX] = {
     "blood_vessel": (50, 500, 500),
     "cfos_neuron": (100, 100, 100),
     "cell_nuclei": (200, 200, 200),
     "AD_plaques": (300, 300, 300),
 }
-"""Annotated patches of SELMA3D."""
+"""Shapes of the annotated patches of SELMA3D."""
 
-CUBE_SHAPE_ZYX: Shape = (200, 200, 200)
-"""The cubes of DELiVR, each cut into eight octants."""
+CUBE_SHAPE_ZYX: ShapeZYX = (200, 200, 200)
+"""Shape of the cubes of DELiVR, each of which is cut into eight octants."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotatedPatch:
-    """Where one annotated patch was written, and the truth about it."""
+    """Files and Betti numbers of one annotated patch."""
 
     structure: str
-    """Key of the structure, as `draw` takes it."""
+    """Prefix of the structure."""
     number: str
-    """Part of a label's name behind `patchvolume_`: `007`, or `<cube>_<octant>`."""
+    """Part of the file name after `patchvolume_`: `007`, or `<cube>_<octant>`."""
     raw: tuple[Path, ...]
     """One file per channel."""
     label: Path
     """File of the annotation."""
     betti: Betti | None
-    """Betti numbers of the label; None for an octant, because cutting changes them."""
+    """Betti numbers of the label; None for an octant, because cutting the cube changes them."""
 
 
 def write_annotated(
@@ -73,15 +75,21 @@ def write_annotated(
     rng: np.random.Generator,
     *,
     shape_zyx: Shapes = None,
-    layout: Layout = "bioimage_archive",
+    layout: DownloadLayout = "bioimage_archive",
     oddities: bool = False,
 ) -> list[AnnotatedPatch]:
-    """Write `counts[structure]` annotated patches per structure below `root` and return what was written.
+    """Write annotated patches below `root`.
 
-    `shape_zyx` is the shape of all patches or of each structure's (default: the real ones); for layout `delivr` it is
-    that of the cubes, `counts` are cubes, and their lengths must be even. With `oddities` the first five vessel patches
-    have labels 0 and 255, and the first one a trailing axis of length 1, as in the real download. Raises ValueError for
-    an unknown layout and for a structure the layout does not have.
+    Args:
+        root: top folder of the download.
+        counts: structure to its number of patches, or of cubes for the layout `delivr`.
+        rng: source of all random numbers.
+        shape_zyx: shape of the patches, or of the cubes, whose lengths must be even.
+        layout: download whose folders and names are used.
+        oddities: as in the real download, the first five vessel patches get labels 0 and 255, and the first one a trailing axis of length 1.
+
+    Raises:
+        ValueError: the layout is unknown, or has no folder for a structure.
     """
     folders = {"bioimage_archive": ANNOTATED_FOLDER, "challenge_zip": ANNOTATED_FOLDER, "delivr": DELIVR_FOLDER}
     if layout not in folders:
@@ -116,11 +124,20 @@ def write_unannotated(
     outside: float = 0.4,
     compression: str | None = None,
 ) -> list[Path]:
-    """Write `volumes[structure]` whole brains per structure below `root` and return the slices, brain by brain.
+    """Write whole brains as TIFF slices below `root`; return the slices, brain by brain.
 
-    A brain lies in the middle of its volume; the share `outside` around it is camera background. Vessels have folder
-    C00 (wheat germ agglutinin) and C01 (Evans blue), the others C01 only. `compression` is passed to tifffile. Raises
-    ValueError for a structure there are no whole brains of.
+    Vessels have the channels C00 (wheat germ agglutinin) and C01 (Evans blue), other structures C01 only.
+
+    Args:
+        root: top folder of the download.
+        volumes: structure to its number of brains.
+        rng: source of all random numbers.
+        shape_zyx: shape of the volumes.
+        outside: share of a volume around the brain that is camera background.
+        compression: compression of the slices, as tifffile names it.
+
+    Raises:
+        ValueError: the download has no whole brains of a structure.
     """
     _check_known(volumes, UNANNOTATED_FOLDER, "whole brains")
     top = root / "brain_microscopy_image" / "brain_microscopy_image"  # unzipping doubles it
@@ -137,8 +154,8 @@ def write_unannotated(
     return written
 
 
-def octant_slices(shape_zyx: Shape, octant: int) -> tuple[slice, slice, slice]:
-    """Return where in a cube, (z, y, x), octant 0 to 7 of DELiVR lies: 4 * axis1 + 2 * axis0 + axis2 of NIfTI x, y, z."""
+def octant_slices(shape_zyx: ShapeZYX, octant: int) -> tuple[slice, slice, slice]:
+    """Place (z, y, x) of an octant in a cube of DELiVR; its number, 0 to 7, is 4 * axis1 + 2 * axis0 + axis2 of the NIfTI axes x, y, z."""
     y, x, z = octant >> 2 & 1, octant >> 1 & 1, octant & 1
     halves = (length // 2 for length in shape_zyx)
     begin, middle, end = (
@@ -161,7 +178,7 @@ def _write_patch(raw: Path, gt: Path, number: int, phantom: Phantom, *, full: in
 
 
 def _write_octants(folder: Path, cube: int, phantom: Phantom) -> list[AnnotatedPatch]:
-    shape: Shape = phantom.image.shape[0], phantom.image.shape[1], phantom.image.shape[2]
+    shape: ShapeZYX = phantom.image.shape[0], phantom.image.shape[1], phantom.image.shape[2]
     if any(length % 2 for length in shape):
         raise ValueError(f"cube of shape {shape} cannot be cut into octants: even lengths are needed")
     # The real c-Fos patches hold integers as float64, microglia came as uint16.
@@ -179,7 +196,7 @@ def _write_octants(folder: Path, cube: int, phantom: Phantom) -> list[AnnotatedP
 
 
 def _write_nifti(path: Path, volume: NDArray[np.generic], *, singleton: bool = False) -> None:
-    """Write `volume`, (z, y, x), with spacing 1, origin 0 and identity direction, as the real ones read."""
+    """Write a volume (z, y, x) with spacing 1, origin 0 and identity direction, as in the real downloads."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # SimpleITK reverses the axes, so a leading axis here is the trailing one of the file.
     image = SimpleITK.GetImageFromArray(volume[None] if singleton else volume, isVector=False)
@@ -195,7 +212,7 @@ def _write_slices(folder: Path, stem: str, volume: NDArray[np.uint16], compressi
     return files
 
 
-def _shape(structure: str, shapes: Shapes, default: Shape) -> Shape:
+def _shape(structure: str, shapes: Shapes, default: ShapeZYX) -> ShapeZYX:
     if isinstance(shapes, Mapping):
         return shapes.get(structure, default)
     return shapes or default

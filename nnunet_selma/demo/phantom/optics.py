@@ -1,4 +1,4 @@
-"""How a light-sheet microscope sees a drawing: stain, tissue, sheet of light, objective, camera.
+"""The image that a light-sheet microscope takes of a drawing: stain, tissue, sheet of light, objective, camera.
 
 In this order: every object gets a brightness; the objective blurs (narrow core and wide halo, both longer along z);
 autofluorescent tissue with fine grain, clouds, unlabelled spots and bands lies under it; illumination falls off along the
@@ -19,7 +19,7 @@ FloatVolume = NDArray[np.float32]
 Range = tuple[float, float]
 
 CAMERA_FULL = 65535
-"""Greatest value the camera can tell."""
+"""Greatest grey value of the camera."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Stain:
     core: float
     """How much brighter the thick middle of an object is than its rim; 0 for an even stain."""
     psf_um: tuple[float, float]
-    """Standard deviations of the point spread function along z and in the plane, um."""
+    """Standard deviations of the point spread function along z and in the plane, µm."""
     halo: float
     """Share of an object's light that is scattered into a wide halo."""
     grain: float
@@ -47,7 +47,7 @@ class Stain:
     filaments: float = 0.0
     """Brightness of winding unlabelled fibres (neuropil, capillaries), over the tissue's mean."""
     spots_per_megavoxel: float
-    """Unlabelled spots: dim cells, debris, light from other planes."""
+    """Number of unlabelled spots (dim cells, debris, light from other planes) per million voxels."""
     spot_contrast: float
     """Brightness of a median unlabelled spot, over the tissue's mean."""
     band: float = 0.0
@@ -57,7 +57,7 @@ class Stain:
     read_noise: float = 28.0
     """Standard deviation of the camera's noise, grey values."""
     greys_per_photon: Range = (0.4, 1.2)
-    """Grey values one photon makes: the greater, the grainier the image."""
+    """Grey values per photon; greater ones make the image grainier."""
 
 
 STAINS = {
@@ -160,10 +160,15 @@ def light_sheet(
     stain: Stain,
     rng: np.random.Generator,
 ) -> NDArray[np.uint16]:
-    """Return the image, (z, y, x) uint16, of a drawing.
+    """Image of a drawing, uint16 (z, y, x).
 
-    `pieces` numbers the piece each voxel belongs to (0: none), `calibre` has one entry per piece; outside `tissue` there
-    is only the offset and noise of the camera.
+    Args:
+        pieces: number of the piece of each voxel, (z, y, x); 0 where nothing is drawn.
+        calibre: thickness of each piece, by number.
+        tissue: bool (z, y, x); elsewhere the image holds only the offset and noise of the camera.
+        spacing_um_zyx: voxel size, µm.
+        stain: appearance of objects and tissue.
+        rng: source of all random numbers.
     """
     shape = pieces.shape
     sigma = [stain.psf_um[min(axis, 1)] / um for axis, um in enumerate(spacing_um_zyx)]
@@ -182,7 +187,7 @@ def _objects(
     stain: Stain,
     rng: np.random.Generator,
 ) -> FloatVolume:
-    """Return the blurred light of the labelled objects; its mean over them is the stain's contrast."""
+    """Blurred light of the labelled objects; its mean over their voxels is the stain's contrast."""
     brightness = rng.lognormal(0, stain.spread, len(calibre)) * calibre**stain.by_calibre
     brightness[0] = 0
     emission = brightness.astype(np.float32)[pieces]
@@ -196,7 +201,7 @@ def _objects(
 
 
 def _tissue(shape: tuple[int, ...], sigma: list[float], stain: Stain, rng: np.random.Generator) -> FloatVolume:
-    """Return the unlabelled light of the tissue, with mean about 1."""
+    """Unlabelled light of the tissue, with mean about 1."""
     field = 1 + stain.grain * smooth_noise(shape, [0.9 * s for s in sigma], rng)
     field += stain.clouds * (0.5 * smooth_noise(shape, [4 * s for s in sigma], rng))
     field += stain.clouds * smooth_noise(shape, [max(length / 4, 2.0) for length in shape], rng)
@@ -204,14 +209,14 @@ def _tissue(shape: tuple[int, ...], sigma: list[float], stain: Stain, rng: np.ra
         count = rng.poisson(stain.spots_per_megavoxel * share * np.prod(shape) / 1e6)
         spots = np.zeros(shape, dtype=np.float32)
         places = tuple(rng.integers(0, length, count) for length in shape)
+        # a few wide spots are dark: ventricles, bubbles, empty vessels
         signs = np.where(rng.random(count) < 0.1 * wider - 0.1, -1, 1)
         widths = [wider * s + 0.5 for s in sigma]
         # The peak of a blurred point is 1 / ((2 pi)^1.5 * product of the sigmas).
         peak = faint * stain.spot_contrast * (2 * np.pi) ** 1.5 * float(np.prod(widths))
         np.add.at(spots, places, (peak * rng.lognormal(0, 0.6, count) * signs).astype(np.float32))
-        # A few are holes: ventricles, bubbles, vessels that were washed out.
         field += _blur(spots, widths)
-    # Where smooth noise passes zero there is a winding sheet: a wide one is a band, where two thin ones meet is a filament.
+    # smooth noise is zero on winding sheets: one thick sheet makes a band, two thin ones meet in filaments
     if stain.filaments:
         wide = [2.2 * s for s in sigma]
         levels = smooth_noise(shape, wide, rng) ** 2 + smooth_noise(shape, wide, rng) ** 2
@@ -223,12 +228,12 @@ def _tissue(shape: tuple[int, ...], sigma: list[float], stain: Stain, rng: np.ra
 
 
 def _illumination(shape: tuple[int, ...], stain: Stain, rng: np.random.Generator) -> FloatVolume:
-    """Return the light that reaches each voxel, about 1: fall-off along x, attenuation along z, stripes along x."""
+    """Light that reaches each voxel, about 1: it falls off along x, is attenuated along z, and has stripes along x."""
     along = np.linspace(-1, 1, shape[2])
     slope, focus, width = rng.uniform(-0.1, 0.1), rng.uniform(-0.5, 0.5), rng.uniform(2, 6)
     sheet = (1 + slope * along) * np.exp(-(((along - focus) / width) ** 2))
     depth = np.exp(-rng.uniform(0, 0.25) * np.linspace(-0.5, 0.5, shape[0]))
-    # A shadow begins somewhere along the sheet and fades behind its cause: two patterns, one handed over to the other.
+    # shadows begin and end somewhere along the sheet: one pattern of stripes fades into another
     begin, end = (1 + stain.stripes * smooth_noise((*shape[:2], 1), [0.6, 0.9, 1.0], rng) for _ in range(2))
     passed = 1 / (1 + np.exp(-6 * (along - rng.uniform(-0.5, 0.5))))
     stripes = begin * (1 - passed) + end * passed
@@ -236,7 +241,7 @@ def _illumination(shape: tuple[int, ...], stain: Stain, rng: np.random.Generator
 
 
 def _camera(grey: FloatVolume, stain: Stain, rng: np.random.Generator) -> NDArray[np.uint16]:
-    """Return what the camera records of `grey`, the expected grey values without offset."""
+    """Recorded image of expected grey values: photon noise, read noise and offset are added."""
     greys_per_photon = _log_uniform(stain.greys_per_photon, rng)
     photons = rng.poisson(np.maximum(grey, 0) / greys_per_photon).astype(np.float32)
     noise = rng.standard_normal(grey.shape, dtype=np.float32) * np.float32(stain.read_noise)
@@ -247,9 +252,9 @@ def _camera(grey: FloatVolume, stain: Stain, rng: np.random.Generator) -> NDArra
 def tissue_mask(
     shape_zyx: tuple[int, int, int], outside: float, rng: np.random.Generator, *, whole: bool = False
 ) -> NDArray[np.bool_]:
-    """Return where tissue is, (z, y, x) bool; the share `outside` of the volume, 0 to below 1, is not.
+    """Mask of the tissue, bool (z, y, x), with the share `outside` of the volume, 0 to below 1, outside it.
 
-    The volume lies on the edge of a large piece of tissue, or holds a whole one in its middle if `whole`.
+    The tissue lies in the middle of the volume if `whole`; otherwise the volume lies on the edge of a larger piece of tissue.
     """
     if not 0 <= outside < 1:
         raise ValueError(f"share of the volume outside the tissue is {outside}: needed is 0 <= outside < 1")
@@ -267,9 +272,9 @@ def tissue_mask(
 
 
 def smooth_noise(shape: tuple[int, ...], sigma: list[float], rng: np.random.Generator) -> FloatVolume:
-    """Return Gaussian noise of mean 0 and variance 1 per voxel, correlated over about `sigma` voxels per axis.
+    """Gaussian noise of mean 0 and variance 1 per voxel, correlated over about `sigma` voxels along each axis.
 
-    White noise on a coarse grid is spread by Gaussian weights, axis by axis, so wide noise costs less than narrow.
+    White noise on a coarse grid is spread by Gaussian weights axis by axis, so that smoother noise is computed faster.
     """
     weights = [_spreading(length, s) for length, s in zip(shape, sigma, strict=True)]
     field = rng.standard_normal(tuple(w.shape[1] for w in weights), dtype=np.float32)
@@ -279,7 +284,7 @@ def smooth_noise(shape: tuple[int, ...], sigma: list[float], rng: np.random.Gene
 
 
 def _spreading(length: int, sigma: float) -> FloatVolume:
-    """Return Gaussian weights, (length, nodes), of nodes one sigma apart; the squares of each row add up to 1."""
+    """Gaussian weights, (length, nodes), of nodes one sigma apart; the squares of each row add up to 1."""
     step = max(sigma, 1.0)
     nodes = np.arange(-2 * step, length + 2 * step + 1, step)
     weights = np.exp(-0.5 * ((np.arange(length)[:, None] - nodes) / max(sigma, 0.3)) ** 2)
@@ -287,12 +292,12 @@ def _spreading(length: int, sigma: float) -> FloatVolume:
 
 
 def _blur(volume: FloatVolume, sigma: list[float]) -> FloatVolume:
-    """Return `volume` convolved with a Gaussian of `sigma` voxels per axis; at the borders the kernel is cut."""
+    """The volume convolved with a Gaussian of `sigma` voxels along each axis; the kernel is cut at the borders."""
     for axis, s in enumerate(sigma):
         if s < 2:
             volume = ndimage.gaussian_filter1d(volume, s, axis, mode="nearest", truncate=3)
             continue
-        # Wide: onto a coarse grid and back, half of the variance each way, for a fraction of the products.
+        # a wide kernel is faster by way of a coarse grid, with half of its variance on the way there and half back
         half = _spreading(volume.shape[axis], s / np.sqrt(2))
         back = half / (half @ half.sum(axis=0))[:, None]
         coarse = np.tensordot(volume, half, axes=(axis, 0))

@@ -1,8 +1,7 @@
-"""Shapes of the five structures, with Betti numbers known because every piece is checked when it is drawn (see canvas).
+"""Shapes of isolated structures, and tubes; every piece is checked when it is drawn on the canvas, so that the Betti numbers are known.
 
-Isolated structures are irregular blobs; microglia get a tree of processes on top; vessels are in vessels.py. Sizes follow
-the annotated patches of SELMA3D and DELiVR: lengths are voxels, and blobs are flattened along z where the slices are
-farther apart than the pixels.
+Isolated structures are irregular blobs; microglia also get a tree of processes; vessels are in vessels.py. Sizes follow the annotated
+patches of SELMA3D and DELiVR: lengths are in voxels, and blobs are flat along z where slices are farther apart than pixels.
 """
 
 from collections.abc import Callable
@@ -27,9 +26,9 @@ class Blob:
     size_spread: float
     """Standard deviation of the logarithm of the size, for all three axes together."""
     share: tuple[float, float]
-    """Least and greatest share of the volume that is foreground; drawn log-uniformly."""
+    """Least and greatest share of the volume that is foreground; the share of a volume is drawn log-uniformly between them."""
     clustered: float
-    """Share of the objects that gather around centres; the rest lies anywhere."""
+    """Share of the objects that lie around common centres; the others lie anywhere."""
 
 
 BLOBS = {
@@ -41,7 +40,7 @@ BLOBS = {
 
 
 def draw_spots(structure: str, room: NDArray[np.bool_], rng: np.random.Generator) -> Canvas:
-    """Return a canvas with the separate, hole-free objects of `structure` drawn in `room`, (z, y, x) bool.
+    """Draw separate objects without holes in `room`, bool (z, y, x).
 
     b0 is the number of objects, b1 = b2 = 0. At least one object is drawn where there is room for one.
     """
@@ -64,7 +63,7 @@ def draw_spots(structure: str, room: NDArray[np.bool_], rng: np.random.Generator
 
 
 def _places(room: NDArray[np.bool_], clustered: float, rng: np.random.Generator) -> Callable[[], NDArray[np.float64]]:
-    """Return a function that proposes centres, (z, y, x) in voxels, in the room: some anywhere, some near a few centres."""
+    """Return a function that proposes centres of objects in the room, (z, y, x) in voxels."""
     flat = np.flatnonzero(room)
     if not flat.size:
         raise ValueError(f"no voxel of the volume {room.shape} is tissue: nothing can be drawn, lower `outside`")
@@ -89,10 +88,7 @@ def _places(room: NDArray[np.bool_], clustered: float, rng: np.random.Generator)
 def irregular_ellipsoid(
     centre: NDArray[np.float64], semi_axes: NDArray[np.float64], rng: np.random.Generator
 ) -> NDArray[np.intp]:
-    """Return the voxels (n, 3) of an ellipsoid turned in the plane whose surface goes in and out by some per cent.
-
-    `centre` and `semi_axes` are (z, y, x) in voxels.
-    """
+    """Voxels (n, 3) of an ellipsoid with an uneven surface, turned at random around z; `centre` and `semi_axes` are (z, y, x) in voxels."""
     reach = np.ceil(semi_axes.max() * 1.3).astype(int) + 1
     lowest = np.rint(centre).astype(int) - reach
     grid = np.indices((2 * reach + 1,) * 3).reshape(3, -1).T + lowest
@@ -111,7 +107,7 @@ def irregular_ellipsoid(
 
 @cache
 def _ball(radius_quarters: int) -> NDArray[np.intp]:
-    """Return the offsets (n, 3) of a ball whose radius is given in quarters of a voxel."""
+    """Offsets (n, 3) of the voxels of a ball; the radius is in quarters of a voxel."""
     radius = radius_quarters / 4
     reach = int(radius)
     offsets = np.indices((2 * reach + 1,) * 3).reshape(3, -1).T - reach
@@ -119,9 +115,9 @@ def _ball(radius_quarters: int) -> NDArray[np.intp]:
 
 
 def tube(path: NDArray[np.float64], radii: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Return the voxels (n, 3), with repetitions, of balls along `path` (m, 3), (z, y, x), of `radii` (m,), all voxels.
+    """Voxels (n, 3), with repetitions, of a tube: balls of `radii` (m,) along `path` (m, 3) in (z, y, x), both in voxels.
 
-    Consecutive points must not be farther apart than one voxel or the radius, else the tube has gaps.
+    Consecutive points must be no farther apart than one voxel and the radius; otherwise the tube has gaps.
     """
     centres = np.rint(path).astype(np.intp)
     quarters = np.rint(radii * 4).astype(int)
@@ -135,7 +131,7 @@ def tube(path: NDArray[np.float64], radii: NDArray[np.float64]) -> NDArray[np.in
 def _grow_processes(
     canvas: Canvas, centre: NDArray[np.float64], semi_axes: NDArray[np.float64], rng: np.random.Generator
 ) -> None:
-    """Add tortuous processes to the soma at `centre`; every process may fork once."""
+    """Draw tortuous processes on the soma at `centre`; each may fork once."""
     for _ in range(rng.integers(0, 5)):
         heading = rng.normal(size=3)
         heading /= np.linalg.norm(heading)
@@ -153,7 +149,7 @@ def _grow_processes(
 def _crawl(
     start: NDArray[np.float64], heading: NDArray[np.float64], length: float, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Return a path (m, 3) that starts at `start` and wanders by steps of half a voxel; z steps are a third (slices)."""
+    """A winding path (m, 3) from `start` in steps of half a voxel; steps along z are about a third as long, because slices are thick."""
     steps = max(int(length * 2), 2)
     turns = np.cumsum(rng.normal(0, 0.12, (steps, 3)), axis=0)
     directions = heading / np.linalg.norm(heading) + turns

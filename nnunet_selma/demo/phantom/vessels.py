@@ -3,7 +3,7 @@
 A few trunks cross the volume. Then points are drawn in the empty space and joined to the nearest vessel by a curved
 branch (constructive optimisation in the spirit of Schreiner and Buxbaum 1993, without the haemodynamics), or to two
 vessels on both sides, which closes a loop as capillaries do. A branch is thinner than its parent after Murray's law.
-The canvas refuses what would touch anything else, so the number of trees is b0 and the number of loops b1.
+A piece that would touch anything else is not drawn, so the number of trees is b0 and the number of loops is b1.
 """
 
 import numpy as np
@@ -20,10 +20,10 @@ CAPILLARY_RADIUS = (1.5, 2.3)
 """Radii of the thinnest vessels, voxels."""
 
 REACH = (25.0, 100.0)
-"""Least and greatest length of a branch that nothing stops, voxels."""
+"""Least and greatest length of a branch with nothing in its way, voxels."""
 
 SHORTEST = 3.0
-"""Length below which a branch is not worth drawing, voxels beyond its joint."""
+"""Least length of a branch beyond its joint, voxels."""
 
 SECTION = 80
 """Points of a path drawn at once."""
@@ -32,14 +32,14 @@ STEPS_PER_VOXEL = 2.5
 """Points of a path per voxel of its length."""
 
 LOOP_PROBABILITY = 0.25
-"""Chance that the next piece tries to close a loop while loops are wanted."""
+"""Probability that the next piece is to close a loop, as long as loops are missing."""
 
 ATTEMPTS = 300
-"""Pieces refused in a row after which the volume counts as full."""
+"""Number of consecutive pieces without room after which the volume counts as full."""
 
 
 class _Network:
-    """Points of the centrelines drawn so far, with radius and direction, searchable by place."""
+    """Points of the centrelines drawn so far, with their radii, and a search for the nearest ones."""
 
     def __init__(self) -> None:
         self._points: list[NDArray[np.float64]] = []
@@ -47,37 +47,43 @@ class _Network:
         self._searchable = 0
 
     def append(self, path: NDArray[np.float64], radii: NDArray[np.float64]) -> None:
+        """Add every second point of a path."""
         self._points.append(path[::2])
         self._radii.append(radii[::2])
-        # Rebuilding after every branch would cost more than drawing it; a search that misses the latest 5 % is
-        # harmless, because the canvas has the last word.
+        # rebuilding after every branch would cost more than drawing it; a search may miss the latest 5 %, because
+        # the canvas checks every piece
         if len(self._points) > 1.05 * self._searchable:
             self._searchable = len(self._points)
             self.points, self.radii = np.concatenate(self._points), np.concatenate(self._radii)
             self._tree = cKDTree(self.points)
 
     def nearest(self, point: NDArray[np.float64], count: int) -> NDArray[np.intp]:
-        """Return the numbers of the `count` points nearest to `point`, nearest first."""
+        """Numbers of the `count` points nearest to `point`, nearest first."""
         return np.atleast_1d(self._tree.query(point, k=min(count, len(self.points)))[1])
 
 
 def draw_vessels(
     room: NDArray[np.bool_], rng: np.random.Generator, *, loops: int | None = None, share: float | None = None
 ) -> Canvas:
-    """Return a canvas with a vessel network drawn in `room`, (z, y, x) bool.
+    """Draw a vessel network.
 
-    `loops` closed loops are drawn, by default about one per 30^3 voxels; a small volume may have room for fewer: the
-    canvas tells the number drawn. Branches are added until vessels take the share `share` of the room, by default 0.10
-    to 0.18, or nothing more fits.
+    Args:
+        room: bool (z, y, x), True where vessels may be drawn.
+        rng: source of all random numbers.
+        loops: number of closed loops, by default about one per 28³ voxels of room; fewer are drawn if there is no room for more.
+        share: share of the room at which drawing ends, by default 0.10 to 0.18; less if nothing more fits.
+
+    Returns:
+        A canvas, which has the number of loops drawn.
     """
     canvas, network = Canvas(room), _Network()
     share = float(rng.uniform(*SHARE)) if share is None else share
-    wanted = round(np.count_nonzero(room) / 27**3 * rng.uniform(0.6, 1.2)) if loops is None else loops
+    goal = round(np.count_nonzero(room) / 27**3 * rng.uniform(0.6, 1.2)) if loops is None else loops
     _draw_trunks(canvas, network, room, share, rng)
-    refused = 0 if canvas.betti[0] else ATTEMPTS
-    while refused < ATTEMPTS and (canvas.share < share or canvas.betti[1] < wanted):
+    refused = 0 if canvas.betti.b0 else ATTEMPTS
+    while refused < ATTEMPTS and (canvas.share < share or canvas.betti.b1 < goal):
         target = rng.uniform(-0.5, np.array(room.shape) - 0.5)
-        closing = canvas.betti[1] < wanted and (canvas.share >= share or rng.random() < LOOP_PROBABILITY)
+        closing = canvas.betti.b1 < goal and (canvas.share >= share or rng.random() < LOOP_PROBABILITY)
         if not canvas.is_free(np.clip(target, 0, np.array(room.shape) - 1)):
             refused += 1
             continue
@@ -89,18 +95,18 @@ def draw_vessels(
 def _draw_trunks(
     canvas: Canvas, network: _Network, room: NDArray[np.bool_], share: float, rng: np.random.Generator
 ) -> None:
-    """Draw the major vessels, straight through the volume, until they take a quarter of the share wanted."""
+    """Draw the major vessels through the volume until they take a quarter of the share of all vessels."""
     shape = np.array(room.shape, dtype=float)
     thickest = float(np.clip(shape.min() / 8, 2.0, 8.0))
     for attempt in range(ATTEMPTS):
-        if canvas.betti[0] and (canvas.share > 0.25 * share or attempt > 30):
+        if canvas.betti.b0 and (canvas.share > 0.25 * share or attempt > 30):
             return
         through = rng.uniform(0.1, 0.9, 3) * (shape - 1)
         if not canvas.is_free(through):
             continue
         heading = rng.normal(size=3) * np.array([0.6, 1, 1])
-        # From border to border; until there is one, shorter with every refusal, so that any room gets its first vessel.
-        heading *= shape.max() * (1.0 if canvas.betti[0] else 0.97**attempt) / np.linalg.norm(heading)
+        # the first vessel becomes shorter with every attempt, so that it fits into any room; later ones go from border to border
+        heading *= shape.max() * (1.0 if canvas.betti.b0 else 0.97**attempt) / np.linalg.norm(heading)
         radius = float(rng.uniform(0.4, 1)) * thickest
         path = _curve(through - heading, through, through + heading, bend=0.5, rng=rng)
         path = path[((path > -radius) & (path < shape + radius)).all(axis=1)]
@@ -111,12 +117,12 @@ def _draw_trunks(
 
 
 def _branch(canvas: Canvas, network: _Network, target: NDArray[np.float64], rng: np.random.Generator) -> bool:
-    """Join `target` to the nearest vessel; return whether it fitted."""
+    """Draw a branch from the nearest vessel towards `target`; return True if there was room for it."""
     near = network.nearest(target, 1)[0]
     start, parent = network.points[near], network.radii[near]
     radius = _daughter(parent, rng)
     joint = Joint(start, parent + radius + 2)
-    # Vessels run on past the target until something is in the way.
+    # the branch goes on past the target until something is in its way
     ahead = (target - start) / max(float(np.linalg.norm(target - start)), 1.0) * rng.uniform(*REACH)
     path = _curve(start, start + ahead / 2, start + ahead, bend=0.4, rng=rng)
     blocked = canvas.is_blocked(path) & (np.linalg.norm(path - start, axis=1) > joint.radius)
@@ -131,10 +137,10 @@ def _branch(canvas: Canvas, network: _Network, target: NDArray[np.float64], rng:
 def _lay(
     canvas: Canvas, network: _Network, path: NDArray[np.float64], radii: NDArray[np.float64], joint: Joint | None
 ) -> bool:
-    """Draw a tube section by section until one is refused; return whether any was drawn.
+    """Draw a tube section by section until one does not fit; return True if any was drawn.
 
-    It begins at `joint`, or anywhere in the room if that is None. Sections keep the boxes that the canvas looks at small:
-    a whole diagonal vessel has a box as large as the volume.
+    The tube begins at `joint`, or anywhere in the room if that is None. Sections have small boxes, which the canvas checks fast; a whole
+    diagonal vessel has a box as large as the volume.
     """
     begin = end = 0
     for first in range(0, len(path), SECTION):
@@ -151,7 +157,7 @@ def _lay(
 
 
 def _close_loop(canvas: Canvas, network: _Network, target: NDArray[np.float64], rng: np.random.Generator) -> bool:
-    """Join two vessels on either side of `target` by a thin one; return whether that closed exactly one loop."""
+    """Join two vessels on either side of `target` by a thin one; return True if that closed exactly one loop."""
     near = network.nearest(target, 80)
     offsets = network.points[near] - target
     opposite = near[(offsets @ offsets[0]) < -0.5 * np.linalg.norm(offsets, axis=1) * np.linalg.norm(offsets[0])]
@@ -173,13 +179,13 @@ def _close_loop(canvas: Canvas, network: _Network, target: NDArray[np.float64], 
 
 
 def _daughter(parent_radius: float, rng: np.random.Generator) -> float:
-    """Return the radius of a branch: Murray's law r1^3 + r2^3 = r^3, with the smaller share for the branch."""
+    """Radius of a branch, voxels, by Murray's law r1³ + r2³ = r³ with the smaller part for the branch."""
     radius = parent_radius * rng.uniform(0.15, 0.5) ** (1 / 3)
     return float(max(radius, rng.uniform(*CAPILLARY_RADIUS)) if radius < CAPILLARY_RADIUS[1] else radius)
 
 
 def _taper(first: float, last: float, path: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
-    """Return radii along `path` that go from `first` to `last` and swell and narrow a little on the way."""
+    """Radii along `path` from `first` to `last`, with small random waves."""
     t = np.linspace(0, 1, len(path))
     waves = np.sin(2 * np.pi * (np.outer(t, rng.uniform(1, 4, 2)) + rng.random(2)))
     radii = (first + (last - first) * t) * (1 + waves @ rng.normal(0, 0.07, 2))
@@ -194,7 +200,7 @@ def _curve(
     bend: float,
     rng: np.random.Generator,
 ) -> NDArray[np.float64]:
-    """Return a path (m, 3) from `first` past `middle` to `last` in steps below a voxel, wandering by `bend` of its length."""
+    """A path (m, 3) from `first` past `middle` to `last` in steps below a voxel, with random curves of `bend` times its length."""
     length = float(np.linalg.norm(middle - first) + np.linalg.norm(last - middle))
     steps = max(int(STEPS_PER_VOXEL * length), 4)
     t = np.linspace(0, 1, steps)[:, None]

@@ -22,8 +22,8 @@ class Extras:
     size: bool = False
     """Measure volume (µm³) and length of the centreline (µm) of tree-like structures."""
 
-    def of(self, structure: Structure) -> "Extras":
-        """The measurements that fit a structure."""
+    def suited_to(self, structure: Structure) -> "Extras":
+        """The measurements that make sense for a structure."""
         spots = structure.kind_2024 == "spot" or structure.kind_2026 == "isolated"
         trees = structure.kind_2024 == "tree" or structure.kind_2026 == "contiguous"
         return Extras(objects=self.objects if spots else None, hd95=self.hd95, size=self.size and trees)
