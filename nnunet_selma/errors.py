@@ -1,5 +1,5 @@
-"""The one error a user is meant to read."""
+"""The error that users read."""
 
 
 class SelmaError(ValueError):
-    """A sentence that says what is wrong, with which file, and what to do; the command line prints it and exits with 2."""
+    """An error whose message states what is wrong, with which file, and what to do; the command line prints it and exits with 2."""

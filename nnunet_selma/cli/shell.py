@@ -8,7 +8,7 @@ from typing import Any
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.nnunet.folders import FOLDER_VARIABLES, Folders
-from nnunet_selma.running.progress import Step
+from nnunet_selma.running.progress import Advance
 
 
 def progress(items: Sequence[Any], label: str) -> Iterable[Any]:
@@ -21,7 +21,7 @@ def progress(items: Sequence[Any], label: str) -> Iterable[Any]:
 
 
 @contextmanager
-def meter(total: int, label: str, unit: str) -> Iterator[Step]:
+def meter(total: int, label: str, unit: str) -> Iterator[Advance]:
     """A bar with rate in units a second and time left."""
     from tqdm import tqdm
 

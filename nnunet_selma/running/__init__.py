@@ -1,1 +1,1 @@
-"""How long work is run: processes, clusters, cores and devices, progress, files that are whole or absent."""
+"""Long work: processes, clusters, cores and devices, progress, files that are whole or absent."""

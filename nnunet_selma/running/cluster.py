@@ -1,4 +1,4 @@
-"""Tasks on a Dask cluster: one that runs already, or one made of processes on this machine (an extra: `pip install nnunet-selma[brains]`)."""
+"""Tasks on a Dask cluster that runs already, or on processes of this machine (an extra: `pip install nnunet-selma[brains]`)."""
 
 import os
 from collections.abc import Generator, Iterator, Sequence
@@ -7,15 +7,19 @@ from importlib import import_module
 from typing import Any
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.running.progress import Result, Task, Work
+from nnunet_selma.running.progress import ResultT, TaskT, Work, do_task
 
 
 @contextmanager
 def connect_cluster(scheduler: str, threads: int = 1) -> Iterator[Any]:
-    """A client of the scheduler at an address (`tcp://host:8786`), or of `local:N` worker processes that do so many tasks at once.
+    """Yield a client of a Dask scheduler.
+
+    Args:
+        scheduler: address of a scheduler that runs (`tcp://host:8786`), or `local:N`, which starts N worker processes here.
+        threads: tasks that each worker process of `local:N` does at once.
 
     Raises:
-        SelmaError: Dask is not installed, the address is none, or nobody answers there.
+        SelmaError: Dask is not installed, the address is invalid, or no scheduler answers there.
     """
     try:
         distributed: Any = import_module("distributed")  # has types in part only
@@ -36,8 +40,8 @@ def connect_cluster(scheduler: str, threads: int = 1) -> Iterator[Any]:
                 memory_limit=0,
                 silence_logs=40,
                 env={**environment, **_forwarded()},
-            ) as own,
-            distributed.Client(own) as client,
+            ) as cluster,
+            distributed.Client(cluster) as client,
         ):
             yield client
         return
@@ -45,48 +49,47 @@ def connect_cluster(scheduler: str, threads: int = 1) -> Iterator[Any]:
         client = distributed.Client(scheduler, timeout="20s")
     except (OSError, ValueError) as error:
         raise SelmaError(
-            f"--scheduler {scheduler}: nobody answers there ({error}); start dask-scheduler, or take local:N"
+            f"--scheduler {scheduler}: no scheduler answers there ({error}); start dask-scheduler, or take local:N"
         ) from error
     with client:
         yield client
 
 
 def _forwarded() -> dict[str, str]:
-    """nnU-Net's variables, which a worker needs to find trainers."""
+    """nnU-Net's environment variables, which a worker needs to find trainers."""
     return {name: value for name, value in os.environ.items() if name.startswith("nnUNet_")}
 
 
 def submit_tasks(
-    client: Any, work: Work[Task, Result], tasks: Sequence[Task]
-) -> Generator[tuple[int, int, Result], None, None]:
-    """Submit tasks, and yield the number, steps and result of each when it finishes; a task of a worker that dies is done by another one.
+    client: Any, work: Work[TaskT, ResultT], tasks: Sequence[TaskT]
+) -> Generator[tuple[int, int, ResultT], None, None]:
+    """Submit tasks; yields the place, steps and result of each as it finishes.
+
+    The task of a worker that dies is done again by another one. When the generator ends, tasks that are left are cancelled.
 
     Raises:
-        SelmaError: from a task, or a task that four workers died of; the other tasks are cancelled.
+        SelmaError: from a task, or because four workers died of the same task.
     """
     distributed: Any = import_module("distributed")
-    futures = {client.submit(_whole, work, task, pure=False): number for number, task in enumerate(tasks)}
+    futures = {client.submit(_do_counted, work, task, pure=False): number for number, task in enumerate(tasks)}
     try:
         for future in distributed.as_completed(list(futures)):
             try:
                 steps, result = future.result()
             except distributed.KilledWorker as error:
                 raise SelmaError(
-                    "workers ended all of a sudden, most likely for want of memory; give them more and run the command again, which goes "
-                    "on from here"
+                    "workers ended all of a sudden, most likely for want of memory; give them more and run the command again, which "
+                    "continues from here"
                 ) from error
             number = futures.pop(future)
-            future.release()  # or it would be done again where the worker that did it dies later
+            future.release()  # otherwise Dask does the task again if its worker dies later
             yield number, steps, result
     finally:
         client.cancel(list(futures))
 
 
-def _whole(work: Work[Task, Result], task: Task) -> tuple[int, Result]:
+def _do_counted(work: Work[TaskT, ResultT], task: TaskT) -> tuple[int, ResultT]:
     """Do a task to its end; returns its steps and its result."""
-    steps, doing = 0, work(task)
-    while True:
-        try:
-            steps += next(doing)
-        except StopIteration as end:
-            return steps, end.value
+    steps: list[int] = []
+    result = do_task(work, task, steps.append)
+    return sum(steps), result

@@ -1,4 +1,4 @@
-"""Where a network computes."""
+"""Devices on which a network computes."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,16 +9,16 @@ if TYPE_CHECKING:
 
 
 def available_device(name: str, option: str = "--device") -> "torch.device":
-    """The device of that name.
+    """The PyTorch device of a name, checked to exist.
 
     Args:
         name: "cpu", "cuda" or "mps", also with a number, as in "cuda:1".
-        option: where a user names it, for the error.
+        option: option of the command line that names the device, for the error.
 
     Raises:
-        SelmaError: the machine, or this PyTorch, does not have it.
+        SelmaError: this machine, or this PyTorch, has no such device.
     """
-    import torch  # seconds that commands without a network spare
+    import torch  # takes seconds, which commands without a network save
 
     device = torch.device(name)
     parts: dict[str, Any] = {"cuda": torch.cuda, "mps": torch.backends.mps}

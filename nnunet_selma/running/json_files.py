@@ -1,4 +1,4 @@
-"""JSON files, written so that they are either whole or absent."""
+"""JSON files that are whole or absent."""
 
 import json
 from math import isnan
@@ -10,7 +10,7 @@ from nnunet_selma.running.whole_files import whole_file
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file's content; raises `SelmaError` that names the file if it is no JSON."""
+    """The content of a JSON file; raises `SelmaError`, which names the file, if it is no JSON."""
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -30,7 +30,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def without_nan(content: Any) -> Any:
-    """The same with null for NaN, which JSON does not know."""
+    """The same content with None in place of NaN, which JSON does not know."""
     if isinstance(content, dict):
         return {key: without_nan(value) for key, value in content.items()}
     if isinstance(content, list | tuple):

@@ -1,4 +1,4 @@
-"""Many independent tasks in a few processes, with one progress bar, and an end that leaves nothing running."""
+"""Many independent tasks in a few processes with one progress bar; no process outlives the call."""
 
 import multiprocessing
 import os
@@ -13,40 +13,40 @@ from queue import Empty
 from typing import Any
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.running.progress import Progress, Result, Task, Work, silent
+from nnunet_selma.running.progress import Progress, ResultT, TaskT, Work, do_task, silent
 
 _POLL_SECONDS = 0.2
-_steps_of_this_worker: Any = None  # the queue a worker reports its steps to; set when the worker starts
+_steps_of_this_worker: Any = None  # queue for the steps of a worker, set when the worker starts
 
 
 def run_tasks(
-    work: Work[Task, Result],
-    tasks: Sequence[Task],
+    work: Work[TaskT, ResultT],
+    tasks: Sequence[TaskT],
     *,
     steps: int,
     workers: int,
     label: str,
     progress: Progress[Any] = silent,
     scheduler: str | None = None,
-) -> list[Result]:
-    """Do every task, up to `workers` at a time, each in a process of its own; returns the results in the order of the tasks.
+) -> list[ResultT]:
+    """Do every task in a few processes; returns the results in the order of the tasks.
 
     Tasks and results are pickled, so they hold paths and numbers, not voxels. With one worker, or one task, no process is started.
 
     Args:
         work: a function at the top of a module.
-        tasks: what to give it.
-        steps: how many steps all tasks have together, for the progress bar.
-        workers: most processes at a time.
-        label: what the progress bar is called.
+        tasks: its arguments.
+        steps: number of steps of all tasks together, for the progress bar.
+        workers: greatest number of processes at a time.
+        label: label of the progress bar.
         progress: shows the steps.
-        scheduler: of a Dask cluster (`cluster.connect_cluster`) that does them instead of processes here.
+        scheduler: Dask cluster that does the tasks instead of processes here (`cluster.connect_cluster`).
 
     Raises:
-        SelmaError: from a task; the others are stopped.
+        SelmaError: from a task, or because a process ended; the other tasks are stopped.
     """
     bar = iter(progress(range(steps), label))
-    results: list[Result] = []
+    results: list[ResultT] = []
     if scheduler is not None:
         counts = _on_cluster(work, tasks, results, scheduler)
     elif min(workers, len(tasks)) < 2:
@@ -62,17 +62,17 @@ def run_tasks(
     return results
 
 
-def _here(work: Work[Task, Result], tasks: Sequence[Task], results: list[Result]) -> Generator[int, None, None]:
+def _here(work: Work[TaskT, ResultT], tasks: Sequence[TaskT], results: list[ResultT]) -> Generator[int, None, None]:
     for task in tasks:
         results.append((yield from work(task)))
 
 
 def _on_cluster(
-    work: Work[Task, Result], tasks: Sequence[Task], results: list[Result], scheduler: str
+    work: Work[TaskT, ResultT], tasks: Sequence[TaskT], results: list[ResultT], scheduler: str
 ) -> Generator[int, None, None]:
     from nnunet_selma.running.cluster import connect_cluster, submit_tasks
 
-    done: dict[int, Result] = {}
+    done: dict[int, ResultT] = {}
     with connect_cluster(scheduler) as client:
         for number, steps, result in submit_tasks(client, work, tasks):
             done[number] = result
@@ -81,7 +81,7 @@ def _on_cluster(
 
 
 def _in_processes(
-    work: Work[Task, Result], tasks: Sequence[Task], results: list[Result], workers: int
+    work: Work[TaskT, ResultT], tasks: Sequence[TaskT], results: list[ResultT], workers: int
 ) -> Generator[int, None, None]:
     # forking a process that has threads (a progress bar has one) may hang the child
     context = multiprocessing.get_context("spawn")
@@ -89,7 +89,7 @@ def _in_processes(
     steps = context.Queue()
     pool = ProcessPoolExecutor(min(workers, len(tasks)), context, _start_worker, (steps,))
     try:
-        futures = [pool.submit(_do, work, task) for task in tasks]
+        futures = [pool.submit(_do_in_worker, work, task) for task in tasks]
         while not all(future.done() for future in futures):
             yield from _reported(steps)
             _raise_first(futures)
@@ -99,7 +99,7 @@ def _in_processes(
         pool.shutdown()
     except BrokenProcessPool as error:
         raise SelmaError(
-            "a worker process ended all of a sudden, most likely for want of memory; run the command again with fewer --workers; what was finished and kept is not done again"
+            "a worker process ended all of a sudden, most likely for want of memory; run the command again with fewer --workers: finished tasks are not done again"
         ) from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -109,7 +109,7 @@ def _in_processes(
 
 
 def _reported(steps: Any) -> Iterator[int]:
-    """Steps that workers have reported; waits a moment for the first."""
+    """Steps that workers have reported; waits 0.2 s for the first."""
     try:
         yield steps.get(timeout=_POLL_SECONDS)
         while True:
@@ -127,23 +127,17 @@ def _raise_first(futures: Sequence[Future[Any]]) -> None:
 def _start_worker(steps: Any) -> None:
     global _steps_of_this_worker
     _steps_of_this_worker = steps
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches workers too; they have nothing to say about it
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches workers too; they end without a traceback
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed would go on writing beside the run that continues it."""
+    """End this worker when its parent was killed, so that it does not write beside the run that continues the work."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])
         os._exit(1)
 
 
-def _do(work: Work[Task, Result], task: Task) -> Result:
-    steps = work(task)
-    while True:
-        try:
-            _steps_of_this_worker.put(next(steps))
-        except StopIteration as end:
-            result: Result = end.value
-            return result
+def _do_in_worker(work: Work[TaskT, ResultT], task: TaskT) -> ResultT:
+    return do_task(work, task, _steps_of_this_worker.put)

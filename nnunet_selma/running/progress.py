@@ -1,31 +1,42 @@
-"""How long work shows itself: the library walks through its items with whatever the caller gives it."""
+"""Progress of long work: the caller hands in how it is shown, and the library walks through its items with it."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
-Task = TypeVar("Task")
-Result = TypeVar("Result")
-Work = Callable[[Task], Generator[int, None, Result]]
-"""Does a task: yields how many steps it has gone on, and returns its result."""
+TaskT = TypeVar("TaskT")
+ResultT = TypeVar("ResultT")
+Work = Callable[[TaskT], Generator[int, None, ResultT]]
+"""Does a task: yields the number of steps since the last yield, and returns its result."""
 
-T = TypeVar("T")
-Progress = Callable[[Sequence[T], str], Iterable[T]]
-"""Takes the items and what they are called, and yields them."""
+ItemT = TypeVar("ItemT")
+Progress = Callable[[Sequence[ItemT], str], Iterable[ItemT]]
+"""Shows a label and the progress through items; yields the items."""
 
 
-def silent(items: Sequence[T], _: str) -> Iterable[T]:
+def silent(items: Sequence[ItemT], _: str) -> Iterable[ItemT]:
     """Progress that shows nothing."""
     return items
 
 
-Step = Callable[[int, str], None]
-"""Takes how much was done since the last time, and a word on where it stands."""
-Meter = Callable[[int, str, str], AbstractContextManager[Step]]
-"""Takes how much there is to do, what it is called and its unit; for work whose pieces differ in size."""
+Advance = Callable[[int, str], None]
+"""Shows the amount done since the last call, and a word about the state."""
+Meter = Callable[[int, str, str], AbstractContextManager[Advance]]
+"""Shows progress of a total amount with a label and a unit; for work whose pieces differ in size."""
 
 
 @contextmanager
-def silent_meter(_total: int, _label: str, _unit: str) -> Iterator[Step]:
+def silent_meter(_total: int, _label: str, _unit: str) -> Iterator[Advance]:
     """A meter that shows nothing."""
     yield lambda _amount, _word: None
+
+
+def do_task(work: Work[TaskT, ResultT], task: TaskT, report: Callable[[int], object]) -> ResultT:
+    """Do a task to its end, reporting its steps as they are done; returns its result."""
+    steps = work(task)
+    while True:
+        try:
+            report(next(steps))
+        except StopIteration as end:
+            result: ResultT = end.value
+            return result

@@ -9,11 +9,11 @@ from uuid import uuid4
 
 @contextmanager
 def whole_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
-    """Yield the path of a temporary file beside a file; it gets the file's name when it is whole, and is removed after an error.
+    """Yield the path of a temporary file, which is renamed to the file at the end, and removed after an error.
 
     Args:
         path: the file that is written or replaced.
-        shared: several processes may write it at the same time, so that each needs a temporary file of its own.
+        shared: True if several processes may write the file at the same time, so that each needs a separate temporary file.
     """
     unique = f".{uuid4().hex[:8]}" if shared else ""
     partial = path.with_name(f"{path.name}{unique}.partial")

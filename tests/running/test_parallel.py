@@ -65,7 +65,9 @@ def test_a_cluster_gives_the_same():
         run_tasks(fail, [2], steps=1, workers=1, label="", scheduler="local:1")
 
 
-@pytest.mark.parametrize(("scheduler", "said"), [("local:none", "local:N"), ("tcp://127.0.0.1:9", "nobody answers")])
+@pytest.mark.parametrize(
+    ("scheduler", "said"), [("local:none", "local:N"), ("tcp://127.0.0.1:9", "no scheduler answers")]
+)
 def test_a_scheduler_that_is_none_is_an_error_with_a_remedy(scheduler, said):
     pytest.importorskip("distributed")
     with pytest.raises(SelmaError, match=said):
