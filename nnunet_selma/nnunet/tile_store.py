@@ -9,8 +9,7 @@ a voxel before compression, the mean and standard deviation of the case in its p
 Cropping to the non-zero box, transposing, normalisation and resampling follow nnU-Net's `DefaultPreprocessor`.
 """
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.running.whole_files import whole_file
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes.base import Array
+from nnunet_selma.volumes.moments import Moments
 
 _COMPRESSION = {"codec": blosc2.Codec.ZSTD, "clevel": 1, "filters": [blosc2.Filter.SHUFFLE], "nthreads": 1}
 _SCHEMES = {"ZScoreNormalization": True, "NoNormalization": False}
@@ -64,7 +64,7 @@ def write_case(
     shape_before = voxels.shape[1:]
     voxels = voxels[(slice(None), *box)]
     moments = [
-        mean_and_deviation(channel) if _SCHEMES[scheme] else (0.0, 1.0)
+        sum(map(Moments.measure, channel), Moments()) if _SCHEMES[scheme] else None
         for channel, scheme in zip(voxels, planned["normalization_schemes"], strict=True)
     ]
     properties = {
@@ -73,8 +73,8 @@ def write_case(
         "bbox_used_for_cropping": [[bounds.start, bounds.stop] for bounds in box],
         "shape_after_cropping_and_before_resampling": voxels.shape[1:],
         "class_locations": {},
-        "mean": [mean for mean, _ in moments],
-        "standard_deviation": [deviation for _, deviation in moments],
+        "mean": [0.0 if part is None else part.mean for part in moments],
+        "standard_deviation": [1.0 if part is None else part.standard_deviation for part in moments],
     }
     voxels = np.ascontiguousarray(_resampled(voxels, spacing, plans, configuration))
     blocks, chunks = comp_blosc2_params(voxels.shape, planned["patch_size"], voxels.itemsize)
@@ -104,16 +104,6 @@ def nonzero_box(voxels: Array) -> tuple[slice, slice, slice]:
         filled = np.flatnonzero(voxels.any(axis=others))
         box.append(slice(int(filled[0]), int(filled[-1]) + 1) if len(filled) else slice(0, voxels.shape[axis]))
     return box[0], box[1], box[2]
-
-
-def mean_and_deviation(parts: Iterable[Array]) -> tuple[float, float]:
-    """Mean and standard deviation of the voxels of a volume that is given in parts, in double precision."""
-    count = total = squares = 0.0
-    for part in parts:
-        values = part.ravel().astype(np.float64)
-        count, total, squares = count + values.size, total + float(values.sum()), squares + float(values @ values)
-    mean = total / count
-    return mean, math.sqrt(max(0.0, squares / count - mean**2))
 
 
 def _resampled(voxels: Array, spacing: Sequence[float], plans: Mapping[str, Any], configuration: str) -> Array:

@@ -6,9 +6,9 @@ from itertools import groupby, product
 import numpy as np
 from torch import Tensor
 
-from nnunet_selma.nnunet.tile_store import mean_and_deviation
 from nnunet_selma.volumes import Volume, to_intensities
 from nnunet_selma.volumes.base import Array, ShapeZYX
+from nnunet_selma.volumes.moments import Moments
 
 LEAST_DEVIATION = 1e-6
 """Least standard deviation that intensities are divided by."""
@@ -50,9 +50,10 @@ def _slab(volume: Volume, z: int, depth: int) -> Array:
     return to_intensities(volume.read(z=slice(z, z + depth)), str(volume.path))
 
 
-def volume_moments(volume: Volume) -> tuple[float, float]:
-    """Mean and standard deviation of all voxels of a volume, read slab by slab."""
-    return mean_and_deviation(_slab(volume, z, _PLANES) for z in range(0, volume.shape[0], _PLANES))
+def volume_moments(volume: Volume) -> Moments:
+    """Moments of all voxels of a volume, read slab by slab."""
+    slabs = (_slab(volume, z, _PLANES) for z in range(0, volume.shape[0], _PLANES))
+    return sum(map(Moments.measure, slabs), Moments())
 
 
 def standardise(patches: Tensor) -> Tensor:

@@ -232,9 +232,10 @@ def class_probabilities(router: Router, channels: Sequence[Volume]) -> dict[str,
     corners = grid_corners(channels[0].shape, router.patch_zyx)
     normalised = []
     for volume in channels[: router.channels]:
-        mean, deviation = volume_moments(volume)
+        moments = volume_moments(volume)
         patches = read_patches(volume, router.patch_zyx, corners).astype(np.float32)
-        normalised.append((patches - np.float32(mean)) / np.float32(max(deviation, LEAST_DEVIATION)))
+        deviation = max(moments.standard_deviation, LEAST_DEVIATION)
+        normalised.append((patches - np.float32(moments.mean)) / np.float32(deviation))
     probabilities = in_batches(router, torch.from_numpy(np.stack(normalised, axis=1)))
     return dict(zip(router.classes, probabilities.float().mean(0).cpu().tolist(), strict=True))
 
