@@ -29,14 +29,13 @@ def _predict_volume(chosen: argparse.Namespace) -> int:
         also_tiff=chosen.also == "tiff",
     )
     print(f"model: {folder}, fold {', '.join(settings.model.folds)}", flush=True)
-    record = predict_volume(
+    result = predict_volume(
         settings, execution, progress=progress, meter=meter, say=lambda line: print(line, flush=True)
     )
-    if record is not None:
-        result = record["result"]
+    if result is not None:
         print(
-            f"{settings.output}: {result['foreground']} of {result['voxels']} voxels are foreground; {result['tiles']} tiles in "
-            f"{result['blocks'] - result['blocks without tissue']} of {result['blocks']} blocks"
+            f"{settings.output}: {result.foreground} of {result.voxels} voxels are foreground; {result.tiles} tiles in "
+            f"{result.blocks - result.blocks_without_tissue} of {result.blocks} blocks"
         )
         print(f"next: nnunet-selma objects {settings.output} -o objects.csv; nnunet-selma overview {settings.output}")
     return 0

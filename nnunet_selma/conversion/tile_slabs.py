@@ -13,8 +13,9 @@ import numpy as np
 
 from nnunet_selma.conversion.checks import facts_as_json, image_facts
 from nnunet_selma.conversion.staging import StagedDataset
-from nnunet_selma.conversion.tiles import Tile, foreground_mask
+from nnunet_selma.conversion.tiles import Tile
 from nnunet_selma.conversion.volume_tree import UnlabelledVolume
+from nnunet_selma.morphology.tissue import tissue_voxels
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes import Volume, to_intensities
 from nnunet_selma.volumes.base import Array
@@ -160,6 +161,6 @@ def _write_tile(slab: TileSlab, tile: Tile, voxels: Sequence[Array]) -> None:
     images = [to_intensities(v, str(c.path)) for v, c in zip(voxels, slab.channels, strict=True)]
     mask = None
     if slab.dataset.needs_labels:
-        mask = foreground_mask(voxels[0], slab.plan.log_threshold, slab.plan.unit)
+        mask = tissue_voxels(voxels[0], slab.plan.log_threshold, slab.plan.unit)
         record["foreground_share"] = float(mask.mean())
     slab.dataset.write(case_name(slab.volume, tile), images, mask, slab.spacing_zyx, record)

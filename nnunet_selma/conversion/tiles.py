@@ -1,7 +1,7 @@
-"""Tissue in a volume, and tiles that are rich in signal.
+"""Choosing the tiles of a volume that are rich in tissue and signal.
 
-A sparse read of a few slices a tile gives block means of the log intensity; a threshold on them separates tissue from the empty outside.
-Memory: one slice, and the block map (about 1/8000 of the voxels at the default tile).
+A few slices of each tile are read for the choice. Memory: one slice, and two numbers for each box within a tile (about 1/8000 of the
+voxels at the default tile).
 """
 
 from collections.abc import Sequence
@@ -10,30 +10,24 @@ from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import uniform_filter
-from skimage.filters import threshold_otsu
 
 from nnunet_selma.errors import SelmaError
+from nnunet_selma.morphology.tissue import box_means, find_tissue, intensity_unit, log_intensity
 from nnunet_selma.volumes.base import Array, ShapeZYX, Volume
 
-ALL_TISSUE = -1.0
-"""A log threshold that every voxel exceeds."""
-_BLOCKS = 8  # blocks along a tile's edge, and slices read for a tile
-_LINES = 8  # lines of a block that are looked at; all of them would take longer than reading the slice
-_FLAT = 1e-3  # a standard deviation of the log intensity that is rounding, not signal
-_LEAST_BLOCK = (
-    16  # voxels; smaller blocks would be filled by a single cell, and cells taken for all the tissue there is
-)
-_SMOOTHING = 9  # voxels; width of the box mean before the threshold is applied to voxels
-# A threshold means something only if it parts the blocks into two camps: by Otsu's criterion (share of the variance
-# that lies between the camps; 0.64 for one Gaussian, 0.75 for a uniform ramp) in brightness
-# (a factor of 1.5), and if tissue is more than a few bright cells (a fiftieth of the blocks).
-_SEPARATION, _LOG_RATIO, _LEAST_TISSUE = 0.75, float(np.log(1.5)), 0.02
+_BOXES = 8
+"""Boxes along a tile's edge, and slices that are read for a tile."""
+_LEAST_BOX = 16
+"""Least edge of a box, voxels; a single cell would fill a smaller one, and cells would be taken for all the tissue there is."""
+_LINES = 8
+"""Lines of a box that are looked at; all of them would take longer than reading the slice."""
+_FLAT = 1e-3
+"""Standard deviation of the log intensity up to which a tile holds rounding, not signal."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TileSettings:
-    """How tiles are chosen."""
+    """Options of the choice of tiles."""
 
     tile: int = 256
     """Edge of a tile, voxels; shorter axes of the volume are taken whole."""
@@ -54,35 +48,37 @@ class TileSettings:
 
 @dataclass(frozen=True, order=True)
 class Tile:
-    """One box: where it starts and how long it is, voxels, (z, y, x)."""
+    """A box of a volume that becomes a training case."""
 
     start: ShapeZYX
+    """First voxel (z, y, x)."""
     shape: ShapeZYX
+    """Length along each axis, voxels."""
 
     @property
     def box(self) -> tuple[slice, slice, slice]:
-        """The slices to read."""
+        """The tile as slices (z, y, x)."""
         z, y, x = (slice(s, s + n) for s, n in zip(self.start, self.shape, strict=True))
         return z, y, x
 
 
 @dataclass(frozen=True)
 class TissueMap:
-    """Tissue and signal of each tile of the grid, from a sparse read of the volume."""
+    """Tissue and signal of each tile of a volume, from a sparse read."""
 
     tiles: list[Tile]
     foreground: NDArray[np.float64]
     """Share of tissue in each tile."""
     signal: NDArray[np.float64]
-    """Median standard deviation of the log intensity within the tissue blocks of each tile: high where there is structure."""
+    """Median standard deviation of the log intensity over the boxes of a tile that are tissue: high where there is structure."""
     log_threshold: float
-    """Block means above it are tissue, log(1 + intensity); `ALL_TISSUE` where the volume has no empty outside."""
+    """Log intensity that tissue exceeds; `ALL_TISSUE` where the volume has no empty outside."""
     unit: float
     """Intensities are divided by it before the logarithm: 1, or less for volumes that were scaled to a few units."""
 
 
-def grid(shape: ShapeZYX, tile: int) -> list[Tile]:
-    """Tiles side by side without overlap; what is left over is shared by the two borders, where images are poorest."""
+def tile_grid(shape: ShapeZYX, tile: int) -> list[Tile]:
+    """Tiles side by side without overlap; the rest of an axis is shared by its two borders, where images are poorest."""
     edges = [min(tile, length) for length in shape]
     starts = [
         [(length % edge) // 2 + i * edge for i in range(length // edge)]
@@ -93,78 +89,54 @@ def grid(shape: ShapeZYX, tile: int) -> list[Tile]:
 
 
 def tissue_map(volume: Volume, tile: int) -> TissueMap:
-    """Read a few slices of every layer of tiles and say for each tile how much tissue and signal it holds.
+    """Tissue and signal of each tile of a grid, from a few slices of each layer of tiles.
 
     Raises:
         SelmaError: a slice cannot be read, or holds NaN or infinite values.
     """
-    tiles = grid(volume.shape, tile)
-    layers = [list(layer) for _, layer in groupby(tiles, key=lambda one: one.start[0])]
+    tiles = tile_grid(volume.shape, tile)
+    layers = [list(layer) for _, layer in groupby(tiles, key=lambda tile: tile.start[0])]
     unit = intensity_unit(volume)
     means, deviations = (
-        np.concatenate(part) for part in zip(*(_layer_blocks(volume, layer, unit) for layer in layers), strict=True)
+        np.concatenate(part) for part in zip(*(_layer_boxes(volume, layer, unit) for layer in layers), strict=True)
     )
     if not np.isfinite(means).all():
         raise SelmaError(
             f"{volume.path}: holds NaN or infinite values; replace them (the background's value will do) and try again"
         )
-    threshold = tissue_threshold(means)
-    tissue = means > threshold  # (tile, block)
-    # the median, because a block that the edge of the tissue cuts has the largest deviation of all
+    tissue, threshold = find_tissue(means)  # (tile, box)
+    # the median, because a box that the edge of the tissue cuts has the largest standard deviation of all
     inside = np.ma.array(deviations, mask=~tissue, dtype=np.float64)  # type: ignore[no-untyped-call]
     signal = np.ma.median(inside, axis=1).filled(0.0)  # type: ignore[no-untyped-call]
     return TissueMap(tiles, tissue.mean(axis=1), signal, threshold, unit)
 
 
-def _layer_blocks(
-    volume: Volume, layer: Sequence[Tile], unit: float
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Mean and standard deviation of log(1 + intensity) of the blocks of each tile of one layer, both (tile, block)."""
-    (z, y, x), (first, height, width) = layer[0].start, layer[0].shape
-    rows, columns = len({t.start[1] for t in layer}), len({t.start[2] for t in layer})
-    edge_y, edge_x = (min(length, max(_LEAST_BLOCK, length // _BLOCKS)) for length in (height, width))
-    many_y, many_x = height // edge_y, width // edge_x
-    samples = np.unique(z + (np.arange(min(_BLOCKS, first)) + 0.5) * first // min(_BLOCKS, first)).astype(int)
+def _layer_boxes(volume: Volume, layer: Sequence[Tile], unit: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation of the log intensity in boxes of each tile of one layer, both (tile, box)."""
+    first, depth = layer[0].start[0], layer[0].shape[0]
+    count = min(_BOXES, depth)
+    samples = np.unique(first + (np.arange(count) + 0.5) * depth // count).astype(int)
+    y, x = (slice(layer[0].start[axis], layer[-1].start[axis] + layer[-1].shape[axis]) for axis in (1, 2))
     means, deviations = [], []
     for sample in samples:
-        plane = volume.read(slice(sample, sample + 1), slice(y, y + rows * height), slice(x, x + columns * width))[0]
-        plane_means, plane_deviations = [], []
-        for row in plane.reshape(rows, height, columns * width):  # a row of tiles at a time keeps float copies small
-            lines = row[: many_y * edge_y].reshape(many_y, edge_y, -1)[:, :: max(1, edge_y // _LINES)]
-            logged = np.log1p(np.maximum(lines, 0) / np.float32(unit), dtype=np.float32)
-            cut = logged.reshape(*logged.shape[:2], columns, width)[..., : many_x * edge_x]
-            blocks = cut.reshape(many_y, logged.shape[1], columns, many_x, edge_x)
-            plane_means.append(blocks.mean(axis=(1, 4)).transpose(1, 0, 2).reshape(columns, -1))
-            plane_deviations.append(blocks.std(axis=(1, 4)).transpose(1, 0, 2).reshape(columns, -1))
-        means.append(np.concatenate(plane_means))  # (tile of the layer, block of the slice)
-        deviations.append(np.concatenate(plane_deviations))
+        plane = volume.read(slice(sample, sample + 1), y, x)[0]
+        parts = [plane[t.start[1] - y.start :, t.start[2] - x.start :][: t.shape[1], : t.shape[2]] for t in layer]
+        statistics = [_box_statistics(part, unit) for part in parts]
+        means.append([mean for mean, _ in statistics])
+        deviations.append([deviation for _, deviation in statistics])
     return np.concatenate(means, axis=1), np.concatenate(deviations, axis=1)
 
 
-def intensity_unit(volume: Volume) -> float:
-    """1, or a thousandth of the brightest voxel of the middle slice where that is below 16: images scaled to 0..1 have no counts."""
-    if volume.dtype.kind != "f":
-        return 1.0
-    middle = volume.shape[0] // 2
-    brightest = float(volume.read(slice(middle, middle + 1)).max())
-    return brightest / 1000 if 0 < brightest < 16 else 1.0
-
-
-def tissue_threshold(means: NDArray[np.float32]) -> float:
-    """A threshold between outside and tissue, or `ALL_TISSUE` if the blocks do not fall into two camps."""
-    values = means.ravel().astype(np.float64)
-    if np.ptp(values) < _LOG_RATIO:
-        return ALL_TISSUE
-    otsu = threshold_otsu(values)
-    below, above = values[values <= otsu], values[values > otsu]
-    if min(len(below), len(above)) == 0 or len(above) < _LEAST_TISSUE * len(values):
-        return ALL_TISSUE
-    distance = above.mean() - below.mean()
-    between = len(below) * len(above) / len(values) ** 2 * distance**2
-    if between / values.var() < _SEPARATION or distance < _LOG_RATIO:
-        return ALL_TISSUE
-    # midway between the camps: Otsu's own value may lie just above the darker one, where noise crosses it
-    return float(below.mean() + above.mean()) / 2
+def _box_statistics(part: Array, unit: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation of the log intensity in each whole box of one slice (y, x) of a tile."""
+    edge_y, edge_x = (min(length, max(_LEAST_BOX, length // _BOXES)) for length in part.shape)
+    height, width = (length // edge * edge for length, edge in zip(part.shape, (edge_y, edge_x), strict=True))
+    lines = part[:height, :width].reshape(-1, edge_y, width)[:, :: max(1, edge_y // _LINES)]
+    edges = (lines.shape[1], edge_x)
+    logged = log_intensity(lines.reshape(-1, width), unit)
+    means = box_means(logged, edges)
+    differences = logged - means.repeat(edges[0], axis=0).repeat(edges[1], axis=1)
+    return means.ravel(), np.sqrt(box_means(differences**2, edges)).ravel()
 
 
 def choose_tiles(tissue: TissueMap, settings: TileSettings) -> list[Tile]:
@@ -178,12 +150,3 @@ def choose_tiles(tissue: TissueMap, settings: TileSettings) -> list[Tile]:
         rng = np.random.default_rng(settings.seed)
         enough = rng.choice(enough, size=settings.per_volume, replace=False, p=weights / weights.sum())
     return sorted(tissue.tiles[i] for i in enough)
-
-
-def foreground_mask(tile: Array, log_threshold: float, unit: float = 1.0) -> NDArray[np.uint8]:
-    """Tissue in a tile as 0/1, (z, y, x): a box mean of the log intensity above the volume's threshold."""
-    smooth = uniform_filter(
-        np.log1p(np.maximum(tile, 0) / np.float32(unit), dtype=np.float32),
-        size=[min(_SMOOTHING, n) for n in tile.shape],
-    )
-    return np.asarray(smooth > log_threshold, np.uint8)

@@ -1,29 +1,30 @@
-"""Predicting a volume of any size with any nnU-Net v2 model, in memory that does not grow with it.
+"""Predicting a volume of any size with any nnU-Net v2 model, in memory that does not grow with the volume.
 
-Order of work, each piece once, so that a killed run goes on: slabs read; blocks predicted and written; the coarser levels; the name given.
+Slabs are read, blocks are predicted and written, coarser levels are made, and the results get their names. Each piece is done once, so that a
+killed run continues where it stopped.
 """
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.prediction.blocks import BlockTask, Prepared, open_blocks, predict_block
-from nnunet_selma.prediction.finishing import finish, write_slices
-from nnunet_selma.prediction.place import check_place, complete, resolved
-from nnunet_selma.prediction.run import Run, sweep
-from nnunet_selma.prediction.settings import VolumePrediction
-from nnunet_selma.prediction.slabs import SlabTask, read_slab
+from nnunet_selma.prediction.block_prediction import BlockToPredict, open_predictor, predict_block
+from nnunet_selma.prediction.finishing import complete_run, write_slices
+from nnunet_selma.prediction.place import check_place, complete_result, resolve_output
+from nnunet_selma.prediction.records import PredictionResult
+from nnunet_selma.prediction.run import Run, remove_leftovers
+from nnunet_selma.prediction.slab_reading import SlabToRead, scan_slab
 from nnunet_selma.prediction.start import start_run
 from nnunet_selma.prediction.tiling import lengths
+from nnunet_selma.prediction.volume_prediction import VolumePrediction
 from nnunet_selma.running.cluster import connect_cluster, submit_tasks
-from nnunet_selma.running.progress import Meter, Progress, Work, silent, silent_meter
+from nnunet_selma.running.progress import Meter, Progress, silent, silent_meter
 
-__all__ = ["Execution", "VolumePrediction", "predict_volume"]
+__all__ = ["Execution", "PredictionResult", "VolumePrediction", "predict_volume"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +32,9 @@ class Execution:
     """Execution options. None changes the result, except that a GPU computes in half precision."""
 
     device: str = "cpu"
+    """Device of the network: cpu, cuda or mps."""
     scheduler: str | None = None
-    """Address of a Dask cluster."""
+    """Address of a Dask cluster; None: this process does the work."""
     shard: tuple[int, int] = (0, 1)
     """This process does the i-th of n shares, from 0."""
     also_tiff: bool = False
@@ -48,132 +50,98 @@ def predict_volume(
     progress: Progress[Any] = silent,
     meter: Meter = silent_meter,
     say: Callable[[str], None] = lambda _: None,
-) -> dict[str, Any] | None:
-    """Predict a volume; returns the run's record, or None where other shares are not done yet.
+) -> PredictionResult | None:
+    """Predict a volume; returns the result in numbers, or None if other shares are not done yet.
 
     Raises:
         SelmaError: a file cannot be read, the model does not fit, the output exists, or an interrupted run had other settings.
     """
-    settings = resolved(settings)
-    sweep(settings.staging)
+    settings = resolve_output(settings)
+    remove_leftovers(settings.staging)
     if execution.overwrite and execution.shard[1] > 1:
         raise SelmaError(
             "--overwrite: shares would remove what others have done; remove the output first, or overwrite without shares"
         )
-    known = None if execution.overwrite else complete(settings)
-    if known is not None:
+    earlier = None if execution.overwrite else complete_result(settings)
+    if earlier is not None:
         say(f"{settings.output}: is complete already")
         if execution.also_tiff:
             write_slices(settings, progress)
-        return known
+        return earlier
     check_place(settings, tiff=execution.also_tiff, overwrite=execution.overwrite)
     started = time.monotonic()
     run = start_run(settings, execution.device, overwrite=execution.overwrite)
-    say(f"{'×'.join(map(str, run.shape))} voxels, blocks of {'×'.join(map(str, run.facts['block']))}: {run.folder}")
-    if run.facts["in voxels"]:
+    facts = run.facts
+    say(f"{'×'.join(map(str, facts.shape))} voxels, blocks of {'×'.join(map(str, facts.block))}: {run.folder}")
+    if facts.in_voxels:
         say("the model was trained in units of voxels: the volume is taken as it is, whatever its voxel size")
     with connect_cluster(execution.scheduler, threads=2) if execution.scheduler else nullcontext() as client:
-        _read(run, execution, client, meter)
+        _read_slabs(run, execution, client, meter)
         for name in run.repaired:
             say(f"interpolated: {name}")
         say(f"tissue: {run.tissue.share:.0%} of the volume, the rest is not predicted")
-        _predict(run, execution, client, meter)
-    left = _left(run)
+        _predict_blocks(run, execution, client, meter)
+    left = _blocks_left(run)
     if left:
         say(f"this share is done; {left} blocks of others are not. The last one completes {settings.output}")
         return None
-    record = finish(run, time.monotonic() - started, progress=progress)
-    if record is None:
+    result = complete_run(run, time.monotonic() - started, progress=progress)
+    if result is None:
         say(f"this share is done; another one completes {settings.output}")
     elif execution.also_tiff:
         write_slices(settings, progress)
-    return record
+    return result
 
 
-def _left(run: Run) -> int:
-    """Blocks that are not whole yet."""
+def _blocks_left(run: Run) -> int:
+    """Number of blocks that are not written yet."""
     try:
         return len(run.blocks_to_do())
-    except FileNotFoundError:  # another share has completed it
+    except FileNotFoundError:  # another share has completed the run
         return 0
 
 
-def _read(run: Run, execution: Execution, client: Any, meter: Meter) -> None:
-    """Read all slabs: those of this share first, then whatever others have not read yet."""
+def _read_slabs(run: Run, execution: Execution, client: Any, meter: Meter) -> None:
+    """Read the slabs of this share, then those that other shares have not read yet."""
     share, shares = execution.shard
     to_do = run.slabs_to_do()
-    own_first = [index for index in to_do if index % shares == share]
-    own_first += [index for index in reversed(to_do) if index % shares != share]
-    boxes = {i: (run.slabs[i], slice(0, run.shape[1]), slice(0, run.shape[2])) for i in to_do}
-    done = 0
-    with meter(sum(prod(lengths(box)) for box in boxes.values()), "reading", "voxel") as step:
-        for index in _each(read_slab, [SlabTask(run.folder, run.id, i) for i in own_first], client):
-            done += 1
-            step(prod(lengths(boxes[index])), f"{done}/{len(to_do)} slabs")
+    order = [index for index in to_do if index % shares == share]
+    order += [index for index in reversed(to_do) if index % shares != share]
+    tasks = [SlabToRead(run.folder, run.id, index) for index in order]
+    _, height, width = run.facts.shape
+    voxels = {index: (run.slabs[index].stop - run.slabs[index].start) * height * width for index in to_do}
+    done = (
+        _read_here(run, tasks)
+        if client is None
+        else (order[number] for number, *_ in submit_tasks(client, scan_slab, tasks))
+    )
+    _show(done, voxels, meter, "reading", "slabs")
 
 
-def _each(work: Work[Any, None], tasks: Sequence[Any], client: Any) -> Iterator[int]:
-    """Do tasks, here or on a cluster; yields their numbers as they are done."""
-    if client is not None:
-        for number, _, _ in submit_tasks(client, work, tasks):
-            yield tasks[number].index
-        return
+def _read_here(run: Run, tasks: Sequence[SlabToRead]) -> Iterator[int]:
+    """Read slabs in this process; yields the number of each."""
     for task in tasks:
-        if isinstance(task, SlabTask) and task.index not in Run(task.folder).slabs_to_do():
-            yield task.index  # another share was faster
-            continue
-        for _ in work(task):
-            pass
+        if task.index in run.slabs_to_do():  # or another share was faster
+            for _ in scan_slab(task):
+                pass
         yield task.index
 
 
-def _predict(run: Run, execution: Execution, client: Any, meter: Meter) -> None:
+def _predict_blocks(run: Run, execution: Execution, client: Any, meter: Meter) -> None:
     """Predict the blocks of this share."""
     share, shares = execution.shard
     to_do = [index for index in run.blocks_to_do() if index % shares == share]
-    done = 0
-    with meter(sum(prod(lengths(run.blocks[i])) for i in to_do), "predicting", "voxel") as step:
-        tasks = [BlockTask(run.folder, run.id, i, execution.device) for i in to_do]
-        here = client is None
-        for index in (
-            _overlapped(open_blocks(run.folder, run.id, execution.device), to_do)
-            if here
-            else _each(predict_block, tasks, client)
-        ):
-            done += 1
-            step(prod(lengths(run.blocks[index])), f"{done}/{len(to_do)} blocks")
+    voxels = {index: prod(lengths(run.blocks[index])) for index in to_do}
+    if client is None:
+        done: Iterable[int] = open_predictor(run.folder, run.id, execution.device).predict_all(to_do)
+    else:
+        tasks = [BlockToPredict(run.folder, run.id, index, execution.device) for index in to_do]
+        done = (to_do[number] for number, *_ in submit_tasks(client, predict_block, tasks))
+    _show(done, voxels, meter, "predicting", "blocks")
 
 
-def _overlapped(own: Prepared, to_do: Sequence[int]) -> Generator[int, None, None]:
-    """Predict blocks one by one, while the next one is read and the last one written; yields their numbers."""
-    with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
-
-        def read(index: int) -> Any:
-            work = own.work(index)
-            return work, None if work is None else own.image(work)
-
-        coming = reader.submit(read, to_do[0]) if to_do else None
-        written = None
-        for place, index in enumerate(to_do):
-            assert coming is not None
-            work, image = coming.result()
-            coming = reader.submit(read, to_do[place + 1]) if place + 1 < len(to_do) else None
-            if work is None:
-                own.note_empty(index)
-                yield index
-                continue
-            begun = time.monotonic()
-            logits = own.logits(work, image)
-            seconds = time.monotonic() - begun
-            del image
-            if written is not None:
-                yield written.result()
-            written = writer.submit(_stored, own, index, work, logits, seconds)
-            del logits
-        if written is not None:
-            yield written.result()
-
-
-def _stored(own: Prepared, index: int, work: Any, logits: Any, seconds: float) -> int:
-    own.store(index, work, logits, seconds)
-    return index
+def _show(done: Iterable[int], voxels: dict[int, int], meter: Meter, label: str, pieces: str) -> None:
+    """Do the work of an iterator, which yields the numbers of pieces that are done, and show how far it is."""
+    with meter(sum(voxels.values()), label, "voxel") as step:
+        for count, index in enumerate(done, 1):
+            step(voxels[index], f"{count}/{len(voxels)} {pieces}")

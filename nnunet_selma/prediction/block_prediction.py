@@ -1,7 +1,8 @@
-"""Predicting a block, by one process or many: read, normalised, resampled, predicted, and written. Blocks know nothing of each other."""
+"""Predicting a block, independently of all others: read, normalise, resample, predict, write."""
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -10,13 +11,14 @@ from threading import Lock
 import numpy as np
 import torch
 
-from nnunet_selma.prediction.geometry import BoxWork, Geometry, geometry, spacing_in_plans
-from nnunet_selma.prediction.intensities import Normalisation, normalisation
+from nnunet_selma.prediction.grids import BoxWork, Grids, make_grids, spacing_in_plans
+from nnunet_selma.prediction.intensities import Normalisation, configured_normalisation
 from nnunet_selma.prediction.model import Model
+from nnunet_selma.prediction.records import BlockRecord
 from nnunet_selma.prediction.resampling import Limits
 from nnunet_selma.prediction.run import Run
-from nnunet_selma.prediction.slabs import forget_source, open_channels
-from nnunet_selma.prediction.tiling import common, lengths, within
+from nnunet_selma.prediction.slab_reading import close_input, open_channels
+from nnunet_selma.prediction.tiling import intersection, lengths, within
 from nnunet_selma.volumes import open_volume
 from nnunet_selma.volumes.base import Array, Volume
 from nnunet_selma.volumes.ome_zarr_writing import write_box
@@ -24,132 +26,185 @@ from nnunet_selma.volumes.pyramids import level_array
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """Everything that blocks need of the run, opened in this process."""
+class BlockInput:
+    """Input of the network for one block."""
+
+    index: int
+    """Number of the block."""
+    work: BoxWork
+    image: torch.Tensor
+    """Normalised, resampled and padded voxels of `work.around`, (c, z, y, x) with network axes."""
+
+
+@dataclass(frozen=True)
+class BlockOutput:
+    """Output of the network for one block."""
+
+    index: int
+    """Number of the block."""
+    work: BoxWork
+    logits: Array
+    """Mean over the folds on the network's grid, (head, z, y, x) with network axes."""
+    seconds: float
+    """Time that the network took."""
+
+
+@dataclass(frozen=True)
+class BlockPredictor:
+    """A run whose slabs are read, with its model and volumes opened in this process."""
 
     run: Run
     device: str
 
     @cached_property
     def model(self) -> Model:
-        """On this process' device."""
+        """The model on the device."""
         return Model(self.run.settings.model, self.device)
 
     @cached_property
-    def volumes(self) -> list[Volume]:
-        """Volumes of the channels."""
-        count = int(self.run.facts["channels"])
+    def _volumes(self) -> list[Volume]:
+        """The volume of each channel."""
+        count = self.run.facts.channels
         if self.run.raw is not None:
             return [open_volume(self.run.raw, channel=channel if count > 1 else None) for channel in range(count)]
         return open_channels(self.run.settings, count)
 
     @cached_property
-    def geometry(self) -> Geometry | None:
-        """The two grids; None where the volume is 0 everywhere."""
+    def _grids(self) -> Grids | None:
+        """The grids of the volume; None if all voxels are 0."""
         crop = self.run.intensities.box
         if crop is None:
             return None
-        model, spacing = self.model, self.run.facts["spacing_um_zyx"]
-        unit = spacing_in_plans(None if spacing is None else tuple(spacing), model.plans)
-        return geometry(model.configuration, model.transpose, crop, unit, model.tile, model.settings.step_size)
+        model = self.model
+        spacing = spacing_in_plans(self.run.facts.spacing_um_zyx, model.plans)
+        return make_grids(model.configuration, model.transpose, crop, spacing, model.tile, model.settings.step_size)
 
     @cached_property
-    def normalisation(self) -> Normalisation:
-        """Normalisation of this volume."""
-        return normalisation(self.model.configuration, self.model.intensity_properties, self.run.intensities)
+    def _normalisation(self) -> Normalisation:
+        model = self.model
+        return configured_normalisation(model.configuration, model.intensity_properties, self.run.intensities)
 
     @cached_property
-    def limits(self) -> Limits | None:
-        """Lowest and highest normalised value, of the volume or of the planes that are resampled apart."""
-        assert self.geometry is not None
-        forward, crop = self.geometry.forward, self.geometry.crop
+    def _limits(self) -> Limits | None:
+        """Lowest and highest normalised value of the volume, or of each plane if planes are resampled apart."""
+        assert self._grids is not None
+        forward, crop = self._grids.forward, self._grids.crop
         if not forward.changes or forward.order < 2:
             return None
-        axis = 0 if forward.across is None else self.geometry.transpose[forward.across]
+        axis = 0 if forward.across is None else self._grids.transpose[forward.across]
         low, high = self.run.intensities.limits(crop, axis)
         if forward.across is None:
             low, high = low.min(axis=1, keepdims=True), high.max(axis=1, keepdims=True)
-        return Limits(self.normalisation.apply(low), self.normalisation.apply(high))
-
-    def work(self, index: int) -> BoxWork | None:
-        """Work that a block takes; None where there is nothing to predict."""
-        if self.geometry is None:
-            return None
-        box = common(self.run.blocks[index], self.geometry.crop)
-        if min(lengths(box)) < 1 or not self.run.tissue.touches(box):
-            return None
-        return self.geometry.work(box, self.run.tissue.touches)
-
-    def image(self, work: BoxWork) -> torch.Tensor:
-        """Input of the network for a block, (c, z, y, x) with network axes: read, normalised, resampled, padded."""
-        assert self.geometry is not None
-        voxels = np.stack([volume.read(*work.source) for volume in self.volumes])
-        normalised = self.normalisation.apply(self.geometry.turn(voxels))
-        resampled = self.geometry.forward.apply(normalised, work.image, self.limits)
-        if work.image == work.around:
-            return torch.from_numpy(np.ascontiguousarray(resampled))
-        padded = np.zeros((len(resampled), *lengths(work.around)), np.float32)
-        padded[(slice(None), *within(work.image, work.around))] = resampled
-        return torch.from_numpy(padded)
-
-    def logits(self, work: BoxWork, image: torch.Tensor) -> Array:
-        """Logits of a block on the network's grid, mean over the folds, (head, z, y, x) with network axes."""
-        return self.model.logits(image, work.around, work.tiles, work.logits, self.tiles_at_once).numpy()
+        return Limits(self._normalisation.apply(low), self._normalisation.apply(high))
 
     @cached_property
-    def tiles_at_once(self) -> int:
-        """Tiles that go through the network together."""
+    def _tiles_at_once(self) -> int:
         return self.run.tiles_at_once(self.model.batch)
 
-    def answer(self, index: int, work: BoxWork, logits: Array) -> tuple[Array, Array | None]:
-        """Labels of a block (z, y, x), and its probabilities (class, z, y, x) if they are wanted."""
-        assert self.geometry is not None
-        resampled = self.geometry.backward.apply(logits, work.result)
-        box = self.run.blocks[index]
-        inner = common(box, self.geometry.crop)
+    def read(self, index: int) -> BlockInput | None:
+        """Read the input of a block; None if no tissue is in it."""
+        work = self._work(index)
+        if work is None or self._grids is None:
+            return None
+        voxels = np.stack([volume.read(*work.source) for volume in self._volumes])
+        normalised = self._normalisation.apply(self._grids.array_to_network(voxels))
+        resampled = self._grids.forward.apply(normalised, work.image, self._limits)
+        if work.image == work.around:
+            return BlockInput(index, work, torch.from_numpy(np.ascontiguousarray(resampled)))
+        padded = np.zeros((len(resampled), *lengths(work.around)), np.float32)
+        padded[(slice(None), *within(work.image, work.around))] = resampled
+        return BlockInput(index, work, torch.from_numpy(padded))
+
+    def _work(self, index: int) -> BoxWork | None:
+        if self._grids is None:
+            return None
+        box = intersection(self.run.blocks[index], self._grids.crop)
+        if min(lengths(box)) < 1 or not self.run.tissue.touches(box):
+            return None
+        return self._grids.work(box, self.run.tissue.touches)
+
+    def predict(self, block: BlockInput) -> BlockOutput:
+        """Compute the logits of a block."""
+        started, work = time.monotonic(), block.work
+        logits = self.model.logits(block.image, work.around, work.tiles, work.logits, self._tiles_at_once)
+        return BlockOutput(block.index, work, logits.numpy(), time.monotonic() - started)
+
+    def write(self, block: BlockOutput) -> int:
+        """Write the labels of a block, and its probabilities if they are asked for, and record that it is written; returns its number."""
+        labels, probabilities = self._answer(block)
+        self.run.check_current()
+        z, y, x = (bounds.start for bounds in self.run.blocks[block.index])
+        write_box(self.run.labels, (z, y, x), labels)
+        if probabilities is not None:
+            write_box(self.run.probabilities, (z, y, x), probabilities)
+        foreground = int(np.count_nonzero(labels))
+        record = BlockRecord(tiles=len(block.work.tiles), foreground=foreground, seconds=round(block.seconds, 3))
+        self.run.record_block(block.index, record)
+        return block.index
+
+    def _answer(self, block: BlockOutput) -> tuple[Array, Array | None]:
+        """Labels of a block (z, y, x), and its probabilities (class, z, y, x) or None."""
+        assert self._grids is not None
+        resampled = self._grids.backward.apply(block.logits, block.work.result)
+        box = self.run.blocks[block.index]
+        inner = intersection(box, self._grids.crop)
         tissue, inside = self.run.tissue.mask(inner), within(inner, box)
         labels = np.zeros(lengths(box), self.model.label_dtype)
-        labels[inside] = self.geometry.turn_back(self.model.labels(resampled)) * tissue
+        labels[inside] = self._grids.array_to_volume(self.model.labels(resampled)) * tissue
         if not self.run.settings.probabilities:
             return labels, None
-        probable = self.geometry.turn_back(self.model.probabilities(resampled)) * tissue
-        whole = np.zeros((len(probable), *labels.shape), np.uint8)
-        whole[(slice(None), *inside)] = probable
-        return labels, whole
+        predicted = self._grids.array_to_volume(self.model.probabilities(resampled)) * tissue
+        probabilities = np.zeros((len(predicted), *labels.shape), np.uint8)
+        probabilities[(slice(None), *inside)] = predicted
+        return labels, probabilities
 
-    def store(self, index: int, work: BoxWork, logits: Array, seconds: float) -> None:
-        """Turn logits into labels, write them, and say that the block is whole; `seconds` were spent on its tiles."""
-        labels, probable = self.answer(index, work, logits)
-        self.run.check_current()
-        start = tuple(bounds.start for bounds in self.run.blocks[index])
-        write_box(self.run.labels, start, labels)  # type: ignore[arg-type]
-        if probable is not None:
-            write_box(self.run.probabilities, start, probable)  # type: ignore[arg-type]
-        self.run.note_block(
-            index, {"tiles": len(work.tiles), "foreground": int(np.count_nonzero(labels)), "seconds": round(seconds, 3)}
-        )
+    def predict_all(self, indices: Sequence[int]) -> Generator[int, None, None]:
+        """Predict blocks one by one; yields the number of each when it is written.
 
-    def note_empty(self, index: int) -> None:
-        """Say of a block without tissue that it is whole."""
-        self.run.note_block(index, {"tiles": 0, "foreground": 0, "seconds": 0.0})
+        While a block is predicted, the next one is read and the last one written, by threads of their own.
+        """
+        if not indices:
+            return
+        with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
+            reading, writing = reader.submit(self.read, indices[0]), None
+            for index, following in zip(indices, [*indices[1:], None], strict=True):
+                block = reading.result()
+                if following is not None:
+                    reading = reader.submit(self.read, following)
+                if block is None:
+                    self.run.record_block(index, BlockRecord())
+                    yield index
+                    continue
+                output = self.predict(block)
+                del block  # frees its image
+                if writing is not None:
+                    yield writing.result()
+                writing = writer.submit(self.write, output)
+                del output
+            if writing is not None:
+                yield writing.result()
 
 
 @lru_cache(maxsize=1)
-def open_blocks(folder: Path, run_id: str, device: str) -> Prepared:
-    """Open the run of a folder, once per process; another run in the same folder has another id."""
+def open_predictor(folder: Path, run_id: str, device: str) -> BlockPredictor:
+    """Open a run for predicting blocks, once in each process.
+
+    Raises:
+        SelmaError: the folder holds another run by now.
+    """
     level_array.cache_clear()
-    forget_source()
+    close_input()
     run = Run(folder)
     run.check_current(run_id)
-    return Prepared(run, device)
+    return BlockPredictor(run, device)
 
 
 _READING, _PREDICTING, _WRITING = Lock(), Lock(), Lock()
-"""A worker of a cluster may have several threads. The model is one, and so is the memory: one block is read, one predicted, one written."""
+"""Locks for the threads of a cluster's worker: memory is planned for one block that is read, one predicted and one written."""
 
 
 @dataclass(frozen=True)
-class BlockTask:
+class BlockToPredict:
     """One block of a run, for a process on any machine that sees the folder."""
 
     folder: Path
@@ -158,20 +213,17 @@ class BlockTask:
     device: str
 
 
-def predict_block(task: BlockTask) -> Generator[int, None, None]:
+def predict_block(task: BlockToPredict) -> Generator[int, None, None]:
     """Predict one block and write it."""
     with _READING:
-        own = open_blocks(task.folder, task.run_id, task.device)
-        work = own.work(task.index)
-        image = None if work is None else own.image(work)
-    if work is None or image is None:
-        own.note_empty(task.index)
+        predictor = open_predictor(task.folder, task.run_id, task.device)
+        block = predictor.read(task.index)
+    if block is None:
+        predictor.run.record_block(task.index, BlockRecord())
     else:
         with _PREDICTING:
-            begun = time.monotonic()
-            logits = own.logits(work, image)
-            seconds = time.monotonic() - begun
-        del image
+            output = predictor.predict(block)
+        del block  # frees its image
         with _WRITING:
-            own.store(task.index, work, logits, seconds)
+            predictor.write(output)
     yield 1

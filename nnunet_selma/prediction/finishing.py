@@ -1,4 +1,4 @@
-"""How a run ends: coarser levels, TIFF slices, a record, and the name. Every step can be done again after a kill."""
+"""Completing a run: coarser levels, the record, TIFF slices, and the final names. Every step can be repeated after a kill."""
 
 import os
 import platform
@@ -6,34 +6,45 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tifffile
 
-from nnunet_selma.prediction.run import Run, remove
-from nnunet_selma.prediction.settings import VolumePrediction
+from nnunet_selma.prediction.records import PredictionResult
+from nnunet_selma.prediction.run import Run, remove_run
+from nnunet_selma.prediction.volume_prediction import VolumePrediction
 from nnunet_selma.running.json_files import write_json
 from nnunet_selma.running.progress import Progress, silent
 from nnunet_selma.volumes import open_volume
 from nnunet_selma.volumes.ome_zarr_writing import create_labels, fill_pyramid, remove_partial_writes
 
 _SLICES_BYTES = 2**28
+"""Bytes of slices that are read together."""
 
 
-def finish(run: Run, seconds: float, *, progress: Progress[Any] = silent) -> dict[str, Any] | None:
-    """Complete a run whose blocks are whole, and give it its name; returns its record, or None where another process does it."""
-    with _alone(run.folder) as alone:
-        if not alone:
+def complete_run(run: Run, seconds: float, *, progress: Progress[Any] = silent) -> PredictionResult | None:
+    """Complete a run whose blocks are written, and move its results into place.
+
+    Args:
+        run: the run.
+        seconds: that the call took so far.
+        progress: shows the coarser levels.
+
+    Returns:
+        The result, or None if another process is completing or has completed the run.
+    """
+    with _lock(run.folder) as locked:
+        if not locked:
             return None
         settings = run.settings
-        record = _record(run, seconds)
+        result = _result(run, seconds)
         remove_partial_writes(run.folder)
-        for image in (run.output if settings.raw and run.facts["copied"] else None, run.labels, run.probabilities):
-            if image is not None and image.is_dir():  # or it has its name already
+        for image in (run.output if settings.raw and run.facts.copied else None, run.labels, run.probabilities):
+            if image is not None and image.is_dir():  # if not, it has been moved already
                 fill_pyramid(image, progress)
-        write_json(settings.record, record)
+        write_json(settings.record, _record(run, result))
         for part, place in settings.products.items():
             if (run.folder / part).is_dir():
                 place.parent.mkdir(exist_ok=True)
@@ -42,13 +53,13 @@ def finish(run: Run, seconds: float, *, progress: Progress[Any] = silent) -> dic
                 shutil.rmtree(place, ignore_errors=True)  # of the run that was replaced
             shutil.rmtree(_old(place), ignore_errors=True)
         list_labels(settings)
-        remove(run.folder)
-        return record
+        remove_run(run.folder)
+        return result
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[bool]:
-    """Yield True if this process alone completes a run; the system takes the lock from a process that is killed."""
+def _lock(folder: Path) -> Iterator[bool]:
+    """Yield True if this process holds the lock of a run; the system releases the lock of a process that is killed."""
     try:
         import fcntl
     except ImportError:  # Windows has other locks
@@ -73,29 +84,31 @@ def _alone(folder: Path) -> Iterator[bool]:
 
 
 def list_labels(settings: VolumePrediction) -> None:
-    """List labels that went into an input's OME-Zarr in it."""
+    """Add labels that were written into the input to the list of labels in its metadata."""
     if settings.beside_input:
         create_labels(settings.output, [settings.name], settings.version)
 
 
-def _record(run: Run, seconds: float) -> dict[str, Any]:
+def _result(run: Run, seconds: float) -> PredictionResult:
     blocks = run.block_records()
-    predicted = [one for one in blocks if one["tiles"]]
-    voxels = int(np.prod(run.shape))
+    return PredictionResult(
+        voxels=prod(run.facts.shape),
+        foreground=sum(block.foreground for block in blocks),
+        tissue_share=round(run.tissue.share, 4),
+        blocks=len(blocks),
+        blocks_without_tissue=sum(not block.tiles for block in blocks),
+        tiles=sum(block.tiles for block in blocks),
+        seconds_of_prediction=round(sum(block.seconds for block in blocks), 1),
+        seconds_of_the_last_call=round(seconds, 1),
+    )
+
+
+def _record(run: Run, result: PredictionResult) -> dict[str, Any]:
     return {
         "settings": run.settings.as_json(),
-        "facts": run.facts,
+        "facts": run.facts.as_json(),
         "interpolated slices": run.repaired,
-        "result": {
-            "voxels": voxels,
-            "foreground": sum(one["foreground"] for one in blocks),
-            "tissue share": round(run.tissue.share, 4),
-            "blocks": len(blocks),
-            "blocks without tissue": len(blocks) - len(predicted),
-            "tiles": sum(one["tiles"] for one in blocks),
-            "seconds of prediction": round(sum(one["seconds"] for one in blocks), 1),
-            "seconds of the last call": round(seconds, 1),
-        },
+        "result": result.as_json(),
         "machine": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "numpy", "zarr")},
@@ -104,7 +117,7 @@ def _record(run: Run, seconds: float) -> dict[str, Any]:
 
 
 def write_slices(settings: VolumePrediction, progress: Progress[Any] = silent) -> None:
-    """The labels of a complete run as TIFF slices, whole or absent; nothing is done where they are."""
+    """Write the labels of a complete run as TIFF slices, unless they are there already; the folder is whole or absent."""
     target = settings.products["tiff"]
     if target.exists():
         return
@@ -121,7 +134,7 @@ def write_slices(settings: VolumePrediction, progress: Progress[Any] = silent) -
 
 
 def _move(source: Path, target: Path) -> None:
-    """Give a folder its name; what has it already, to be overwritten, gets another."""
+    """Rename a folder; an older one of the name, which is to be overwritten, is kept under another until then."""
     shutil.rmtree(_old(target), ignore_errors=True)
     if target.exists():
         target.rename(_old(target))

@@ -1,10 +1,10 @@
-"""Intensities that nnU-Net's preprocessing needs of a whole volume, slab by slab: its non-zero box, mean, standard deviation, lowest and highest value.
+"""Intensities of a whole volume that nnU-Net's normalisation needs, measured slab by slab.
 
-Sums are exact to float64 rounding; nnU-Net adds up float32 numbers, so that its mean may differ in the seventh digit. That, and nothing
-else, keeps normalised voxels from being equal bit by bit.
+They are its non-zero box and the mean, standard deviation, lowest and highest value within that box. Sums are kept in double precision;
+nnU-Net adds up float32 numbers, so that its mean may differ in the seventh digit. No other step changes a bit of the normalised voxels.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from math import prod
@@ -17,122 +17,140 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.morphology.blocks import Box
 from nnunet_selma.prediction.tiling import lengths
 from nnunet_selma.volumes.base import Array, ShapeZYX
+from nnunet_selma.volumes.moments import Moments
 
 _EPSILON = 1e-8  # nnU-Net's
-_ROWS = 2**22
-"""Voxels that are widened to float64 together."""
-
+_PIECE = 2**22
+"""Voxels that are converted to float64 together."""
+_PLANES = ("low", "high", "zeros", "empty")
+"""Fields of `Intensities` that hold `Planes`."""
 
 Planes = tuple[Array, Array, Array]
-"""A number for each channel and plane across z, y and x: three times (channel, plane)."""
+"""A number for each channel and each plane across z, y and x: three arrays (channel, plane)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Intensities:
-    """Intensities of a volume, or of a slab of it; axes are (z, y, x)."""
+    """Intensities of a volume, or of a part of it; axes are (z, y, x)."""
 
     shape: ShapeZYX
-    sums: NDArray[np.float64]
-    """Sum of each channel."""
-    squares: NDArray[np.float64]
-    """Sum of squares of each channel."""
+    """Shape of the part, voxels."""
+    moments: tuple[Moments, ...]
+    """Moments of the voxels that are not 0, for each channel."""
     low: Planes
-    """Lowest value that is not 0; infinite where there is none."""
+    """Lowest value that is not 0; infinity (for integers the type's largest value) where all are 0."""
     high: Planes
-    """Highest value that is not 0."""
+    """Highest value that is not 0; minus infinity or the type's smallest value where all are 0."""
     zeros: Planes
-    """Per plane and channel, the number of voxels that are 0."""
+    """Number of voxels that are 0."""
     empty: Planes
-    """Per plane, the number of voxels that are 0 in every channel."""
+    """Number of voxels that are 0 in every channel; has a single channel."""
 
     @staticmethod
-    def of(slab: Array) -> "Intensities":
-        """Measure a slab (c, z, y, x); raises `ValueError` for NaN or infinite values."""
-        channels, *shape = slab.shape
-        flat = slab.reshape(channels, -1)
-        sums, squares = np.zeros(channels), np.zeros(channels)
-        for start in range(0, flat.shape[1], _ROWS):
-            wide = flat[:, start : start + _ROWS].astype(np.float64)
-            sums += wide.sum(axis=1)
-            squares += np.einsum("cv,cv->c", wide, wide)
-        if not np.isfinite(squares).all():
+    def measure(slab: Array) -> "Intensities":
+        """Measure a slab (c, z, y, x).
+
+        Raises:
+            ValueError: NaN or infinite values.
+        """
+        moments = tuple(map(_nonzero_moments, slab))
+        if not np.isfinite([part.squares for part in moments]).all():
             raise ValueError("NaN or infinite values")
         zero = slab == 0
-        low, high = (slab, slab) if not zero.any() else (_without(slab, zero, np.inf), _without(slab, zero, -np.inf))
+        low = high = slab
+        if zero.any():
+            low, high = np.where(zero, _highest(slab.dtype), slab), np.where(zero, _lowest(slab.dtype), slab)
+        _, z, y, x = slab.shape
         return Intensities(
-            shape=(shape[0], shape[1], shape[2]),
-            sums=sums,
-            squares=squares,
+            shape=(z, y, x),
+            moments=moments,
             low=_by_planes(low, np.min),
             high=_by_planes(high, np.max),
             zeros=_by_planes(zero, np.sum),
             empty=_by_planes(zero.all(axis=0, keepdims=True), np.sum),
         )
 
-    def beside(self, other: "Intensities", axis: int) -> "Intensities":
-        """Join two parts, this one in front along an axis."""
+    def join(self, behind: "Intensities", axis: int) -> "Intensities":
+        """Intensities of this part and the one that lies behind it along an axis."""
 
-        def join(name: str, combine: Callable[[Array, Array], Array]) -> Planes:
-            pairs = list(zip(getattr(self, name), getattr(other, name), strict=True))
+        def planes(name: str, combine: Callable[[Array, Array], Array]) -> Planes:
+            pairs = list(zip(getattr(self, name), getattr(behind, name), strict=True))
             z, y, x = (np.concatenate(pair, axis=1) if a == axis else combine(*pair) for a, pair in enumerate(pairs))
             return z, y, x
 
-        z, y, x = (
-            one + other_one if a == axis else one
-            for a, (one, other_one) in enumerate(zip(self.shape, other.shape, strict=True))
-        )
+        z, y, x = (length + behind.shape[a] if a == axis else length for a, length in enumerate(self.shape))
         return Intensities(
             shape=(z, y, x),
-            sums=self.sums + other.sums,
-            squares=self.squares + other.squares,
-            low=join("low", np.minimum),
-            high=join("high", np.maximum),
-            zeros=join("zeros", np.add),
-            empty=join("empty", np.add),
+            moments=tuple(first + second for first, second in zip(self.moments, behind.moments, strict=True)),
+            low=planes("low", np.minimum),
+            high=planes("high", np.maximum),
+            zeros=planes("zeros", np.add),
+            empty=planes("empty", np.add),
         )
 
     @property
     def box(self) -> Box | None:
-        """The smallest box around all voxels that are not 0 in some channel, which nnU-Net crops to; None where there are none."""
-        sizes = [int(np.prod(self.shape)) // length for length in self.shape]
-        seen = [np.flatnonzero(planes[0] < size) for planes, size in zip(self.empty, sizes, strict=True)]
-        if not seen[0].size:
+        """The smallest box around all voxels that are not 0 in some channel, which nnU-Net crops to; None if all are 0."""
+        sizes = [prod(self.shape) // length for length in self.shape]
+        filled = [np.flatnonzero(planes[0] < size) for planes, size in zip(self.empty, sizes, strict=True)]
+        if not filled[0].size:
             return None
-        z, y, x = (slice(int(planes[0]), int(planes[-1]) + 1) for planes in seen)
+        z, y, x = (slice(int(planes[0]), int(planes[-1]) + 1) for planes in filled)
         return z, y, x
+
+    def moments_within(self, box: Box) -> list[Moments]:
+        """Moments of each channel within the box of all voxels that are not 0: the zeros in it count too."""
+        return [part + Moments(prod(lengths(box)) - part.count) for part in self.moments]
 
     def limits(self, box: Box, axis: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Lowest and highest value of each channel and plane across an axis, within the box of all voxels that are not 0."""
         planes = box[axis]
         inside = prod(lengths(box)) // lengths(box)[axis]
-        outside = int(np.prod(self.shape)) // self.shape[axis] - inside
+        outside = prod(self.shape) // self.shape[axis] - inside
         low, high = self.low[axis][:, planes].astype(float), self.high[axis][:, planes].astype(float)
         has_zero = self.zeros[axis][:, planes] > outside
         low[has_zero], high[has_zero] = np.minimum(low[has_zero], 0), np.maximum(high[has_zero], 0)
         return low, high
 
     def as_arrays(self) -> dict[str, Array]:
-        """For `numpy.savez`."""
+        """Arrays for `numpy.savez`."""
         planes = {f"{name}_{axis}": getattr(self, name)[axis] for name in _PLANES for axis in range(3)}
-        return {"shape": np.array(self.shape), "sums": self.sums, "squares": self.squares, **planes}
+        moments = np.array([(part.count, part.mean, part.squares) for part in self.moments])
+        return {"shape": np.array(self.shape), "moments": moments, **planes}
 
     @staticmethod
-    def from_arrays(arrays: Any) -> "Intensities":
-        """The reverse of `as_arrays`."""
+    def from_arrays(arrays: Mapping[str, Array]) -> "Intensities":
+        """Intensities from the arrays of `as_arrays`, or from those of earlier versions, which hold sums and sums of squares."""
         z, y, x = (int(length) for length in arrays["shape"])
-        planes = {name: tuple(arrays[f"{name}_{axis}"] for axis in range(3)) for name in _PLANES}
-        return Intensities(shape=(z, y, x), sums=arrays["sums"], squares=arrays["squares"], **planes)
+        planes: dict[str, Any] = {name: tuple(arrays[f"{name}_{axis}"] for axis in range(3)) for name in _PLANES}
+        if "moments" in arrays:
+            moments = [Moments(int(count), float(mean), float(squares)) for count, mean, squares in arrays["moments"]]
+        else:
+            counts = z * y * x - planes["zeros"][0].sum(axis=1)
+            means = arrays["sums"] / np.maximum(counts, 1)
+            squares = np.maximum(arrays["squares"] - counts * means**2, 0)
+            moments = [
+                Moments(int(n), float(mean), float(sq)) for n, mean, sq in zip(counts, means, squares, strict=True)
+            ]
+        return Intensities(shape=(z, y, x), moments=tuple(moments), **planes)
 
 
-_PLANES = ("low", "high", "zeros", "empty")
+def _nonzero_moments(channel: Array) -> Moments:
+    """Moments of the voxels that are not 0."""
+    flat, total = channel.reshape(-1), Moments()
+    with np.errstate(invalid="ignore"):  # infinite values become NaN, which the caller finds
+        for start in range(0, flat.size, _PIECE):
+            piece = flat[start : start + _PIECE]
+            total += Moments.measure(piece[piece != 0])
+    return total
 
 
-def _without(slab: Array, zero: Array, instead: float) -> Array:
-    """The slab with another value for zeros: of its own type if that has no infinity."""
-    if slab.dtype.kind != "f":
-        limits = np.iinfo(slab.dtype)
-        return np.where(zero, slab.dtype.type(limits.max if instead > 0 else limits.min), slab)
-    return np.where(zero, slab.dtype.type(instead), slab)
+def _highest(dtype: np.dtype[Any]) -> Any:
+    return dtype.type(np.inf if dtype.kind == "f" else np.iinfo(dtype).max)
+
+
+def _lowest(dtype: np.dtype[Any]) -> Any:
+    return dtype.type(-np.inf if dtype.kind == "f" else np.iinfo(dtype).min)
 
 
 def _by_planes(values: Array, reduction: Callable[..., Array]) -> Planes:
@@ -141,18 +159,21 @@ def _by_planes(values: Array, reduction: Callable[..., Array]) -> Planes:
     return reduction(lines, axis=2), reduction(lines, axis=1), reduction(face, axis=1)
 
 
-def joined(parts: Iterable[Intensities], axis: int) -> Intensities:
+def join_parts(parts: Iterable[Intensities], axis: int) -> Intensities:
     """Join the intensities of parts that lie one behind the other along an axis."""
-    return reduce(lambda one, other: one.beside(other, axis), parts)
+    return reduce(lambda before, behind: before.join(behind, axis), parts)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Normalisation:
-    """How voxels become what the network sees: (value - offset) / scale, after cutting off where there are bounds; a row a channel."""
+    """Normalisation of an image: values are clipped to bounds, then become (value - offset) / scale."""
 
     offset: NDArray[np.float32]
+    """Offset of each channel."""
     scale: NDArray[np.float32]
+    """Divisor of each channel."""
     bounds: tuple[tuple[float, float] | None, ...]
+    """Lowest and highest value of each channel; None: no clipping."""
 
     def apply(self, voxels: Array) -> NDArray[np.float32]:
         """Normalised values, (c, …) with at least one axis beside c."""
@@ -165,49 +186,48 @@ class Normalisation:
         return image
 
 
-def normalisation(settings: dict[str, Any], properties: dict[str, Any], found: Intensities) -> Normalisation:
+def configured_normalisation(
+    configuration: Mapping[str, Any], properties: Mapping[str, Any], intensities: Intensities
+) -> Normalisation:
     """The normalisation of a configuration for a volume; matches nnU-Net's `default_normalization_schemes`.
 
     Args:
-        settings: the configuration, as in plans.json.
+        configuration: as in plans.json.
         properties: `foreground_intensity_properties_per_channel` of the plans.
-        found: of the volume; not empty.
+        intensities: of the volume, in which some voxel is not 0.
 
     Raises:
-        SelmaError: a scheme that is not known here, or that needs what no single pass gives.
+        SelmaError: an unknown scheme, or one that needs more than a single pass over the volume gives.
     """
-    box = found.box
+    box = intensities.box
     assert box is not None
-    voxels = prod(lengths(box))
-    holes = int(found.empty[0].sum()) > int(np.prod(found.shape)) - voxels
-    lows, highs = found.limits(box, 0)
+    has_holes = int(intensities.empty[0].sum()) > prod(intensities.shape) - prod(lengths(box))
+    moments, (lows, highs) = intensities.moments_within(box), intensities.limits(box, 0)
     rows: list[tuple[float, float, tuple[float, float] | None]] = []
     for channel, (scheme, masked) in enumerate(
-        zip(settings["normalization_schemes"], settings["use_mask_for_norm"], strict=True)
+        zip(configuration["normalization_schemes"], configuration["use_mask_for_norm"], strict=True)
     ):
-        known = properties[str(channel)]
+        trained = properties[str(channel)]
         if scheme == "ZScoreNormalization":
-            if masked and holes:
+            if masked and has_holes:
                 raise SelmaError(
                     "the plans normalise within the non-zero part of an image only (use_mask_for_norm), and the volume has zeros inside of it; "
                     "fill them with the background's value, or plan with use_mask_for_norm false"
                 )
-            mean = found.sums[channel] / voxels
-            deviation = np.sqrt(max(0.0, found.squares[channel] / voxels - mean**2))
-            rows.append((mean, max(deviation, _EPSILON), None))
+            rows.append((moments[channel].mean, max(moments[channel].standard_deviation, _EPSILON), None))
         elif scheme == "CTNormalization":
-            cut = (known["percentile_00_5"], known["percentile_99_5"])
-            rows.append((known["mean"], max(known["std"], _EPSILON), cut))
+            bounds = (trained["percentile_00_5"], trained["percentile_99_5"])
+            rows.append((trained["mean"], max(trained["std"], _EPSILON), bounds))
         elif scheme == "NoNormalization":
             rows.append((0.0, 1.0, None))
         elif scheme == "RescaleTo01Normalization":
-            low = float(lows[channel].min())
-            rows.append((low, max(float(highs[channel].max()) - low, _EPSILON), None))
+            low, high = float(lows[channel].min()), float(highs[channel].max())
+            rows.append((low, max(high - low, _EPSILON), None))
         elif scheme == "RGBTo01Normalization":
             rows.append((0.0, 255.0, None))
         else:
             raise SelmaError(
                 f"the plans normalise by {scheme}, which is not known here; predict with nnUNetv2_predict, or plan with one of nnU-Net's own"
             )
-    offset, scale, bounds = zip(*rows, strict=True)
-    return Normalisation(offset=np.array(offset, np.float32), scale=np.array(scale, np.float32), bounds=bounds)
+    offset, scale, clipping = zip(*rows, strict=True)
+    return Normalisation(offset=np.array(offset, np.float32), scale=np.array(scale, np.float32), bounds=clipping)

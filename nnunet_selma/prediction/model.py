@@ -1,4 +1,4 @@
-"""A trained nnU-Net: its plans, its folds, and the logits of a box, computed tile by tile as nnU-Net computes those of a whole volume."""
+"""A trained nnU-Net, and the logits of a box, computed tile by tile as nnU-Net computes those of a whole volume."""
 
 import hashlib
 import os
@@ -20,12 +20,14 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.morphology.blocks import Box
 from nnunet_selma.nnunet.checkpoints import check_finite
 from nnunet_selma.nnunet.folders import TRAINER_FOLDER
-from nnunet_selma.prediction.tiling import common, lengths, within
+from nnunet_selma.prediction.tiling import intersection, lengths, within
 from nnunet_selma.running.json_files import read_json
 from nnunet_selma.volumes.base import Array, ShapeZYX
 
 _MOST_BATCH = 16
+"""Largest number of tiles that go through the network together."""
 _TRAINERS = "nnUNet_extTrainer"
+"""The variable that tells nnU-Net where to search for trainers."""
 _IN_PLANS = (
     "configurations",
     "transpose_forward",
@@ -39,28 +41,32 @@ _IN_CONFIGURATION = (
     "normalization_schemes",
     "use_mask_for_norm",
     "architecture",
-    *(f"resampling_fn_{what}{more}" for what in ("data", "probabilities") for more in ("", "_kwargs")),
+    *(f"resampling_fn_{kind}{options}" for kind in ("data", "probabilities") for options in ("", "_kwargs")),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """Which model, and how it predicts."""
+    """A trained model, and options of its prediction."""
 
     folder: Path
-    """Holds plans.json, dataset.json and the fold folders."""
+    """Folder with plans.json, dataset.json and the fold folders."""
     folds: tuple[str, ...]
+    """Folds whose logits are averaged."""
     checkpoint: str = "checkpoint_final.pth"
     """File of the weights in the folder of a fold."""
     mirroring: bool = False
-    """Mirror each tile too, as nnUNetv2_predict does by default, which takes eight times as long."""
+    """Predict each tile mirrored too, as nnUNetv2_predict does by default, which takes eight times as long."""
     step_size: float = 0.5
     """Step of the sliding window, in patches."""
 
+    @property
+    def _files(self) -> list[str]:
+        return ["plans.json", "dataset.json", *(f"fold_{fold}/{self.checkpoint}" for fold in self.folds)]
+
     def check_complete(self) -> None:
-        """Raise `SelmaError` that says what is missing, or that the number is no step."""
-        needed = ["dataset.json", "plans.json", *(f"fold_{fold}/{self.checkpoint}" for fold in self.folds)]
-        lacking = [name for name in needed if not (self.folder / name).is_file()]
+        """Raise `SelmaError` if a file of the model is missing, or the step size is not above 0 and at most 1."""
+        lacking = [name for name in self._files if not (self.folder / name).is_file()]
         if lacking:
             raise SelmaError(
                 f"{self.folder}: is no complete model, {', '.join(lacking)} is missing; give the folder that holds plans.json and the fold "
@@ -70,11 +76,11 @@ class ModelSettings:
             raise SelmaError(f"-step_size {self.step_size}: a step is above 0 and at most 1 patch")
 
     def checkpoint_of(self, fold: str) -> Path:
-        """The file of a fold's weights."""
+        """Path of a fold's weights."""
         return self.folder / f"fold_{fold}" / self.checkpoint
 
     def check_finite(self) -> None:
-        """Raise `SelmaError` where the weights of a fold are NaN or infinite."""
+        """Raise `SelmaError` if a fold has weights that are NaN or infinite."""
         for path in map(self.checkpoint_of, self.folds):
             try:
                 # as nnU-Net reads it
@@ -86,9 +92,9 @@ class ModelSettings:
             check_finite(weights, str(path))
 
     def fingerprint(self) -> str:
-        """Tells this model from others: a hash of its plans and weights."""
+        """Hash of the plans, the dataset's description and the weights, which distinguishes this model from others."""
         digest = hashlib.sha256()
-        for name in ("plans.json", "dataset.json", *(f"fold_{fold}/{self.checkpoint}" for fold in self.folds)):
+        for name in self._files:
             with (self.folder / name).open("rb") as file:
                 while part := file.read(2**22):
                     digest.update(part)
@@ -96,8 +102,8 @@ class ModelSettings:
 
 
 @contextmanager
-def _trainers_found() -> Iterator[None]:
-    """Let nnU-Net find this package's trainers, which a checkpoint may name; a worker of a cluster has nobody else to tell it."""
+def _trainers_registered() -> Iterator[None]:
+    """Let nnU-Net find the trainers of this package, which a checkpoint may name; on a cluster's workers the variable is not set."""
     before = os.environ.get(_TRAINERS)
     os.environ[_TRAINERS] = before or str(TRAINER_FOLDER)
     try:
@@ -108,7 +114,11 @@ def _trainers_found() -> Iterator[None]:
 
 
 class Model:
-    """The network, the weights of its folds, and what the plans say about images.
+    """A network with the weights of its folds, and its plans.
+
+    Args:
+        settings: of the model.
+        device: as PyTorch names it.
 
     Raises:
         SelmaError: the folder is incomplete, its plans are of another nnU-Net, or it is the second stage of a cascade.
@@ -144,7 +154,7 @@ class Model:
     def _load(self, settings: ModelSettings) -> Any:
         from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-        with redirect_stdout(StringIO()):  # it says that a CPU is no GPU
+        with redirect_stdout(StringIO()):  # nnU-Net prints that a CPU is no GPU
             predictor = nnUNetPredictor(
                 tile_step_size=settings.step_size,
                 use_mirroring=settings.mirroring,
@@ -153,7 +163,7 @@ class Model:
                 perform_everything_on_device=self.device.type == "cuda",
             )
         try:
-            with _trainers_found():
+            with _trainers_registered():
                 predictor.initialize_from_trained_model_folder(
                     str(settings.folder), settings.folds, settings.checkpoint
                 )
@@ -183,7 +193,7 @@ class Model:
 
     @property
     def classes(self) -> dict[int, str]:
-        """Value in the segmentation to its name, without background, in the order of the network's heads."""
+        """Name of each value in the segmentation but background, in the order of the network's heads."""
         manager, labels = self._predictor.label_manager, self._predictor.dataset_json["labels"]
         if manager.has_regions:
             names = [name for name in labels if name not in ("background", "ignore")]
@@ -199,11 +209,11 @@ class Model:
     @property
     def weight_bytes(self) -> int:
         """Bytes of the weights of one fold."""
-        return sum(one.numel() * one.element_size() for one in self._predictor.network.state_dict().values())
+        return sum(weight.numel() * weight.element_size() for weight in self._predictor.network.state_dict().values())
 
     @property
     def label_dtype(self) -> np.dtype[Any]:
-        """Type of the labels, as nnU-Net writes segmentations."""
+        """Type of the labels, the one in which nnU-Net writes segmentations."""
         return np.dtype(np.uint8 if len(self._predictor.label_manager.foreground_labels) < 255 else np.uint16)
 
     @property
@@ -229,19 +239,19 @@ class Model:
 
     @torch.inference_mode()
     def logits(self, image: torch.Tensor, around: Box, tiles: Sequence[Box], box: Box, batch: int) -> torch.Tensor:
-        """Weighted mean of what the tiles say about a box, half precision as nnU-Net has it, (head, z, y, x).
+        """Logits of a box, (head, z, y, x): the weighted mean of the logits of tiles, and the mean over the folds.
 
-        Each voxel's sum is added up in nnU-Net's order. Voxels that no tile covers are 0.
+        Sums are in half precision and in nnU-Net's order, so that they are equal to nnU-Net's. Voxels that no tile covers are 0.
 
         Args:
-            image: normalised, (c, z, y, x), with all tiles.
-            around: where the image lies in the volume.
-            tiles: in nnU-Net's order.
-            box: of the volume.
+            image: normalised, (c, z, y, x); contains all tiles.
+            around: box of the image on the network's grid.
+            tiles: boxes on the network's grid, in nnU-Net's order.
+            box: on the network's grid.
             batch: tiles that go through the network together.
 
         Raises:
-            SelmaError: numbers that are infinite or none; the network overflows, or its weights are none.
+            SelmaError: logits are NaN or infinite, or a tile does not fit into the device's memory.
         """
         folds = self._predictor.list_of_parameters
         if len(folds) == 1:  # its weights are in the network since it was built
@@ -250,21 +260,21 @@ class Model:
         total: torch.Tensor | None = None
         for weights in folds:
             network.load_state_dict(weights)
-            one = self._logits_of_fold(image, around, tiles, box, batch)
-            total = one if total is None else total.add_(one)
+            logits = self._logits_of_fold(image, around, tiles, box, batch)
+            total = logits if total is None else total.add_(logits)
         assert total is not None
         return total.div_(len(folds))
 
     def _logits_of_fold(
         self, image: torch.Tensor, around: Box, tiles: Sequence[Box], box: Box, batch: int
     ) -> torch.Tensor:
-        """Logits of one fold, on the CPU; where a GPU is full its sums go to the CPU and tiles one by one, as nnU-Net does."""
+        """Logits of the loaded fold, on the CPU; if a GPU is full, sums are kept on the CPU and tiles predicted one by one, as in nnU-Net."""
         if self.device.type == "cpu":
             return self._summed(image, around, tiles, box, batch, self.device)
         where = self.device if self._fits(lengths(box)) else torch.device("cpu")
         try:
             return self._summed(image, around, tiles, box, batch, where).cpu()
-        except RuntimeError:  # as in nnU-Net: memory that runs out has several forms, also those of cuDNN and cuBLAS
+        except RuntimeError:  # as in nnU-Net: cuDNN and cuBLAS have errors of their own for memory that runs out
             empty_cache(self.device)
         try:
             return self._summed(image, around, tiles, box, 1, torch.device("cpu"))
@@ -277,20 +287,21 @@ class Model:
     def _summed(
         self, image: torch.Tensor, around: Box, tiles: Sequence[Box], box: Box, batch: int, where: torch.device
     ) -> torch.Tensor:
+        """Weighted mean of the logits of tiles, with sums on the device `where`."""
         shape = lengths(box)
         total = torch.zeros((self.heads, *shape), dtype=torch.half, device=where)
         count = torch.zeros(shape, dtype=torch.half, device=where)
         weight = self._weight.to(where)
         with torch.autocast("cuda", enabled=self.device.type == "cuda"):
             for first in range(0, len(tiles), batch):
-                some = tiles[first : first + batch]
-                for tile, prediction in zip(some, self._predict(image, around, some), strict=True):
+                together = tiles[first : first + batch]
+                for tile, prediction in zip(together, self._predict(image, around, together), strict=True):
                     weighted = prediction.to(where)
                     weighted *= weight
-                    shared = common(tile, box)
-                    there, of_tile = within(shared, box), within(shared, tile)
-                    total[(slice(None), *there)] += weighted[(slice(None), *of_tile)]
-                    count[there] += weight[of_tile]
+                    shared = intersection(tile, box)
+                    in_box, in_tile = within(shared, box), within(shared, tile)
+                    total[(slice(None), *in_box)] += weighted[(slice(None), *in_tile)]
+                    count[in_box] += weight[in_tile]
         count[count == 0] = 1
         total /= count
         if not all(bool(torch.isfinite(plane).all()) for plane in total.unbind(1)):
@@ -315,7 +326,10 @@ class Model:
 
     @cached_property
     def batch(self) -> int:
-        """Tiles at once: one on a CPU, where more are no faster, or what half of a GPU's free memory holds, by the memory of one."""
+        """Number of tiles that go through the network together: 1 on a CPU, where more are no faster.
+
+        On a GPU they fill half of its free memory, judged by the memory that one tile takes.
+        """
         if self.device.type != "cuda":
             return 1
         torch.cuda.reset_peak_memory_stats(self.device)
@@ -325,27 +339,27 @@ class Model:
                 self._predictor._internal_maybe_mirror_and_predict(
                     torch.zeros((1, len(self.channels), *self.patch), device=self.device)
                 )
-        except RuntimeError:  # said where a tile is predicted
+        except RuntimeError:  # predicting the first tile raises the error that names it
             empty_cache(self.device)
             return 1
-        one = max(1, torch.cuda.max_memory_allocated(self.device) - before)
+        tile_bytes = max(1, torch.cuda.max_memory_allocated(self.device) - before)
         free, _ = torch.cuda.mem_get_info(self.device)
-        return int(min(_MOST_BATCH, max(1, free / 2 // one)))
+        return int(min(_MOST_BATCH, max(1, free / 2 // tile_bytes)))
 
     def labels(self, logits: Array) -> Array:
-        """The segmentation of logits (head, z, y, x) as nnU-Net decides it."""
+        """Labels (z, y, x) from logits (head, z, y, x), by nnU-Net's rule: argmax of classes, threshold of regions."""
         decide = self._predictor.label_manager.convert_logits_to_segmentation
-        # a plane at a time: the answer comes as int64
+        # a plane at a time, because nnU-Net returns int64
         return np.stack(
             [np.asarray(decide(logits[:, plane : plane + 1]), self.label_dtype)[0] for plane in range(logits.shape[1])]
         )
 
     def probabilities(self, logits: Array) -> Array:
-        """Probability of each class but background, 0 to 255, (class, z, y, x)."""
+        """Probabilities of each class but background, 0 to 255, (class, z, y, x), from logits (head, z, y, x)."""
         manager = self._predictor.label_manager
         first = 0 if manager.has_regions else 1
         result = np.empty((len(logits) - first, *logits.shape[1:]), np.uint8)
         for plane in range(logits.shape[1]):
-            probable = manager.apply_inference_nonlin(torch.from_numpy(logits[:, plane])).numpy()
-            result[:, plane] = np.rint(probable[first:] * 255)
+            probabilities = manager.apply_inference_nonlin(torch.from_numpy(logits[:, plane])).numpy()
+            result[:, plane] = np.rint(probabilities[first:] * 255)
         return result

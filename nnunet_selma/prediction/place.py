@@ -1,24 +1,24 @@
-"""Where a run puts its results, whether they are there already, and what may be replaced."""
+"""Checks of the paths that a run writes to: whether a result is there already, and what may be replaced."""
 
 import os
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.prediction.settings import VolumePrediction
+from nnunet_selma.prediction.records import PredictionResult
+from nnunet_selma.prediction.volume_prediction import VolumePrediction
 from nnunet_selma.running.json_files import read_json
 from nnunet_selma.volumes.ome_zarr import is_zarr
 from nnunet_selma.volumes.ome_zarr_writing import image_version
 from nnunet_selma.volumes.segmented import has_image
 
 
-def resolved(settings: VolumePrediction) -> VolumePrediction:
-    """The same with whole paths, which workers elsewhere understand, and in the version of an input that gets the labels.
+def resolve_output(settings: VolumePrediction) -> VolumePrediction:
+    """The same settings with an absolute output path; labels that go into the input get the input's OME-Zarr version.
 
     Raises:
-        SelmaError: the output cannot be called so, or is an input that takes no labels.
+        SelmaError: the output has a name that is not allowed, or is an input that cannot hold labels.
     """
     settings = replace(settings, output=settings.output.resolve())
     if not re.fullmatch(r"[\w.-]+", settings.name):
@@ -35,23 +35,22 @@ def resolved(settings: VolumePrediction) -> VolumePrediction:
     return settings
 
 
-def complete(settings: VolumePrediction) -> dict[str, Any] | None:
-    """The record of the same prediction, where it is complete."""
+def complete_result(settings: VolumePrediction) -> PredictionResult | None:
+    """The result of the same prediction if it is complete already, else None."""
     *_, labels = settings.products.values()
     if settings.staging.exists() or not settings.record.is_file() or not labels.exists():
         return None
-    known = read_json(settings.record)
+    record = read_json(settings.record)
     settings.model.check_complete()
-    asked = {
-        **settings.as_json(),
-        "max_memory": known.get("settings", {}).get("max_memory"),
-    }  # has no part in the result
-    same = known.get("settings") == asked and known["facts"]["model"] == settings.model.fingerprint()
-    return known if same else None
+    # the memory does not change the result
+    asked = {**settings.as_json(), "max_memory": record.get("settings", {}).get("max_memory")}
+    if record.get("settings") != asked or record["facts"]["model"] != settings.model.fingerprint():
+        return None
+    return PredictionResult.from_json(record["result"])
 
 
 def check_place(settings: VolumePrediction, *, tiff: bool, overwrite: bool) -> None:
-    """Raise `SelmaError` where nothing can be written, or something is there that is not to be replaced."""
+    """Raise `SelmaError` if the output cannot be written, or a file is in its place that must not be replaced."""
     parent = settings.output.parent
     if not parent.is_dir():
         raise SelmaError(f"{parent}: there is no such folder; make it, or choose another -o")
@@ -79,4 +78,5 @@ def check_place(settings: VolumePrediction, *, tiff: bool, overwrite: bool) -> N
 
 def _is_slices(folder: Path, name: str) -> bool:
     """True if a folder holds nothing but slices that `write_slices` wrote."""
-    return folder.is_dir() and all(re.fullmatch(rf"{re.escape(name)}_\d+\.tif", one.name) for one in folder.iterdir())
+    pattern = rf"{re.escape(name)}_\d+\.tif"
+    return folder.is_dir() and all(re.fullmatch(pattern, path.name) for path in folder.iterdir())

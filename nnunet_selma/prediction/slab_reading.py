@@ -1,7 +1,7 @@
-"""Reading a slab, by one process or many: each once, in order.
+"""Reading a volume slab by slab, each slab once, by one process or many.
 
-What nnU-Net's preprocessing asks of the whole volume is gathered, and where the input is a stack of slices its voxels go into chunks, from
-which blocks are cut.
+The intensities that nnU-Net's normalisation needs and the brightness of grid boxes are measured. A stack of slices is copied into chunks, from
+which blocks are read.
 """
 
 from collections.abc import Generator
@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_selma.conversion.tiles import intensity_unit
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.prediction.intensities import Intensities, joined
+from nnunet_selma.morphology.tissue import grid_means, intensity_unit
+from nnunet_selma.prediction.intensities import Intensities, join_parts
 from nnunet_selma.prediction.run import Run
-from nnunet_selma.prediction.settings import VolumePrediction
-from nnunet_selma.prediction.tissue import cell_means
+from nnunet_selma.prediction.volume_prediction import VolumePrediction
 from nnunet_selma.volumes import open_volume
 from nnunet_selma.volumes.base import Volume
 from nnunet_selma.volumes.ome_zarr import is_zarr
@@ -27,10 +26,10 @@ from nnunet_selma.volumes.ome_zarr_writing import write_box
 
 
 def open_channels(settings: VolumePrediction, channels: int) -> list[Volume]:
-    """The volume of each channel of the model.
+    """Open the volume of each channel of the model.
 
     Raises:
-        SelmaError: too few or too many, or of different shapes.
+        SelmaError: too few or too many volumes, or volumes of different shapes.
     """
     chosen = settings.channels
     if chosen is None and len(settings.inputs) == 1 < channels and _holds_several(settings.inputs[0], settings.level):
@@ -63,7 +62,7 @@ def open_channels(settings: VolumePrediction, channels: int) -> list[Volume]:
 
 
 def _holds_several(path: Path, level: int) -> bool:
-    """True if a reader needs the number of a channel for this file."""
+    """True if a file holds several channels, so that it cannot be opened without the number of one."""
     try:
         open_volume(path, level=level if is_zarr(path) else 0)
     except SelmaError:
@@ -72,7 +71,7 @@ def _holds_several(path: Path, level: int) -> bool:
 
 
 def stored_dtype(volumes: list[Volume]) -> np.dtype[Any]:
-    """A type that holds the values of all channels: their own, or float32 where files have doubles or other types."""
+    """Type in which the image is kept: that of the files if it is an integer of at most 32 bits, else float32."""
     dtype = np.result_type(*(volume.dtype for volume in volumes))
     if dtype == np.bool_:
         return np.dtype(np.uint8)
@@ -80,8 +79,8 @@ def stored_dtype(volumes: list[Volume]) -> np.dtype[Any]:
 
 
 @dataclass(frozen=True)
-class SlabTask:
-    """One slab of a run."""
+class SlabToRead:
+    """One slab of a run, for a process on any machine that sees the folder."""
 
     folder: Path
     run_id: str
@@ -89,49 +88,49 @@ class SlabTask:
 
 
 @lru_cache(maxsize=1)
-def _source(folder: Path, run_id: str) -> tuple[Run, list[Volume], float]:
+def _open_input(folder: Path, run_id: str) -> tuple[Run, list[Volume], float]:
+    """The run of a folder, its channels, and the unit of their intensities; opened once in each process."""
     run = Run(folder)
     run.check_current(run_id)
-    volumes = open_channels(run.settings, int(run.facts["channels"]))
+    volumes = open_channels(run.settings, run.facts.channels)
     return run, volumes, max(intensity_unit(volume) for volume in volumes)
 
 
-def forget_source() -> None:
-    """Let go of the input once it has been read: some files stay in memory whole."""
-    _source.cache_clear()
+def close_input() -> None:
+    """Release the memory of the input after it has been read: some files stay in memory whole."""
+    _open_input.cache_clear()
 
 
 _READING = Lock()
-"""A worker of a cluster may have several threads; the memory is for one slab."""
+"""Lock for reading: a worker of a cluster may have several threads, and the memory is planned for one slab."""
 
 
-def read_slab(task: SlabTask) -> Generator[int, None, None]:
-    """Read one slab; note its intensities, and copy it where the input is a stack of slices."""
+def scan_slab(task: SlabToRead) -> Generator[int, None, None]:
+    """Read one slab, record its intensities and, if the image is to be copied, write it in chunks."""
     with _READING:
-        _read(task)
+        _scan_slab(task)
     yield 1
 
 
-def _read(task: SlabTask) -> None:
-    run, volumes, unit = _source(task.folder, task.run_id)
-    planes = run.slabs[task.index]
-    height = run.shape[1]
-    step = int(run.facts["rows"])
+def _scan_slab(task: SlabToRead) -> None:
+    run, volumes, unit = _open_input(task.folder, task.run_id)
+    planes, facts = run.slabs[task.index], run.facts
+    depth, height, _ = facts.shape
     parts, means = [], []
-    for y in range(0, height, step):
-        rows = slice(y, min(y + step, height))
-        slab = np.stack([volume.read(planes, rows) for volume in volumes]).astype(run.facts["dtype"], copy=False)
+    for y in range(0, height, facts.rows):
+        rows = slice(y, min(y + facts.rows, height))
+        slab = np.stack([volume.read(planes, rows) for volume in volumes]).astype(facts.dtype, copy=False)
         try:
-            parts.append(Intensities.of(slab))
+            parts.append(Intensities.measure(slab))
         except ValueError as error:
             raise SelmaError(
                 f"{volumes[0].path}: holds {error} in slices {planes.start} to {planes.stop - 1}; replace them (the background's value will "
                 "do) and run the command again, which goes on from here"
             ) from error
-        means.append(cell_means(slab, planes.start, run.shape[0], unit))
+        means.append(grid_means(slab, planes.start, depth, unit))
         if run.raw is not None:
             run.check_current()
             write_box(run.raw, (planes.start, 0, 0), slab if len(volumes) > 1 else slab[0])  # whole planes
     brightness: NDArray[np.float32] = np.concatenate(means, axis=1)
     repaired = [name for volume in volumes for name in volume.repaired]
-    run.note_slab(task.index, joined(parts, axis=1), brightness, repaired)
+    run.record_slab(task.index, join_parts(parts, axis=1), brightness, repaired)

@@ -1,4 +1,4 @@
-"""Small components of segmentations removed, as team bioAI of SELMA3D 2024 did below 5 voxels (paper, section 4.2.2)."""
+"""Removing small components of segmentations, as team bioAI of SELMA3D 2024 did below 5 voxels (paper, section 4.2.2)."""
 
 from pathlib import Path
 
@@ -16,11 +16,11 @@ from nnunet_selma.volumes.nifti import is_nifti
 
 
 def remove_small(mask: Array, least_voxels: int) -> tuple[Array, int]:
-    """A copy of the mask without its components of fewer voxels, and how many were removed.
+    """A copy of the mask without its small components, and how many were removed.
 
     Args:
-        mask: labels, (z, y, x); everything above 0 is one foreground, whose components are 26-connected, whatever labels meet in them.
-            What is kept keeps its labels.
+        mask: labels, (z, y, x). Components are 26-connected voxels above 0, whatever their labels; components that stay keep
+            their labels.
         least_voxels: size of the smallest component that stays; 0 and 1 remove nothing.
     """
     labels, count = label(mask > 0)
@@ -35,7 +35,8 @@ def remove_small_in_file(source: Path, target: Path, least_voxels: int) -> int:
     Raises:
         SelmaError: the file is no three-dimensional NIfTI or is damaged, or the result could not be written whole.
     """
-    check_nifti(source)
+    if not is_nifti(source):
+        raise SelmaError(f"{source}: small components are removed from NIfTI files only (.nii, .nii.gz)")
     mask, removed = remove_small(open_volume(source).read(), least_voxels)
     stored = nibabel.load(source)
     content = nibabel.Nifti1Image(mask.T, stored.affine, stored.header, dtype=mask.dtype).to_bytes()
@@ -52,7 +53,10 @@ def remove_small_in_file(source: Path, target: Path, least_voxels: int) -> int:
 def remove_small_in_folder(
     source: Path, target: Path, least_voxels: int, progress: Progress[Path] = silent
 ) -> dict[str, int]:
-    """Write every NIfTI segmentation of a folder, without its small components, into another; returns components removed, by file name.
+    """Write every NIfTI segmentation of a folder into another, without its small components.
+
+    Returns:
+        Number of components that were removed, by file name.
 
     Raises:
         SelmaError: no segmentation in the folder, the same folder twice, or a file that cannot be read or written.
@@ -68,9 +72,3 @@ def remove_small_in_folder(
     return {
         path.name: remove_small_in_file(path, target / path.name, least_voxels) for path in progress(files, "removing")
     }
-
-
-def check_nifti(path: Path) -> None:
-    """Raise `SelmaError` unless the file is one whose small components can be removed."""
-    if not is_nifti(path):
-        raise SelmaError(f"{path}: small components are removed from NIfTI files only (.nii, .nii.gz)")

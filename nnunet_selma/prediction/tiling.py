@@ -1,6 +1,5 @@
-"""nnU-Net's sliding window over a volume, and which of its tiles a box of the volume needs; axes are nnU-Net's."""
+"""nnU-Net's sliding window over a volume, and arithmetic of boxes; axes are nnU-Net's."""
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -14,9 +13,9 @@ class Tiling:
     """The tiles of a volume."""
 
     shape: ShapeZYX
-    """Shape of the volume."""
+    """Shape of the volume, voxels."""
     tile: ShapeZYX
-    """The patch of the plans; one plane thick for 2D plans."""
+    """Shape of a tile: the patch of the plans; one plane thick for 2D plans."""
     step: float
     """Largest step from tile to tile, in tiles."""
 
@@ -34,25 +33,17 @@ class Tiling:
             z = list(range(padded[0]))
         return [a - low[0] for a in z], [a - low[1] for a in y], [a - low[2] for a in x]
 
-    def touching(self, box: Box, wanted: Callable[[Box], bool] = lambda _: True) -> list[Box]:
-        """The tiles that share voxels with a box, in the order nnU-Net computes them in; those that are wanted.
-
-        Bounds may lie outside of the volume.
-        """
+    def touching(self, box: Box) -> list[Box]:
+        """The tiles that share voxels with a box, in the order in which nnU-Net computes them; bounds may exceed the volume."""
         along = [
-            [start for start in starts if start < bounds.stop and start + edge > bounds.start]
+            [slice(start, start + edge) for start in starts if bounds.start - edge < start < bounds.stop]
             for starts, edge, bounds in zip(self.starts, self.tile, box, strict=True)
         ]
-        return [tile for tile in self._tiles(along) if wanted(tile)]
-
-    def _tiles(self, along: list[list[int]]) -> Iterator[Box]:
-        for start in product(*along):
-            z, y, x = (slice(a, a + edge) for a, edge in zip(start, self.tile, strict=True))
-            yield z, y, x
+        return list(product(along[0], along[1], along[2]))
 
 
 def lengths(box: Box) -> ShapeZYX:
-    """How many voxels a box is long along each axis."""
+    """Length of a box along each axis, voxels."""
     z, y, x = (bounds.stop - bounds.start for bounds in box)
     return z, y, x
 
@@ -63,11 +54,11 @@ def hull(boxes: list[Box]) -> Box:
     return z, y, x
 
 
-def common(one: Box, other: Box) -> Box:
-    """Intersection of two boxes; empty along an axis where they do not meet."""
+def intersection(first: Box, second: Box) -> Box:
+    """The voxels that two boxes share; empty along an axis where they do not meet."""
     z, y, x = (
         slice(max(a.start, b.start), max(a.start, b.start, min(a.stop, b.stop)))
-        for a, b in zip(one, other, strict=True)
+        for a, b in zip(first, second, strict=True)
     )
     return z, y, x
 

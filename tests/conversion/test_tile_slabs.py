@@ -5,7 +5,7 @@ import pytest
 import tifffile
 
 from nnunet_selma.conversion.tile_slabs import TilePlan, read_tiles, slices_read, tiles_of_slabs
-from nnunet_selma.conversion.tiles import Tile, TileSettings, choose_tiles, grid, tissue_map
+from nnunet_selma.conversion.tiles import Tile, TileSettings, choose_tiles, tile_grid, tissue_map
 from nnunet_selma.running.json_files import read_json, write_json
 from nnunet_selma.volumes import open_volume
 from tests.conversion.volumes import Array, brain
@@ -41,7 +41,7 @@ def test_tiles_read_by_slab_equal_the_boxes_and_each_slice_is_read_once_a_pass(r
     monkeypatch.setattr("nnunet_selma.conversion.tile_slabs.SLAB_TILE_BYTES", at_once * 32**3 * 2)
     volume = Array(brain(rng))
     volume.slices_apart = apart
-    tiles = grid(volume.shape, 32)[::3]
+    tiles = tile_grid(volume.shape, 32)[::3]
     read, _ = read_all(volume, tiles)
     assert set(read) == set(tiles)
     for tile, voxels in read.items():
@@ -52,15 +52,15 @@ def test_tiles_read_by_slab_equal_the_boxes_and_each_slice_is_read_once_a_pass(r
 
 def test_a_slab_holds_at_least_one_tile_and_never_two_layers(rng, monkeypatch):
     monkeypatch.setattr("nnunet_selma.conversion.tile_slabs.SLAB_TILE_BYTES", 1)
-    assert [len(slab) for slab in tiles_of_slabs(grid((64, 64, 64), 32), 2)] == [1] * 8
+    assert [len(slab) for slab in tiles_of_slabs(tile_grid((64, 64, 64), 32), 2)] == [1] * 8
     monkeypatch.setattr("nnunet_selma.conversion.tile_slabs.SLAB_TILE_BYTES", 2**40)
-    assert [len(slab) for slab in tiles_of_slabs(grid((64, 64, 64), 32), 2)] == [4, 4]
+    assert [len(slab) for slab in tiles_of_slabs(tile_grid((64, 64, 64), 32), 2)] == [4, 4]
 
 
 def test_a_volume_in_chunks_is_read_box_by_box(rng):
     volume = Array(brain(rng))
     volume.plane_wise = False
-    read, reported = read_all(volume, grid(volume.shape, 32)[:3])
+    read, reported = read_all(volume, tile_grid(volume.shape, 32)[:3])
     assert reported == 3 * 32
     for tile, voxels in read.items():
         np.testing.assert_array_equal(voxels, volume.voxels[tile.box])

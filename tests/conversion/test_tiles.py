@@ -3,19 +3,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nnunet_selma.conversion.tiles import (
-    ALL_TISSUE,
     TileSettings,
     choose_tiles,
-    foreground_mask,
-    grid,
+    tile_grid,
     tissue_map,
 )
+from nnunet_selma.morphology.tissue import ALL_TISSUE, tissue_voxels
 from tests.conversion.volumes import Array, brain
 
 
 @given(st.tuples(*[st.integers(1, 300)] * 3), st.integers(8, 100))
 def test_the_grid_lies_inside_and_does_not_overlap(shape, tile):
-    tiles = grid(shape, tile)
+    tiles = tile_grid(shape, tile)
     seen = np.zeros(shape, np.uint8) if np.prod(shape) < 2e6 else None
     for one in tiles:
         assert all(s >= 0 and s + n <= length for s, n, length in zip(one.start, one.shape, shape, strict=True))
@@ -86,8 +85,8 @@ def test_the_sparse_read_is_sparse(rng):
 
 def test_the_mask_follows_the_tissue(rng):
     voxels = brain(rng)
-    mask = foreground_mask(voxels, np.log(250))
+    mask = tissue_voxels(voxels, np.log(250))
     truth = voxels > 300
     assert (mask.astype(bool) & truth).sum() / truth.sum() > 0.9  # a box mean rounds corners
     assert (mask.astype(bool) & ~truth).mean() < 0.15
-    assert foreground_mask(voxels, ALL_TISSUE).all()
+    assert tissue_voxels(voxels, ALL_TISSUE).all()

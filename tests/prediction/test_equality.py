@@ -111,9 +111,9 @@ def test_blocks_give_what_nnunet_gives(case, tmp_path, rng):
         tissue_only=False,
         block=32,
     )
-    record = predict_volume(prediction, Execution())
+    result = predict_volume(prediction, Execution())
     ours = open_volume(tmp_path / "brain.ome.zarr" / "labels" / "segmentation").read()
-    assert record["result"]["blocks"] > 1 or max(shape) <= 32
+    assert result.blocks > 1 or max(shape) <= 32
     assert len(np.unique(whole)) > 1
     assert np.mean(ours != whole) <= SHARE
 

@@ -1,14 +1,98 @@
-"""Memory is bounded by --max-memory and not by the volume, under a limit that the system enforces."""
+"""The memory plan against measured peaks; memory is bounded by --max-memory and not by the volume."""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import tifffile
 
+from nnunet_selma.errors import SelmaError
+from nnunet_selma.prediction.memory import GB, MemoryPlan
+from nnunet_selma.prediction.model import Model
 from nnunet_selma.running.json_files import read_json
 from tests.limited import peak_within
+from tests.plans import plans
 from tests.prediction.models import write_model
+
+on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit is Linux's")
+
+BRAIN = (733, 6656, 5616)
+PLAN = MemoryPlan(channels=1, voxel_bytes=2, heads=2, tile=(128, 128, 128), features=32)
+
+
+@pytest.mark.parametrize("memory", [6.0, 16.0, 64.0])
+def test_the_largest_block_that_fits(memory):
+    block = PLAN.largest_block(BRAIN, 64, memory)
+    assert PLAN.bytes(block) <= memory * GB
+    larger = tuple(edge + 64 for edge in block)
+    assert PLAN.bytes(larger) > memory * GB or max(block) == 1024
+    assert all(edge % 64 == 0 for edge in block)
+
+
+def test_a_block_is_no_longer_than_the_volume():
+    assert PLAN.largest_block((10, 300, 65), 64, 16.0) == (64, 320, 128)
+
+
+def test_memory_for_not_even_one_block_is_an_error_that_says_how_much_is_needed():
+    with pytest.raises(SelmaError, match=r"takes about \d+\.\d GB"):
+        PLAN.largest_block(BRAIN, 64, 1.0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"channels": 2},
+        {"heads": 5},
+        {"folds": 5},
+        {"weights": 10**8},
+        {"probabilities": True},
+        {"scale": (1.0, 2.0, 2.0)},
+    ],
+)
+def test_what_costs_more_gets_smaller_blocks(change):
+    dearer = replace(PLAN, **change)
+    assert dearer.bytes((512, 512, 512)) > 1.01 * PLAN.bytes((512, 512, 512))
+    assert np.prod(dearer.largest_block(BRAIN, 64, 12.0)) <= np.prod(PLAN.largest_block(BRAIN, 64, 12.0))
+
+
+def pointwise_plans(spacing):
+    """Plans of a network of 1×1×1 convolutions, which takes little time; the voxels that are predicted are of 1 µm."""
+    content = plans()
+    configuration = content["configurations"]["3d_fullres"]
+    configuration |= {"patch_size": [32] * 3, "spacing": [spacing] * 3}
+    configuration["architecture"]["arch_kwargs"]["kernel_sizes"] = [[1] * 3] * 3
+    return content | {"original_median_spacing_after_transp": [2.0] * 3}
+
+
+@on_linux
+@pytest.mark.parametrize(
+    ("spacing", "model_options"),
+    [
+        (1.0, {}),
+        pytest.param(2.0, {}, marks=pytest.mark.slow),
+        pytest.param(1.0, {"channels": 2}, marks=pytest.mark.slow),
+        pytest.param(1.0, {"folds": 2, "labels": {"background": 0, "a": 1, "b": 2}}, marks=pytest.mark.slow),
+    ],
+    ids=["one channel", "resampled", "two channels", "folds, classes and probabilities"],
+)
+def test_the_plan_is_an_upper_bound_of_the_measured_peak(spacing, model_options, tmp_path, rng):
+    """Of three blocks in a row, of which one is read, one predicted and one written at a time; the plan is at most 2.5 times too careful."""
+    settings = write_model(tmp_path / "model", pointwise_plans(spacing), **model_options)
+    probabilities = model_options.get("folds", 1) > 1
+    plan = MemoryPlan.for_model(Model(settings, "cpu"), 2, probabilities, (1 / spacing,) * 3)
+    peaks = []
+    for edge in (64, 256):
+        inputs = [tmp_path / f"{edge}_{channel}.tif" for channel in range(model_options.get("channels", 1))]
+        for path in inputs:
+            tifffile.imwrite(path, rng.integers(500, 3000, (edge, edge, 3 * edge), dtype=np.uint16))
+        options = ["-o", tmp_path / f"{edge}.ome.zarr", "-m", settings.folder, "--spacing", "1,1,1", "--everything"]
+        options += ["--block", edge, "-step_size", "1", *(["--probabilities"] if probabilities else [])]
+        peaks.append(peak_within(16 * GB, "predict-volume", *inputs, *options))
+    planned = [plan.bytes((edge,) * 3) for edge in (64, 256)]
+    assert peaks[1] < planned[1]
+    assert peaks[1] - peaks[0] < planned[1] - planned[0] < 2.5 * (peaks[1] - peaks[0])
+
 
 SHAPE = (704, 1536, 1536)
 LIMIT = 0.8 * 10**9
@@ -34,7 +118,7 @@ def slices(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit is Linux's")
+@on_linux
 def test_a_volume_four_times_as_large_as_the_limit(tmp_path):
     """Copied from slices with its coarser levels, predicted by two folds, probabilities included."""
     zarr = pytest.importorskip("zarr")

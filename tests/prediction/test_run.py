@@ -17,9 +17,9 @@ import torch
 from nnunet_selma import cli, prediction
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.prediction import Execution, VolumePrediction, finishing, predict_volume
-from nnunet_selma.prediction.blocks import open_blocks
-from nnunet_selma.prediction.place import resolved
-from nnunet_selma.prediction.slabs import SlabTask, read_slab
+from nnunet_selma.prediction.block_prediction import open_predictor
+from nnunet_selma.prediction.place import resolve_output
+from nnunet_selma.prediction.slab_reading import SlabToRead, scan_slab
 from nnunet_selma.prediction.start import start_run
 from nnunet_selma.running.json_files import read_json, write_json
 from nnunet_selma.volumes import open_volume
@@ -90,12 +90,12 @@ def test_the_image_and_both_records_are_there(brain):
 
 def test_empty_space_is_skipped_and_the_rest_is_as_if_it_were_not(brain, tmp_path):
     everything = replace(brain, output=tmp_path / "all.ome.zarr", tissue_only=False)
-    record, skipped = predict_volume(everything, Execution()), read_json(brain.record)
+    whole, skipped = predict_volume(everything, Execution()), read_json(brain.record)
     assert skipped["result"]["tissue share"] < 0.8
-    assert skipped["result"]["tiles"] < 0.8 * record["result"]["tiles"]
+    assert skipped["result"]["tiles"] < 0.8 * whole.tiles
     assert skipped["result"]["blocks without tissue"] == 2 * 2 * 2
     differ = (segmentation(brain) != segmentation(everything)).any(axis=(0, 1))
-    assert not differ[: 3 * 16].any()  # the last cell with tissue ends here
+    assert not differ[: 3 * 16].any()  # the last grid box with tissue ends here
     assert differ[-16:].any()
 
 
@@ -107,7 +107,7 @@ def test_a_mask_says_where_to_predict(brain, tmp_path):
     predict_volume(masked, Execution())
     labels = segmentation(masked)
     assert np.array_equal(labels[:25, :, :48], segmentation(brain)[:25, :, :48])
-    assert not labels[32:].any()  # the mask's half ends within a cell of 8 slices
+    assert not labels[32:].any()  # the mask's half ends within a grid box of 8 slices
     mask[3:] = 0  # ends at slice 15: tiles of 16 slices reach beyond, in the same block
     tifffile.imwrite(tmp_path / "less.tif", mask)
     less = replace(brain, output=tmp_path / "less.ome.zarr", mask=tmp_path / "less.tif")
@@ -219,7 +219,7 @@ def test_a_full_disk_is_said_and_what_was_done_is_kept(brain, tmp_path, monkeypa
             raise OSError(errno.ENOSPC, "No space left on device", str(output))
         write_box(*arguments)
 
-    monkeypatch.setattr("nnunet_selma.prediction.blocks.write_box", full)
+    monkeypatch.setattr("nnunet_selma.prediction.block_prediction.write_box", full)
     assert cli.main(command(brain, output)) == 2
     assert "make room and run the command again" in capsys.readouterr().err
     assert not output.exists()
@@ -428,31 +428,30 @@ def half_done(settings):
     """A run with one block that is predicted and not written yet."""
     run = start_run(settings, "cpu", overwrite=False)
     for index in range(len(run.slabs)):
-        list(read_slab(SlabTask(run.folder, run.id, index)))
-    own = open_blocks(run.folder, run.id, "cpu")
-    work = own.work(0)
-    return own, work, own.logits(work, own.image(work))
+        list(scan_slab(SlabToRead(run.folder, run.id, index)))
+    predictor = open_predictor(run.folder, run.id, "cpu")
+    return predictor, predictor.predict(predictor.read(0))
 
 
 def test_a_process_that_outlives_its_run_writes_nothing_into_the_next_one(brain, tmp_path):
-    settings = resolved(replace(brain, output=tmp_path / "brain.ome.zarr"))
-    own, work, logits = half_done(settings)
+    settings = resolve_output(replace(brain, output=tmp_path / "brain.ome.zarr"))
+    predictor, block = half_done(settings)
     other = replace(settings, model=write_model(tmp_path / "other", seed=9))
     new = start_run(other, "cpu", overwrite=True)
     with pytest.raises(SelmaError, match="another process has completed or replaced this run"):
-        own.store(0, work, logits, 0.0)
+        predictor.write(block)
     with pytest.raises(SelmaError, match="another process has completed or replaced this run"):
-        list(read_slab(SlabTask(new.folder, own.run.id, 0)))
+        list(scan_slab(SlabToRead(new.folder, predictor.run.id, 0)))
     assert len(new.blocks_to_do()) == len(new.blocks)
     assert not open_volume(new.labels).read().any()
 
 
 def test_a_process_that_comes_too_late_leaves_the_complete_result_alone(brain, tmp_path):
-    settings = resolved(replace(brain, output=tmp_path / "brain.ome.zarr"))
-    own, work, logits = half_done(settings)
+    settings = resolve_output(replace(brain, output=tmp_path / "brain.ome.zarr"))
+    predictor, block = half_done(settings)
     predict_volume(settings, Execution())
     with pytest.raises(SelmaError, match="another process has completed or replaced this run"):
-        own.store(0, work, logits, 0.0)
+        predictor.write(block)
     assert not settings.staging.exists()
     assert_same(brain, settings.output)
 
@@ -460,13 +459,13 @@ def test_a_process_that_comes_too_late_leaves_the_complete_result_alone(brain, t
 def test_overwriting_goes_on_where_it_was_interrupted(brain, tmp_path, monkeypatch):
     settings = replace(brain, output=tmp_path / "brain.ome.zarr")
     with monkeypatch.context() as patch:
-        patch.setattr(prediction, "finish", lambda *_, **__: 1 / 0)
+        patch.setattr(prediction, "complete_run", lambda *_, **__: 1 / 0)
         for overwrite in (False, True):
             with pytest.raises(ZeroDivisionError):
                 predict_volume(settings, Execution(overwrite=overwrite))
     known = read_json(settings.staging / "run.json")["id"]
     stamp = max(one.stat().st_mtime_ns for one in settings.staging.glob("blocks/*"))
-    again = start_run(resolved(settings), "cpu", overwrite=True)
+    again = start_run(resolve_output(settings), "cpu", overwrite=True)
     assert again.id == known
     assert max(one.stat().st_mtime_ns for one in settings.staging.glob("blocks/*")) == stamp
     predict_volume(settings, Execution(overwrite=True))

@@ -1,0 +1,107 @@
+"""Records that a run keeps as JSON: facts about the volume and the grids, one record for each block, and the result."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_selma.volumes.base import ShapeZYX
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """Everything besides the settings that decides the result, and the sizes of blocks and slabs."""
+
+    shape: ShapeZYX
+    """Shape of the volume, voxels (z, y, x)."""
+    dtype: str
+    """Type in which the image is kept, as numpy names it."""
+    channels: int
+    """Channels of the image."""
+    spacing_um_zyx: tuple[float, float, float] | None
+    """Voxel size, µm (z, y, x); None where it is not known."""
+    model: str
+    """Fingerprint of the model."""
+    block: ShapeZYX
+    """Shape of a block, voxels (z, y, x)."""
+    chunk: int
+    """Edge of a chunk of the output, voxels."""
+    in_voxels: bool
+    """True if the model was trained in units of voxels; the voxel size is then ignored."""
+    slab: int
+    """Slices that are read together."""
+    rows: int
+    """Lines of a slice that are read together."""
+    copied: bool
+    """True if the image is copied into chunks, from which blocks are read."""
+    precision: str
+    """`half` on a GPU and `single` elsewhere; blocks of both do not belong into one result."""
+    versions: Mapping[str, str]
+    """Version of each library that the result depends on."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Content for a JSON file."""
+        content = asdict(self)
+        return plain({("in voxels" if key == "in_voxels" else key): value for key, value in content.items()})
+
+    @staticmethod
+    def from_json(content: Mapping[str, Any]) -> "RunFacts":
+        """Facts from the content of a JSON file."""
+        return RunFacts(**{key.replace(" ", "_"): value for key, value in with_tuples(content).items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockRecord:
+    """Record of one block that was predicted or skipped."""
+
+    tiles: int = 0
+    """Tiles that the network computed; 0 for a block without tissue."""
+    foreground: int = 0
+    """Voxels above 0 in the result."""
+    seconds: float = 0.0
+    """Time that the network took."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionResult:
+    """Result of a prediction in numbers."""
+
+    voxels: int
+    """Voxels of the volume."""
+    foreground: int
+    """Voxels above 0."""
+    tissue_share: float
+    """Share of the volume that was predicted; the rest is background."""
+    blocks: int
+    blocks_without_tissue: int
+    tiles: int
+    """Tiles that the network computed; those that two blocks share count twice."""
+    seconds_of_prediction: float
+    """Time that the network took, over all processes."""
+    seconds_of_the_last_call: float
+    """Time that the call took that completed the run."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Content for a JSON file, whose keys have spaces."""
+        return {key.replace("_", " "): value for key, value in asdict(self).items()}
+
+    @staticmethod
+    def from_json(content: Mapping[str, Any]) -> "PredictionResult":
+        """Result from the content of a JSON file."""
+        return PredictionResult(**{key.replace(" ", "_"): value for key, value in content.items()})
+
+
+def plain(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content as a JSON file gives it back: lists for tuples, absolute paths as text."""
+    result: dict[str, Any] = json.loads(json.dumps(content, default=_absolute))
+    return result
+
+
+def with_tuples(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a JSON file with tuples for lists."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+
+
+def _absolute(path: Path) -> str:
+    return str(path.resolve())
