@@ -1,1 +1,1 @@
-"""From pretrained weights to a segmentation: finding them, carrying them over, heads, losses, adapters, decision threshold."""
+"""Parts of fine-tuning: choice and transfer of pretrained weights, heads, losses, adapters, decision threshold."""

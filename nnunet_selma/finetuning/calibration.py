@@ -173,12 +173,12 @@ def fit(
 
 def _fit_labels(samples: Sequence[Sample]) -> tuple[float, ...]:
     channels = len(samples[0].logits)
-    shown = [label for label in range(1, channels) if any(bool((s.labels == label).any()) for s in samples)]
+    present = [label for label in range(1, channels) if any(bool((s.labels == label).any()) for s in samples)]
     grid, rounds = (_FINE, 1) if channels == 2 else (_COARSE, _ROUNDS)
     offsets = [0.0] * channels
     for _ in range(rounds):
         before = list(offsets)
-        for channel in shown:
+        for channel in present:
             offsets[channel] = 0.0
             curve = _curve(((_shifted(s, offsets), s.labels) for s in samples), channel, grid)
             offsets[channel] = _nearest(curve, grid)
@@ -213,13 +213,13 @@ def _curve(cases: Iterable[tuple[Tensor, Tensor]], channel: int, grid: Tensor) -
         channel: channel that is shifted.
         grid: offsets (offset,), rising.
     """
-    hits, marked, shown = [], [], []
+    hits, marked, present = [], [], []
     for logits, labels in cases:
         at_hits, at_marked = _counts(logits, labels.long(), channel, grid.to(logits.device))
         hits.append(at_hits.cpu())
         marked.append(at_marked.cpu())
-        shown.append(torch.stack([(labels == label).sum() for label in range(len(logits))]).cpu())
-    return _mean_dice(torch.stack(hits)[:, 1:], torch.stack(marked)[:, 1:], torch.stack(shown)[:, 1:, None])
+        present.append(torch.stack([(labels == label).sum() for label in range(len(logits))]).cpu())
+    return _mean_dice(torch.stack(hits)[:, 1:], torch.stack(marked)[:, 1:], torch.stack(present)[:, 1:, None])
 
 
 def _counts(logits: Tensor, labels: Tensor, channel: int, grid: Tensor) -> tuple[Tensor, Tensor]:
@@ -246,10 +246,10 @@ def _counts(logits: Tensor, labels: Tensor, channel: int, grid: Tensor) -> tuple
     return totals(labels == channel, labels == other), totals(every, every)
 
 
-def _mean_dice(hits: Tensor, marked: Tensor, shown: Tensor) -> Tensor:
+def _mean_dice(hits: Tensor, marked: Tensor, present: Tensor) -> Tensor:
     """Mean Dice over the cases that show a class, then over the classes that any case shows; (*,) from counts (case, class, *)."""
-    shows = shown > 0
-    dice = torch.where(shows, 2 * hits.double() / (marked + shown).clamp(min=1), 0.0)
+    shows = present > 0
+    dice = torch.where(shows, 2 * hits.double() / (marked + present).clamp(min=1), 0.0)
     of_classes = dice.sum(0) / shows.sum(0).clamp(min=1)
     return of_classes.sum(0) / shows.any(0).sum(0)
 
@@ -274,8 +274,8 @@ def _dice(
             counts.append(torch.stack([(mask & truth).sum(), mask.sum(), truth.sum()]).cpu())
     if not counts:
         return math.nan
-    hits, marked, shown = torch.stack(counts).view(len(samples), len(classes), 3).unbind(2)
-    return float(_mean_dice(hits, marked, shown))
+    hits, marked, present = torch.stack(counts).view(len(samples), len(classes), 3).unbind(2)
+    return float(_mean_dice(hits, marked, present))
 
 
 def _shifted(sample: Sample, offsets: Sequence[float]) -> Tensor:

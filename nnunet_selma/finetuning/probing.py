@@ -49,7 +49,7 @@ class Voxels:
         return bool((self.targets == self.targets[:1]).all())
 
 
-def drawn(
+def draw_voxels(
     features: Tensor, target: Tensor, ignore_label: int | None, generator: torch.Generator, *, regions: bool = False
 ) -> Voxels:
     """Up to `MOST_VOXELS` random voxels of a batch, the same number of each class; for regions, inside any and outside all of them.
@@ -88,12 +88,12 @@ def drawn(
     return Voxels(values, labels[place], torch.cat(weights))
 
 
-def joined(parts: Sequence[Voxels]) -> Voxels:
+def join_voxels(parts: Sequence[Voxels]) -> Voxels:
     """The voxels of several batches."""
     return Voxels(*(torch.cat([getattr(part, name) for part in parts]) for name in ("features", "targets", "weights")))
 
 
-def fitted(voxels: Voxels, outputs: int) -> tuple[Tensor, Tensor]:
+def fit_linear(voxels: Voxels, outputs: int) -> tuple[Tensor, Tensor]:
     """Weight (output, channel) and bias (output,) with the least cross entropy, with a slight ridge penalty.
 
     Features are scaled to mean 0 and standard deviation 1 for the fit, so that it does not depend on their unit. The weights of a class
@@ -169,7 +169,7 @@ def read_voxels(
             for head, features in read.items():
                 for target in targets:
                     if target.shape[2:] == features.shape[2:]:
-                        parts[head].append(drawn(features, target, ignore_label, generator, regions=regions))
+                        parts[head].append(draw_voxels(features, target, ignore_label, generator, regions=regions))
     finally:
         network.train(training)
         for hook in hooks:
@@ -189,11 +189,11 @@ def fit_heads(network: nn.Module, voxels: Sequence[Sequence[Voxels]]) -> list[tu
     """
     changes = []
     for head, parts in zip(heads_of(network), voxels, strict=True):
-        if not parts or (of_head := joined(parts)).is_uniform:
+        if not parts or (of_head := join_voxels(parts)).is_uniform:
             continue
         state = {name: tensor.cpu().double() for name, tensor in head.state_dict().items()}
         before = of_head.cross_entropy(state["weight"].flatten(1), state["bias"])
-        weight, bias = fitted(of_head, head.out_channels)
+        weight, bias = fit_linear(of_head, head.out_channels)
         head.load_state_dict({"weight": weight.view_as(head.weight), "bias": bias})
         changes.append((float(before), float(of_head.cross_entropy(weight, bias))))
     return changes

@@ -135,9 +135,12 @@ def cases_of_classes(cases: Sequence[str], classes: Sequence[str] = ()) -> dict[
     Raises:
         SelmaError: a class without a case, or fewer than two classes.
     """
-    shown = [prefix for prefix in PREFIXES if any(class_of(case, [prefix]) for case in cases)]
-    members = {name: [case for case in cases if class_of(case, classes or shown) == name] for name in classes or shown}
-    known = f"the cases are named after {', '.join(shown) or 'no known structure'}"
+    structures = [prefix for prefix in PREFIXES if any(class_of(case, [prefix]) for case in cases)]
+    members = {
+        name: [case for case in cases if class_of(case, classes or structures) == name]
+        for name in classes or structures
+    }
+    known = f"the cases are named after {', '.join(structures) or 'no known structure'}"
     lacking = [name for name, of_class in members.items() if not of_class]
     if lacking:
         raise SelmaError(f"there is no case to train on for {', '.join(lacking)}: {known}")

@@ -1,7 +1,7 @@
-"""The trainers nnU-Net finds by name; each is imported only when it is asked for.
+"""The trainers that nnU-Net finds by name; each is imported only when it is used.
 
-nnU-Net asks a searched module for a class with `hasattr`, so a module-level `__getattr__` over this table is all it needs, and one
-trainer's missing extra cannot hide another.
+nnU-Net looks for a class in a module with `hasattr`, for which a module-level `__getattr__` over this table is enough. A trainer whose
+optional extra is missing then does not hide the others.
 """
 
 from importlib import import_module

@@ -1,12 +1,12 @@
-"""Layers with PyTorch's parameters and results that train a 3D network faster on a CPU.
+"""Layers with the parameters and results of PyTorch's that train a 3D network faster on a CPU.
 
-Where the time goes that is not arithmetic, and what is done about it:
+PyTorch spends much time on copies, which is avoided as follows:
 
-- oneDNN computes a 3D convolution in a layout of its own, and copies every input and output. Activations are kept in
-  `channels_last_3d`, which it reads as it is.
-- On processors without AVX-512 it has no kernel for the weight gradient and writes every voxel 27 times into a matrix. The same
-  gradient is a forward convolution over transposed tensors; which of the two is faster is tried once for each shape.
-- PyTorch's instance norm reads in another layout and goes over memory many times; here it is a few vectorised passes.
+- oneDNN computes a 3D convolution in its own layout, and copies every input and output. Here activations stay in `channels_last_3d`, which
+  oneDNN reads without a copy.
+- On processors without AVX-512, oneDNN has no kernel for the weight gradient and writes every voxel 27 times into a matrix. The same
+  gradient is a forward convolution over transposed tensors; the faster of the two is found by one trial for each shape.
+- PyTorch's instance norm reads another layout and passes over memory many times; here it is a few vectorised passes.
 - A 1×1×1 convolution is a matrix product.
 
 Gradients equal PyTorch's to rounding (relative difference below 1e-4). Parameters and their names stay, so checkpoints do too.
@@ -27,9 +27,9 @@ from nnunet_selma.running.json_files import read_json, write_json
 
 _LAYOUT = torch.channels_last_3d
 _CLEARLY = 0.9
-"""A way is taken if it needs less than this share of the stock way's time: nearly equal ones should not change from run to run."""
+"""Largest share of the stock way's time for the transposed way to be taken, so that the choice does not change from run to run."""
 _LARGEST = 128**3
-"""Voxels of a gradient above which the transposed convolution, whose kernel it is, is not even tried."""
+"""Voxels of a gradient above which the transposed way, whose kernel the gradient is, is not tried."""
 _SMALL = 16**3
 """Voxels of a gradient up to which the transposed way was the faster one in trials without AVX-512, at stride 1."""
 _convolution_backward = torch.ops.aten.convolution_backward
@@ -37,9 +37,10 @@ _convolution_backward = torch.ops.aten.convolution_backward
 
 @dataclass
 class Trials:
-    """For each shape, whether the weight gradient is computed the transposed way, which differs from the stock one by rounding."""
+    """Choice between two ways to compute the weight gradient, which differ by rounding, for each shape."""
 
     transposed: dict[str, bool] = field(default_factory=dict)
+    """True for shapes whose weight gradient is computed the transposed way."""
     timed: bool = True
     """Take the faster way, by one trial; False decides by the shape and the processor alone, so that two runs are the same to the last bit."""
 
@@ -49,10 +50,10 @@ class Trials:
         """The faster of the two; very large patches are not tried.
 
         Args:
-            shape: of patches, kernel and stride, as a text.
-            voxels: of the gradient.
-            stock: computes it as PyTorch does.
-            transposed: computes it by a transposed convolution.
+            shape: shapes of patches, kernel and stride, as a text.
+            voxels: voxels of the gradient.
+            stock: computes the gradient as PyTorch does.
+            transposed: computes the gradient by a transposed convolution.
         """
         if voxels > _LARGEST:
             return stock
@@ -63,12 +64,12 @@ class Trials:
         return transposed if self.transposed[shape] else stock
 
     def write(self, path: Path) -> None:
-        """Keep the outcome, so that a run that goes on computes as before, to the last bit."""
+        """Write the choices, so that a continued run computes the same to the last bit."""
         write_json(path, {"processor": _processor(), "timed": self.timed, "transposed": self.transposed})
 
     @classmethod
     def read(cls, path: Path, *, timed: bool = True) -> "Trials":
-        """The outcome of an earlier run on such a processor that decided in the same way; nothing where there is none."""
+        """The choices of an earlier run with the same processor and the same `timed`; empty if there is none."""
         kept = read_json(path) if path.is_file() else {}
         same = kept.get("processor") == _processor() and kept.get("timed", True) == timed
         return cls(dict(kept["transposed"]) if same else {}, timed)
@@ -85,7 +86,7 @@ def _processor() -> str:
 
 
 def _seconds(compute: Callable[[], Tensor]) -> float:
-    """The better of two runs, after one that builds the kernel and touches the memory."""
+    """The shorter time of two runs, after one that builds the kernel and touches the memory."""
     compute()
     took = []
     for _ in range(2):
@@ -102,9 +103,9 @@ def transposed_weight_gradient(
 
     Args:
         patches: input of the convolution, (batch, input channel, z, y, x).
-        gradient: of its output, (batch, output channel, z, y, x).
+        gradient: gradient of its output, (batch, output channel, z, y, x).
         kernel: shape of the kernel, (z, y, x).
-        stride: of the convolution, (z, y, x).
+        stride: stride of the convolution, (z, y, x).
         padding: zeros on both sides of each axis, (z, y, x).
 
     Returns:
@@ -116,7 +117,7 @@ def transposed_weight_gradient(
 
 
 class _Convolution(torch.autograd.Function):
-    """`conv3d` whose weight gradient is computed the faster way."""
+    """The function `conv3d` with the faster weight gradient."""
 
     @staticmethod
     def forward(
@@ -177,7 +178,7 @@ class _InstanceNorm(torch.autograd.Function):
         voxels = _voxels(patches)
         centred = voxels - voxels.mean(1, keepdim=True)
         scale = (centred.square().mean(1, keepdim=True) + eps).rsqrt()
-        # not a view, because the activation behind it works in place
+        # not a view, because the activation that follows works in place
         output = torch.empty_like(patches, memory_format=_LAYOUT)
         torch.addcmul(bias, centred, scale * weight, out=_voxels(output))
         ctx.save_for_backward(centred, scale, weight)
@@ -199,17 +200,17 @@ class _InstanceNorm(torch.autograd.Function):
 
 
 def _voxels(patches: Tensor) -> Tensor:
-    """(batch, channel, z, y, x) seen as (batch, voxel, channel); a view where the layout is `channels_last_3d`."""
+    """A tensor (batch, channel, z, y, x) as (batch, voxel, channel); a view if its layout is `channels_last_3d`."""
     return patches.permute(0, 2, 3, 4, 1).flatten(1, 3)
 
 
 class FastConv3d(nn.Conv3d):
-    """`Conv3d` in `channels_last_3d`, with the weight gradient computed the faster way."""
+    """`Conv3d` in `channels_last_3d` with the faster weight gradient."""
 
     trials: Trials
 
     def forward(self, input: Tensor) -> Tensor:
-        """As `Conv3d`."""
+        """The output of `Conv3d`."""
         patches = input.contiguous(memory_format=_LAYOUT)
         output: Tensor = _Convolution.apply(patches, self.weight, self.bias, self.stride, self.padding, self.trials)  # type: ignore[no-untyped-call]
         return output
@@ -219,7 +220,7 @@ class PointwiseConv3d(nn.Conv3d):
     """`Conv3d` with kernel 1 and stride 1, as a matrix product."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """As `Conv3d`."""
+        """The output of `Conv3d`."""
         return functional.linear(input.permute(0, 2, 3, 4, 1), self.weight.flatten(1), self.bias).permute(0, 4, 1, 2, 3)
 
 
@@ -227,7 +228,7 @@ class FastInstanceNorm3d(nn.InstanceNorm3d):
     """`InstanceNorm3d` with affine parameters and without running statistics."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """As `InstanceNorm3d`."""
+        """The output of `InstanceNorm3d`."""
         if input.ndim != 5 or input[0, 0].numel() == 1:
             return super().forward(input)  # refuses, and says why
         output: Tensor = _InstanceNorm.apply(input, self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]
@@ -235,9 +236,9 @@ class FastInstanceNorm3d(nn.InstanceNorm3d):
 
 
 def accelerate(network: nn.Module, trials: Trials) -> int:
-    """Exchange, in place, the 3D layers that have a faster equal; returns how many.
+    """Replace 3D layers by faster ones with the same results, in place; returns their number.
 
-    Layers that are already of another class, grouped, dilated or padded by something else than zeros stay as they are.
+    Layers of a subclass, and those that are grouped, dilated or not padded with zeros, are not replaced.
     """
     exchanged = 0
     for layer in network.modules():

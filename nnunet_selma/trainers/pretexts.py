@@ -1,10 +1,10 @@
-"""One trainer a pretext task: `SelmaSSLTrainer` with another task, and results in a folder of its own."""
+"""One trainer for each pretext task: `SelmaSSLTrainer` with another task and another folder of results."""
 
 from nnunet_selma.trainers.ssl import SelmaSSLTrainer
 
 
 class SelmaSSLTrainer_StructureAware(SelmaSSLTrainer):
-    """Inpainting whose masks and errors look for blobs and tubes."""
+    """Inpainting whose masks and errors prefer blobs and tubes."""
 
     pretext_class = "nnunet_selma.pretraining.structure.StructureInpainting"
 

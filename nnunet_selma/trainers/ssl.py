@@ -199,8 +199,8 @@ class SelmaSSLTrainer(SelmaTrainer):
 
     def on_device(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Patches, and the number of the structure in the name of each patch's case; -1 if the name has none."""
-        shown = [of_case(str(case)) for case in batch.get("keys", [""] * len(batch["data"]))]
-        structures = torch.tensor([PREFIXES.index(structure.prefix) if structure else -1 for structure in shown])
+        named = [of_case(str(case)) for case in batch.get("keys", [""] * len(batch["data"]))]
+        structures = torch.tensor([PREFIXES.index(structure.prefix) if structure else -1 for structure in named])
         return batch["data"].to(self.device, non_blocking=True), structures.to(self.device, non_blocking=True)
 
     @plain_errors()

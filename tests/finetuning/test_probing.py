@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score
 from torch import nn
 
 from nnunet_selma.finetuning import probing
-from nnunet_selma.finetuning.probing import Voxels, drawn, fit_heads, fitted, joined, read_voxels
+from nnunet_selma.finetuning.probing import Voxels, draw_voxels, fit_heads, fit_linear, join_voxels, read_voxels
 
 CPU = torch.device("cpu")
 
@@ -56,7 +56,7 @@ def test_the_fit_is_that_of_scikit_learn(classes):
     labels = rng.integers(0, classes, 600)
     features = rng.normal(size=(600, 5)) * [1, 10, 0.1, 3, 1] + 4 + labels[:, None] * [0.5, 5, 0, 0, 1]
     weights = rng.uniform(0.5, 3, 600)
-    ours = fitted(Voxels(torch.tensor(features), torch.tensor(labels), torch.tensor(weights)), classes)
+    ours = fit_linear(Voxels(torch.tensor(features), torch.tensor(labels), torch.tensor(weights)), classes)
     logits = torch.tensor(features) @ ours[0].T + ours[1]
     scaled = (features - features.mean(0)) / features.std(0)
     theirs = LogisticRegression(C=1e4, max_iter=2000, tol=1e-8).fit(scaled, labels, weights).predict_proba(scaled)
@@ -114,7 +114,7 @@ def test_voxels_are_drawn_from_each_class_with_their_weight_and_none_is_ignored(
     target = torch.zeros(2, 1, 10, 10, 10)
     target[0, 0, :2], target[1, 0, 0, :, :3], target[:, :, 9] = 1, 2, 3
     place = torch.arange(2000.0).view(2, 1, 10, 10, 10)
-    voxels = drawn(torch.cat([place, -place], 1), target, 3, torch.Generator().manual_seed(0))
+    voxels = draw_voxels(torch.cat([place, -place], 1), target, 3, torch.Generator().manual_seed(0))
     assert torch.equal(target.flatten()[voxels.features[:, 0].long()].long(), voxels.targets)
     assert torch.equal(voxels.features[:, 1], -voxels.features[:, 0])
     counts = {label: float(voxels.weights[voxels.targets == label].sum()) for label in (0, 1, 2)}
@@ -125,7 +125,7 @@ def test_voxels_are_drawn_from_each_class_with_their_weight_and_none_is_ignored(
 def test_ignored_voxels_of_regions_are_left_out():
     target = torch.zeros(1, 3, 4, 4, 4)
     target[:, 0, 0], target[:, 1, 0, 0], target[:, 2, 1:] = 1, 1, 1
-    voxels = drawn(torch.zeros(1, 2, 4, 4, 4), target, 7, torch.Generator(), regions=True)
+    voxels = draw_voxels(torch.zeros(1, 2, 4, 4, 4), target, 7, torch.Generator(), regions=True)
     assert voxels.targets.shape == (16, 2)
     assert voxels.targets.sum(0).tolist() == [16, 4]
 
@@ -143,7 +143,7 @@ def test_heads_stay_as_they_are_where_one_class_is_shown_or_there_are_none():
 
 def test_batches_are_joined():
     parts = [Voxels(torch.ones(n, 2), torch.arange(n), torch.ones(n)) for n in (2, 3)]
-    assert joined(parts).targets.tolist() == [0, 1, 0, 1, 2]
+    assert join_voxels(parts).targets.tolist() == [0, 1, 0, 1, 2]
 
 
 @pytest.mark.parametrize("regions", [False, True])
@@ -153,7 +153,7 @@ def test_a_class_that_no_batch_shows_reads_nothing_and_is_unlikely(regions):
     labels = (features[:, 0] > 0.5).long()
     targets = torch.stack([labels, 0 * labels], 1).double() if regions else 2 * labels
     absent = 1
-    weight, bias = fitted(Voxels(features, targets, torch.ones(400).double()), 2 if regions else 3)
+    weight, bias = fit_linear(Voxels(features, targets, torch.ones(400).double()), 2 if regions else 3)
     assert not weight[absent].any()
     logits = features @ weight.T + bias
     likely = logits.sigmoid() if regions else logits.softmax(1)

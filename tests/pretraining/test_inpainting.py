@@ -1,9 +1,12 @@
+import math
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
 from nnunet_selma.errors import SelmaError
+from nnunet_selma.nnunet.plans import fitting_patch
 from nnunet_selma.nnunet.settings import InpaintingSettings
 from nnunet_selma.pretraining.inpainting import MaskedInpainting, local_mean, masked_error, standardised
 from nnunet_selma.pretraining.multitask import MultiTask
@@ -25,7 +28,9 @@ def loss_of(one, net, patches):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_it_trains_the_network_of_every_plan(name):
     content = plans(name)
-    patch, spacing, *_ = ARCHITECTURES[name]
+    _, spacing, strides, *_ = ARCHITECTURES[name]
+    least = [math.prod(axis) for axis in zip(*strides, strict=True)]
+    patch = fitting_patch(least, least)  # the smallest that the network takes
     net = network(content)
     one = pretext(spacing)
     freeze_untrained(net, one)

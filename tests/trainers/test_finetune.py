@@ -4,7 +4,7 @@ import os
 import shutil
 from functools import wraps
 from inspect import signature
-from itertools import count
+from itertools import count, cycle
 from pathlib import Path
 
 import pytest
@@ -152,9 +152,8 @@ def test_the_ignore_label_of_the_dataset_arrives(folders, monkeypatch):
     assert float(one.loss([patches], [labels])) == float(one.loss([-patches], [labels]))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("loss", TERMS)
-def test_every_strategy_steps_with_every_loss(kind, loss, folders):
+@pytest.mark.parametrize(("loss", "kind"), zip(TERMS, cycle(KINDS)))
+def test_every_strategy_and_every_loss_steps(loss, kind, folders):
     one = started(kind, folders, loss=loss)
     before = parameters(one)
     one.on_train_epoch_start()

@@ -668,8 +668,13 @@ def test_memory_that_runs_out_names_batch_and_patch(kind, error, folders, capsys
     assert "nnUNetPlans.json" in said
 
 
-@pytest.mark.parametrize("name", [name for name in trainers.TRAINERS if name.startswith("SelmaSSLTrainer")])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((name, torch.float16) for name in trainers.TRAINERS if name.startswith("SelmaSSLTrainer")),
+        ("SelmaSSLTrainer", torch.bfloat16),
+    ],
+)
 def test_bright_voxels_overflow_in_no_precision(name, dtype, folders, monkeypatch):
     kind = getattr(trainers, name)
     monkeypatch.setattr(kind, "autocast", lambda _: torch.autocast("cpu", dtype=dtype))
