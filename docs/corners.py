@@ -1,4 +1,4 @@
-"""Draws docs/corners.png: where the official metrics say something else than a reader expects. Run: python docs/corners.py."""
+"""Draws docs/corners.png: corner cases, in which the official metrics are misleading. Run: python docs/corners.py."""
 
 import json
 import sys
@@ -52,20 +52,20 @@ def values(truth, prediction):
     }
 
 
-def shown(value):
+def formatted(value):
     """Three digits, NaN, or a dash where the edition has no such metric."""
     return "–" if value is None else "NaN" if isnan(value) else f"{value:.3f}"
 
 
-def said():
-    """Every number of the rows, as text; it is kept in the picture, so that a test can tell whether the picture is old."""
+def description():
+    """Every number of the rows as text; the picture keeps it, so that a test can tell if the picture is out of date."""
     return json.dumps(
-        {name: {m: [*map(shown, v)] for m, v in values(*masks).items()} for name, masks in CORNERS.items()}
+        {name: {m: [*map(formatted, v)] for m, v in values(*masks).items()} for name, masks in CORNERS.items()}
     )
 
 
 def draw(path):
-    """One row a corner: truth, prediction, and what each edition says; below them what a NaN does to a mean."""
+    """Draw one row for each corner case: truth, prediction, and the values of each edition; below, the effect of a NaN on a mean."""
     figure = Figure(figsize=(10.5, 9.6), layout="constrained")
     FigureCanvasAgg(figure)
     upper, lower = figure.subfigures(2, 1, height_ratios=(len(CORNERS), 1.25))
@@ -77,7 +77,7 @@ def draw(path):
         line[0].set_title(name, fontsize=10, loc="left")
         line[0].set_ylabel("truth", fontsize=9)
         line[1].set_ylabel("prediction", fontsize=9)
-        rows = [[metric, *map(shown, found)] for metric, found in values(truth, prediction).items()]
+        rows = [[metric, *map(formatted, numbers)] for metric, numbers in values(truth, prediction).items()]
         table = line[2].table(rows, colLabels=["", "2024", "2026", "corrected"], loc="center", cellLoc="center")
         table.scale(1, 1.7)
         line[2].set_axis_off()
@@ -90,7 +90,12 @@ def draw(path):
     corrected = np.array([rules.corrected(pair, tree)["cldice"] for pair in pairs])
     places = np.arange(len(pairs))
     axis.plot(
-        places, official, "o", color="#1b6ca8", markersize=9, label=f"official; their mean is {shown(official.mean())}"
+        places,
+        official,
+        "o",
+        color="#1b6ca8",
+        markersize=9,
+        label=f"official; their mean is {formatted(official.mean())}",
     )
     axis.plot(
         places,
@@ -98,7 +103,7 @@ def draw(path):
         "x",
         color="#d1495b",
         markersize=9,
-        label=f"corrected; their mean is {shown(corrected.mean())}",
+        label=f"corrected; their mean is {formatted(corrected.mean())}",
     )
     for place in places[np.isnan(official)]:
         axis.annotate(
@@ -107,7 +112,7 @@ def draw(path):
     axis.set_xticks(places, ["equal", "a third missing", "shifted by a voxel", "elsewhere"])
     axis.set(ylim=(-0.1, 1.1), xlim=(-0.5, len(pairs) - 0.5), ylabel="clDice")
     axis.legend(frameon=False, fontsize=9, loc="center left")
-    figure.savefig(path, dpi=90, metadata={"Description": said()})
+    figure.savefig(path, dpi=90, metadata={"Description": description()})
 
 
 if __name__ == "__main__":

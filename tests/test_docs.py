@@ -7,16 +7,17 @@ from math import isnan
 import numpy as np
 import pytest
 import torch
-from matplotlib.image import imread
 from PIL import Image
 
 from nnunet_selma.trainers.ssl import SelmaSSLTrainer
 from nnunet_selma.trainers.ssl_summary import history_of
+from tests.artists import image, saved_figures
 from tests.conftest import REPOSITORY, write_image
 from tests.trainers.test_trainers import trainer
 
 
-def test_the_picture_of_the_corners_shows_corners(tmp_path):
+def test_the_picture_of_the_corners_shows_corners(tmp_path, monkeypatch):
+    saved = saved_figures(monkeypatch)
     script = runpy.run_path(str(REPOSITORY / "docs" / "corners.py"))
     for truth, prediction in script["CORNERS"].values():
         of_2024, of_2026, corrected = script["values"](truth, prediction)["clDice"]
@@ -24,9 +25,14 @@ def test_the_picture_of_the_corners_shows_corners(tmp_path):
         assert isnan(of_2026)
         assert 0 <= corrected <= 1
     with Image.open(REPOSITORY / "docs" / "corners.png") as picture:
-        assert picture.text["Description"] == script["said"]()
+        assert picture.text["Description"] == script["description"]()
     script["draw"](tmp_path / "corners.png")
-    assert imread(tmp_path / "corners.png")[..., :3].std() > 0.1
+    rows = np.reshape(saved[0].axes[:-1], (-1, 3))
+    for (left, middle, right), (truth, prediction) in zip(rows, script["CORNERS"].values(), strict=True):
+        np.testing.assert_array_equal(image(left), truth.any(axis=0))
+        np.testing.assert_array_equal(image(middle), prediction.any(axis=0))
+        cells = right.tables[0].get_celld()
+        assert [cells[1, column].get_text().get_text() for column in range(3)] == ["clDice", "1.000", "NaN"]
 
 
 def test_a_pretext_of_your_own_is_one_file_and_one_class(tmp_path, folders, monkeypatch):
