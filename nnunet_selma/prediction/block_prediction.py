@@ -125,9 +125,9 @@ class BlockPredictor:
 
     def predict(self, block: BlockInput) -> BlockOutput:
         """Compute the logits of a block."""
-        started, work = time.monotonic(), block.work
-        logits = self.model.logits(block.image, work.around, work.tiles, work.logits, self._tiles_at_once)
-        return BlockOutput(block.index, work, logits.numpy(), time.monotonic() - started)
+        started = time.monotonic()
+        logits = self.model.logits(block.image, block.work, self._tiles_at_once)
+        return BlockOutput(block.index, block.work, logits.numpy(), time.monotonic() - started)
 
     def write(self, block: BlockOutput) -> int:
         """Write the labels of a block, and its probabilities if they are asked for, and record that it is written; returns its number."""

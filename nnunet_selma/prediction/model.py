@@ -20,6 +20,7 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.morphology.blocks import Box
 from nnunet_selma.nnunet.checkpoints import check_finite
 from nnunet_selma.nnunet.folders import TRAINER_FOLDER
+from nnunet_selma.prediction.grids import BoxWork
 from nnunet_selma.prediction.tiling import intersection, lengths, within
 from nnunet_selma.running.json_files import read_json
 from nnunet_selma.volumes.base import Array, ShapeZYX
@@ -238,16 +239,14 @@ class Model:
         return gaussian.reshape(self.tile).to(self.device)
 
     @torch.inference_mode()
-    def logits(self, image: torch.Tensor, around: Box, tiles: Sequence[Box], box: Box, batch: int) -> torch.Tensor:
-        """Logits of a box, (head, z, y, x): the weighted mean of the logits of tiles, and the mean over the folds.
+    def logits(self, image: torch.Tensor, work: BoxWork, batch: int) -> torch.Tensor:
+        """Logits of the box `work.logits`, (head, z, y, x): the weighted mean of the logits of tiles, and the mean over the folds.
 
         Sums are in half precision and in nnU-Net's order, so that they are equal to nnU-Net's. Voxels that no tile covers are 0.
 
         Args:
-            image: normalised, (c, z, y, x); contains all tiles.
-            around: box of the image on the network's grid.
-            tiles: boxes on the network's grid, in nnU-Net's order.
-            box: on the network's grid.
+            image: normalised voxels of `work.around`, (c, z, y, x).
+            work: boxes on the network's grid.
             batch: tiles that go through the network together.
 
         Raises:
@@ -255,58 +254,54 @@ class Model:
         """
         folds = self._predictor.list_of_parameters
         if len(folds) == 1:  # its weights are in the network since it was built
-            return self._logits_of_fold(image, around, tiles, box, batch)
+            return self._logits_of_fold(image, work, batch)
         network = getattr(self._predictor.network, "_orig_mod", self._predictor.network)
         total: torch.Tensor | None = None
         for weights in folds:
             network.load_state_dict(weights)
-            logits = self._logits_of_fold(image, around, tiles, box, batch)
+            logits = self._logits_of_fold(image, work, batch)
             total = logits if total is None else total.add_(logits)
         assert total is not None
         return total.div_(len(folds))
 
-    def _logits_of_fold(
-        self, image: torch.Tensor, around: Box, tiles: Sequence[Box], box: Box, batch: int
-    ) -> torch.Tensor:
+    def _logits_of_fold(self, image: torch.Tensor, work: BoxWork, batch: int) -> torch.Tensor:
         """Logits of the loaded fold, on the CPU; if a GPU is full, sums are kept on the CPU and tiles predicted one by one, as in nnU-Net."""
         if self.device.type == "cpu":
-            return self._summed(image, around, tiles, box, batch, self.device)
-        where = self.device if self._fits(lengths(box)) else torch.device("cpu")
+            return self._weighted_mean(image, work, batch, self.device)
+        where = self.device if self._fits(lengths(work.logits)) else torch.device("cpu")
         try:
-            return self._summed(image, around, tiles, box, batch, where).cpu()
+            return self._weighted_mean(image, work, batch, where).cpu()
         except RuntimeError:  # as in nnU-Net: cuDNN and cuBLAS have errors of their own for memory that runs out
             empty_cache(self.device)
         try:
-            return self._summed(image, around, tiles, box, 1, torch.device("cpu"))
+            return self._weighted_mean(image, work, 1, torch.device("cpu"))
         except RuntimeError as error:
             raise SelmaError(
                 f"{self.settings.folder}: one tile of this model could not be computed on {self.device}, most likely for want of its memory "
                 f"({str(error).partition(chr(10))[0]}); take --device cpu"
             ) from error
 
-    def _summed(
-        self, image: torch.Tensor, around: Box, tiles: Sequence[Box], box: Box, batch: int, where: torch.device
-    ) -> torch.Tensor:
+    def _weighted_mean(self, image: torch.Tensor, work: BoxWork, batch: int, where: torch.device) -> torch.Tensor:
         """Weighted mean of the logits of tiles, with sums on the device `where`."""
-        shape = lengths(box)
+        shape = lengths(work.logits)
         total = torch.zeros((self.heads, *shape), dtype=torch.half, device=where)
         count = torch.zeros(shape, dtype=torch.half, device=where)
         weight = self._weight.to(where)
         with torch.autocast("cuda", enabled=self.device.type == "cuda"):
-            for first in range(0, len(tiles), batch):
-                together = tiles[first : first + batch]
-                for tile, prediction in zip(together, self._predict(image, around, together), strict=True):
+            for first in range(0, len(work.tiles), batch):
+                together = work.tiles[first : first + batch]
+                for tile, prediction in zip(together, self._predict(image, work.around, together), strict=True):
                     weighted = prediction.to(where)
                     weighted *= weight
-                    shared = intersection(tile, box)
-                    in_box, in_tile = within(shared, box), within(shared, tile)
+                    shared = intersection(tile, work.logits)
+                    in_box, in_tile = within(shared, work.logits), within(shared, tile)
                     total[(slice(None), *in_box)] += weighted[(slice(None), *in_tile)]
                     count[in_box] += weight[in_tile]
         count[count == 0] = 1
         total /= count
         if not all(bool(torch.isfinite(plane).all()) for plane in total.unbind(1)):
             raise SelmaError(
-                f"{self.settings.folder}: the network gives numbers that are infinite or none; a training that diverged does so"
+                f"{self.settings.folder}: the network computes NaN or infinite numbers, as it does after a training that diverged; train again"
             )
         return total
 
@@ -320,7 +315,7 @@ class Model:
     def _fits(self, shape: Sequence[int]) -> bool:
         """True if the sums over a box fit into half of the device's free memory."""
         if self.device.type != "cuda":
-            return self.device.type == "cpu"
+            return False
         free, _ = torch.cuda.mem_get_info(self.device)
         return 2 * (self.heads + 1) * int(np.prod(shape)) < free / 2
 

@@ -69,7 +69,7 @@ def check_place(settings: VolumePrediction, *, tiff: bool, overwrite: bool) -> N
             )
         if not (_is_slices(place, settings.name) if part == "tiff" else is_zarr(place)):
             raise SelmaError(
-                f"{place}: is nothing that this command wrote, and is not overwritten; remove it, or choose another -o"
+                f"{place}: was not written by this command, and is not overwritten; remove it, or choose another -o"
             )
     for path in settings.inputs:
         if settings.output in path.resolve().parents:

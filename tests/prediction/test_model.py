@@ -28,6 +28,7 @@ import numpy as np
 import pytest
 import torch
 
+from nnunet_selma.prediction.grids import BoxWork
 from nnunet_selma.prediction.model import Model
 from nnunet_selma.prediction.tiling import Tiling
 from tests.plans import plans
@@ -82,7 +83,8 @@ def test_tiles_are_stitched_as_worked_out_by_hand(case, cut, folder):
     parts = []
     for start in range(0, 6, cut):
         box = (slice(0, 2), slice(0, 2), slice(start, start + cut))
-        parts.append(model.logits(image, WHOLE, tiling.touching(box), box, 1).numpy())
+        work = BoxWork(tiles=tiling.touching(box), around=WHOLE, image=WHOLE, logits=box, result=box, source=WHOLE)
+        parts.append(model.logits(image, work, 1).numpy())
     stitched = np.concatenate(parts, axis=3)
     assert np.array_equal(stitched[1], np.broadcast_to(logits, (2, 2, 6)))
     assert (stitched[0] == 22).all()
