@@ -63,15 +63,6 @@ def add_lora(module: nn.Module, rank: int, alpha: float) -> int:
     return len(layers)
 
 
-def merge(module: nn.Module) -> int:
-    """Add every adapter to its weight and remove it; returns their number. Afterwards the module is plain, with trainable weights."""
-    layers = [layer for _, layer in _adapted(module)]
-    for layer in layers:
-        parametrize.remove_parametrizations(layer, "weight")
-        layer.weight.requires_grad_(True)
-    return len(layers)
-
-
 @torch.no_grad()
 def merged_state(network: nn.Module) -> dict[str, Tensor]:
     """The state of a plain network with the same outputs; the adapted network is not changed.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.networks import MONAI_MISSING
-from nnunet_selma.networks.encoder_decoder import EncoderDecoder, SkipDecoder, Strides
+from nnunet_selma.networks.encoder_decoder import EncoderDecoder, Strides
 
 try:
     from monai.networks.blocks import Convolution
@@ -52,11 +52,11 @@ class GatedStep(nn.Module):
         below: channels of the coarser map.
         width: channels of the skip connection and of the result.
         stride: stride between the coarser map and the skip connection.
-        spatial_dims: 2 or 3.
     """
 
-    def __init__(self, below: int, width: int, stride: Sequence[int], spatial_dims: int) -> None:
+    def __init__(self, below: int, width: int, stride: Sequence[int]) -> None:
         super().__init__()
+        spatial_dims = len(stride)
         self.up = UpConv(spatial_dims, below, width, strides=tuple(stride))
         self.attention = AttentionBlock(spatial_dims, f_int=width // 2, f_g=width, f_l=width)
         self.merge = Convolution(spatial_dims, 2 * width, width)
@@ -100,12 +100,4 @@ class AttentionUNet(EncoderDecoder):
                 f"strides {strides} do not fit {len(features_per_stage)} stages in {spatial_dims}D: give {spatial_dims} numbers for each stage"
             )
         encoder = ConvEncoder(input_channels, features_per_stage, strides, spatial_dims)
-        coarse_to_fine = encoder.output_channels[::-1]
-        steps = [
-            GatedStep(below, width, stride, spatial_dims)
-            for (below, width), stride in zip(pairwise(coarse_to_fine), strides[:0:-1], strict=True)
-        ]
-        decoder = SkipDecoder(
-            steps, coarse_to_fine[1:], num_classes, dimensions=spatial_dims, deep_supervision=deep_supervision
-        )
-        super().__init__(encoder, decoder, strides)
+        super().__init__(encoder, strides, num_classes, GatedStep, deep_supervision=deep_supervision)

@@ -1,7 +1,8 @@
 """Base of the networks: an encoder, a decoder with skip connections, and nnU-Net's deep supervision."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from dynamic_network_architectures.building_blocks.helper import convert_dim_to_conv_op
 from torch import Tensor, nn
@@ -64,8 +65,10 @@ class EncoderDecoder(nn.Module):
 
     Args:
         encoder: returns maps fine to coarse; its `output_channels` are their channels.
-        decoder: turns these maps into logits.
-        strides: strides of the encoder's maps.
+        strides: strides of these maps and axes, ones for the first map.
+        num_classes: channels of the logits.
+        step: called as `step(below, width, stride)`, makes a step of the decoder between maps of so many channels.
+        deep_supervision: True returns logits of all scales but the coarsest.
     """
 
     key_to_encoder = "encoder"
@@ -78,10 +81,27 @@ class EncoderDecoder(nn.Module):
     pretrained_part = "encoder"
     """Name of the submodule that pretexts on features train, and that a frozen encoder freezes."""
 
-    def __init__(self, encoder: nn.Module, decoder: SkipDecoder, strides: Strides) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        strides: Strides,
+        num_classes: int,
+        step: Callable[[int, int, Sequence[int]], nn.Module],
+        *,
+        deep_supervision: bool,
+    ) -> None:
         super().__init__()
+        coarse_to_fine: list[int] = list(encoder.output_channels)[::-1]  # type: ignore[arg-type]
+        pairs = zip(pairwise(coarse_to_fine), strides[:0:-1], strict=True)
+        steps = [step(below, width, stride) for (below, width), stride in pairs]
         self.encoder = encoder
-        self.decoder = decoder
+        self.decoder = SkipDecoder(
+            steps,
+            coarse_to_fine[1:],
+            num_classes,
+            dimensions=len(strides[0]),
+            deep_supervision=deep_supervision,
+        )
         self.divisors = total_strides(strides)
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:

@@ -4,14 +4,13 @@ It equals MONAI's network of that name, layer by layer. With fewer than four sta
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import ClassVar
 
 from torch import Tensor, nn
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.networks import MONAI_MISSING
-from nnunet_selma.networks.encoder_decoder import EncoderDecoder, SkipDecoder, Strides
+from nnunet_selma.networks.encoder_decoder import EncoderDecoder, Strides
 
 try:
     from monai.networks.blocks import UnetrBasicBlock, UnetrUpBlock
@@ -80,6 +79,12 @@ class SwinEncoder(nn.Module):
         return [block(features) for block, features in zip(self.blocks, maps, strict=True)]
 
 
+def _up_block(below: int, width: int, stride: Sequence[int]) -> nn.Module:
+    """MONAI's step of the decoder."""
+    block: nn.Module = UnetrUpBlock(in_channels=below, out_channels=width, upsample_kernel_size=list(stride), **_BLOCK)
+    return block
+
+
 class SwinUNETR(EncoderDecoder):
     """Swin UNETR with nnU-Net's constructor; the defaults are the paper's.
 
@@ -128,14 +133,7 @@ class SwinUNETR(EncoderDecoder):
                 f"strides {strides} do not fit {len(depths)} stage(s) of attention: give [1, 1, 1], the voxels of a token, and [2, 2, 2] for each stage"
             )
         encoder = SwinEncoder(input_channels, token, feature_size, depths, num_heads, window_size)
-        coarse_to_fine = encoder.output_channels[::-1]
-        factors = [*halvings[::-1], token]
-        steps = [
-            UnetrUpBlock(in_channels=below, out_channels=width, upsample_kernel_size=factor, **_BLOCK)
-            for (below, width), factor in zip(pairwise(coarse_to_fine), factors, strict=True)
-        ]
-        decoder = SkipDecoder(steps, coarse_to_fine[1:], num_classes, dimensions=3, deep_supervision=deep_supervision)
-        super().__init__(encoder, decoder, strides)
+        super().__init__(encoder, strides, num_classes, _up_block, deep_supervision=deep_supervision)
         block = "encoder.blocks.0.layer"
         # the block on the image has a shortcut only if its channels change
         shortcut = (f"{block}.conv3.conv",) if input_channels != feature_size else ()

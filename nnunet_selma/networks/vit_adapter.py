@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.networks.encoder_decoder import EncoderDecoder, SkipDecoder, Strides, total_strides
+from nnunet_selma.networks.encoder_decoder import EncoderDecoder, Strides, total_strides
 from nnunet_selma.networks.vit import ViT
 
 
@@ -120,12 +120,6 @@ class ViTAdapter(EncoderDecoder):
             )
         vit = ViT(input_channels, total_strides(strides), embed_dim, depth, num_heads)
         encoder = AdaptedEncoder(vit, input_channels, embed_dim, features_per_stage, strides)
-        coarse_to_fine = encoder.output_channels[::-1]
-        steps = [
-            MergingStep(below, width, stride)
-            for (below, width), stride in zip(pairwise(coarse_to_fine), strides[:0:-1], strict=True)
-        ]
-        decoder = SkipDecoder(steps, coarse_to_fine[1:], num_classes, dimensions=3, deep_supervision=deep_supervision)
-        super().__init__(encoder, decoder, strides)
-        for part in (encoder.stem, encoder.projections, decoder):
+        super().__init__(encoder, strides, num_classes, MergingStep, deep_supervision=deep_supervision)
+        for part in (encoder.stem, encoder.projections, self.decoder):
             part.apply(InitWeights_He())

@@ -73,21 +73,6 @@ class AdaptationRecord:
     content: dict[str, Any]
 
     @property
-    def key_to_encoder(self) -> str | None:
-        """Name of the module that holds the encoder."""
-        return self.content.get("key_to_encoder")
-
-    @property
-    def key_to_stem(self) -> str | None:
-        """Name of the module that reads the image; it may be part of the encoder."""
-        return self.content.get("key_to_stem")
-
-    @property
-    def key_to_lpe(self) -> str | None:
-        """Name of the learned positional embedding."""
-        return self.content.get("key_to_lpe")
-
-    @property
     def patch_size(self) -> tuple[int, ...] | None:
         """Voxels of a training patch, (z, y, x); None if the record lacks them."""
         configurations = (self.content.get("pretrain_plan") or {}).get("configurations") or {}
@@ -113,8 +98,9 @@ class Checkpoint:
 
     def named_as_in(self, network: nn.Module) -> dict[str, Tensor]:
         """The weights; encoder, stem and positional embedding under the network's names, if a record names them."""
+        record = self.record.content if self.record else {}
         places = [
-            (getattr(self.record, name, None), getattr(network, name, None))
+            (record.get(name), getattr(network, name, None))
             for name in ("key_to_lpe", "key_to_stem", "key_to_encoder")  # each may be part of the next
         ]
         moved = {}
@@ -203,7 +189,7 @@ def _state(content: Any, path: Path) -> tuple[dict[str, Tensor], str]:
             break
         place.append(inner)
         content = content[inner]
-    if not isinstance(content, Mapping) or not _holds_tensors(content):
+    if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
         entries = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
         raise SelmaError(f"{path}: holds no network weights under a name that is known; it holds {entries}")
     state = {_bare(key): value for key, value in content.items() if isinstance(value, Tensor)}
@@ -212,10 +198,6 @@ def _state(content: Any, path: Path) -> tuple[dict[str, Tensor], str]:
             f"{path}: is a model of nnU-Net's version 1, whose networks are not those of version 2; pretrain with the plans of this dataset"
         )
     return state, ".".join(place)
-
-
-def _holds_tensors(content: Mapping[Any, Any]) -> bool:
-    return any(isinstance(value, Tensor) for value in content.values())
 
 
 def _bare(key: str) -> str:

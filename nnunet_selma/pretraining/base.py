@@ -91,8 +91,8 @@ class Pretext(nn.Module, ABC):
         self.steps_done += 1
 
     def compiled_parts(self, network: nn.Module) -> list[nn.Module]:
-        """Modules that a step calls, for torch.compile; a subclass that calls parts of the network returns these."""
-        return [network]
+        """Modules that a step calls, for torch.compile; a subclass that calls other parts returns these."""
+        return [network if self.trains_decoder else pretrained_module(network)]
 
     def reconstruct(self, network: nn.Module, patches: Tensor) -> Reconstruction | None:
         """The network's reconstruction of masked patches; None for a pretext that reconstructs nothing."""

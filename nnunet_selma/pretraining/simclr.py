@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nnunet_selma.networks.parts import pretrained_module
 from nnunet_selma.pretraining.base import Pretext, Task, deepest_features, feature_shape, pooled
 from nnunet_selma.pretraining.heads import gather_features, projector
 from nnunet_selma.pretraining.views import view
@@ -21,10 +20,6 @@ class Simclr(Pretext):
         super().__init__(task)
         self.settings, self.views, self.spacing = task.settings.simclr, task.settings.views, task.spacing
         self.projector = projector(2 * feature_shape(task)[0], self.settings.hidden, self.settings.outputs)
-
-    def compiled_parts(self, network: nn.Module) -> list[nn.Module]:
-        """The encoder."""
-        return [pretrained_module(network)]
 
     def project(self, network: nn.Module, patches: Tensor) -> Tensor:
         """Projections of patches, (batch, outputs)."""

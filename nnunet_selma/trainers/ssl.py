@@ -184,16 +184,12 @@ class SelmaSSLTrainer(SelmaTrainer):
             terms = self.loss(patches, structures)
             loss = torch.stack(list(terms.values())).sum()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        if self.grad_scaler is not None:
-            self.grad_scaler.scale(loss).backward()
-            self.grad_scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(parameters, 12)
-            self.grad_scaler.step(self.optimizer)
-            self.grad_scaler.update()
-        else:
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(parameters, 12)
-            self.optimizer.step()
+        scaler = self.grad_scaler or torch.amp.GradScaler(enabled=False)
+        scaler.scale(loss).backward()
+        scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(parameters, 12)
+        scaler.step(self.optimizer)
+        scaler.update()
         self.pretext.after_step(bare(self.network))
         return {"loss": loss.detach()}
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.finetuning.lora import LowRank, adapter_state, add_lora, load_adapter_state, merge, merged_state
+from nnunet_selma.finetuning.lora import LowRank, adapter_state, add_lora, load_adapter_state, merged_state
 from nnunet_selma.finetuning.transfer import carry_over
 from nnunet_selma.trainers.fast_layers import FastConv3d, PointwiseConv3d, Trials, accelerate
 from tests.plans import network, plans
@@ -85,8 +85,6 @@ def test_a_network_computes_the_same_before_and_after_merging(residual):
     plain = small(residual=residual)
     plain.load_state_dict(merged_state(net))
     assert all(torch.equal(ours, own) for ours, own in zip(plain(patches), adapted, strict=True))
-    assert merge(net) > 0
-    assert all(torch.equal(ours, own) for ours, own in zip(net(patches), adapted, strict=True))
 
 
 @pytest.mark.parametrize("residual", [False, True])
@@ -176,24 +174,7 @@ def test_fast_layers_are_adapted_too_and_compute_the_same():
             torch.testing.assert_close(
                 net.get_parameter(name).grad, parameter.grad, rtol=1e-3, atol=1e-4 * scale + 1e-7
             )
-    merge(net)
-    assert sum(type(layer) is FastConv3d for layer in net.modules()) > 4
-
-
-def test_a_merged_module_is_plain_again():
-    net = small()
-    keys = list(small().state_dict())
-    add_lora(net, 2, 4.0)
-    disturb(net)
-    state = merged_state(net)
-    assert merge(net) == 14
-    assert merge(net) == 0
-    assert sorted(net.state_dict()) == sorted(keys)
-    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
-    assert {name for name, _ in net.named_parameters()} == {name for name, _ in small().named_parameters()}
-    assert all(parameter.requires_grad for parameter in net.parameters())
-    net.load_state_dict(small().state_dict())
-    assert torch.equal(net(image())[0], small()(image())[0])
+    assert sum(isinstance(layer, FastConv3d) for layer in net.modules()) > 4
 
 
 def test_a_copy_of_an_adapted_network_has_adapters_of_its_own():
