@@ -1,4 +1,4 @@
-"""Patches of a volume that a router looks at: their places, how they are read, and their intensities."""
+"""Patches of a volume for a router: their places, how they are read, and their intensities."""
 
 from collections.abc import Sequence
 from itertools import groupby, product

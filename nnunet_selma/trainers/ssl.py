@@ -256,7 +256,7 @@ class SelmaSSLTrainer(SelmaTrainer):
         means = {key: float(np.mean([values[key] for values in of_processes])) for key in means}
         self.logger.log("val_losses", means.pop("loss"), self.current_epoch)
         for key, value in means.items():
-            # nnU-Net's logger wants its lists declared; they travel with its checkpoint
+            # nnU-Net's logger needs its lists declared; they are saved with its checkpoint
             self.logger.local_logger.my_fantastic_logging.setdefault(key, [])
             self.logger.log(key, value, self.current_epoch)
 
