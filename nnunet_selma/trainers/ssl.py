@@ -185,7 +185,7 @@ class SelmaSSLTrainer(SelmaTrainer):
             loss = torch.stack(list(terms.values())).sum()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         scaler = self.grad_scaler or torch.amp.GradScaler(enabled=False)
-        scaler.scale(loss).backward()
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(parameters, 12)
         scaler.step(self.optimizer)
