@@ -3,14 +3,35 @@
 import argparse
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks import judging, loading, table, training, whole_volume
-from benchmarks.pairs import compare
+from benchmarks.pairs import Comparison, compare
 from nnunet_selma.running.json_files import write_json
 
 _HERE = Path(__file__).resolve().parent
 PAGE = _HERE.parent / "docs" / "performance.md"
+
+
+def comparisons(quick: bool = False) -> list[Comparison]:
+    """All benchmarks; quick ones are too small to tell anything."""
+    return [
+        *training.comparisons(quick),
+        *loading.comparisons(quick),
+        *loading.conversion_comparisons(quick),
+        *judging.comparisons(quick),
+        *whole_volume.comparisons(quick),
+    ]
+
+
+def distinct(chosen: Iterable[Comparison]) -> list[Comparison]:
+    """The benchmarks without those that do the same work as an earlier one, as many do when all are as small as possible."""
+    kept: list[Comparison] = []
+    for comparison in chosen:
+        if comparison.work not in [earlier.work for earlier in kept]:
+            kept.append(comparison)
+    return kept
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -18,20 +39,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     parser.add_argument("names", nargs="*", help="beginnings of names; none for all")
     parser.add_argument(
-        "--quick", action="store_true", help="as small as possible, one pair each: shows that they run, tells nothing"
+        "--quick",
+        action="store_true",
+        help="as small as possible, one pair each, and each work once: shows that they run, tells nothing",
     )
     parser.add_argument(
         "--results", type=Path, default=_HERE / "results", help="folder for the results (default: %(default)s)"
     )
     chosen = parser.parse_args(arguments)
-    every = [
-        *training.comparisons(chosen.quick),
-        *loading.comparisons(chosen.quick),
-        *loading.conversion_comparisons(chosen.quick),
-        *judging.comparisons(chosen.quick),
-        *whole_volume.comparisons(chosen.quick),
-    ]
+    every = comparisons(chosen.quick)
     wanted = [one for one in every if not chosen.names or one.name.startswith(tuple(chosen.names))]
+    if chosen.quick:
+        wanted = distinct(wanted)
     chosen.results.mkdir(parents=True, exist_ok=True)
     machine = table.machine()
     started = time.monotonic()

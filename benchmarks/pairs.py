@@ -42,6 +42,11 @@ class Comparison:
     repetitions: int = 6
     note: str = ""
 
+    @property
+    def work(self) -> list[tuple[Callable[..., Measure], dict[str, Any]]]:
+        """Functions of both sides with their arguments; the environment is left out."""
+        return [(side.start, dict(side.arguments)) for side in (self.ours, self.other)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Result:

@@ -105,7 +105,7 @@ def comparisons(quick: bool = False) -> list[Comparison]:
 
 
 def _prediction(name: str, task: Task, quick: bool, *, target: float = 0.0, repetitions: int = 3) -> Comparison:
-    task = replace(task, edge=96) if quick else task
+    task = replace(task, edge=96, step="1") if quick else task
     ours, other = (
         Side(label=label, start=start, arguments={"task": task}, environment=_PINNED)
         for label, start in ((f"predict-volume --max-memory {_MEMORY}", start_ours), ("nnUNetv2_predict", start_stock))
