@@ -23,8 +23,8 @@ for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_extT
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with the tests of the pipeline, which take longest; they carry the mark of one group, which one process works off."""
-    items.sort(key=lambda item: "pipeline" not in item.path.parts)
+    """Begin with the slow tests, those of the pipeline first, so that two processes end at about the same time."""
+    items.sort(key=lambda item: ("pipeline" not in item.path.parts, item.get_closest_marker("slow") is None))
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,6 @@ import pytest
 
 from nnunet_selma.recipes.recipes import RECIPES
 
-pytestmark = pytest.mark.xdist_group("workspace")
-
 PROGRAM = """if True:
     from pathlib import Path
     from nnunet_selma.recipes.challenge import Challenge, usual_arms
@@ -30,6 +28,7 @@ PROGRAM = """if True:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("challenge")
 class TestChallenge:
     @pytest.fixture(scope="class")
     @staticmethod
@@ -82,6 +81,7 @@ class TestChallenge:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("workspace")
 def test_a_recipe_runs_on_datasets_that_are_there(workspace, tmp_path):
     short = [
         f"{s}.{k}"
