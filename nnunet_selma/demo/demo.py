@@ -184,7 +184,7 @@ class Demo:
         predictions = {}
         for name, training in FINETUNINGS.items():
             predictions[name] = folder / name.replace(" ", "_")
-            self.pipeline.predict(training, images, predictions[name], "--disable_tta -npp 1 -nps 1")
+            self.pipeline.predict(training, images, predictions[name], "--disable_tta -npp 0 -nps 0")
         self.pipeline.say("# untrained network and Otsu's threshold, for comparison")
         predictions["Otsu's threshold"] = otsu(images, folder / "otsu")
         model = self.pipeline.fold_folder(FINETUNINGS["without pretraining"]).parent
