@@ -8,8 +8,8 @@ import pytest
 
 from tests.limited import peak_within
 
-SHAPE = (704, 1536, 1536)
-LIMIT = 0.8 * 10**9
+SHAPE = (704, 1088, 1088)
+LIMIT = 0.4 * 10**9
 """Bytes that the process may take beyond what it has after its imports."""
 
 
