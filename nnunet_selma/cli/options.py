@@ -88,8 +88,8 @@ def _description(field: "Field[Any]", hint: Any, text: str) -> dict[str, Any]:
         return {"action": "store_true", "help": text}
     default = None if field.default is MISSING else field.default
     values = default if isinstance(default, tuple) else () if default is None else (default,)
-    shown = unset["default"] if unset else " ".join(map(str, values))
-    return {**_reading(hint), "default": default, "help": f"{text} (default: {shown})" if shown else text}
+    meaning = unset["default"] if unset else " ".join(map(str, values))
+    return {**_reading(hint), "default": default, "help": f"{text} (default: {meaning})" if meaning else text}
 
 
 def _reading(hint: Any) -> dict[str, Any]:
