@@ -25,7 +25,7 @@ def _predict_volume(chosen: argparse.Namespace) -> int:
         Execution,
         chosen,
         device=chosen.device if chosen.scheduler else _device(chosen.device),
-        shard=_shard(chosen.shard),
+        share=_share(chosen.shard),
         also_tiff=chosen.also == "tiff",
     )
     print(f"model: {folder}, fold {', '.join(settings.model.folds)}", flush=True)
@@ -62,7 +62,7 @@ def _device(name: str) -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name
 
 
-def _shard(text: str | None) -> tuple[int, int]:
+def _share(text: str | None) -> tuple[int, int]:
     """Share i of n; of several processes started by torchrun each takes its own."""
     if text is None:
         return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

@@ -35,7 +35,7 @@ class Execution:
     """Device of the network: cpu, cuda or mps."""
     scheduler: str | None = None
     """Address of a Dask cluster; None: this process does the work."""
-    shard: tuple[int, int] = (0, 1)
+    share: tuple[int, int] = (0, 1)
     """This process does the i-th of n shares, from 0."""
     also_tiff: bool = False
     """Write the labels as TIFF slices too."""
@@ -58,7 +58,7 @@ def predict_volume(
     """
     settings = resolve_output(settings)
     remove_leftovers(settings.staging)
-    if execution.overwrite and execution.shard[1] > 1:
+    if execution.overwrite and execution.share[1] > 1:
         raise SelmaError(
             "--overwrite: shares would remove what others have done; remove the output first, or overwrite without shares"
         )
@@ -103,7 +103,7 @@ def _blocks_left(run: Run) -> int:
 
 def _read_slabs(run: Run, execution: Execution, client: Any, meter: Meter) -> None:
     """Read the slabs of this share, then those that other shares have not read yet."""
-    share, shares = execution.shard
+    share, shares = execution.share
     to_do = run.slabs_to_do()
     order = [index for index in to_do if index % shares == share]
     order += [index for index in reversed(to_do) if index % shares != share]
@@ -129,7 +129,7 @@ def _read_here(run: Run, tasks: Sequence[SlabToRead]) -> Iterator[int]:
 
 def _predict_blocks(run: Run, execution: Execution, client: Any, meter: Meter) -> None:
     """Predict the blocks of this share."""
-    share, shares = execution.shard
+    share, shares = execution.share
     to_do = [index for index in run.blocks_to_do() if index % shares == share]
     voxels = {index: prod(lengths(run.blocks[index])) for index in to_do}
     if client is None:

@@ -358,7 +358,7 @@ def test_nothing_but_earlier_results_is_overwritten(brain, tmp_path):
         with pytest.raises(SelmaError, match=said):
             predict_volume(replace(brain, output=output, inputs=inputs), Execution(overwrite=True))
     with pytest.raises(SelmaError, match="shares"):
-        predict_volume(replace(brain, output=tmp_path / "b.zarr"), Execution(overwrite=True, shard=(0, 2)))
+        predict_volume(replace(brain, output=tmp_path / "b.zarr"), Execution(overwrite=True, share=(0, 2)))
     assert sorted(slices.iterdir()) == before
 
 
