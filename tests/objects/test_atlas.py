@@ -151,7 +151,7 @@ def test_an_affine_transform(unit, atlas_name, name, direction, sample, tmp_path
 @pytest.mark.parametrize("unit", [1.0, 1e-3], ids=["µm", "mm"])
 @pytest.mark.parametrize("ending", ["nii.gz", "nrrd"])
 def test_the_header_of_the_labels_says_where_they_lie(unit, ending, tmp_path, rng):
-    """As `sitk.Resample` has it: labels whose axes point elsewhere, from another corner, in another unit than the atlas."""
+    """The regions are those of `sitk.Resample`, for labels whose axes point elsewhere, from another corner, in another unit than the atlas."""
     values = (rng.random((12, 14, 16)) < 0.02).astype(np.uint8)
     direction = np.diag([-1.0, -1.0, 1.0])[[1, 0, 2]]
     labels = itk(

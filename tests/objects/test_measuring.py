@@ -68,16 +68,16 @@ def test_objects_are_those_of_regionprops(edge, connectivity, rng):
     columns = table_of(found, values.shape, SPACING)
     rows = {tuple(found.centroid[i].round(9)): i for i in range(len(found))}
     border = np.pad(np.zeros(np.array(values.shape) - 2, bool), 1, constant_values=True)
-    for one in expected:
-        i = rows[tuple(np.round(one.centroid, 9))]
-        assert (columns["voxels"][i], columns["volume_um3"][i]) == (one.area, one.area * 12.0)
+    for region in expected:
+        i = rows[tuple(np.round(region.centroid, 9))]
+        assert (columns["voxels"][i], columns["volume_um3"][i]) == (region.area, region.area * 12.0)
         assert [columns[f"centroid_{axis}_um"][i] for axis in "zyx"] == pytest.approx(
-            np.multiply(one.centroid, SPACING)
+            np.multiply(region.centroid, SPACING)
         )
-        assert (*found.start[i], *found.stop[i]) == one.bbox
-        assert columns["mean_intensity"][i] == pytest.approx(one.intensity_mean)
-        assert columns["max_intensity"][i] == one.intensity_max
-        assert columns["touches_border"][i] == border[numbers == one.label].any()
+        assert (*found.start[i], *found.stop[i]) == region.bbox
+        assert columns["mean_intensity"][i] == pytest.approx(region.intensity_mean)
+        assert columns["max_intensity"][i] == region.intensity_max
+        assert columns["touches_border"][i] == border[numbers == region.label].any()
     assert 0 < columns["touches_border"].sum() < len(expected)
 
 

@@ -262,7 +262,7 @@ def test_a_run_that_fails_leaves_no_instances(tmp_path, rng, monkeypatch):
 
 
 def test_labels_of_a_coarser_level_find_their_image(tmp_path, rng):
-    """As `predict-volume --level 1` into its input makes them."""
+    """`predict-volume --level 1` into its input makes such labels."""
     raw = rng.integers(0, 65535, (16, 40, 300), dtype=np.uint16)
     brain = write_ome_zarr(tmp_path / "brain.ome.zarr", raw)
     fill_pyramid(brain)

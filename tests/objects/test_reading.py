@@ -1,4 +1,4 @@
-"""What is measured, and that slices and chunks are read few times."""
+"""Finding labels and their image, and reading slices and chunks few times."""
 
 from math import prod
 

@@ -1,6 +1,7 @@
 """A segmentation seen along each axis: which classes lie behind each pixel, and how much of the line is foreground."""
 
 from collections.abc import Mapping
+from itertools import product
 from math import prod
 from typing import Any
 
@@ -29,7 +30,7 @@ CLASSES = 7
 LABEL_PIXELS = 640
 """Longest side of the three projections of a segmentation; fewer than of an image, so that a single voxel is still seen on a slide."""
 _OTHER = 1 << CLASSES  # the bit of values above the classes
-_PIXELS_OF_SMALL = 2  # an object whose box is no wider is drawn at its centroid
+_PIXELS_OF_SMALL = 3  # an object whose box is no wider is drawn as its box
 _LEAST_FOREGROUND = 0.9  # of the objects' volume, which a coarse resolution must still show
 
 
@@ -53,7 +54,7 @@ class ProjectedLabels:
             self._counts.add(start, values > 0)
 
     def mark(self, objects: Objects, shape: ShapeZYX) -> None:
-        """Draw small objects at their centroids, because coarse resolutions lose them.
+        """Draw the boxes of small objects, because coarse resolutions lose them; the foreground becomes no more than that of the objects.
 
         Args:
             objects: objects of the segmentation at its finest resolution.
@@ -62,13 +63,21 @@ class ProjectedLabels:
         per_voxel = np.array(self.shape) / shape
         widths = (objects.stop - objects.start) * per_voxel
         small = objects.select(np.all(widths <= _PIXELS_OF_SMALL * np.array(self.bin), axis=1))
-        places = ((small.centroid + 0.5) * per_voxel).astype(np.int64) // self.bin
+        first, last = (
+            ((corner * per_voxel) // self.bin).astype(int) for corner in (small.start + 0.5, small.stop - 0.5)
+        )
+        bits_of_class, level_voxels = class_bits(small.label), small.voxels * per_voxel.prod()
         for axis, (bits, counts) in enumerate(zip(self._bits.along, self._counts.along, strict=True)):
-            at = tuple(np.delete(places, axis, axis=1).T)
-            np.bitwise_or.at(bits, at, class_bits(small.label))
+            low, high = np.delete(first, axis, axis=1), np.delete(last, axis, axis=1)
+            per_pixel = level_voxels / np.prod(high - low + 1, axis=1)
             voxels = np.zeros(counts.shape)
-            np.add.at(voxels, at, small.voxels * per_voxel.prod())
+            for offset in product(range(_PIXELS_OF_SMALL + 1), repeat=2):
+                in_box = (low + offset <= high).all(axis=1)
+                pixels = tuple((low + offset)[in_box].T)
+                np.bitwise_or.at(bits, pixels, bits_of_class[in_box])
+                np.add.at(voxels, pixels, per_pixel[in_box])
             np.maximum(counts, voxels, out=counts)
+            counts *= min(1, objects.voxels.sum() * per_voxel.prod() / max(counts.sum(), 1))
 
     @property
     def pixel(self) -> tuple[float, float, float]:
