@@ -15,7 +15,7 @@ from nnunet_selma.evaluation.metrics.editions import Edition, edition
 from nnunet_selma.evaluation.metrics.extras import Extras
 from nnunet_selma.evaluation.metrics.matching import MatchingRule
 from nnunet_selma.evaluation.scoring import CaseScore, ScoreTask, score_case
-from nnunet_selma.evaluation.sections import Section, as_latex, as_markdown
+from nnunet_selma.evaluation.sections import PageSection, as_latex, as_markdown
 from nnunet_selma.running.json_files import read_json, without_nan, write_json, write_text
 from nnunet_selma.running.parallel import run_tasks
 from nnunet_selma.running.progress import Progress, silent
@@ -71,25 +71,25 @@ class Evaluation:
         other = self.settings.against
         return {m: compare(self.scores, m, other, self.rules) for m in self.predictions if m != other} if other else {}
 
-    def sections(self) -> list[Section]:
+    def sections(self) -> list[PageSection]:
         """All tables, the sentences that belong to them, and the warnings."""
         scores, rules, rule = self.scores, self.rules, self.settings.extras.objects
         means = tables.means(scores, rules, corrected=self.settings.corrected)
         sections = [
-            Section(
+            PageSection(
                 f"SELMA3D {self.settings.year}", [*means, tables.case_counts(scores), *tables.without_value(scores)]
             )
         ]
         if extras := tables.extras(scores, ddof=rules.ddof, rule=str(rule) if rule else None):
-            sections.append(Section("Beyond the official metrics", [extras]))
+            sections.append(PageSection("Beyond the official metrics", [extras]))
         if self.ranks:
-            sections.append(Section("Mean ranks", [tables.ranks(self.ranks)]))
+            sections.append(PageSection("Mean ranks", [tables.ranks(self.ranks)]))
         for method, differences in self.compared.items():
             other = str(self.settings.against)
             table = tables.paired(differences, method, other, rules)
-            sections.append(Section(f"{method} against {other}", [table]))
+            sections.append(PageSection(f"{method} against {other}", [table]))
         if self.warnings:
-            sections.append(Section("Warnings", [self.warnings]))
+            sections.append(PageSection("Warnings", [self.warnings]))
         return sections
 
     def markdown(self) -> str:

@@ -37,7 +37,7 @@ Part: TypeAlias = Table | str | list[str]
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     """A part of a page."""
 
     title: str
@@ -47,7 +47,7 @@ class Section:
     """Level of the heading in Markdown: 1 for the title of the page."""
 
 
-def as_markdown(sections: Sequence[Section]) -> str:
+def as_markdown(sections: Sequence[PageSection]) -> str:
     """The sections in Markdown."""
     blocks = []
     for section in sections:
@@ -63,7 +63,7 @@ def as_markdown(sections: Sequence[Section]) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def as_html(sections: Sequence[Section]) -> str:
+def as_html(sections: Sequence[PageSection]) -> str:
     """The sections in HTML; headings are one level lower than in Markdown, because the page around them has headings too."""
     blocks = []
     for section in sections:
@@ -80,7 +80,7 @@ def as_html(sections: Sequence[Section]) -> str:
     return "\n".join(blocks)
 
 
-def as_latex(sections: Sequence[Section]) -> str:
+def as_latex(sections: Sequence[PageSection]) -> str:
     """The sections that have tables, in LaTeX with booktabs; headings, sentences and notes are comments, lists are left out."""
     blocks = []
     for section in sections:

@@ -1,6 +1,6 @@
 """One section in three languages."""
 
-from nnunet_selma.evaluation.sections import Section, Table, as_html, as_latex, as_markdown, html_table
+from nnunet_selma.evaluation.sections import PageSection, Table, as_html, as_latex, as_markdown, html_table
 
 TABLE = Table(
     head=["method", "Dice ↑", "clDice ↑"],
@@ -8,7 +8,7 @@ TABLE = Table(
     groups=[("<vessel>", 2)],
     notes=["A note."],
 )
-SECTIONS = [Section("Title", [TABLE, "A < B."]), Section("Warnings", [["first", "second & last"]], level=3)]
+SECTIONS = [PageSection("Title", [TABLE, "A < B."]), PageSection("Warnings", [["first", "second & last"]], level=3)]
 
 
 def test_markdown():

@@ -9,7 +9,7 @@ from nnunet_selma.evaluation import tables
 from nnunet_selma.evaluation.comparison import PairedDifference, rank
 from nnunet_selma.evaluation.metrics.editions import EDITIONS
 from nnunet_selma.evaluation.scoring import CaseScore
-from nnunet_selma.evaluation.sections import Section, as_latex, as_markdown, latex_table, markdown_table
+from nnunet_selma.evaluation.sections import PageSection, as_latex, as_markdown, latex_table, markdown_table
 from tests.evaluation.test_comparison import TABLE_5, means_of
 
 
@@ -175,8 +175,8 @@ def test_the_paired_table():
     assert line in markdown_table(table)
     assert not table.notes
     few = tables.paired([replace(row, better=3, worse=2)], "with", "without", EDITIONS[2024])  # two of seven are ties
-    assert "cannot fall below" in as_markdown([Section("", [few])])
-    assert "% Where fewer than 6 cases differ" in as_latex([Section("", [few])])
+    assert "cannot fall below" in as_markdown([PageSection("", [few])])
+    assert "% Where fewer than 6 cases differ" in as_latex([PageSection("", [few])])
 
 
 def test_extras_are_apart_from_the_official_columns_and_mean_what_has_a_value():

@@ -10,7 +10,7 @@ from nnunet_selma.evaluation import EvaluationSettings, evaluate, tables, write_
 from nnunet_selma.evaluation.comparison import compare
 from nnunet_selma.evaluation.metrics.editions import Edition
 from nnunet_selma.evaluation.scoring import CaseScore
-from nnunet_selma.evaluation.sections import Section, Table, as_markdown
+from nnunet_selma.evaluation.sections import PageSection, Table, as_markdown
 from nnunet_selma.running.json_files import write_text
 from nnunet_selma.structures import named
 
@@ -50,17 +50,17 @@ def write_results(
     means = tables.means(scores, rules, corrected=True)
     spread = "Mean over seeds of the mean over cases, and the lowest and highest seed."
     sections = [
-        Section("The challenge in miniature", [once], level=1),
-        Section("Table 4: all arms", [*means, tables.case_counts(scores), *tables.without_value(scores)]),
-        Section("Seeds", [spread, seed_table(evaluation.scores, rules)]),
+        PageSection("The challenge in miniature", [once], level=1),
+        PageSection("Table 4: all arms", [*means, tables.case_counts(scores), *tables.without_value(scores)]),
+        PageSection("Seeds", [spread, seed_table(evaluation.scores, rules)]),
     ]
     pairs = [(arm, f"{arm}{SCRATCH}") for arm in arms if f"{arm}{SCRATCH}" in arms] if pairs is None else pairs
     if pairs:
-        sections.append(Section("Table 6: with and without pretraining", []))
+        sections.append(PageSection("Table 6: with and without pretraining", []))
     for arm, other in pairs:
         table = tables.paired(compare(scores, arm, other, rules), arm, other, rules)
-        sections.append(Section(f"{arm}, and {other}", [table], level=3))
-    sections.append(Section("Budget", [_budget_table(budgets)]))
+        sections.append(PageSection(f"{arm}, and {other}", [table], level=3))
+    sections.append(PageSection("Budget", [_budget_table(budgets)]))
     page = output / "results.md"
     write_text(page, as_markdown(sections))
     return page
