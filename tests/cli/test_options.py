@@ -10,7 +10,7 @@ from nnunet_selma.cli.options import CommandParser, add_options, field_docstring
 from nnunet_selma.conversion.annotated import AnnotatedSettings
 from nnunet_selma.conversion.spacing import Spacing
 from nnunet_selma.objects import ObjectSettings
-from nnunet_selma.prediction.settings import VolumePrediction
+from nnunet_selma.prediction.volume_prediction import VolumePrediction
 from nnunet_selma.structures import SpacingUm
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.nnunet.plans import check_same_unit
-from nnunet_selma.prediction.geometry import spacing_in_plans, trained_in_voxels
+from nnunet_selma.prediction.grids import spacing_in_plans, trained_in_voxels
 from nnunet_selma.running.json_files import write_json
 from nnunet_selma.volumes import open_volume
 from nnunet_selma.volumes.units import spacing_from_header, um_in_header_unit
