@@ -16,7 +16,7 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.morphology.blocks import Read
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes import Volume, open_volume
-from nnunet_selma.volumes.base import Array, ShapeZYX, check_finite
+from nnunet_selma.volumes.base import Array, ShapeZYX, check_finite_voxels
 from nnunet_selma.volumes.labels import label_values
 from nnunet_selma.volumes.segmented import class_names, has_image, label_image, levels
 
@@ -178,7 +178,7 @@ def _finite(read: Read, path: Path) -> Read:
 
     def read_finite(*box: slice) -> Array:
         values = read(*box)
-        check_finite(values, str(path))
+        check_finite_voxels(values, str(path))
         return values
 
     return read_finite

@@ -18,7 +18,7 @@ _TOP_PAD_BYTES = 2**28
 
 
 @dataclass(frozen=True)
-class Share:
+class CoreShares:
     """Shares of the cores for computing and for loading."""
 
     cores: int
@@ -34,7 +34,7 @@ class Share:
         return f"{self.cores} cores: {self.threads} compute threads, {loading}"
 
 
-def share_cores(cores: int, environment: Mapping[str, str]) -> Share:
+def share_cores(cores: int, environment: Mapping[str, str]) -> CoreShares:
     """Threads and loading processes that together do not exceed the cores; OMP_NUM_THREADS and nnUNet_n_proc_DA overrule this.
 
     nnU-Net itself gives PyTorch all cores and starts up to twelve loading processes beside it.
@@ -46,7 +46,7 @@ def share_cores(cores: int, environment: Mapping[str, str]) -> Share:
         workers = min(_MOST_WORKERS, max(0, cores - chosen_threads))
     else:
         workers = min(_MOST_WORKERS, cores // _CORES_PER_WORKER)
-    return Share(cores, chosen_threads or max(1, cores - workers), workers)
+    return CoreShares(cores, chosen_threads or max(1, cores - workers), workers)
 
 
 def _number(environment: Mapping[str, str], name: str) -> int | None:

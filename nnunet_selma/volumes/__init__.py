@@ -1,5 +1,6 @@
 """Lazy volumes: shape, dtype, voxel size, and reading of any box, whatever the file format."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -14,12 +15,19 @@ __all__ = ["OnBadSlice", "Volume", "check_exists", "is_volume", "open_volume", "
 
 OnBadSlice = Literal["error", "interpolate"]
 
+_READERS: tuple[tuple[Callable[[Path], bool], Callable[[Path, int | None], Volume]], ...] = (
+    (is_tiff, lambda path, channel: TiffPages(path, channel=channel)),
+    (is_nifti, lambda path, _: NiftiVolume(path)),
+    (is_itk_file, lambda path, _: ItkVolume(path)),
+)
+"""For each file format, the test of its endings, and its reader of a path and a channel."""
+
 
 def is_volume(path: Path) -> bool:
     """True for a file or folder that `open_volume` has a reader for; only names are looked at."""
     if path.is_dir():
         return is_zarr(path) or bool(tiff_slices(path))
-    return not path.name.startswith(".") and (is_tiff(path) or is_nifti(path) or is_itk_file(path))
+    return not path.name.startswith(".") and any(has_ending(path) for has_ending, _ in _READERS)
 
 
 def open_volume(
@@ -45,10 +53,7 @@ def open_volume(
         if tiff_slices(path):
             return TiffSlices(path, interpolate=on_bad_slice == "interpolate")
         raise SelmaError(f"{path}: the folder holds neither TIFF slices nor an OME-Zarr")
-    if is_tiff(path):
-        return TiffPages(path, channel=channel)
-    if is_nifti(path):
-        return NiftiVolume(path)
-    if is_itk_file(path):
-        return ItkVolume(path)
+    for has_ending, reader in _READERS:
+        if has_ending(path):
+            return reader(path, channel)
     raise SelmaError(f"{path}: no reader for this kind of file; give TIFF, NIfTI, NRRD, MHA or OME-Zarr")

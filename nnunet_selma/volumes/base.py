@@ -124,7 +124,7 @@ def to_intensities(image: Array, name: str) -> Array:
     if image.dtype.kind not in "buif":
         raise SelmaError(f"{name}: holds values of type {image.dtype}, grey values are needed")
     if image.dtype.kind == "f":
-        check_finite(image, name)
+        check_finite_voxels(image, name)
         if image.size and (image.min() < 0 or image.max() > 65535 or not (image == np.rint(image)).all()):
             return image.astype(np.float32)
     elif image.size and image.dtype.kind == "i" and image.min() < 0:
@@ -137,7 +137,7 @@ def to_intensities(image: Array, name: str) -> Array:
     return image.astype(np.uint16)
 
 
-def check_finite(values: Array, name: str) -> None:
+def check_finite_voxels(values: Array, name: str) -> None:
     """Raise `SelmaError`, which names the file, if intensities or their means hold NaN or infinite values."""
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise SelmaError(
