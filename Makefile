@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+MINIMUM := $(VENV)/minimum
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test quick gpu bench lint format clean
+.PHONY: demo test quick test-minimum gpu bench lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/nnunet-selma demo -o demo $(if $(DATA),--data "$(DATA)")
@@ -16,6 +17,10 @@ test: lint
 
 quick: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 --dist loadgroup
+
+# with every package at the lowest version that pyproject.toml allows
+test-minimum: $(MINIMUM)/.installed
+	OMP_NUM_THREADS=1 $(MINIMUM)/bin/python -m pytest -m "not slow" -n 2 --dist loadgroup
 
 # on a CUDA device; refreshes the table in docs/performance.md
 gpu: $(VENV)/.test-installed
@@ -41,6 +46,12 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.test-installed: $(VENV)/.installed
 	$(BIN)/pip install --editable ".[test]"
+	touch $@
+
+$(MINIMUM)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(MINIMUM)
+	$(MINIMUM)/bin/pip install uv
+	$(MINIMUM)/bin/uv pip install --python $(MINIMUM)/bin/python --resolution lowest-direct --compile-bytecode --editable ".[test]"
 	touch $@
 
 clean:
