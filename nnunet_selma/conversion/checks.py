@@ -78,6 +78,8 @@ def image_facts(voxels: Array, volume: Volume, structure: Structure | None) -> I
         warnings.append(
             f"header spacing {header} µm differs from the table's {table} µm (z, y, x); the header is not used"
         )
+    if volume.spacing_guess:
+        warnings.append(volume.spacing_guess)
     if volume.repaired:
         warnings.append(f"interpolated slices: {', '.join(volume.repaired)}")
     return ImageFacts(

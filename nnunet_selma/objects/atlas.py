@@ -175,7 +175,7 @@ def _read_header(path: Path) -> Any:
 
 def _spacing_um(header: Any) -> SpacingUm | None:
     """Voxel size in µm (z, y, x) that the header of an atlas states; None where it states none."""
-    return spacing_from_header(header.GetSpacing()[2::-1], mm_below=_MM_BELOW)
+    return spacing_from_header(header.GetSpacing()[2::-1], mm_below=_MM_BELOW).um_zyx
 
 
 def _read_transform(path: Path) -> sitk.Transform:

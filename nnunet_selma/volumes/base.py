@@ -25,6 +25,9 @@ class Volume(ABC):
     spacing_um_zyx: SpacingUm | None
     """Voxel size in µm; None where the file does not state it."""
 
+    spacing_guess: str | None = None
+    """A sentence where the file states a voxel size without its unit, and the unit was guessed."""
+
     plane_wise: bool = True
     """True if whole slices in order are cheap to read; False if boxes are, as in chunks and memory maps."""
 

@@ -19,11 +19,25 @@ def is_itk_file(path: Path) -> bool:
     return path.name.lower().endswith(_ENDINGS)
 
 
+def _header(path: Path) -> str:
+    """The first lines of a file, which are text in NRRD and MetaImage."""
+    with path.open("rb") as file:
+        return file.read(_HEADER_BYTES).decode("utf-8", "replace")
+
+
 def _is_compressed(path: Path) -> bool:
     """True if the header of an MHA or MHD says that its voxels are compressed."""
-    with path.open("rb") as file:
-        header = file.read(_HEADER_BYTES)
-    return re.search(rb"^CompressedData\s*=\s*True", header, re.MULTILINE | re.IGNORECASE) is not None
+    return re.search(r"^CompressedData\s*=\s*True", _header(path), re.MULTILINE | re.IGNORECASE) is not None
+
+
+def _unit(path: Path) -> str | None:
+    """Unit of the spacing: NRRD's `space units` or `units`, MetaImage's `DistanceUnits`; ITK reads none of them."""
+    unit = re.search(
+        r'^(?:(?:space )?units:[^"\n]*"([^"\n]+)"|DistanceUnits\s*=\s*(\S+))',
+        _header(path),
+        re.MULTILINE | re.IGNORECASE,
+    )
+    return (unit[1] or unit[2]) if unit else None
 
 
 class ItkVolume(Volume):
@@ -52,7 +66,9 @@ class ItkVolume(Volume):
         self.shape = (z, y, x)
         self.dtype = np.dtype(sitk.GetArrayViewFromImage(sitk.Image([1, 1, 1], reader.GetPixelID())).dtype)
         spacing = reader.GetSpacing()
-        self.spacing_um_zyx = spacing_from_header([spacing[axis] for axis in reversed(self._axes_xyz)])
+        self.spacing_um_zyx, self.spacing_guess = spacing_from_header(
+            [spacing[axis] for axis in reversed(self._axes_xyz)], _unit(path)
+        )
         self.read_whole = path.suffix.lower() in (".nrrd", ".nhdr") or _is_compressed(path)
         self._whole: Array | None = None
 

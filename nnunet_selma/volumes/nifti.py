@@ -6,13 +6,13 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+from nibabel.affines import voxel_sizes
 from nibabel.filebasedimages import ImageFileError
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.volumes.base import Array, Volume, cut_short, damaged_file, three_axes
 from nnunet_selma.volumes.units import spacing_from_header
 
-_MM = {"micron": 1e-3, "meter": 1e3}
 _DAMAGE = (OSError, EOFError, ValueError, zlib.error, gzip.BadGzipFile, ImageFileError)
 
 
@@ -46,8 +46,12 @@ class NiftiVolume(Volume):
         self.shape = (z, y, x)
         unscaled = image.dataobj.is_proxy and (image.dataobj.slope, image.dataobj.inter) == (1, 0)
         self.dtype = dtype if unscaled else np.dtype(np.float64)
-        zooms, mm = image.header.get_zooms(), _MM.get(image.header.get_xyzt_units()[0], 1.0)
-        self.spacing_um_zyx = spacing_from_header([float(zooms[axis]) * mm for axis in reversed(self._axes_xyz)])
+        # the affine counts, not pixdim, which some programs leave at 1; it has no fourth axis
+        sizes = [*map(float, voxel_sizes(image.affine)), *map(float, image.header.get_zooms()[3:])]
+        unit = image.header.get_xyzt_units()[0]
+        self.spacing_um_zyx, self.spacing_guess = spacing_from_header(
+            [sizes[axis] for axis in reversed(self._axes_xyz)], None if unit == "unknown" else unit
+        )
         self._proxy = image.dataobj
 
     def _read(self, z: slice, y: slice, x: slice) -> Array:

@@ -9,7 +9,7 @@ import numpy as np
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes.base import Array, Volume
-from nnunet_selma.volumes.units import UM_OF_UNIT
+from nnunet_selma.volumes.units import spacing_in_um
 
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 """Exceptions of zarr and of missing metadata."""
@@ -115,8 +115,7 @@ class OmeZarrVolume(Volume):
             for transform in holder.get("coordinateTransformations", []):
                 if transform.get("type") == "scale":
                     scale = scale * np.asarray(transform["scale"], float)
-        z, y, x = (float(s) * UM_OF_UNIT.get(str(unit), np.nan) for s, unit in zip(scale[-3:], units[-3:], strict=True))
-        return node[datasets[level]["path"]], axes, None if np.isnan([z, y, x]).any() else (z, y, x)
+        return node[datasets[level]["path"]], axes, spacing_in_um(scale[-3:], units[-3:])
 
     def _read(self, z: slice, y: slice, x: slice) -> Array:
         try:

@@ -1,9 +1,9 @@
 """TIFF: folders with one slice a file, and files with many pages."""
 
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import tifffile
@@ -12,7 +12,7 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes.base import Array, ShapeZYX, Volume, cut_short, damaged_file
 from nnunet_selma.volumes.slices import missing_numbers, slice_numbers
-from nnunet_selma.volumes.units import UM_OF_UNIT
+from nnunet_selma.volumes.units import spacing_in_um
 
 # what tifffile and the decoders behind it raise for a damaged file
 _DAMAGE = (tifffile.TiffFileError, OSError, ValueError, IndexError, KeyError, RuntimeError, TypeError, AttributeError)
@@ -67,7 +67,7 @@ class TiffSlices(Volume):
         self._names = [numbered[n].name if n in numbered else f"number {n} (missing)" for n in numbers]
         self._bad = [file is None for file in self._files]
         self.shape, self.dtype = self._usual_header()
-        self.spacing_um_zyx = None  # a slice cannot know the distance to the next one
+        self.spacing_um_zyx = _slice_spacing(next(file for file in self._files if file is not None))
 
     @property
     def repaired(self) -> tuple[str, ...]:
@@ -160,6 +160,16 @@ def _slice_header(file: Path) -> tuple[tuple[int, int], str] | str:
     return (shape[0], shape[1]), np.dtype(dtype).str
 
 
+def _slice_spacing(file: Path) -> SpacingUm | None:
+    """Voxel size in µm (z, y, x) of a stack from the OME-XML of a slice, as LaVision's microscopes write it; None without it."""
+    try:
+        with tifffile.TiffFile(file, is_ome=False) as tif:
+            xml = tif.pages.first.description
+        return _ome_spacing(xml, file.name) if "<OME" in xml else None
+    except _DAMAGE:
+        return None
+
+
 def _described(header: tuple[tuple[int, int], str]) -> str:
     (height, width), dtype = header
     return f"{height} × {width} (y, x) of {np.dtype(dtype).name}"
@@ -250,20 +260,36 @@ def _page(series: Any, index: int) -> Array:
 def _page_spacing(tif: tifffile.TiffFile) -> SpacingUm | None:
     """Voxel size in µm (z, y, x) from OME or ImageJ metadata; None unless all three axes are stated in a unit of length."""
     if tif.is_ome and tif.ome_metadata:
-        sizes = []
-        for axis in "ZYX":
-            size = re.search(rf'PhysicalSize{axis}="([^"]+)"', tif.ome_metadata)
-            unit = re.search(rf'PhysicalSize{axis}Unit="([^"]+)"', tif.ome_metadata)
-            if size is None:
-                return None
-            sizes.append(float(size[1]) * UM_OF_UNIT.get(unit[1] if unit else "µm", 0.0))
-        return (sizes[0], sizes[1], sizes[2]) if min(sizes) > 0 else None
+        return _ome_spacing(tif.ome_metadata, tif.filename)
     metadata: dict[str, Any] = tif.imagej_metadata or {}
-    scale = UM_OF_UNIT.get(str(metadata.get("unit", "")).strip())
     tags = tif.pages.first.tags
     resolution = [tags[f"{axis}Resolution"].value for axis in "YX" if f"{axis}Resolution" in tags]
-    if scale is None or "spacing" not in metadata or len(resolution) < 2:
+    if "spacing" not in metadata or len(resolution) < 2 or not all(count for count, _ in resolution):
         return None
-    y, x = (length / count * scale if count else 0.0 for count, length in resolution)
-    z = float(metadata["spacing"]) * scale
-    return (z, y, x) if min(z, y, x) > 0 else None
+    unit = metadata.get("unit")
+    units = [metadata.get("zunit", unit), metadata.get("yunit", unit), unit]
+    try:
+        depth = abs(float(metadata["spacing"]))  # ImageJ counts some stacks from the top
+    except (TypeError, ValueError):
+        return None
+    return spacing_in_um([depth, *(length / count for count, length in resolution)], units)
+
+
+def _ome_spacing(xml: str, file_name: str) -> SpacingUm | None:
+    """Voxel size in µm (z, y, x) of the image in OME-XML that lies in this file, the first one if none names the file.
+
+    A size without unit is in µm, as OME defines; a size that is no number is none.
+    """
+    try:
+        images = [e for e in ElementTree.fromstring(xml.encode()).iter() if e.tag.rpartition("}")[2] == "Image"]
+    except ElementTree.ParseError:
+        return None
+    in_file = [i for i in images if any(e.get("FileName") == file_name for e in i.iter())] or images[:1]
+    for pixels in (e for image in in_file for e in image.iter() if e.tag.rpartition("}")[2] == "Pixels"):
+        texts = [pixels.get(f"PhysicalSize{axis}", "").replace(",", ".") for axis in "ZYX"]
+        try:
+            sizes = [float(text) for text in texts]
+        except ValueError:
+            return None
+        return spacing_in_um(sizes, [pixels.get(f"PhysicalSize{axis}Unit", "µm") for axis in "ZYX"])
+    return None
