@@ -128,7 +128,7 @@ def _unannotated_arguments(parser: argparse.ArgumentParser) -> None:
         help="nnU-Net's raw format, or straight to what SelmaSSLTrainer reads, which is faster and smaller (default: %(default)s)",
     )
     store = parser.add_argument_group("with --to preprocessed")
-    add_options(store, StoreSettings, plans_from="", plans_name="-p", configuration="-c")
+    add_options(store, StoreSettings, plans_from=" ID", plans_name="-p", configuration="-c")
     parser.set_defaults(run=_convert_unannotated)
 
 

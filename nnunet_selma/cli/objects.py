@@ -58,8 +58,17 @@ def _options(parser: argparse.ArgumentParser) -> None:
         help="image whose intensities are measured (default: that of the OME-Zarr, if there is one; none: no intensities)",
     )
     add_options(parser, ObjectSettings, label="", channel="", spacing_um_zyx="--spacing", connectivity="")
-    add_options(parser, ObjectSettings, min_voxels="", max_voxels="", topology="", trees="", instances="", overwrite="")
+    add_options(
+        parser,
+        ObjectSettings,
+        min_voxels="",
+        max_voxels="",
+        topology="",
+        trees="",
+        instances=" OUT.ome.zarr",
+        overwrite="",
+    )
     regions = parser.add_argument_group("regions of an atlas that is registered already")
-    add_options(regions, ObjectSettings, atlas="", transform="", atlas_spacing_um_zyx="--atlas-spacing")
-    add_options(regions, ObjectSettings, region_names="", regions="")
+    add_options(regions, ObjectSettings, atlas=" FILE", transform=" FILE", atlas_spacing_um_zyx="--atlas-spacing")
+    add_options(regions, ObjectSettings, region_names=" CSV", regions=" TABLE")
     parser.set_defaults(run=_objects, starts_anew=True)

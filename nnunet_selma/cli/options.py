@@ -50,13 +50,15 @@ def add_options(parser: Any, settings: type, **flags: str) -> None:
     Args:
         parser: parser or group of argparse.
         settings: the dataclass. A field's docstring may end in "None: …" or "empty: …", which says what its default means.
-        flags: field to its option, as in `dataset_id="-d"`; an empty text is "--" and the name of the field.
+        flags: field to its option, and a word for its value if the type says too little, as in `block="--block VOXELS"`; without an
+            option it is "--" and the name of the field.
     """
     hints, texts = get_type_hints(settings), field_docstrings(settings)
     by_name = {field.name: field for field in fields(settings)}
     for name, flag in flags.items():
-        option = flag or f"--{name.replace('_', '-')}"
-        parser.add_argument(option, dest=name, **_description(by_name[name], hints[name], texts[name]))
+        option, _, metavar = flag.partition(" ")
+        described = _description(by_name[name], hints[name], texts[name]) | ({"metavar": metavar} if metavar else {})
+        parser.add_argument(option or f"--{name.replace('_', '-')}", dest=name, **described)
 
 
 def settings_from(settings: Callable[..., Settings], chosen: argparse.Namespace, **given: Any) -> Settings:

@@ -158,7 +158,9 @@ def _predict_routed_options(parser: argparse.ArgumentParser) -> None:
         metavar="CLASS=FOLDER",
         help="the trained model of a class, or of all others (other=FOLDER); once for each model",
     )
-    add_options(parser, RoutedSettings, folds="-f", checkpoint="", remove_below="", step_size="-step_size")
+    add_options(
+        parser, RoutedSettings, folds="-f FOLD", checkpoint=" FILE", remove_below=" VOXELS", step_size="-step_size"
+    )
     device_argument(parser)
     parser.add_argument(
         "--disable_tta", dest="mirroring", action="store_false", help="no mirroring: faster, a little less accurate"

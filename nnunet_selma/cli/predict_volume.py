@@ -119,7 +119,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add_options(parser, ModelSettings, checkpoint="", step_size="-step_size", mirroring="--tta")
     add_options(parser, VolumePrediction, spacing_um_zyx="--spacing", level="", channels="--channel", on_bad_slice="")
     region = parser.add_mutually_exclusive_group()
-    add_options(region, VolumePrediction, mask="")
+    add_options(region, VolumePrediction, mask=" VOLUME")
     region.add_argument(
         "--everything",
         dest="tissue_only",
@@ -129,7 +129,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add_options(parser, VolumePrediction, probabilities="")
     parser.add_argument("--no-raw", dest="raw", action="store_false", help="do not put the image beside the labels")
     parser.add_argument("--also", choices=("tiff",), help="write the labels as TIFF slices too")
-    add_options(parser, VolumePrediction, name="", version="--ome-zarr", max_memory="", block="")
+    add_options(parser, VolumePrediction, name="", version="--ome-zarr", max_memory=" GB", block=" VOXELS")
     device_argument(parser)
     scheduler_argument(parser)
     parser.add_argument("--shard", metavar="I/N", help="do the i-th of n shares, from 0: one job of a SLURM array")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nnunet_selma.conversion.channels import VesselChannels, channel_sets, check_equal_counts, input_channels
 from nnunet_selma.conversion.checks import check_equal_shapes, facts_as_json, read_image, read_label
@@ -34,8 +34,8 @@ class AnnotatedSettings:
     """Voxel size to write: that of the structure table, 1 voxel, or µm; None: physical for one structure, voxel for several."""
     vessel_channels: VesselChannels = "separate"
     """Channels of stains that have two: only one, both as two input channels, or each as a case."""
-    layout: str | None = None
-    """Layout of the source: bioimage_archive, challenge_zip or delivr; None: detected."""
+    layout: Literal["bioimage_archive", "challenge_zip", "delivr"] | None = None
+    """Layout of the source; None: detected."""
     leave_out_unpaired: bool = False
     """Leave out raw files without ground truth, and ground truths without raw file, and list them, instead of stopping."""
     folds: int = 5

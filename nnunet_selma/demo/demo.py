@@ -254,6 +254,8 @@ def run_demo(
     # datasets of an earlier demo would be taken for these
     shutil.rmtree(workspace, ignore_errors=True)
     environment = cpu_environment(workspace, device)
+    if device == "cpu":
+        environment["nnUNet_def_n_proc"] = "1"  # the validation after a training starts as many processes
     os.environ.update(environment)
     pipeline = Pipeline(
         folders=Folders.from_environment(environment),

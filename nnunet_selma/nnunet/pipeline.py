@@ -1,6 +1,5 @@
 """The commands that lead from a download to a segmentation, as a user types them, in one workspace."""
 
-import os
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from nnunet_selma.nnunet import commands
 from nnunet_selma.nnunet.folders import Folders
+from nnunet_selma.running.cores import usable_cores
 
 
 def cpu_environment(workspace: Path, device: str) -> dict[str, str]:
@@ -16,7 +16,7 @@ def cpu_environment(workspace: Path, device: str) -> dict[str, str]:
 
     On a GPU nnU-Net's own numbers stay, because the GPU would wait for patches that are loaded between its steps.
     """
-    cores = str(os.cpu_count() or 1)  # nnU-Net predicts with as many threads as it may start processes
+    cores = str(usable_cores())  # nnU-Net predicts with as many threads as it may start processes
     threads = {"OMP_NUM_THREADS": cores, "nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": cores}
     return {**commands.workspace_environment(workspace), **(threads if device == "cpu" else {})}
 
@@ -39,7 +39,7 @@ class Training:
     @property
     def model(self) -> str:
         """Options by which nnU-Net's commands know the trained model."""
-        return f"-tr {self.trainer} -c {self.configuration} -p {self.plans} -f {self.fold}"
+        return f"-tr {self.trainer} -c {self.configuration} -p {quoted(self.plans)} -f {self.fold}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class Pipeline:
 
     def settings(self, dataset_id: int, plans: str, assignments: str) -> None:
         """Change settings in plans."""
-        self.run(f"nnunet-selma settings -d {dataset_id} -p {plans} {assignments}")
+        self.run(f"nnunet-selma settings -d {dataset_id} -p {quoted(plans)} {assignments}")
 
     def train(self, training: Training) -> None:
         """Train, or continue where a killed training wrote its last checkpoint."""
@@ -93,7 +93,7 @@ class Pipeline:
         folder = self.fold_folder(t)
         killed = any((folder / f"checkpoint_{name}.pth").is_file() for name in ("latest", "final"))
         self.run(
-            f"nnUNetv2_train {t.dataset_id} {t.configuration} {t.fold} -tr {t.trainer} -p {t.plans} "
+            f"nnUNetv2_train {t.dataset_id} {t.configuration} {t.fold} -tr {t.trainer} -p {quoted(t.plans)} "
             f"-device {self.device}{' --c' if killed else ''}"
         )
 

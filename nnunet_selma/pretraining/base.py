@@ -118,6 +118,18 @@ class Pretext(nn.Module, ABC):
         self.steps_done = state["steps_done"]
 
 
+_FORMER_HOOKS = {
+    "called": "compiled_parts",
+    "asks_every_step": "deep_supervision",
+    "answer": "predict",
+    "as_answer": "to_target",
+    "brought_to_unit": "normalise",
+    "where_to_mask": "block_preference",
+    "maps": "encode",
+}
+"""Methods of pretexts by the names of earlier versions, which would be ignored in silence."""
+
+
 def pretext_named(name: str) -> type[Pretext]:
     """The pretext class with this name, `package.module.Class`.
 
@@ -137,6 +149,11 @@ def pretext_named(name: str) -> type[Pretext]:
     if not (isinstance(kind, type) and issubclass(kind, Pretext)):
         raise SelmaError(
             f"pretraining.pretext is {name}, which is no subclass of nnunet_selma.pretraining.base.Pretext"
+        )
+    former = [name for name in _FORMER_HOOKS if hasattr(kind, name)]
+    if former:
+        raise SelmaError(
+            f"pretraining.pretext is {name}, which defines {former[0]}; this method is now called {_FORMER_HOOKS[former[0]]}, rename it"
         )
     return kind
 

@@ -26,7 +26,7 @@ def label_values(values: Array, path: Path) -> Array:
         raise SelmaError(f"{path}: holds values of type {values.dtype}; labels are whole numbers from 0")
     if kind == "b":
         return values.astype(np.uint8)
-    if kind == "u" or not values.size:
+    if (kind == "u" and values.itemsize <= 4) or not values.size:
         return values.astype(values.dtype.newbyteorder("=") if kind == "u" else np.uint32, copy=False)
     lowest, highest = float(values.min()), float(values.max())
     if not np.isfinite([lowest, highest]).all():

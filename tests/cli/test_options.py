@@ -46,7 +46,7 @@ class Settings:
 OPTIONS = {
     **dict.fromkeys(("share", "mode", "folder", "names", "folds", "channels", "spacing", "kind", "overwrite"), ""),
     "dataset_id": "-d",
-    "spacing_um_zyx": "--size",
+    "spacing_um_zyx": "--size ZYX",
 }
 
 
@@ -94,6 +94,7 @@ def test_the_help_is_the_docstring_with_its_default(parser):
     assert "OME-Zarr images (default: all)" in shown
     assert "folds (default: 0 1)" in shown
     assert "replace what is there" in shown
+    assert "--size ZYX" in shown
     assert "channels --size" not in shown
     assert "(default: )" not in shown
 

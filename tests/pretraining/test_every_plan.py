@@ -65,8 +65,10 @@ PAIRS = [
     (MaskedInpainting, "swin_unetr"),
     (MultiTask, "swin_unetr"),
     (SelfDistillation, "swin_unetr"),
+    (Byol, "swin_unetr"),
     (StructureInpainting, "vit_adapter"),
     (SelfDistillation, "vit_adapter"),
+    (MultiTask, "vit_adapter"),
     (MaskedInpainting, "attention_unet"),
     (Simclr, "attention_unet"),
 ]
@@ -85,6 +87,8 @@ def test_a_step_trains_what_the_pretext_says_it_trains(kind, name):
     trained = [n for n, p in net.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0]
     part = pretrained_part(net)
     idle = {n for n, p in net.named_parameters() if p.grad is None and n.startswith(part)}
+    heads = {n for n, p in one.named_parameters() if p.requires_grad and not n.startswith("network.")}
+    assert {n for n, p in one.named_parameters() if n in heads and p.grad is None} == set()
     assert idle == set()  # processes would wait for it, and it would be carried over as if it were trained
     assert any(n.startswith(part) for n in trained)
     if not one.trains_decoder:

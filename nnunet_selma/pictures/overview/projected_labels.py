@@ -54,7 +54,7 @@ class ProjectedLabels:
             self._counts.add(start, values > 0)
 
     def mark(self, objects: Objects, shape: ShapeZYX) -> None:
-        """Draw the boxes of small objects, because coarse resolutions lose them; the foreground becomes no more than that of the objects.
+        """Draw the boxes of small objects, because coarse resolutions lose them.
 
         Args:
             objects: objects of the segmentation at its finest resolution.
@@ -77,7 +77,6 @@ class ProjectedLabels:
                 np.bitwise_or.at(bits, pixels, bits_of_class[in_box])
                 np.add.at(voxels, pixels, per_pixel[in_box])
             np.maximum(counts, voxels, out=counts)
-            counts *= min(1, objects.voxels.sum() * per_voxel.prod() / max(counts.sum(), 1))
 
     @property
     def pixel(self) -> tuple[float, float, float]:

@@ -84,7 +84,7 @@ class Challenge:
     def check_same_run(self) -> None:
         """Note what decides the results; raise `SelmaError` where the folder holds those of another challenge."""
         tested = sorted(path.name for path in self.data.references.glob("*.nii.gz"))
-        arms = {arm.name: {"changes": arm.changes, "recipe": repr(arm.recipe)} for arm in self.arms}
+        arms = {arm.name: {"changes": arm.changes, "recipe": _what_decides(arm.recipe)} for arm in self.arms}
         decisive: dict[str, Any] = json.loads(
             json.dumps(
                 {
@@ -98,6 +98,8 @@ class Challenge:
         noted = self.output / "challenge.json"
         before = read_json(noted) if noted.is_file() else {}
         known_arms = before.pop("arms", {})
+        for arm in known_arms.values():  # earlier versions noted the words of `recipe show` too
+            arm["recipe"] = arm["recipe"].partition(", differences=")[0]
         different = [name for name, value in decisive.items() if before.get(name, value) != value]
         different += [
             f"arm {name}" for name, arm in json.loads(json.dumps(arms)).items() if known_arms.get(name, arm) != arm
@@ -177,6 +179,11 @@ class Challenge:
                 **{f"{run} voxels": count * voxels for run, count in steps.items()},
             }
         return budgets
+
+
+def _what_decides(recipe: Recipe) -> str:
+    """The recipe without the words of `recipe show`, which no result depends on."""
+    return repr(replace(recipe, differences=())).partition(", differences=")[0]
 
 
 def _link(path: Path, link: Path) -> None:

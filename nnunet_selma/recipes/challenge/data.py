@@ -215,5 +215,6 @@ def draw(
     data = ChallengeData.below(root, tile=tile, tiles_per_volume=tiles_per_volume)
     if not (root / _ORIGINS).is_file():
         _make_room(root, [])
+    write_json(root / _ORIGINS, {})  # links that an arranged challenge has left are replaced
     draw_data(data.annotated, data.unlabelled, data.images.parent, drawing, seed)
     return data

@@ -151,6 +151,24 @@ def test_small_objects_are_drawn_from_the_table_and_the_finest_resolution_is_not
     np.testing.assert_array_equal(coarse.density.values, fine.density.values)
 
 
+def test_a_filtered_table_does_not_dim_what_it_lists(tmp_path, monkeypatch):
+    """One large object and cells of 4³ voxels; the table lists the cells alone."""
+    labels = np.zeros((32, 128, 96), np.uint8)
+    labels[4:28, 8:60, 8:60] = 1
+    for y in range(72, 120, 16):
+        labels[12:16, y : y + 4, 72:76] = 1
+    levels = pyramid(labels, 3)
+    monkeypatch.setattr(projected_labels, "LABEL_PIXELS", 40)
+    objects = measured(labels, labels.shape)[0]
+    cells = objects.select(objects.voxels < 100)
+    write_table(tmp_path / "t.csv", table_of(cells, labels.shape, (1.0, 1.0, 1.0)))
+    coarse, fine = (
+        overview(Segmented(name="brain", labels=labels), table=tmp_path / "t.csv") for labels in (levels, levels[:1])
+    )
+    for axis in range(3):
+        np.testing.assert_allclose(coarse.shares[axis], fine.shares[axis], atol=0.02)
+
+
 def test_vessels_are_drawn_from_the_coarsest_resolution_that_keeps_them(tmp_path, monkeypatch):
     """Vessels of 2 voxels become one voxel wide at the second resolution, and vanish from the third."""
     labels = np.zeros((32, 128, 96), np.uint8)
@@ -177,7 +195,7 @@ def test_a_picture_from_a_coarse_resolution_is_like_that_from_the_finest(structu
     ("labels", "message"),
     [
         (np.random.default_rng(0).integers(100, 9000, (40, 40, 40), dtype=np.uint16), "looks like an image"),
-        (np.full(SHAPE, 0.5), "fractions or NaN"),
+        (np.full(SHAPE, 0.5), "fractions"),
         (np.full(SHAPE, 1j), "complex128"),
     ],
 )
