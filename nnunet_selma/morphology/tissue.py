@@ -120,7 +120,7 @@ def mask_boxes(mask: Volume, shape: ShapeZYX, spacing_um_zyx: tuple[float, float
 
     Args:
         mask: the mask.
-        shape: of the volume, voxels (z, y, x).
+        shape: shape of the volume, voxels (z, y, x).
         spacing_um_zyx: voxel size of the volume, µm; None where it is not known.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Types of settings: what a field may hold is said in its annotation, and checked when a section is made."""
+"""Field types of settings: the annotation states the allowed values, which are checked when a section is created."""
 
 import json
 from collections.abc import Callable

@@ -69,11 +69,11 @@ class FinetuningSettings(RunSettings):
     carry: Literal["all", "all_but_last_step", "encoder"] = "all"
     """Parts that are carried over from pretraining: "all", "all_but_last_step" (the decoder's finest step starts random) or "encoder"."""
     encoder_rate: ShareOrAll = 0.03
-    """Learning rate of an encoder that was carried over, as a factor on that of random weights."""
+    """Factor on the learning rate of a pretrained encoder; weights that start random have the factor 1."""
     decoder_rate: ShareOrAll = 0.03
-    """Learning rate of the carried-over parts of the decoder, as a factor on that of random weights."""
+    """Factor on the learning rate of the pretrained parts of the decoder; weights that start random have the factor 1."""
     head: Literal["new", "keep"] = "new"
-    """Segmentation heads: "new" ones, or "keep" those of a fine-tuned model of as many classes that is fine-tuned further."""
+    """Segmentation heads: "new" ones, or "keep": those of a fine-tuned model with the same number of classes are trained further."""
     fit_head: bool = True
     """Fit the new segmentation heads to the carried-over features (by logistic regression, on a few batches) before the first step."""
     calibrate: bool = True
@@ -144,7 +144,7 @@ _REMOVED = {
     "inpainting.block_shape": "blocks are cubes of inpainting.block_edges",
     "finetuning.validation_mirroring": "the final validation mirrors on a GPU, and not on a CPU",
 }
-"""Settings of earlier versions, and what holds without them."""
+"""Removed settings, and the behaviour that replaces them."""
 
 
 def read_settings(plans: Mapping[str, Any]) -> Settings:

@@ -60,9 +60,9 @@ class ObjectSettings:
     overwrite: bool = False
     """Replace instances that are there."""
     atlas: Path | None = None
-    """Region numbers; without a transform over the same field of view as the labels, at any resolution."""
+    """Volume of region numbers. Without a transform it covers the field of view of the labels, at any resolution."""
     transform: Path | None = None
-    """From the sample (fixed image) to the atlas (moving image), as ITK and ANTs write it; NIfTI, NRRD and MHA lie where their headers say, other labels begin at 0."""
+    """Transform from the sample (fixed image) to the atlas (moving image), as ITK and ANTs write it. Labels in NIfTI, NRRD and MHA are placed by their headers; others begin at 0."""
     atlas_spacing_um_zyx: SpacingUm | None = None
     """Voxel size of the atlas, µm; None: that of the file."""
     region_names: Path | None = None

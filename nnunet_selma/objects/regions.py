@@ -45,7 +45,7 @@ def _pieces(atlas: Atlas) -> Iterator[tuple[int, Array]]:
 
 
 def _count_values(voxels: Array) -> tuple[Array, Array]:
-    """The values of an array and how often each occurs; sorts runs of equal values, which are few in an atlas, not voxels."""
+    """The values of an array and how often each occurs; sorts runs of equal values instead of voxels, because an atlas has few runs."""
     flat = voxels.ravel()
     starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1]) if flat.size else np.zeros(0, int)
     values, which = np.unique(flat[starts], return_inverse=True)

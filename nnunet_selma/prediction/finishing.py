@@ -134,7 +134,7 @@ def write_slices(settings: VolumePrediction, progress: Progress[Any] = silent) -
 
 
 def _move(source: Path, target: Path) -> None:
-    """Rename a folder; an older one of the name, which is to be overwritten, is kept under another until then."""
+    """Rename a folder; an existing one of that name is renamed first, and deleted later."""
     shutil.rmtree(_old(target), ignore_errors=True)
     if target.exists():
         target.rename(_old(target))

@@ -63,7 +63,7 @@ class Grids:
         """Tiles and voxels that predicting a box takes; None if no voxel of it is to be predicted.
 
         Args:
-            box: of the volume (z, y, x), within the crop.
+            box: box of the volume (z, y, x), within the crop.
             to_predict: True if some voxel of a box (z, y, x) is to be predicted. Tiles without such voxels are left out.
         """
         result = self._to_network(box)
@@ -143,10 +143,10 @@ def make_grids(
     Args:
         configuration: as in plans.json.
         transpose: `transpose_forward` of the plans.
-        crop: of the volume, (z, y, x).
-        spacing_zyx: of the volume, in the unit of the plans.
+        crop: crop of the volume, (z, y, x).
+        spacing_zyx: voxel size of the volume, in the unit of the plans.
         tile: the patch, network axes.
-        step: of the sliding window, in patches.
+        step: step of the sliding window, in patches.
 
     Raises:
         SelmaError: the volume has to be resampled in a way that cannot be done block by block.

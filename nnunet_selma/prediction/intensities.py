@@ -194,7 +194,7 @@ def configured_normalisation(
     Args:
         configuration: as in plans.json.
         properties: `foreground_intensity_properties_per_channel` of the plans.
-        intensities: of the volume, in which some voxel is not 0.
+        intensities: intensities of the volume, in which some voxel is not 0.
 
     Raises:
         SelmaError: an unknown scheme, or one that needs more than a single pass over the volume gives.

@@ -19,7 +19,7 @@ _LEAST_BLOCK = 16
 _SLAB = 64
 """Slices that are read together, where the memory allows."""
 _SLAB_COPIES = 6
-"""Copies of a slab in memory while it is read: as it comes, as it is kept, where it is 0, and parts of it in float64."""
+"""Arrays as large as a slab that are in memory at once while it is read: raw, converted, mask of zeros, and pieces in float64."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +93,8 @@ class MemoryPlan:
         """Shape of the blocks of a volume (z, y, x), and the edge of the chunks that they are made of, in voxels.
 
         Args:
-            shape: of the volume (z, y, x).
-            edge: of a block, voxels; None for the largest that fits into the memory.
+            shape: shape of the volume (z, y, x).
+            edge: edge of a block, voxels; None for the largest that fits into the memory.
             max_memory: GB.
 
         Raises:

@@ -118,7 +118,7 @@ class Model:
     """A network with the weights of its folds, and its plans.
 
     Args:
-        settings: of the model.
+        settings: settings of the model.
         device: as PyTorch names it.
 
     Raises:

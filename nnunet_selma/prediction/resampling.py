@@ -101,8 +101,8 @@ class Resampling:
 
         Args:
             voxels: the box `needed(box)` of the grid before, (c, z, y, x).
-            box: of the grid after.
-            limits: of the whole volume; results of splines of order 2 and more are clipped to them.
+            box: box of the grid after.
+            limits: lowest and highest value of the whole volume; results of splines of order 2 and more are clipped to them.
         """
         if not self.changes:
             return voxels

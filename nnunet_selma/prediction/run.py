@@ -158,7 +158,7 @@ class Run:
 
         Args:
             index: number of the slab.
-            intensities: of the slab.
+            intensities: intensities of the slab.
             means: mean log intensity of its grid boxes (z, y, x).
             repaired: names of slices that were interpolated.
         """

@@ -31,7 +31,7 @@ def start_run(settings: VolumePrediction, device: str, *, overwrite: bool) -> Ru
     A new folder gets its name when it is complete, so that several processes may start the same run.
 
     Args:
-        settings: of the prediction.
+        settings: settings of the prediction.
         device: where blocks are predicted; the model is only looked at here.
         overwrite: replace an interrupted run, unless it was itself started to overwrite.
 

@@ -63,7 +63,7 @@ class VolumePrediction:
 
     @property
     def products(self) -> dict[str, Path]:
-        """Path of each result by the part of the run's folder that becomes it; the labels last."""
+        """Subfolder of the run to the final path of that result; the labels last."""
         near = self.output.parent / re.sub(r"(\.ome)?\.zarr$", "", self.output.name)
         labels = {f"output/labels/{self.name}": self.output / "labels" / self.name}
         return {

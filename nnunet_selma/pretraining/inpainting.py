@@ -242,7 +242,7 @@ def masked_error(
         kind: quantity whose error is squared: "intensity"; "residual", its difference to a smoothed copy; or "gradient". The latter two are
             linear, so they are computed of the masked difference.
         spacing: voxel size along the axes, for "residual".
-        weight: of each voxel, (batch, 1, *patch).
+        weight: weight of each voxel, (batch, 1, *patch).
     """
     difference = (prediction.float() - target.float()) * mask
     if kind == "residual":

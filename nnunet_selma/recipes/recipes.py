@@ -29,7 +29,7 @@ def merged(*changes: SettingsChange) -> dict[str, dict[str, Any]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How large a recipe's network, patch and batch are; None is what the plans or the network say."""
+    """Size of a recipe's network, patch and batch; None: that of the plans or of the network."""
 
     patch_edge: int | None = None
     batch_size: int | None = None
@@ -69,15 +69,15 @@ class Recipe:
     differences: tuple[Difference, ...] = ()
 
     def size(self, scale: Scale) -> Size:
-        """How large it is at a scale."""
+        """Sizes at a scale."""
         return {"tiny": self.tiny, "paper": self.paper}[scale]
 
     def plans(self, plans: Plans, name: str, scale: Scale, changes: SettingsChange | None = None) -> Plans:
         """The recipe's plans, made from nnU-Net's own; preprocessed data are shared.
 
         Args:
-            plans: of the annotated dataset, or its plans for pretraining.
-            name: of the new plans.
+            plans: plans of the annotated dataset, or its plans for pretraining.
+            name: name of the new plans.
             scale: "tiny" or "paper".
             changes: further settings, which go before the recipe's.
 

@@ -31,22 +31,24 @@ _PATCH_SIZED = 300**3
 
 @dataclass(frozen=True, kw_only=True)
 class ChallengeData:
-    """Where everything lies, and how tiles are cut."""
+    """Folders of a challenge, and the size and number of tiles."""
 
     annotated: Path
-    """For `convert annotated`."""
+    """Annotated patches, a source for `convert annotated`."""
     unlabelled: Path
-    """For `convert unannotated`."""
+    """Unlabelled volumes, a source for `convert unannotated`."""
     images: Path
     """Test images, `<case>_0000.nii.gz`."""
     references: Path
-    """Their truth, `<case>.nii.gz`."""
+    """Ground truths of the test images, `<case>.nii.gz`."""
     tile: int
+    """Edge of a tile, voxels."""
     tiles_per_volume: int
+    """Tiles to choose from one volume."""
 
     @classmethod
     def below(cls, root: Path, *, tile: int, tiles_per_volume: int) -> "ChallengeData":
-        """The usual places below a folder."""
+        """The folders that `arrange` and `draw` make below a folder."""
         return cls(
             annotated=root / "annotated",
             unlabelled=root / "unlabelled",
@@ -72,7 +74,7 @@ def arrange(
         sources: downloads with annotated patches, each of one layout.
         unlabelled: further volumes, without labels.
         root: where the trees are made, anew.
-        test_patches: of each test structure, the first of each cube in turn; None takes all.
+        test_patches: number of test patches of each structure, the first of each cube in turn; None takes all.
         tile: edge of a tile.
         test_groups: names of the test cubes, as in "microglia_3941"; empty holds out every second one of the two structures.
 
