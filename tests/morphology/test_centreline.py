@@ -51,7 +51,7 @@ def joined(mask, edge):
     """The skeleton of a mask, thinned in blocks of this edge and put together."""
     thin = np.zeros_like(mask)
     for piece in skeletons_by_blocks(reader(mask), mask.shape, edge):
-        thin[piece.box][piece.own] |= piece.thin[piece.own]
+        thin[piece.box][piece.core] |= piece.thin[piece.core]
     return thin
 
 
