@@ -111,7 +111,9 @@ _VOLUME = {"structure": "", "channel": "", "level": ""}
 
 def _annotated_arguments(parser: argparse.ArgumentParser) -> None:
     _source_argument(parser)
-    add_options(parser, AnnotatedSettings, **_COMMON, layout="", leave_out_unpaired="", folds="", seed="")
+    add_options(
+        parser, AnnotatedSettings, **_COMMON, layout="", foreground=" VALUE", leave_out_unpaired="", folds="", seed=""
+    )
     parser.set_defaults(run=_convert_annotated)
 
 

@@ -36,6 +36,8 @@ class AnnotatedSettings:
     """Channels of stains that have two: only one, both as two input channels, or each as a case."""
     layout: Literal["bioimage_archive", "challenge_zip", "delivr"] | None = None
     """Layout of the source; None: detected."""
+    foreground: int | None = None
+    """Value of the objects in the ground truths; None: every value above 0."""
     leave_out_unpaired: bool = False
     """Leave out raw files without ground truth, and ground truths without raw file, and list them, instead of stopping."""
     folds: int = 5
@@ -125,15 +127,20 @@ def convert_annotated(
     for case in cases:
         check_equal_shapes([open_volume(path) for path in (*case.images, case.label)])
     files = sorted({path for case in cases for path in (*case.images, case.label)})
+    choices = {name: value for name, value in vars(settings).items() if (name, value) != ("foreground", None)}
     identity = {
-        **vars(settings),
+        **choices,
         "source": source.resolve(),
         "files": {str(p.relative_to(source)): p.stat().st_size for p in files},
     }
     dataset = RawDataset(folders.raw, folder_name, identity)
     fresh = not dataset.staged.complete
     if fresh:
-        signatures = [of_image for case in progress(cases, "patches") for of_image in _write_case(dataset, case)]
+        signatures = [
+            of_image
+            for case in progress(cases, "patches")
+            for of_image in _write_case(dataset, case, settings.foreground)
+        ]
         groups = _groups(cases, find_relations(signatures))
         facts = {"layout": source_files.layout, "left_out": source_files.unpaired, **groups}
         dataset.finish(
@@ -151,11 +158,11 @@ def convert_annotated(
     return manifest
 
 
-def _write_case(dataset: RawDataset, case: AnnotatedCase) -> list[Signature]:
+def _write_case(dataset: RawDataset, case: AnnotatedCase, foreground: int | None) -> list[Signature]:
     """Write a case unless an earlier run has written it; returns the signatures of its images."""
     read = [read_image(open_volume(path), case.structure) for path in case.images]
     if not dataset.staged.has(case.name):
-        mask, label_facts = read_label(open_volume(case.label))
+        mask, label_facts = read_label(open_volume(case.label), foreground)
         record = {
             "structure": case.structure.prefix,
             "group": case.group,

@@ -10,7 +10,7 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.structures import SpacingUm, Structure
 from nnunet_selma.volumes import Volume, to_intensities
 from nnunet_selma.volumes.base import Array, by_times
-from nnunet_selma.volumes.labels import label_values
+from nnunet_selma.volumes.labels import read_mask
 
 _SATURATION = 65535
 
@@ -95,31 +95,23 @@ def image_facts(voxels: Array, volume: Volume, structure: Structure | None) -> I
     )
 
 
-def read_label(volume: Volume) -> tuple[Array, LabelFacts]:
-    """Read a whole label as the mask `> 0`, uint8 0/1, (z, y, x), with the facts about the file.
+def read_label(volume: Volume, foreground: int | None = None) -> tuple[Array, LabelFacts]:
+    """Read a whole ground truth as its mask, uint8 0/1, (z, y, x), with the facts about the file.
 
     Raises:
-        SelmaError: the values are no labels (`label_values`).
+        SelmaError: the values are no labels, or do not tell which of them are objects (`read_mask`).
     """
-    labels = label_values(volume.read(), volume.path)
-    values, counts = (part.tolist() for part in np.unique(labels, return_counts=True))
-    mask = (labels > 0).astype(np.uint8)
-    warnings = []
-    if not mask.any():
-        warnings.append("the label is empty")
-    if not set(values) <= {0, 1}:
-        first = ", ".join(f"{value} ({count} voxels)" for value, count in zip(values[:8], counts, strict=False))
-        warnings.append(f"label values other than 0 and 1: {first}; every value above 0 becomes 1")
-    most = np.argsort(counts)[::-1][:16]
+    mask, values, warnings = read_mask(volume, foreground)
+    frequent = sorted(sorted(values, key=lambda value: -values[value])[:16])
     facts = LabelFacts(
         file=str(volume.path),
         shape_zyx=volume.shape,
         dtype=str(volume.dtype),
-        values={str(values[i]): counts[i] for i in sorted(most)},
+        values={str(value): values[value] for value in frequent},
         foreground_share=float(mask.mean()),
         warnings=warnings,
     )
-    return mask, facts
+    return mask.astype(np.uint8), facts
 
 
 def check_equal_shapes(volumes: Sequence[Volume], remedy: str = "download or export them again") -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from math import nan
@@ -19,11 +19,10 @@ from nnunet_selma.evaluation.metrics.editions import edition
 from nnunet_selma.evaluation.metrics.extras import Extras, measure
 from nnunet_selma.evaluation.metrics.mistakes import mistakes
 from nnunet_selma.evaluation.metrics.pair import Pair, Segmentation
-from nnunet_selma.morphology.blocks import Mask
 from nnunet_selma.running.json_files import read_json, without_nan, write_json
 from nnunet_selma.volumes import open_volume
 from nnunet_selma.volumes.base import Array
-from nnunet_selma.volumes.labels import label_values
+from nnunet_selma.volumes.labels import read_mask
 
 _FORM = 1
 """Version of the files that keep scores; files of another version are not read."""
@@ -128,8 +127,8 @@ class _Reference:
         """Segmentation and warnings; None without a file."""
         if self.path is None:
             return None
-        mask, warnings = read_mask(self.path)
-        return Segmentation(mask), warnings
+        mask, _, warnings = read_mask(open_volume(self.path))
+        return Segmentation(mask), _named(self.path, warnings)
 
 
 def _score(task: ScoreTask, method: str, reference: _Reference) -> CaseScore:
@@ -172,6 +171,11 @@ def _raw(case: CaseFiles) -> tuple[Array | None, tuple[str, ...]]:
         return None, (f"{error} (not shown in the picture)",)
 
 
+def _named(path: Path, warnings: Sequence[str]) -> tuple[str, ...]:
+    """Warnings with their file; an empty mask is usual here."""
+    return tuple(f"{path}: {warning}" for warning in warnings if "empty" not in warning)
+
+
 def _read_pair(case: CaseFiles, reference: _Reference) -> tuple[Pair, tuple[str, ...]]:
     """Both sides of a case, and warnings; a side without file is empty."""
     if case.prediction is None:
@@ -179,28 +183,12 @@ def _read_pair(case: CaseFiles, reference: _Reference) -> tuple[Pair, tuple[str,
             raise ValueError(f"{case.name}: neither a prediction nor a reference")
         truth, warnings = reference.content
         return Pair(np.zeros_like(truth.mask), truth), warnings
-    mask, warnings = read_mask(case.prediction)
+    mask, _, odd = read_mask(open_volume(case.prediction), truth=False)
+    warnings = _named(case.prediction, odd)
     if reference.content is None:
         return Pair(mask, np.zeros_like(mask)), warnings
     truth, more = reference.content
     return Pair(mask, truth), (*warnings, *more)
-
-
-def read_mask(path: Path) -> tuple[Mask, tuple[str, ...]]:
-    """The mask `> 0` of a file, (z, y, x), and what is odd about its values.
-
-    Raises:
-        SelmaError: the values are no labels (`label_values`).
-    """
-    values = label_values(open_volume(path).read(), path)
-    other = int(np.count_nonzero((values != 0) & (values != 1)))
-    warnings: tuple[str, ...] = ()
-    if other:
-        examples = ", ".join(f"{v:g}" for v in np.unique(values)[:8])
-        warnings = (
-            f"{path}: {other} voxels hold other values than 0 and 1 (values {examples}); > 0 counts as foreground",
-        )
-    return values > 0, warnings
 
 
 def _made_from(task: ScoreTask, method: str) -> dict[str, Any]:

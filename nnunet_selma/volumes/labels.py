@@ -1,13 +1,79 @@
-"""Labels: whole numbers from 0, whatever type a file stores them in."""
+"""Labels: whole numbers from 0, whatever type a file stores them in; and the mask of the objects in them."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.volumes.base import Array
+from nnunet_selma.volumes.base import Array, Volume
 
 _MOST = 2**32 - 1
+_IGNORED = 255
+"""Value by which several programs mark voxels that nobody annotated."""
+_MANY_VALUES = 1000
+_USUAL_SHARE = 0.5
+
+
+class ObjectMask(NamedTuple):
+    """The objects of a label file."""
+
+    mask: NDArray[np.bool_]
+    """True in objects, (z, y, x)."""
+    values: dict[int, int]
+    """Each value of the file, in order, to its number of voxels."""
+    warnings: list[str]
+    """What is unusual about the file."""
+
+
+def read_mask(volume: Volume, foreground: int | None = None, *, truth: bool = True) -> ObjectMask:
+    """Read a whole label file as the mask of its objects.
+
+    Args:
+        volume: the label file.
+        foreground: the value of the objects; None takes every value above 0.
+        truth: True for a ground truth, whose values must leave no doubt; False for a prediction, which may be anything.
+
+    Raises:
+        SelmaError: the values are no labels (`label_values`), the foreground value does not occur, or, for a ground truth without
+            `foreground`, it is not clear which values are objects: there is no 0, 255 stands beside 1, or there are thousands of values
+            that hardly occur twice.
+    """
+    labels = label_values(volume.read(), volume.path)
+    values = dict(zip(*(part.tolist() for part in np.unique(labels, return_counts=True)), strict=True))
+    if foreground is not None and foreground not in values:
+        raise SelmaError(f"{volume.path}: --foreground {foreground} does not occur; the values are {_listed(values)}")
+    if truth and foreground is None:
+        _check_clear(values, volume.path)
+    mask = labels > 0 if foreground is None else labels == foreground
+    warnings = []
+    if not mask.any():
+        warnings.append("the label is empty")
+    elif (share := float(mask.mean())) > _USUAL_SHARE and truth:
+        warnings.append(f"{share:.0%} of the voxels are objects; the label may be inverted")
+    if foreground is None and not set(values) <= {0, 1}:
+        warnings.append(f"label values other than 0 and 1: {_listed(values)}; every value above 0 becomes 1")
+    return ObjectMask(mask, values, warnings)
+
+
+def _check_clear(values: dict[int, int], path: Path) -> None:
+    """Raise `SelmaError` if values do not tell which of them are objects."""
+    remedy = "say which value the objects have with --foreground VALUE"
+    if 0 not in values:
+        raise SelmaError(
+            f"{path}: has no background of 0; the values are {_listed(values)}. ilastik, for example, numbers its classes from 1: {remedy}"
+        )
+    if 1 in values and _IGNORED in values and len(values) <= 3:
+        raise SelmaError(f"{path}: holds 255 beside 1, which often marks voxels that nobody annotated; {remedy}")
+    objects = sum(values.values()) - values[0]
+    if len(values) > _MANY_VALUES and objects < 4 * len(values):
+        raise SelmaError(f"{path}: holds {len(values)} values, each in few voxels, as images do; give the label")
+
+
+def _listed(values: dict[int, int]) -> str:
+    """The first values and their voxels, for a sentence."""
+    return ", ".join(f"{value} ({count} voxels)" for value, count in list(values.items())[:8])
 
 
 def label_values(values: Array, path: Path) -> Array:

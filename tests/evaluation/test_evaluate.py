@@ -14,7 +14,8 @@ from nnunet_selma import cli
 from nnunet_selma.evaluation import EvaluationSettings, evaluate, read_evaluation
 from nnunet_selma.evaluation.metrics.mistakes import Mistake, mistakes
 from nnunet_selma.evaluation.metrics.pair import Pair
-from nnunet_selma.evaluation.scoring import read_mask
+from nnunet_selma.volumes import open_volume
+from nnunet_selma.volumes.labels import read_mask
 from tests.artists import saved_figures, titles
 from tests.conftest import write_image
 
@@ -171,7 +172,7 @@ def test_nifti_is_compared_with_mha_and_tiff(data, tmp_path):
     settings = EvaluationSettings(year=2024)
     expected = evaluate(data / "truth", {"p": data / "shifted"}, settings).scores
     for number, path in enumerate(sorted((data / "shifted").glob("*.nii.gz"))):
-        mask, _ = read_mask(path)
+        mask = read_mask(open_volume(path)).mask
         name = path.name.removesuffix(".nii.gz")
         if number:
             write_image(tmp_path / f"other/{name}.mha", mask.astype(np.uint8))
@@ -198,7 +199,7 @@ def test_a_truth_is_computed_once_for_all_methods(data, monkeypatch):
 
 
 def test_volumes_in_folders_are_one_case_and_noticed_when_they_change(data, capsys):
-    mask, _ = read_mask(data / "shifted/blood_vessel_1.nii.gz")
+    mask = read_mask(open_volume(data / "shifted/blood_vessel_1.nii.gz")).mask
     (data / "slices").mkdir()
     for z, plane in enumerate(mask.astype(np.uint8)):
         tifffile.imwrite(data / f"slices/Z{z:03d}.tif", plane, photometric="minisblack")
@@ -212,7 +213,7 @@ def test_volumes_in_folders_are_one_case_and_noticed_when_they_change(data, caps
 
 def test_ome_zarr_is_compared_with_nifti(data, capsys):
     zarr = pytest.importorskip("zarr")
-    mask, _ = read_mask(data / "shifted/blood_vessel_1.nii.gz")
+    mask = read_mask(open_volume(data / "shifted/blood_vessel_1.nii.gz")).mask
     array = zarr.create_array(data / "store.zarr", shape=mask.shape, chunks=(8, 8, 8), dtype="uint8")
     array[:] = mask.astype(np.uint8)
     code = run(data, reference="truth/blood_vessel_1.nii.gz", prediction="store.zarr")
@@ -441,19 +442,19 @@ def test_metrics_without_any_value_are_drawn(data, monkeypatch):
 
 def test_other_labels_are_counted_and_taken_for_foreground(data, capsys):
     assert run(data, "-o", str(data / "before")) == 0
-    mask, _ = read_mask(data / "shifted/cfos_neuron_1.nii.gz")
+    mask = read_mask(open_volume(data / "shifted/cfos_neuron_1.nii.gz")).mask
     values = mask * np.uint8(255)
     values[values > 0] = np.where(np.arange(mask.sum()) < 5, 95, 255)
     write_image(data / "shifted/cfos_neuron_1.nii.gz", values)
     assert run(data, "-o", str(data / "after")) == 0
-    assert f"{mask.sum()} voxels hold other values than 0 and 1 (values 0, 95, 255)" in capsys.readouterr().out
+    assert f"95 (5 voxels), 255 ({mask.sum() - 5} voxels); every value above 0 becomes 1" in capsys.readouterr().out
     before, after = (cases(data / name)["shifted", "cfos_neuron_1"] for name in ("before", "after"))
     assert (before["dice"], before["betti_0_error"]) == (after["dice"], after["betti_0_error"])
 
 
 def test_another_geometry_is_warned_of_and_ignored(data, capsys):
     assert run(data, "-o", str(data / "before")) == 0
-    mask, _ = read_mask(data / "shifted/cfos_neuron_1.nii.gz")
+    mask = read_mask(open_volume(data / "shifted/cfos_neuron_1.nii.gz")).mask
     write_image(data / "shifted/cfos_neuron_1.nii.gz", mask.astype(np.uint8), spacing_zyx=(6.0, 2.0, 2.0))
     assert run(data, "-o", str(data / "after")) == 0
     assert "another spacing, origin or direction in the header" in capsys.readouterr().out

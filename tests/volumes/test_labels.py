@@ -5,10 +5,9 @@ import pytest
 
 from nnunet_selma.conversion.checks import read_label
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.evaluation.scoring import read_mask
 from nnunet_selma.objects.reading import as_labels
 from nnunet_selma.volumes import open_volume
-from nnunet_selma.volumes.labels import label_values
+from nnunet_selma.volumes.labels import label_values, read_mask
 from tests.conftest import write_image
 
 REFUSED = [
@@ -17,6 +16,7 @@ REFUSED = [
     (np.array([0, np.inf]), "holds NaN or infinite"),
     (np.array([0, -1], np.int16), "holds the values -1 to 0"),
     (np.array([0, 2.0**32]), "to 4294967295"),
+    (np.array([0, 2**32], np.uint64), "to 4294967295"),
 ]
 
 
@@ -41,9 +41,63 @@ def test_conversion_evaluation_and_objects_refuse_the_same(values, sentence, tmp
     volume = open_volume(path)
     readers = (
         lambda: read_label(volume),
-        lambda: read_mask(path),
+        lambda: read_mask(open_volume(path)),
         lambda: as_labels(volume.read, path)(*map(slice, volume.shape)),
     )
     for read in readers:
         with pytest.raises(SelmaError, match=sentence):
             read()
+
+
+BALL = np.zeros((6, 8, 10), bool)
+BALL[1:4, 2:5, 3:7] = True
+
+
+def written(values, tmp_path, dtype=np.uint16):
+    return open_volume(write_image(tmp_path / "gt.nii.gz", np.asarray(values).astype(dtype)))
+
+
+CLEAR = [
+    (BALL, BALL, []),
+    (BALL * 255, BALL, ["label values other than 0 and 1"]),
+    (BALL * (1 + np.arange(10)), BALL, ["label values other than 0 and 1"]),
+    (BALL * 0, BALL & False, ["the label is empty"]),
+    (~BALL * 255, ~BALL, ["the label may be inverted", "label values other than 0 and 1"]),
+]
+
+
+@pytest.mark.parametrize(("values", "mask", "warnings"), CLEAR)
+def test_every_value_above_0_is_an_object(values, mask, warnings, tmp_path):
+    objects = read_mask(written(values, tmp_path))
+    np.testing.assert_array_equal(objects.mask, mask)
+    assert sum(objects.values.values()) == BALL.size
+    assert len(objects.warnings) == len(warnings)
+    for warning, part in zip(objects.warnings, warnings, strict=True):
+        assert part in warning
+
+
+DOUBTFUL = [
+    (np.where(BALL, 1, 2), r"no background of 0; the values are 1 \(36 voxels\), 2 \(444 voxels\).*--foreground", 1),
+    (np.where(BALL, 2, 1), r"no background of 0.*--foreground", 2),
+    (np.ones_like(BALL), r"no background of 0", 1),
+    (np.where(BALL, 1, np.where(np.arange(10) > 8, 255, 0)), r"255 beside 1.*--foreground", 1),
+]
+
+
+@pytest.mark.parametrize(("values", "sentence", "foreground"), DOUBTFUL)
+def test_a_ground_truth_that_leaves_a_doubt_is_asked_about(values, sentence, foreground, tmp_path):
+    volume = written(values, tmp_path)
+    with pytest.raises(SelmaError, match=sentence):
+        read_mask(volume)
+    np.testing.assert_array_equal(read_mask(volume, foreground).mask, np.asarray(values) == foreground)
+    np.testing.assert_array_equal(read_mask(volume, truth=False).mask, np.asarray(values) > 0)
+    with pytest.raises(SelmaError, match="--foreground 7 does not occur"):
+        read_mask(volume, 7)
+
+
+def test_an_image_in_place_of_a_label_is_refused(tmp_path):
+    values = np.arange(1200).reshape(10, 10, 12)
+    with pytest.raises(SelmaError, match="holds 1200 values, each in few voxels, as images do"):
+        read_mask(written(values, tmp_path))
+    instances = np.repeat(values, 8, axis=0)  # 1199 objects of eight voxels
+    assert read_mask(written(instances, tmp_path)).mask.sum() == 8 * 1199
