@@ -115,7 +115,7 @@ class OmeZarrVolume(Volume):
             for transform in holder.get("coordinateTransformations", []):
                 if transform.get("type") == "scale":
                     scale = scale * np.asarray(transform["scale"], float)
-        return node[datasets[level]["path"]], axes, spacing_in_um(scale[-3:], units[-3:])
+        return node[datasets[level]["path"]], axes, spacing_in_um(scale[-3:].tolist(), units[-3:])
 
     def _read(self, z: slice, y: slice, x: slice) -> Array:
         try:
