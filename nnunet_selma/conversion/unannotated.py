@@ -55,8 +55,13 @@ class UnannotatedSettings:
     """Resolution level of an OME-Zarr; 0 is the finest."""
 
     def open(self, path: Path) -> Volume:
-        """Open a file with the chosen channel, level and treatment of bad slices."""
-        return open_volume(path, channel=self.channel, level=self.level, on_bad_slice=self.on_bad_slice)
+        """Open a file with the chosen channel, level and treatment of bad slices; raises `SelmaError` for a single slice."""
+        volume = open_volume(path, channel=self.channel, level=self.level, on_bad_slice=self.on_bad_slice)
+        if volume.shape[0] == 1:
+            raise SelmaError(
+                f"{path}: is a single slice, and a volume has several; give the folder with all slices, or copy the file again if it held more"
+            )
+        return volume
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,8 @@ from nnunet_selma.volumes.base import Volume, check_exists, stem, to_intensities
 from nnunet_selma.volumes.itk import ItkVolume, is_itk_file
 from nnunet_selma.volumes.nifti import NiftiVolume, is_nifti
 from nnunet_selma.volumes.ome_zarr import OmeZarrVolume, is_zarr
-from nnunet_selma.volumes.tiff import TiffPages, TiffSlices, is_tiff, tiff_slices
+from nnunet_selma.volumes.tiff import TiffSlices, is_tiff, tiff_slices
+from nnunet_selma.volumes.tiff_pages import TiffPages
 
 __all__ = ["OnBadSlice", "Volume", "check_exists", "is_volume", "open_volume", "stem", "to_intensities"]
 

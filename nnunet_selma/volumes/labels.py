@@ -24,7 +24,7 @@ class ObjectMask(NamedTuple):
     values: dict[int, int]
     """Each value of the file, in order, to its number of voxels."""
     warnings: list[str]
-    """What is unusual about the file."""
+    """Sentences about unusual values."""
 
 
 def read_mask(volume: Volume, foreground: int | None = None, *, truth: bool = True) -> ObjectMask:

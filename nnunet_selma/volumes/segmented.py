@@ -12,7 +12,8 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.volumes import Volume, open_volume
 from nnunet_selma.volumes.base import by_times
 from nnunet_selma.volumes.ome_zarr import axis_names, is_zarr, ome_metadata, zarr_node
-from nnunet_selma.volumes.tiff import is_tiff, tiff_channels
+from nnunet_selma.volumes.tiff import is_tiff
+from nnunet_selma.volumes.tiff_pages import tiff_channels
 
 Levels = tuple[Volume, ...]
 """One volume at several resolutions, the finest first."""

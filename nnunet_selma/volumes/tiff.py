@@ -1,21 +1,17 @@
-"""TIFF: folders with one slice a file, and files with many pages."""
+"""TIFF: folders with one slice a file; files with many pages are in `tiff_pages`."""
 
 from collections import Counter
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import tifffile
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.structures import SpacingUm
-from nnunet_selma.volumes.base import Array, ShapeZYX, Volume, cut_short, damaged_file
+from nnunet_selma.volumes.base import Array, ShapeZYX, Volume
 from nnunet_selma.volumes.slices import missing_numbers, slice_numbers
-from nnunet_selma.volumes.units import spacing_in_um
-
-# what tifffile and the decoders behind it raise for a damaged file
-_DAMAGE = (tifffile.TiffFileError, OSError, ValueError, IndexError, KeyError, RuntimeError, TypeError, AttributeError)
+from nnunet_selma.volumes.tiff_pages import DAMAGE, full_pages, ome_spacing
 
 
 def is_tiff(path: Path) -> bool:
@@ -28,8 +24,8 @@ def has_many_pages(file: Path) -> bool:
     try:
         with tifffile.TiffFile(file, is_ome=False) as tif:
             # ImageJ stores a large stack behind one page
-            return len(tif.pages) > 1 or (tif.is_imagej and "Z" in tif.series[0].axes)
-    except _DAMAGE:
+            return full_pages(tif) > 1 or (tif.is_imagej and "Z" in tif.series[0].axes)
+    except DAMAGE:
         return False
 
 
@@ -110,7 +106,7 @@ class TiffSlices(Volume):
             # an OME-TIFF slice may describe its whole stack; the slice itself is the first page
             with tifffile.TiffFile(file, is_ome=False) as tif:
                 return np.asarray(tif.pages.first.asarray()).reshape(self.shape[1:])
-        except _DAMAGE as error:
+        except DAMAGE as error:
             if not self._interpolate:
                 raise SelmaError(
                     f"{file}: the slice is cut short or damaged; replace it, or add --on-bad-slice interpolate"
@@ -147,9 +143,9 @@ def _slice_header(file: Path) -> tuple[tuple[int, int], str] | str:
     """((height, width), dtype) of a slice, or the reason why it is none, for a sentence; reads the header only."""
     try:
         with tifffile.TiffFile(file, is_ome=False) as tif:
-            page, pages = tif.pages.first, len(tif.pages)
+            page, pages = tif.pages.first, full_pages(tif) if len(tif.pages) > 1 else 1
             shape, dtype = tuple(page.shape), page.dtype
-    except _DAMAGE:
+    except DAMAGE:
         return "cannot be read, the file is damaged or no TIFF"
     if pages > 1:
         return f"holds {pages} pages, a folder of slices has one a file"
@@ -165,131 +161,11 @@ def _slice_spacing(file: Path) -> SpacingUm | None:
     try:
         with tifffile.TiffFile(file, is_ome=False) as tif:
             xml = tif.pages.first.description
-        return _ome_spacing(xml, file.name) if "<OME" in xml else None
-    except _DAMAGE:
+        return ome_spacing(xml, file.name) if "<OME" in xml else None
+    except DAMAGE:
         return None
 
 
 def _described(header: tuple[tuple[int, int], str]) -> str:
     (height, width), dtype = header
     return f"{height} × {width} (y, x) of {np.dtype(dtype).name}"
-
-
-def tiff_channels(path: Path) -> int:
-    """Channels of a TIFF file of many pages; 1 where the file states none, or cannot be read."""
-    try:
-        with tifffile.TiffFile(path) as tif:
-            series = tif.series[0]
-            return dict(zip(series.axes, series.shape, strict=True)).get("C", 1)
-    except _DAMAGE:  # opening the file names it
-        return 1
-
-
-class TiffPages(Volume):
-    """One TIFF file of many pages, also OME-TIFF and ImageJ; a page is read at a time, uncompressed files by memory map.
-
-    Raises:
-        SelmaError: not a TIFF, colour, or several channels or time points and no choice.
-    """
-
-    def __init__(self, path: Path, *, channel: int | None = None) -> None:
-        self.path = path
-        try:
-            with tifffile.TiffFile(path) as tif:
-                series = tif.series[0]
-                axes, shape, dtype = series.axes, tuple(series.shape), np.dtype(series.dtype)
-                contiguous = series.dataoffset is not None
-                self.spacing_um_zyx = _page_spacing(tif)
-                count = len(series)
-        except _DAMAGE as error:
-            raise damaged_file(path) from error
-        if "S" in axes:
-            raise SelmaError(
-                f"{path}: is a colour image, grey values are needed; save one channel as a grey-value TIFF"
-            )
-        leading, pages = shape[:-2], int(np.prod(shape[:-2]))
-        chosen: list[int | slice] = []
-        for name, length in zip(axes[:-2], leading, strict=True):
-            if name == "C" and length > 1:
-                if channel is None or not 0 <= channel < length:
-                    raise SelmaError(
-                        f"{path}: has {length} channels; choose one of 0 to {length - 1} with --channel, where the command has it"
-                    )
-                chosen.append(channel)
-            elif length == 1 and name in "CTSHVLPMRE":
-                chosen.append(0)
-            else:
-                chosen.append(slice(None))
-        depth = [
-            length for length, choice in zip(leading, chosen, strict=True) if isinstance(choice, slice) and length > 1
-        ]
-        if len(depth) > 1:
-            raise SelmaError(f"{path}: has the axes {axes} with {shape} entries; one three-dimensional image is needed")
-        self.shape = (depth[0] if depth else 1, shape[-2], shape[-1])
-        self.dtype = dtype
-        self._chosen = tuple(chosen)
-        self._stored_shape = shape
-        self._contiguous = contiguous
-        self.plane_wise = not contiguous
-        self._pages = np.arange(pages).reshape(leading)[self._chosen].reshape(-1)
-        if not contiguous and count < pages:
-            raise SelmaError(f"{path}: {count} of {pages} pages are there, the file is cut short; copy it again")
-
-    def _read(self, z: slice, y: slice, x: slice) -> Array:
-        try:
-            if self._contiguous:
-                stored = tifffile.memmap(self.path, series=0, mode="r").reshape(self._stored_shape)
-                return np.array(stored[self._chosen].reshape(self.shape)[z, y, x])
-            box = np.empty((z.stop - z.start, y.stop - y.start, x.stop - x.start), self.dtype)
-            with tifffile.TiffFile(self.path) as tif:
-                for plane, page in zip(box, self._pages[z], strict=True):
-                    plane[...] = _page(tif.series[0], int(page))[y, x]
-        except _DAMAGE as error:
-            raise cut_short(self.path) from error
-        return box
-
-
-def _page(series: Any, index: int) -> Array:
-    """A whole page (y, x) of a series; an OME-TIFF may name pages that are not there."""
-    if series[index] is None:
-        raise ValueError(f"page {index} is missing")
-    page = np.asarray(series[index].asarray())
-    return np.reshape(page, page.shape[-2:])
-
-
-def _page_spacing(tif: tifffile.TiffFile) -> SpacingUm | None:
-    """Voxel size in µm (z, y, x) from OME or ImageJ metadata; None unless all three axes are stated in a unit of length."""
-    if tif.is_ome and tif.ome_metadata:
-        return _ome_spacing(tif.ome_metadata, tif.filename)
-    metadata: dict[str, Any] = tif.imagej_metadata or {}
-    tags = tif.pages.first.tags
-    resolution = [tags[f"{axis}Resolution"].value for axis in "YX" if f"{axis}Resolution" in tags]
-    if "spacing" not in metadata or len(resolution) < 2 or not all(count for count, _ in resolution):
-        return None
-    unit = metadata.get("unit")
-    units = [metadata.get("zunit", unit), metadata.get("yunit", unit), unit]
-    try:
-        depth = abs(float(metadata["spacing"]))  # ImageJ counts some stacks from the top
-    except (TypeError, ValueError):
-        return None
-    return spacing_in_um([depth, *(length / count for count, length in resolution)], units)
-
-
-def _ome_spacing(xml: str, file_name: str) -> SpacingUm | None:
-    """Voxel size in µm (z, y, x) of the image in OME-XML that lies in this file, the first one if none names the file.
-
-    A size without unit is in µm, as OME defines; a size that is no number is none.
-    """
-    try:
-        images = [e for e in ElementTree.fromstring(xml.encode()).iter() if e.tag.rpartition("}")[2] == "Image"]
-    except ElementTree.ParseError:
-        return None
-    in_file = [i for i in images if any(e.get("FileName") == file_name for e in i.iter())] or images[:1]
-    for pixels in (e for image in in_file for e in image.iter() if e.tag.rpartition("}")[2] == "Pixels"):
-        texts = [pixels.get(f"PhysicalSize{axis}", "").replace(",", ".") for axis in "ZYX"]
-        try:
-            sizes = [float(text) for text in texts]
-        except ValueError:
-            return None
-        return spacing_in_um(sizes, [pixels.get(f"PhysicalSize{axis}Unit", "µm") for axis in "ZYX"])
-    return None

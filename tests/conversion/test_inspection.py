@@ -55,7 +55,9 @@ def test_a_header_that_contradicts_the_table(tmp_path, rng):
     )
     differs, guessed = inspect(tmp_path).warnings
     assert "differs from the table" in differs
-    assert "the header says mm; its voxel size 5 × 2 × 2 is taken as µm" in guessed  # ITK writes mm, whatever it was given
+    assert (
+        "the header says mm; its voxel size 5 × 2 × 2 is taken as µm" in guessed
+    )  # ITK writes mm, whatever it was given
 
 
 def test_volumes_are_sampled_and_an_unknown_structure_is_mentioned(tmp_path, rng):

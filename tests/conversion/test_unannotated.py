@@ -9,6 +9,7 @@ import pytest
 import SimpleITK as sitk
 import tifffile
 
+from nnunet_selma.conversion.inspection import inspect
 from nnunet_selma.conversion.tiles import TileSettings
 from nnunet_selma.conversion.unannotated import UnannotatedSettings, convert_unannotated
 from nnunet_selma.conversion.volume_tree import find_volumes
@@ -184,6 +185,7 @@ from pathlib import Path
 from nnunet_selma.conversion import preprocessed_dataset, tile_slabs
 from nnunet_selma.conversion.unannotated import StoreSettings, UnannotatedSettings, convert_unannotated
 from nnunet_selma.nnunet.folders import Folders
+from nnunet_selma.conversion.inspection import inspect
 from nnunet_selma.conversion.tiles import TileSettings
 
 source, root, to, limit = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
@@ -239,3 +241,14 @@ def test_memory_does_not_grow_with_the_stack(tmp_path, rng, to):
         assert done.returncode == 0, done.stderr[-2000:]
         used[depth] = int(done.stdout.split()[-1]) / 10**6
     assert used[512] < used[64] + 20  # MB
+
+
+def test_a_single_slice_is_a_question(folders, tmp_path, rng):
+    """A stack whose copy broke off may look like one slice."""
+    (tmp_path / "in").mkdir()
+    tifffile.imwrite(tmp_path / "in" / "brain.tif", rng.integers(0, 999, (64, 64), dtype=np.uint16))
+    for source in (tmp_path / "in", tmp_path / "in" / "brain.tif"):
+        with pytest.raises(SelmaError, match="is a single slice, and a volume has several"):
+            convert_unannotated(source, UnannotatedSettings(), folders)
+        (problem,) = inspect(source).problems
+        assert "is a single slice" in problem
