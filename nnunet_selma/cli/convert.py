@@ -1,4 +1,4 @@
-"""`nnunet-selma inspect` and `nnunet-selma convert`."""
+"""`nnunet-selma inspect`, `convert` and `splits`."""
 
 import argparse
 import json
@@ -9,6 +9,7 @@ from nnunet_selma.cli.arguments import path, prefixes, scheduler_argument, worke
 from nnunet_selma.cli.options import add_options, settings_from
 from nnunet_selma.cli.shell import folders, progress
 from nnunet_selma.conversion.annotated import AnnotatedSettings, convert_annotated
+from nnunet_selma.conversion.dataset_folds import FoldSettings, write_folds
 from nnunet_selma.conversion.inspection import as_text, inspect
 from nnunet_selma.conversion.raw_dataset import dataset_folder_name
 from nnunet_selma.conversion.tiles import TileSettings
@@ -36,6 +37,21 @@ def add_to(parts: Any) -> None:
     _unannotated_arguments(
         kinds.add_parser("unannotated", help="whole brains: SELMA3D's tree of TIFF slices, or any volume")
     )
+
+    folds = parts.add_parser("splits", help="write folds of an nnU-Net dataset that part no animal and no tissue")
+    add_options(folds, FoldSettings, dataset_id="-d", group=" REGEX|CSV", folds="", seed="", overwrite="")
+    folds.set_defaults(run=_splits)
+
+
+def _splits(chosen: argparse.Namespace) -> int:
+    where = folders()
+    if chosen.dataset_id is None:
+        raise SelmaError("give the dataset with -d")
+    splits = write_folds(settings_from(FoldSettings, chosen), where, progress)
+    for number, split in enumerate(splits):
+        print(f"fold {number}: {len(split['train'])} training and {len(split['val'])} validation cases")
+    print(f"folds: {where.preprocessed / where.dataset(chosen.dataset_id) / 'splits_final.json'}")
+    return 0
 
 
 def _convert_annotated(chosen: argparse.Namespace) -> int:

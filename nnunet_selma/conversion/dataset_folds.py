@@ -1,0 +1,113 @@
+"""Folds for a raw nnU-Net dataset that was made elsewhere: related cases share a fold, so that no validation case leaks into training."""
+
+import csv
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_selma.conversion.relatives import find_relations, signature
+from nnunet_selma.conversion.splits import Split, joined_groups, make_splits
+from nnunet_selma.errors import SelmaError
+from nnunet_selma.nnunet.folders import Folders
+from nnunet_selma.running.json_files import read_json, write_json
+from nnunet_selma.running.progress import Progress, silent
+from nnunet_selma.structures import of_case
+from nnunet_selma.volumes import open_volume, to_intensities
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldSettings:
+    """Options for the folds of a dataset."""
+
+    dataset_id: int
+    """Dataset id of nnU-Net; the dataset lies in nnUNet_raw."""
+    group: str | None = None
+    """Cases that share a fold: a CSV file with the columns case and group, or a regular expression that finds the group in the name of a case, as in 'mouse[0-9]+'; None: cases that show the same tissue."""
+    folds: int = 5
+    """Number of folds; with fewer groups, one for each group."""
+    seed: int = 0
+    """Seed of the order of the groups."""
+    overwrite: bool = False
+    """Replace folds that are there."""
+
+
+def write_folds(settings: FoldSettings, folders: Folders, progress: Progress[Any] = silent) -> list[Split]:
+    """Write `splits_final.json`, which nnU-Net trains with, into the preprocessed folder of a dataset; returns the folds.
+
+    Raises:
+        SelmaError: there is no such dataset, the groups are not known for every case, all cases are one group, or other folds are there.
+    """
+    name = folders.dataset(settings.dataset_id)
+    raw, target = folders.raw / name, folders.preprocessed / name / "splits_final.json"
+    cases = _cases(raw)
+    if settings.group is None:
+        groups = _groups_by_tissue(raw, cases, progress)
+    elif Path(settings.group).suffix.lower() == ".csv":
+        groups = _groups_of_table(Path(settings.group), cases)
+    else:
+        groups = _groups_of_pattern(settings.group, cases)
+    count = len(set(groups.values()))
+    if count < 2:
+        raise SelmaError(f"dataset {settings.dataset_id}: all {len(cases)} cases are one group, which no fold may part")
+    structures = {case: structure.prefix if (structure := of_case(case)) else "" for case in cases}
+    splits = make_splits(structures, groups, min(settings.folds, count), settings.seed)
+    existing: Any = read_json(target) if target.is_file() else splits
+    if existing != splits and not settings.overwrite:
+        raise SelmaError(f"{target}: holds other folds; add --overwrite to replace them, and train all folds anew")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_json(target, splits)
+    return splits
+
+
+def _cases(raw: Path) -> list[str]:
+    """Names of the training cases of a raw dataset."""
+    if not (raw / "dataset.json").is_file():
+        raise SelmaError(f"{raw / 'dataset.json'} is missing; give a raw dataset of nnU-Net")
+    ending = str(read_json(raw / "dataset.json")["file_ending"])
+    cases = sorted(path.name.removesuffix(ending) for path in (raw / "labelsTr").glob(f"*{ending}"))
+    if not cases:
+        raise SelmaError(f"{raw / 'labelsTr'}: holds no label that ends in {ending}")
+    return cases
+
+
+def _groups_by_tissue(raw: Path, cases: Sequence[str], progress: Progress[Any]) -> dict[str, str]:
+    """Case to group; copies, overlapping cases and neighbours are one group."""
+    ending = str(read_json(raw / "dataset.json")["file_ending"])
+    signatures = []
+    for case in progress(cases, "comparing cases"):
+        path = raw / "imagesTr" / f"{case}_0000{ending}"
+        signatures.append(signature(case, to_intensities(open_volume(path).read(), str(path))))
+    relations = find_relations(signatures)
+    return joined_groups({case: case for case in cases}, [(r.first, r.second) for r in relations])
+
+
+def _groups_of_pattern(pattern: str, cases: Sequence[str]) -> dict[str, str]:
+    """Case to the part of its name that the pattern finds: its first parenthesis, or all of it."""
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise SelmaError(f"--group {pattern}: is no regular expression ({error})") from error
+    matches = {case: expression.search(case) for case in cases}
+    unmatched = [case for case, match in matches.items() if match is None]
+    if unmatched:
+        raise SelmaError(
+            f"--group {pattern}: finds no group in {unmatched[0]} ({len(unmatched)} of {len(cases)} cases); give a table of all cases"
+        )
+    return {case: match[match.re.groups and 1] for case, match in matches.items() if match}
+
+
+def _groups_of_table(path: Path, cases: Sequence[str]) -> dict[str, str]:
+    """Case to its group in a CSV file."""
+    if not path.is_file():
+        raise SelmaError(f"{path}: there is no such file; give a CSV file with the columns case and group")
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or not {"case", "group"} <= set(rows[0]):
+        raise SelmaError(f"{path}: has no columns case and group; write them into its first line, separated by a comma")
+    groups = {row["case"]: row["group"] for row in rows if row["group"]}
+    missing = [case for case in cases if case not in groups]
+    if missing:
+        raise SelmaError(f"{path}: has no group for {missing[0]} ({len(missing)} of {len(cases)} cases)")
+    return {case: groups[case] for case in cases}
