@@ -17,6 +17,8 @@ from nnunet_selma.running.json_files import write_json
 from nnunet_selma.running.whole_files import whole_file
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes.base import Array
+from nnunet_selma.volumes.nifti import IN_UM
+from nnunet_selma.volumes.units import VOXEL_UNITS
 
 FILE_ENDING = ".nii.gz"
 
@@ -55,6 +57,8 @@ def write_nifti(path: Path, voxels: Array, spacing_zyx: SpacingUm) -> None:
     image.set_qform(image.affine, 1)
     image.set_sform(image.affine, 1)
     image.header.set_xyzt_units("mm")
+    if spacing_zyx != VOXEL_UNITS:
+        image.header["descrip"] = IN_UM
     try:
         with whole_file(path) as partial:
             partial.write_bytes(imagecodecs.gzip_encode(image.to_bytes(), level=1))

@@ -13,6 +13,8 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.volumes.base import Array, Volume, cut_short, damaged_file, three_axes
 from nnunet_selma.volumes.units import spacing_from_header
 
+IN_UM = b"voxel size in um"
+"""Description of a NIfTI whose numbers are µm though its unit is mm: ITK, and nnU-Net with it, would divide numbers in µm by 1000."""
 _DAMAGE = (OSError, EOFError, ValueError, zlib.error, gzip.BadGzipFile, ImageFileError)
 
 
@@ -48,7 +50,7 @@ class NiftiVolume(Volume):
         self.dtype = dtype if unscaled else np.dtype(np.float64)
         # the affine counts, not pixdim, which some programs leave at 1; it has no fourth axis
         sizes = [*map(float, voxel_sizes(image.affine)), *map(float, image.header.get_zooms()[3:])]
-        unit = image.header.get_xyzt_units()[0]
+        unit = "um" if bytes(image.header["descrip"]).startswith(IN_UM) else image.header.get_xyzt_units()[0]
         self.spacing_um_zyx, self.spacing_guess = spacing_from_header(
             [sizes[axis] for axis in reversed(self._axes_xyz)], None if unit == "unknown" else unit
         )
