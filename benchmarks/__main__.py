@@ -48,20 +48,20 @@ def main(arguments: list[str] | None = None) -> int:
     )
     chosen = parser.parse_args(arguments)
     every = comparisons(chosen.quick)
-    wanted = [one for one in every if not chosen.names or one.name.startswith(tuple(chosen.names))]
+    selected = [one for one in every if not chosen.names or one.name.startswith(tuple(chosen.names))]
     if chosen.quick:
-        wanted = distinct(wanted)
+        selected = distinct(selected)
     chosen.results.mkdir(parents=True, exist_ok=True)
     machine = table.machine()
     started = time.monotonic()
-    for number, one in enumerate(wanted):
+    for number, one in enumerate(selected):
         print(
-            f"[{number + 1}/{len(wanted)}, {(time.monotonic() - started) / 60:.0f} min] {one.name}: {one.ours.label} / {one.other.label}",
+            f"[{number + 1}/{len(selected)}, {(time.monotonic() - started) / 60:.0f} min] {one.name}: {one.ours.label} / {one.other.label}",
             flush=True,
         )
         result = compare(one, apart=not chosen.quick, say=lambda line: print(line, flush=True))
         low, high = result.spread
-        print(f"  ratio {result.median:.2f} ({low:.2f} to {high:.2f}), wanted {one.target:.2g}", flush=True)
+        print(f"  ratio {result.median:.2f} ({low:.2f} to {high:.2f}), selected {one.target:.2g}", flush=True)
         write_json(chosen.results / f"{one.name}.json", {**result.as_json(), "machine": machine})
     if not chosen.quick:
         table.refresh(PAGE, chosen.results, [one.name for one in every])

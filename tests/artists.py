@@ -1,4 +1,4 @@
-"""What matplotlib was told to plot, read back from the figures that were saved."""
+"""Artists of matplotlib, read back from the figures that were saved."""
 
 import numpy as np
 from matplotlib.figure import Figure

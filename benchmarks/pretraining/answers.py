@@ -14,8 +14,8 @@ from benchmarks.pretraining.arms import Arm, merged
 from benchmarks.pretraining.measuring import Case, in_tiles, middle, test_cases
 from benchmarks.pretraining.running import Stage, Study
 from nnunet_selma.networks.parts import bare
+from nnunet_selma.nnunet.pipeline import ANNOTATED, UNLABELLED
 from nnunet_selma.pretraining.inpainting import standardised
-from nnunet_selma.recipes.challenge import ANNOTATED, UNLABELLED
 from nnunet_selma.recipes.recipes import run_length
 
 

@@ -20,8 +20,9 @@ import torch
 from benchmarks.pretraining.arms import Arm, merged
 from nnunet_selma.finetuning.pretrained import CHECKPOINT, SUMMARY
 from nnunet_selma.nnunet.folders import Folders
-from nnunet_selma.recipes.challenge import ANNOTATED, UNLABELLED, Challenge
+from nnunet_selma.nnunet.pipeline import ANNOTATED, UNLABELLED
 from nnunet_selma.recipes.challenge import Arm as Prepared
+from nnunet_selma.recipes.challenge import Challenge
 from nnunet_selma.recipes.challenge.data import ChallengeData, arrange
 from nnunet_selma.recipes.recipes import RECIPES, run_length
 from nnunet_selma.running.json_files import read_json, write_json

@@ -102,6 +102,8 @@ def read_label(volume: Volume, foreground: int | None = None) -> tuple[Array, La
         SelmaError: the values are no labels, or do not tell which of them are objects (`read_mask`).
     """
     mask, values, warnings = read_mask(volume, foreground)
+    if not mask.any():
+        warnings = ["the label is empty", *warnings]
     frequent = sorted(sorted(values, key=lambda value: -values[value])[:16])
     facts = LabelFacts(
         file=str(volume.path),

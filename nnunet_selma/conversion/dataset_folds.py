@@ -2,7 +2,7 @@
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,13 @@ def write_folds(settings: FoldSettings, folders: Folders, progress: Progress[Any
     """
     name = folders.dataset(settings.dataset_id)
     raw, target = folders.raw / name, folders.preprocessed / name / "splits_final.json"
-    cases = _cases(raw)
+    ending = _file_ending(raw)
+    cases = sorted(path.name.removesuffix(ending) for path in (raw / "labelsTr").glob(f"*{ending}"))
+    if not cases:
+        raise SelmaError(f"{raw / 'labelsTr'}: holds no label that ends in {ending}")
     if settings.group is None:
-        groups = _groups_by_tissue(raw, cases, progress)
+        images = {case: raw / "imagesTr" / f"{case}_0000{ending}" for case in cases}
+        groups = _groups_by_tissue(images, progress)
     elif Path(settings.group).suffix.lower() == ".csv":
         groups = _groups_of_table(Path(settings.group), cases)
     else:
@@ -61,26 +65,21 @@ def write_folds(settings: FoldSettings, folders: Folders, progress: Progress[Any
     return splits
 
 
-def _cases(raw: Path) -> list[str]:
-    """Names of the training cases of a raw dataset."""
+def _file_ending(raw: Path) -> str:
+    """Ending of the files of a raw dataset."""
     if not (raw / "dataset.json").is_file():
         raise SelmaError(f"{raw / 'dataset.json'} is missing; give a raw dataset of nnU-Net")
-    ending = str(read_json(raw / "dataset.json")["file_ending"])
-    cases = sorted(path.name.removesuffix(ending) for path in (raw / "labelsTr").glob(f"*{ending}"))
-    if not cases:
-        raise SelmaError(f"{raw / 'labelsTr'}: holds no label that ends in {ending}")
-    return cases
+    return str(read_json(raw / "dataset.json")["file_ending"])
 
 
-def _groups_by_tissue(raw: Path, cases: Sequence[str], progress: Progress[Any]) -> dict[str, str]:
-    """Case to group; copies, overlapping cases and neighbours are one group."""
-    ending = str(read_json(raw / "dataset.json")["file_ending"])
-    signatures = []
-    for case in progress(cases, "comparing cases"):
-        path = raw / "imagesTr" / f"{case}_0000{ending}"
-        signatures.append(signature(case, to_intensities(open_volume(path).read(), str(path))))
+def _groups_by_tissue(images: Mapping[str, Path], progress: Progress[Any]) -> dict[str, str]:
+    """Case to group, from the first channel of each case; copies, overlapping cases and neighbours are one group."""
+    signatures = [
+        signature(case, to_intensities(open_volume(path).read(), str(path)))
+        for case, path in progress(list(images.items()), "comparing cases")
+    ]
     relations = find_relations(signatures)
-    return joined_groups({case: case for case in cases}, [(r.first, r.second) for r in relations])
+    return joined_groups({case: case for case in images}, [(r.first, r.second) for r in relations])
 
 
 def _groups_of_pattern(pattern: str, cases: Sequence[str]) -> dict[str, str]:

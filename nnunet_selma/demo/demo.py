@@ -18,11 +18,10 @@ from nnunet_selma.demo.phantom.download import UNANNOTATED_FOLDER
 from nnunet_selma.demo.report import Comparison, write_report
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.nnunet.folders import Folders
-from nnunet_selma.nnunet.pipeline import Pipeline, Training, cpu_environment, quoted
+from nnunet_selma.nnunet.pipeline import ANNOTATED, UNLABELLED, Pipeline, Training, cpu_environment, quoted
 from nnunet_selma.running.json_files import read_json
 from nnunet_selma.structures import of_case
 
-ANNOTATED, UNLABELLED = 510, 500
 PLANS, SCRATCH_PLANS = "nnUNetSmallPlans", "nnUNetSmallPlans_scratch"
 PRETRAINING = Training(dataset_id=UNLABELLED, trainer="SelmaSSLTrainer", plans=f"{PLANS}_from{ANNOTATED}", fold="all")
 FINETUNINGS = {
@@ -260,8 +259,6 @@ def run_demo(
     pipeline = Pipeline(
         folders=Folders.from_environment(environment),
         environment=environment,
-        annotated_id=ANNOTATED,
-        unlabelled_id=UNLABELLED,
         device=device,
         say=say,
     )

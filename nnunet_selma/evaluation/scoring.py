@@ -172,8 +172,8 @@ def _raw(case: CaseFiles) -> tuple[Array | None, tuple[str, ...]]:
 
 
 def _named(path: Path, warnings: Sequence[str]) -> tuple[str, ...]:
-    """Warnings with their file; an empty mask is usual here."""
-    return tuple(f"{path}: {warning}" for warning in warnings if "empty" not in warning)
+    """Warnings with their file."""
+    return tuple(f"{path}: {warning}" for warning in warnings)
 
 
 def _read_pair(case: CaseFiles, reference: _Reference) -> tuple[Pair, tuple[str, ...]]:

@@ -10,6 +10,9 @@ from nnunet_selma.nnunet import commands
 from nnunet_selma.nnunet.folders import Folders
 from nnunet_selma.running.cores import usable_cores
 
+ANNOTATED, UNLABELLED = 510, 500
+"""Usual ids of the annotated and the unlabelled dataset."""
+
 
 def cpu_environment(workspace: Path, device: str) -> dict[str, str]:
     """Variables of a workspace; on a CPU also numbers of threads and workers that put one compute thread on each core.
@@ -49,8 +52,8 @@ class Pipeline:
     folders: Folders
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables that every command gets."""
-    annotated_id: int = 510
-    unlabelled_id: int = 500
+    annotated_id: int = ANNOTATED
+    unlabelled_id: int = UNLABELLED
     device: str = "cpu"
     say: Callable[[str], None] = lambda _: None
     """Called with each command before it runs."""

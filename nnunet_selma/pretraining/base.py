@@ -1,9 +1,10 @@
 """Interface of pretext tasks, and functions that read a network's features."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -60,6 +61,8 @@ class Pretext(nn.Module, ABC):
     """False: only the network's `pretrained_part` is trained; the rest stays random and is not carried over."""
     uses_skips = True
     """False: the decoder reads the coarsest map alone."""
+    renamed: ClassVar[Mapping[str, str]] = {"called": "compiled_parts", "asks_every_step": "deep_supervision"}
+    """Name in earlier versions to present name of what a subclass may define; the former one would be ignored in silence."""
     deep_supervision = False
     """True: every decoder step has a loss, so that the heads of all steps are trained."""
     mirrors = True
@@ -118,18 +121,6 @@ class Pretext(nn.Module, ABC):
         self.steps_done = state["steps_done"]
 
 
-_FORMER_HOOKS = {
-    "called": "compiled_parts",
-    "asks_every_step": "deep_supervision",
-    "answer": "predict",
-    "as_answer": "to_target",
-    "brought_to_unit": "normalise",
-    "where_to_mask": "block_preference",
-    "maps": "encode",
-}
-"""Methods of pretexts by the names of earlier versions, which would be ignored in silence."""
-
-
 def pretext_named(name: str) -> type[Pretext]:
     """The pretext class with this name, `package.module.Class`.
 
@@ -150,11 +141,11 @@ def pretext_named(name: str) -> type[Pretext]:
         raise SelmaError(
             f"pretraining.pretext is {name}, which is no subclass of nnunet_selma.pretraining.base.Pretext"
         )
-    former = [name for name in _FORMER_HOOKS if hasattr(kind, name)]
-    if former:
-        raise SelmaError(
-            f"pretraining.pretext is {name}, which defines {former[0]}; this method is now called {_FORMER_HOOKS[former[0]]}, rename it"
-        )
+    for former, present in kind.renamed.items():
+        if hasattr(kind, former):
+            raise SelmaError(
+                f"pretraining.pretext is {name}, which defines {former}; this method is now called {present}, rename it"
+            )
     return kind
 
 

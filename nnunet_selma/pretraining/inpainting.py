@@ -1,8 +1,8 @@
 """Masked volume inpainting: blocks are masked, the network fills them in."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,15 @@ class MaskedInpainting(Pretext):
     (`sparse`); compute the loss at every decoder step; and leave visible voxels out of the error.
     """
 
+    renamed: ClassVar[Mapping[str, str]] = {
+        **Pretext.renamed,
+        "answer": "predict",
+        "as_answer": "to_target",
+        "brought_to_unit": "normalise",
+        "where_to_mask": "block_preference",
+        "maps": "encode",
+        "can_ask_every_step": "allows_deep_supervision",
+    }
     allows_deep_supervision = True
     """False for subclasses whose error is defined at full resolution alone."""
 

@@ -13,7 +13,9 @@ _MOST = 2**32 - 1
 _IGNORED = 255
 """Value by which several programs mark voxels that nobody annotated."""
 _MANY_VALUES = 1000
-_USUAL_SHARE = 0.5
+"""Number of values above which a file may be an image."""
+_LARGEST_SHARE = 0.5
+"""Share of the voxels in objects above which a ground truth may be inverted."""
 
 
 class ObjectMask(NamedTuple):
@@ -48,9 +50,7 @@ def read_mask(volume: Volume, foreground: int | None = None, *, truth: bool = Tr
         _check_clear(values, volume.path)
     mask = labels > 0 if foreground is None else labels == foreground
     warnings = []
-    if not mask.any():
-        warnings.append("the label is empty")
-    elif (share := float(mask.mean())) > _USUAL_SHARE and truth:
+    if truth and (share := float(mask.mean())) > _LARGEST_SHARE:
         warnings.append(f"{share:.0%} of the voxels are objects; the label may be inverted")
     if foreground is None and not set(values) <= {0, 1}:
         warnings.append(f"label values other than 0 and 1: {_listed(values)}; every value above 0 becomes 1")

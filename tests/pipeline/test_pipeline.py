@@ -29,7 +29,7 @@ STOCK = """if True:
     maybe_load_checkpoint(trainer, False, False, sys.argv[1])
     torch.save(trainer.network.state_dict(), sys.argv[2])
 """
-"""What nnUNetv2_train does with -pretrained_weights before it trains."""
+"""The steps of nnUNetv2_train with -pretrained_weights, up to the training."""
 
 
 class TestReport:

@@ -77,7 +77,7 @@ def pointwise_plans(spacing):
     ids=["one channel", "resampled", "two channels", "folds, classes and probabilities"],
 )
 def test_the_plan_is_an_upper_bound_of_the_measured_peak(spacing, model_options, tmp_path, rng):
-    """Of three blocks in a row, of which one is read, one predicted and one written at a time; the plan is at most 2.5 times too careful."""
+    """Three blocks in a row: one is read, one predicted and one written at a time. The plan is at most 2.5 times too careful."""
     settings = write_model(tmp_path / "model", pointwise_plans(spacing), **model_options)
     probabilities = model_options.get("folds", 1) > 1
     plan = MemoryPlan.for_model(Model(settings, "cpu"), 2, probabilities, (1 / spacing,) * 3)

@@ -98,7 +98,7 @@ def test_tiles_that_touch_a_box():
 
 
 def test_probabilities_by_hand(folder):
-    """Of logits 0 and log(3) the class has 3 / (1 + 3) of 255: 191.25, rounded to 191."""
+    """With logits 0 and log(3) the class has 3 / (1 + 3) of 255: 191.25, rounded to 191."""
     model = hand_made(folder, UNIFORM, 1, False)
     logits = np.zeros((2, 1, 1, 2), np.float32)
     logits[1, ..., 1] = np.log(3)

@@ -24,7 +24,7 @@ from tests.plans import plans
 
 @dataclass(frozen=True)
 class Made:
-    """What a recipe makes of nnU-Net's plans: the effective configuration, settings and trainers."""
+    """Effective configuration, settings and trainers of a recipe on nnU-Net's plans."""
 
     configuration: dict
     settings: Settings

@@ -15,7 +15,7 @@ from typing import Any
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.nnunet import commands
 from nnunet_selma.nnunet.folders import Folders
-from nnunet_selma.nnunet.pipeline import Pipeline, cpu_environment
+from nnunet_selma.nnunet.pipeline import ANNOTATED, Pipeline, cpu_environment
 from nnunet_selma.nnunet.settings import read_settings
 from nnunet_selma.recipes.challenge.data import ChallengeData
 from nnunet_selma.recipes.challenge.results import write_results
@@ -23,7 +23,6 @@ from nnunet_selma.recipes.recipes import RECIPES, Recipe, Scale, SettingsChange,
 from nnunet_selma.recipes.running import RecipeRun
 from nnunet_selma.running.json_files import read_json, write_json
 
-ANNOTATED, UNLABELLED = 510, 500
 _PREDICTED = "predicted.json"
 
 
@@ -64,8 +63,6 @@ class Challenge:
         return Pipeline(
             folders=Folders.from_environment(environment),
             environment=environment,
-            annotated_id=ANNOTATED,
-            unlabelled_id=UNLABELLED,
             device=self.device,
             say=self.say,
         )
@@ -84,7 +81,7 @@ class Challenge:
     def check_same_run(self) -> None:
         """Note what decides the results; raise `SelmaError` where the folder holds those of another challenge."""
         tested = sorted(path.name for path in self.data.references.glob("*.nii.gz"))
-        arms = {arm.name: {"changes": arm.changes, "recipe": _what_decides(arm.recipe)} for arm in self.arms}
+        arms = {arm.name: {"changes": arm.changes, "recipe": _without_words(repr(arm.recipe))} for arm in self.arms}
         decisive: dict[str, Any] = json.loads(
             json.dumps(
                 {
@@ -99,7 +96,7 @@ class Challenge:
         before = read_json(noted) if noted.is_file() else {}
         known_arms = before.pop("arms", {})
         for arm in known_arms.values():  # earlier versions noted the words of `recipe show` too
-            arm["recipe"] = arm["recipe"].partition(", differences=")[0]
+            arm["recipe"] = _without_words(arm["recipe"])
         different = [name for name, value in decisive.items() if before.get(name, value) != value]
         different += [
             f"arm {name}" for name, arm in json.loads(json.dumps(arms)).items() if known_arms.get(name, arm) != arm
@@ -181,9 +178,9 @@ class Challenge:
         return budgets
 
 
-def _what_decides(recipe: Recipe) -> str:
-    """The recipe without the words of `recipe show`, which no result depends on."""
-    return repr(replace(recipe, differences=())).partition(", differences=")[0]
+def _without_words(recipe: str) -> str:
+    """The text of a recipe up to the words of `recipe show`, which no result depends on."""
+    return recipe.partition(", differences=")[0]
 
 
 def _link(path: Path, link: Path) -> None:
