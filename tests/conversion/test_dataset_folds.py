@@ -31,7 +31,7 @@ def parted(splits, group_of):
     return [{group_of(case) for case in split["train"]} & {group_of(case) for case in split["val"]} for split in splits]
 
 
-@pytest.mark.parametrize("pattern", [r"mouse\d+", r"^(mouse\d+)_"])
+@pytest.mark.parametrize("pattern", [r"mouse\d+", r"^(mouse\d+)_", r"mouse(\d+)_\w+"])
 def test_a_pattern_finds_groups_in_names(pattern, dataset):
     splits = write_folds(FoldSettings(dataset_id=7, group=pattern), dataset)
     assert len(splits) == 4  # as many as there are mice
