@@ -239,6 +239,32 @@ def named(name: str) -> Structure:
     return structure
 
 
+def chosen_structure(name: str, kind: Literal["spot", "tree"] | None = None) -> Structure:
+    """The structure of a name that a user gives: a row of the table, or a new structure that the table does not know.
+
+    Args:
+        name: prefix or folder name of a known structure, or any name of a new one.
+        kind: shape of a new structure, which decides the metrics; None for one that is not judged.
+
+    Raises:
+        SelmaError: the name has other characters than letters, digits, - and _, or the kind is not that of the known structure.
+    """
+    known = find_structure(name)
+    if known is not None:
+        if kind not in (None, known.kind_2024):
+            raise SelmaError(f"--kind {kind}: {known.title} is of kind {known.kind_2024} in SELMA3D; leave --kind out")
+        return known
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise SelmaError(f"structure {name!r}: use letters, digits, - and _ only")
+    return Structure(
+        prefix=name,
+        title=name,
+        kind_2024=kind or "spot",
+        kind_2026="contiguous" if kind == "tree" else "isolated",
+        source="the user",
+    )
+
+
 def of_case(case: str) -> Structure | None:
     """The structure of a case `<prefix or folder name>_<id>`; None where the name begins with no known one.
 

@@ -17,12 +17,11 @@ def path(text: str) -> Path:
 
 
 def spacing(text: str) -> Spacing:
-    """Physical, voxel, or a voxel size in µm."""
-    if text == "physical":
-        return "physical"
-    if text == "voxel":
-        return "voxel"
-    return voxel_size(text, "physical, voxel, or ")
+    """Header, physical, voxel, or a voxel size in µm."""
+    for word in ("header", "physical", "voxel"):
+        if text == word:
+            return word
+    return voxel_size(text, "header, physical, voxel, or ")
 
 
 def voxel_size(text: str, other: str = "") -> SpacingUm:

@@ -24,7 +24,8 @@ def add_to(parts: Any) -> None:
         "inspect", help="look at a download and say what a conversion would do; exit code 1 if something would stop it"
     )
     look.add_argument("source", type=path)
-    add_options(look, UnannotatedSettings, **_VOLUME)
+    add_options(look, UnannotatedSettings, **_SHOWN, **_VOLUME)
+    look.add_argument("--full", action="store_true", help="read unannotated volumes whole, instead of a few slices")
     look.add_argument("--json", action="store_true", help="everything as JSON")
     look.set_defaults(run=_inspect)
 
@@ -32,7 +33,7 @@ def add_to(parts: Any) -> None:
         required=True, metavar="kind"
     )
     _annotated_arguments(
-        kinds.add_parser("annotated", help="patches with ground truth: BioImage Archive, challenge zips, DELiVR")
+        kinds.add_parser("annotated", help="patches with labels: downloads of SELMA3D and DELiVR, and your own")
     )
     _unannotated_arguments(
         kinds.add_parser("unannotated", help="whole brains: SELMA3D's tree of TIFF slices, or any volume")
@@ -112,29 +113,49 @@ def _print_cases(manifest: dict[str, Any], where: Path) -> None:
             warnings += 1
     for sentence in manifest.get("left_out", []):
         print(f"  left out: {sentence}")
+    for sentence in manifest["passed_by"]:
+        print(f"  passed by: {sentence}")
+    print(f"voxel size: {'; '.join(manifest['spacing'])}")
     print(f"{len(manifest['cases'])} cases, {warnings} warnings: {where}")
 
 
 def _inspect(chosen: argparse.Namespace) -> int:
-    result = inspect(chosen.source, settings_from(UnannotatedSettings, chosen), progress)
+    result = inspect(chosen.source, settings_from(UnannotatedSettings, chosen), progress, full=chosen.full)
     print(json.dumps(result.as_json(), indent=2, ensure_ascii=False) if chosen.json else as_text(result))
     return 1 if result.problems else 0
 
 
-_COMMON = {"dataset_id": "-d", "name": "", "structures": "", "spacing": "", "vessel_channels": ""}
-_VOLUME = {"structure": "", "channel": "", "level": ""}
+_SHOWN = {"structure": "", "spacing": "", "stains": "", "channel": ""}
+_COMMON = {"dataset_id": "-d", "name": "", "structures": "", "vessel_channels": "", **_SHOWN}
+_VOLUME = {"level": ""}
 
 
 def _annotated_arguments(parser: argparse.ArgumentParser) -> None:
-    _source_argument(parser)
+    parser.add_argument(
+        "source",
+        type=path,
+        nargs="?",
+        help="the download, or any folder of it; or a folder with images and labels in raw and gt, images and masks, or imagesTr and labelsTr",
+    )
     add_options(
-        parser, AnnotatedSettings, **_COMMON, layout="", foreground=" VALUE", leave_out_unpaired="", folds="", seed=""
+        parser,
+        AnnotatedSettings,
+        images="--images DIR",
+        labels="--labels DIR",
+        **_COMMON,
+        kind="",
+        layout="",
+        foreground=" VALUE",
+        group=" REGEX|CSV",
+        leave_out_unpaired="",
+        folds="",
+        seed="",
     )
     parser.set_defaults(run=_convert_annotated)
 
 
 def _unannotated_arguments(parser: argparse.ArgumentParser) -> None:
-    _source_argument(parser)
+    parser.add_argument("source", type=path, help="the download, or any folder of it, or a volume")
     add_options(parser, UnannotatedSettings, **_COMMON, **_VOLUME, on_bad_slice="")
     add_options(parser, TileSettings, tile="", per_volume="--tiles-per-volume", min_foreground="", seed="")
     workers_argument(parser, "each takes about 1.3 GB, more where one tile is larger")
@@ -148,7 +169,3 @@ def _unannotated_arguments(parser: argparse.ArgumentParser) -> None:
     store = parser.add_argument_group("with --to preprocessed")
     add_options(store, StoreSettings, plans_from=" ID", plans_name="-p", configuration="-c")
     parser.set_defaults(run=_convert_unannotated)
-
-
-def _source_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=path, help="the download, or any folder of it")

@@ -23,7 +23,7 @@ _READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
     str: (str, "NAME"),
     Path: (path, "PATH"),
     SpacingUm: (voxel_size, "Z,Y,X"),
-    Spacing: (spacing, "physical|voxel|Z,Y,X"),
+    Spacing: (spacing, "header|physical|voxel|Z,Y,X"),
 }
 """Type of a field to the function that reads it, and the word that stands for its value in the help."""
 _UNSET = re.compile(r"[;.] (?:None|empty): (?P<default>.+?)\.?$")

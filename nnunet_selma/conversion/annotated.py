@@ -1,23 +1,33 @@
 """Annotated patches become a nnU-Net dataset with manifest and folds."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from nnunet_selma.conversion.channels import VesselChannels, channel_sets, check_equal_counts, input_channels
+from nnunet_selma.conversion.annotated_sources import find_patches, patches_of_folders
+from nnunet_selma.conversion.channels import (
+    VesselChannels,
+    channel_sets,
+    check_equal_counts,
+    check_stains,
+    input_channels,
+    numbered_within,
+)
 from nnunet_selma.conversion.checks import check_equal_shapes, facts_as_json, read_image, read_label
-from nnunet_selma.conversion.layouts import FoundPatches, Patch, find_patches
+from nnunet_selma.conversion.groups import given_groups
+from nnunet_selma.conversion.layouts import FoundPatches, Patch
 from nnunet_selma.conversion.raw_dataset import RawDataset, check_free_id, dataset_folder_name
 from nnunet_selma.conversion.relatives import Relation, Signature, find_relations, signature
-from nnunet_selma.conversion.spacing import Spacing, default_spacing, spacing_of
+from nnunet_selma.conversion.spacing import Spacing, SpacingSources, WrittenSpacing, default_spacing, spacing_of
 from nnunet_selma.conversion.splits import joined_groups, make_splits
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.nnunet.folders import Folders
+from nnunet_selma.running.fingerprints import fingerprint
 from nnunet_selma.running.json_files import write_json
 from nnunet_selma.running.progress import Progress, silent
-from nnunet_selma.structures import SpacingUm, Structure
-from nnunet_selma.volumes import open_volume
+from nnunet_selma.structures import Structure, chosen_structure
+from nnunet_selma.volumes import Volume, open_volume, stem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,16 +38,30 @@ class AnnotatedSettings:
     """Dataset id of nnU-Net."""
     name: str = "SELMA3D"
     """Name of the dataset, after its id."""
+    images: Path | None = None
+    """Folder of the images of your own patches, instead of a download; each has the name of its label."""
+    labels: Path | None = None
+    """Folder of their labels: mouse07_left.tif or mouse07_left_mask.tif labels mouse07_left.tif or mouse07_left_0000.tif."""
     structures: tuple[str, ...] = ()
     """Structures to take; empty: all."""
+    structure: str | None = None
+    """Structure of all patches, one of SELMA3D's or a new name; None: that which their folders name."""
+    kind: Literal["spot", "tree"] | None = None
+    """Shape of a new structure, which decides the metrics."""
     spacing: Spacing | None = None
-    """Voxel size to write: that of the structure table, 1 voxel, or µm; None: physical for one structure, voxel for several."""
+    """Voxel size to write: the header's, the true one (of the structure table for a download of SELMA3D, else the header's), 1 voxel, or µm; None: physical, but voxel for several structures of SELMA3D."""
     vessel_channels: VesselChannels = "separate"
     """Channels of stains that have two: only one, both as two input channels, or each as a case."""
+    stains: tuple[str, ...] = ()
+    """Names of the input channels, in files that end in _0000, _0001, … or inside one file; empty: one channel."""
+    channel: int | None = None
+    """Channel of images with several, from 0, that is taken alone."""
     layout: Literal["bioimage_archive", "challenge_zip", "delivr"] | None = None
-    """Layout of the source; None: detected."""
+    """Layout of a download of SELMA3D or DELiVR; None: detected."""
     foreground: int | None = None
     """Value of the objects in the ground truths; None: every value above 0."""
+    group: str | None = None
+    """Patches that share a fold: a CSV file with the columns case and group, or a regular expression that finds the group in the name of a case, as in 'mouse[0-9]+'; None: patches that show the same tissue."""
     leave_out_unpaired: bool = False
     """Leave out raw files without ground truth, and ground truths without raw file, and list them, instead of stopping."""
     folds: int = 5
@@ -46,9 +70,25 @@ class AnnotatedSettings:
     """Seed of the folds."""
 
     def __post_init__(self) -> None:
-        """Raise `SelmaError` for folds that give no cross-validation."""
+        """Raise `SelmaError` for options that contradict each other, and for folds that give no cross-validation."""
         if self.folds < 2:
             raise SelmaError(f"--folds {self.folds}: cross-validation needs at least 2")
+        if (self.images is None) != (self.labels is None):
+            raise SelmaError("--images and --labels belong together; give both folders")
+        if self.kind is not None and self.structure is None:
+            raise SelmaError("--kind says what shape a structure has; name it with --structure")
+        if self.stains and self.channel is not None:
+            raise SelmaError("--stains takes all channels, and --channel a single one; choose one of them")
+        check_stains(self.stains)
+
+    @property
+    def chosen_structure(self) -> Structure | None:
+        """The structure of all patches; None takes it from their folders."""
+        return None if self.structure is None else chosen_structure(self.structure, self.kind)
+
+    def open_image(self, path: Path, channel: int | None = None) -> Volume:
+        """Open a file of images, with its channel."""
+        return open_volume(path, channel=self.channel if channel is None else channel)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,46 +96,91 @@ class AnnotatedCase:
     """A case of the dataset and its files."""
 
     name: str
-    structure: Structure
+    structure: Structure | None
     group: str
     """Name of the group whose cases must share a fold."""
     images: tuple[Path, ...]
-    """Files of the channels, in order."""
+    """Files of the channels, in order; a file that holds all channels stands there for each."""
     label: Path
-    spacing_zyx: SpacingUm
+    spacing: WrittenSpacing
     """Voxel size to write."""
+    tabled: Structure | None = None
+    """The structure, if the structure table knows the voxel size."""
+
+
+def find_annotated(source: Path | None, settings: AnnotatedSettings) -> FoundPatches:
+    """Find the patches of a source, or of the folders of images and labels in the settings; raises `SelmaError` as `find_patches`."""
+    structure = settings.chosen_structure
+    if settings.images is not None and settings.labels is not None:
+        return patches_of_folders(settings.images, settings.labels, structure=structure)
+    if source is None:
+        raise SelmaError("give the folder of a download, or your own with --images DIR --labels DIR")
+    return find_patches(source, layout=settings.layout, structures=settings.structures, structure=structure)
 
 
 def plan_cases(patches: Sequence[Patch], settings: AnnotatedSettings) -> tuple[list[AnnotatedCase], list[str]]:
-    """The cases that patches become, and the names of the input channels.
+    """The cases that patches become, and the names of the input channels; opens the images, and reads no voxels.
 
     Raises:
-        SelmaError: a chosen channel is missing, or cases would differ in their number of channels.
+        SelmaError: a channel is missing or has no name, cases would differ in their number of channels, or no source states a voxel size.
     """
-    spacing = settings.spacing or default_spacing([patch.structure for patch in patches])
+    sources = [_spacing_sources(patch, settings) for patch in patches]
+    spacing = settings.spacing or default_spacing(sources)
     cases: list[AnnotatedCase] = []
-    for patch in patches:
-        stains = patch.structure.channels
-        separate = len(stains) > 1 and settings.vessel_channels == "separate"
-        for channels in channel_sets(stains, patch.images, settings.vessel_channels):
-            for channel in channels:
-                if channel not in patch.images:
-                    raise SelmaError(
-                        f"{patch.label}: the raw image of channel {stains[channel]} (_{channel:04d}) is missing; "
-                        "add it, or choose --vessel-channels separate"
-                    )
+    for patch, sizes in zip(patches, sources, strict=True):
+        for suffix, images in _images_of_cases(patch, settings):
             cases.append(
                 AnnotatedCase(
-                    name=f"{patch.name}_{stains[channels[0]]}" if separate else patch.name,
+                    name=patch.name + suffix,
                     structure=patch.structure,
                     group=patch.group,
-                    images=tuple(patch.images[channel] for channel in channels),
+                    images=images,
                     label=patch.label,
-                    spacing_zyx=spacing_of(patch.structure, spacing),
+                    spacing=spacing_of(sizes, spacing),
+                    tabled=patch.tabled,
                 )
             )
+    if settings.stains:
+        return cases, list(settings.stains)
     check_equal_counts(case.images for case in cases)
     return cases, input_channels(cases[0].structure, len(cases[0].images)) if cases else ["light sheet"]
+
+
+def _spacing_sources(patch: Patch, settings: AnnotatedSettings) -> SpacingSources:
+    path = next(iter(patch.images.values()))
+    volume = settings.open_image(path, 0 if settings.stains and len(patch.images) == 1 else None)
+    return SpacingSources(
+        name=str(path), structure=patch.structure, in_layout=patch.in_layout, header_um_zyx=volume.spacing_um_zyx
+    )
+
+
+def _images_of_cases(patch: Patch, settings: AnnotatedSettings) -> list[tuple[str, tuple[Path, ...]]]:
+    """For each case of a patch the end of its name, and the files of its channels."""
+    files = tuple(patch.images.values())
+    if settings.stains:
+        files = files * len(settings.stains) if len(files) == 1 else files
+        if len(files) != len(settings.stains):
+            raise SelmaError(
+                f"{patch.label}: its image has {len(files)} channels, and --stains names {len(settings.stains)}; name each, in their order"
+            )
+        return [("", files)]
+    stains = patch.structure.channels if patch.structure else {0: "signal"}
+    if nameless := sorted(patch.images.keys() - stains.keys()):
+        raise SelmaError(
+            f"{patch.images[nameless[0]]}: is channel {nameless[0]}; name all channels with --stains, in their order"
+        )
+    separate = len(stains) > 1 and settings.vessel_channels == "separate"
+    cases = []
+    for channels in channel_sets(stains, patch.images, settings.vessel_channels):
+        for channel in channels:
+            if channel not in patch.images:
+                raise SelmaError(
+                    f"{patch.label}: the raw image of channel {stains[channel]} (_{channel:04d}) is missing; "
+                    "add it, or choose --vessel-channels separate"
+                )
+        suffix = f"_{stains[channels[0]]}" if separate else ""
+        cases.append((suffix, tuple(patch.images[channel] for channel in channels)))
+    return cases
 
 
 def check_no_problems(source: Path, files: FoundPatches, *, leave_out_unpaired: bool = False) -> None:
@@ -108,41 +193,53 @@ def check_no_problems(source: Path, files: FoundPatches, *, leave_out_unpaired: 
 
 
 def convert_annotated(
-    source: Path, settings: AnnotatedSettings, folders: Folders, progress: Progress[Any] = silent
+    source: Path | None, settings: AnnotatedSettings, folders: Folders, progress: Progress[Any] = silent
 ) -> dict[str, Any]:
     """Write a dataset of annotated patches into `folders.raw` and its folds into `folders.preprocessed`; returns the manifest.
 
     The next run continues one that was killed, and leaves a complete dataset as it is.
+
+    Args:
+        source: a download, or any folder with images and labels in folders that are recognised; None for those in the settings.
+        settings: choice of patches, channels and voxel size.
+        folders: nnU-Net's folders.
+        progress: shows the patches.
 
     Raises:
         SelmaError: the source or the settings cannot be used; no dataset remains that nnU-Net would take for whole.
     """
     folder_name = dataset_folder_name(settings.dataset_id, settings.name)
     check_free_id(settings.dataset_id, folder_name, folders)
-    source_files = find_patches(source, settings.layout, settings.structures)
-    check_no_problems(source, source_files, leave_out_unpaired=settings.leave_out_unpaired)
+    source_files = find_annotated(source, settings)
+    place = source or settings.images or Path()
+    check_no_problems(place, source_files, leave_out_unpaired=settings.leave_out_unpaired)
     if not source_files.patches:
-        raise SelmaError(f"{source}: no raw image has a ground truth")
-    cases, channels = plan_cases(source_files.patches, settings)
+        raise SelmaError(f"{place}: no raw image has a ground truth")
+    patches = _grouped(source_files.patches, settings.group)
+    cases, channels = plan_cases(patches, settings)
     for case in cases:
-        check_equal_shapes([open_volume(path) for path in (*case.images, case.label)])
+        images = [settings.open_image(*image) for image in numbered_within(case.images)]
+        check_equal_shapes([*images, open_volume(case.label)])
     files = sorted({path for case in cases for path in (*case.images, case.label)})
-    choices = {name: value for name, value in vars(settings).items() if (name, value) != ("foreground", None)}
     identity = {
-        **choices,
-        "source": source.resolve(),
-        "files": {str(p.relative_to(source)): p.stat().st_size for p in files},
+        **vars(settings),
+        "source": place.resolve(),
+        "files": {str(path): fingerprint(path) for path in files},
     }
     dataset = RawDataset(folders.raw, folder_name, identity)
     fresh = not dataset.staged.complete
     if fresh:
         signatures = [
-            of_image
-            for case in progress(cases, "patches")
-            for of_image in _write_case(dataset, case, settings.foreground)
+            of_image for case in progress(cases, "patches") for of_image in _write_case(dataset, case, settings)
         ]
         groups = _groups(cases, find_relations(signatures))
-        facts = {"layout": source_files.layout, "left_out": source_files.unpaired, **groups}
+        facts = {
+            "layout": source_files.layout,
+            "left_out": source_files.unpaired,
+            "passed_by": source_files.passed_by,
+            "spacing": sorted({str(case.spacing) for case in cases}),
+            **groups,
+        }
         dataset.finish(
             channels=channels,
             foreground="structure",
@@ -153,24 +250,36 @@ def convert_annotated(
     splits_file = folders.preprocessed / folder_name / "splits_final.json"
     if fresh or not splits_file.is_file():  # folds that a user has changed since are left alone
         splits_file.parent.mkdir(parents=True, exist_ok=True)
-        structures = {case.name: case.structure.prefix for case in cases}
+        structures = {case.name: case.structure.prefix if case.structure else "" for case in cases}
         write_json(splits_file, make_splits(structures, manifest["groups"], settings.folds, settings.seed))
     return manifest
 
 
-def _write_case(dataset: RawDataset, case: AnnotatedCase, foreground: int | None) -> list[Signature]:
+def _grouped(patches: Sequence[Patch], group: str | None) -> list[Patch]:
+    """The patches with the groups that the user gives."""
+    if group is None:
+        return list(patches)
+    names = {
+        patch.name: [patch.name, *(stem(path) for path in (patch.label, *patch.images.values()))] for patch in patches
+    }
+    groups = given_groups(group, names)
+    return [replace(patch, group=groups[patch.name]) for patch in patches]
+
+
+def _write_case(dataset: RawDataset, case: AnnotatedCase, settings: AnnotatedSettings) -> list[Signature]:
     """Write a case unless an earlier run has written it; returns the signatures of its images."""
-    read = [read_image(open_volume(path), case.structure) for path in case.images]
+    volumes = [settings.open_image(*image) for image in numbered_within(case.images)]
+    read = [read_image(volume, case.tabled) for volume in volumes]
     if not dataset.staged.has(case.name):
-        mask, label_facts = read_label(open_volume(case.label), foreground)
+        mask, label_facts = read_label(open_volume(case.label), settings.foreground)
         record = {
-            "structure": case.structure.prefix,
+            "structure": case.structure.prefix if case.structure else None,
             "group": case.group,
-            "spacing_zyx": list(case.spacing_zyx),
+            "spacing_zyx": list(case.spacing.size_zyx),
             "images": [facts_as_json(facts) for _, facts in read],
             "label": facts_as_json(label_facts),
         }
-        dataset.write(case.name, [image for image, _ in read], mask, case.spacing_zyx, record)
+        dataset.write(case.name, [image for image, _ in read], mask, case.spacing.size_zyx, record)
     return [signature(case.name, image) for image, _ in read]
 
 

@@ -1,6 +1,7 @@
-"""Stains with two channels: the input channels of each case, chosen by `--vessel-channels`."""
+"""The input channels of each case: those of SELMA3D's vessels, chosen by `--vessel-channels`, and those that `--stains` names."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from nnunet_selma.errors import SelmaError
@@ -37,3 +38,20 @@ def check_equal_counts(cases: Iterable[Collection[Any]]) -> None:
             "--vessel-channels both gives vessels two input channels, and other structures have one: choose --structures blood_vessel, or "
             "another --vessel-channels"
         )
+
+
+_NORMALISATIONS = ("ct", "nonorm", "zscore", "rescale_to_0_1", "rgb_to_0_1")
+
+
+def check_stains(stains: Sequence[str]) -> None:
+    """Raise `SelmaError` for names of channels that nnU-Net would take for the name of a normalisation, and for equal ones."""
+    for stain in stains:
+        if stain.casefold() in _NORMALISATIONS:
+            raise SelmaError(f"--stains {stain}: nnU-Net takes this name for a normalisation; choose another name")
+    if len(set(stains)) < len(stains):
+        raise SelmaError(f"--stains {' '.join(stains)}: names a channel twice")
+
+
+def numbered_within(files: Sequence[Path]) -> list[tuple[Path, int | None]]:
+    """Each file and the number of its channel; None for a file that stands there once, which holds a single channel."""
+    return [(path, files[:i].count(path) if files.count(path) > 1 else None) for i, path in enumerate(files)]

@@ -12,7 +12,10 @@ from nnunet_selma.volumes import Volume, to_intensities
 from nnunet_selma.volumes.base import Array, by_times
 from nnunet_selma.volumes.labels import read_mask
 
+MASK_BY_VALUES = "only two values, 0 and another, as a mask has"
+"""The reason to leave out a volume that `is_mask`."""
 _SATURATION = 65535
+_MASK_SLICES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,19 +50,19 @@ class LabelFacts:
     warnings: list[str]
 
 
-def read_image(volume: Volume, structure: Structure | None) -> tuple[Array, ImageFacts]:
+def read_image(volume: Volume, tabled: Structure | None) -> tuple[Array, ImageFacts]:
     """Read a whole image as uint16 (or float32, see `to_intensities`), (z, y, x), with the facts about it."""
     stored = volume.read()
-    return to_intensities(stored, str(volume.path)), image_facts(stored, volume, structure)
+    return to_intensities(stored, str(volume.path)), image_facts(stored, volume, tabled)
 
 
-def image_facts(voxels: Array, volume: Volume, structure: Structure | None) -> ImageFacts:
+def image_facts(voxels: Array, volume: Volume, tabled: Structure | None) -> ImageFacts:
     """Facts about an image.
 
     Args:
         voxels: the whole image, or a sample of it; values are those of the sample.
         volume: the image.
-        structure: the structure it shows; None where it is unknown.
+        tabled: the structure whose voxel size in the structure table holds for the image; None where there is none.
 
     Raises:
         SelmaError: the voxels are no intensities (`to_intensities`).
@@ -73,11 +76,9 @@ def image_facts(voxels: Array, volume: Volume, structure: Structure | None) -> I
     saturated = float((voxels == _SATURATION).mean())
     if saturated > 0.01:
         warnings.append(f"{saturated:.1%} of the voxels are saturated")
-    header, table = volume.spacing_um_zyx, structure.spacing_um_zyx if structure else None
+    header, table = volume.spacing_um_zyx, tabled.spacing_um_zyx if tabled else None
     if header and table and not np.allclose(header, table, rtol=0.05):
-        warnings.append(
-            f"header spacing {header} µm differs from the table's {table} µm (z, y, x); the header is not used"
-        )
+        warnings.append(f"header spacing {header} µm differs from the table's {table} µm (z, y, x)")
     if volume.spacing_guess:
         warnings.append(volume.spacing_guess)
     if volume.repaired:
@@ -93,6 +94,16 @@ def image_facts(voxels: Array, volume: Volume, structure: Structure | None) -> I
         table_spacing_um_zyx=table,
         warnings=warnings,
     )
+
+
+def is_mask(volume: Volume) -> bool:
+    """True if some slices of a volume hold 0 and one other value, and nothing else; reads a few slices, one in memory at a time."""
+    values: set[float] = set()
+    for z in np.linspace(0, volume.shape[0] - 1, _MASK_SLICES + 2).astype(int)[1:-1]:
+        values.update(np.unique(volume.read(slice(z, z + 1))).tolist()[:3])
+        if len(values) > 2:
+            return False
+    return len(values) == 2 and 0 in values
 
 
 def read_label(volume: Volume, foreground: int | None = None) -> tuple[Array, LabelFacts]:

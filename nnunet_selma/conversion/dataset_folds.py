@@ -1,12 +1,11 @@
 """Folds for a raw nnU-Net dataset that was made elsewhere: related cases share a fold, so that no validation case leaks into training."""
 
-import csv
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_selma.conversion.groups import given_groups
 from nnunet_selma.conversion.relatives import find_relations, signature
 from nnunet_selma.conversion.splits import Split, joined_groups, make_splits
 from nnunet_selma.errors import SelmaError
@@ -48,10 +47,8 @@ def write_folds(settings: FoldSettings, folders: Folders, progress: Progress[Any
     if settings.group is None:
         images = {case: raw / "imagesTr" / f"{case}_0000{ending}" for case in cases}
         groups = _groups_by_tissue(images, progress)
-    elif Path(settings.group).suffix.lower() == ".csv":
-        groups = _groups_of_table(Path(settings.group), cases)
     else:
-        groups = _groups_of_pattern(settings.group, cases)
+        groups = given_groups(settings.group, {case: [case] for case in cases})
     count = len(set(groups.values()))
     if count < 2:
         raise SelmaError(f"dataset {settings.dataset_id}: all {len(cases)} cases are one group, which no fold may part")
@@ -80,33 +77,3 @@ def _groups_by_tissue(images: Mapping[str, Path], progress: Progress[Any]) -> di
     ]
     relations = find_relations(signatures)
     return joined_groups({case: case for case in images}, [(r.first, r.second) for r in relations])
-
-
-def _groups_of_pattern(pattern: str, cases: Sequence[str]) -> dict[str, str]:
-    """Case to the part of its name that the pattern finds: its first parenthesis, or all of it."""
-    try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        raise SelmaError(f"--group {pattern}: is no regular expression ({error})") from error
-    matches = {case: expression.search(case) for case in cases}
-    unmatched = [case for case, match in matches.items() if match is None]
-    if unmatched:
-        raise SelmaError(
-            f"--group {pattern}: finds no group in {unmatched[0]} ({len(unmatched)} of {len(cases)} cases); give a table of all cases"
-        )
-    return {case: match[match.re.groups and 1] for case, match in matches.items() if match}
-
-
-def _groups_of_table(path: Path, cases: Sequence[str]) -> dict[str, str]:
-    """Case to its group in a CSV file."""
-    if not path.is_file():
-        raise SelmaError(f"{path}: there is no such file; give a CSV file with the columns case and group")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or not {"case", "group"} <= set(rows[0]):
-        raise SelmaError(f"{path}: has no columns case and group; write them into its first line, separated by a comma")
-    groups = {row["case"]: row["group"] for row in rows if row["group"]}
-    missing = [case for case in cases if case not in groups]
-    if missing:
-        raise SelmaError(f"{path}: has no group for {missing[0]} ({len(missing)} of {len(cases)} cases)")
-    return {case: groups[case] for case in cases}

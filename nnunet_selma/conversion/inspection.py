@@ -1,5 +1,6 @@
-"""The doctor: the content of a folder, and the conversion it would allow; nothing is written."""
+"""Looking at a folder before anything is written: what it holds, which command takes it, and what would stop a conversion."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -7,18 +8,24 @@ from typing import Any
 import numpy as np
 
 from nnunet_selma.conversion.annotated import AnnotatedSettings, plan_cases
+from nnunet_selma.conversion.annotated_sources import find_patches
+from nnunet_selma.conversion.channels import numbered_within
 from nnunet_selma.conversion.checks import (
+    MASK_BY_VALUES,
     ImageFacts,
     LabelFacts,
     check_equal_shapes,
     image_facts,
+    is_mask,
     read_image,
     read_label,
 )
-from nnunet_selma.conversion.layouts import Patch, find_patches
+from nnunet_selma.conversion.layouts import Patch
 from nnunet_selma.conversion.relatives import Relation, Signature, find_relations, signature
+from nnunet_selma.conversion.spacing import SpacingSources, default_spacing, spacing_of
 from nnunet_selma.conversion.unannotated import UnannotatedSettings
-from nnunet_selma.conversion.volume_tree import NothingFoundError, UnlabelledVolume, find_volumes, is_raw_of_patches
+from nnunet_selma.conversion.volume_tree import NothingFoundError, UnlabelledVolume
+from nnunet_selma.conversion.walk import Entry, passed_by, walk
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.running.progress import Progress, silent
 from nnunet_selma.structures import Structure
@@ -38,87 +45,104 @@ class Inspection:
     """Annotated patch to the facts about its images and its label."""
     volumes: dict[str, list[ImageFacts]] = field(default_factory=dict)
     """Unannotated volume to the facts about its channels."""
+    sampled: bool = True
+    """True if the intensities of volumes are those of a few slices."""
     relations: list[Relation] = field(default_factory=list)
     """Related patches whose names do not tell that they are."""
+    passed_by: list[str] = field(default_factory=list)
+    """Sentences about entries that no conversion takes."""
     problems: list[str] = field(default_factory=list)
     """Sentences; each would stop a conversion."""
     warnings: list[str] = field(default_factory=list)
     """Sentences; none would stop a conversion."""
     plans: list[str] = field(default_factory=list)
-    """Sentences about the datasets that the converters would write."""
+    """Sentences about the commands that would take what is there."""
 
     def as_json(self) -> dict[str, Any]:
         """The whole inspection as plain values."""
         return asdict(self)
 
 
-def inspect(source: Path, settings: UnannotatedSettings | None = None, progress: Progress[Any] = silent) -> Inspection:
+def inspect(
+    source: Path,
+    settings: UnannotatedSettings | None = None,
+    progress: Progress[Any] = silent,
+    *,
+    full: bool = False,
+) -> Inspection:
     """Read every annotated patch, and a sample of every unannotated volume, below a folder; writes nothing.
 
     Args:
         source: the download, or any folder or file of it.
-        settings: structure, channel and level of unannotated volumes.
+        settings: structure, voxel size, channel and level of unannotated volumes.
         progress: shows patches and volumes.
+        full: read unannotated volumes whole.
 
     Raises:
         SelmaError: there is no such file or folder.
     """
     settings = settings or UnannotatedSettings()
-    result = Inspection(source=str(source))
+    result = Inspection(source=str(source), sampled=not full)
     check_exists(source)
-    folders = [p for p in [source, *source.rglob("*")] if p.is_dir()] if source.is_dir() else []
-    has_patches = any(folder.name.lower() == "gt" or is_raw_of_patches(folder) for folder in folders)
-    paired = _inspect_patches(result, source, progress) if has_patches else set()
+    entries = walk(source)
+    patches = _inspect_patches(result, source, settings, entries, progress)
+    used = {path for patch in patches for path in (*patch.images.values(), patch.label)}
     try:
-        volumes = [v for v in find_volumes(source, structure=settings.structure) if not paired & set(v.channels)]
+        volumes = settings.find(source, entries)
     except NothingFoundError as error:
         volumes = []
-        if not has_patches:
+        if not result.patches and not result.problems:
             result.problems.append(str(error))
     except SelmaError as error:
         volumes = []
         result.problems.append(str(error))
-    _inspect_volumes(result, volumes, settings, progress)
+    masks = _inspect_volumes(result, volumes, settings, progress, full=full)
+    result.passed_by = passed_by([*(entry for entry in entries if entry.path not in used), *masks])
     return result
 
 
-def _inspect_patches(result: Inspection, source: Path, progress: Progress[Any]) -> set[Path]:
-    """Add findings about annotated patches to the result; returns the images that have a label."""
+def _inspect_patches(
+    result: Inspection, source: Path, settings: UnannotatedSettings, entries: Sequence[Entry], progress: Progress[Any]
+) -> list[Patch]:
+    """Add findings about annotated patches to the result; returns the patches."""
+    annotated = AnnotatedSettings(structure=settings.structure, spacing=settings.spacing, stains=settings.stains)
+    if not any(entry.fate in ("annotated", "mask") for entry in entries):
+        return []
     try:
-        files = find_patches(source)
-    except SelmaError as error:
-        result.problems.append(str(error))
-        return set()
+        files = find_patches(source, structure=annotated.chosen_structure, entries=entries)
+    except SelmaError:  # masks that belong to no patches
+        return []
     result.layout = files.layout
     result.problems += files.problems + files.unpaired
     signatures: list[Signature] = []
-    groups = {}
+    whole = []
     for patch in progress(files.patches, "patches"):
         try:
             signatures += _inspect_patch(result, patch)
-            groups[patch.name] = patch.group
+            whole.append(patch)
         except SelmaError as error:
             result.problems.append(str(error))
+    groups = {patch.name: patch.group for patch in whole}
     result.relations = [r for r in find_relations(signatures) if groups[r.first] != groups[r.second]]
     result.warnings += [f"{r.first} and {r.second}: {r.reason}; they will share a fold" for r in result.relations]
     try:
-        cases, channels = plan_cases(files.patches, AnnotatedSettings())
-        kinds = sorted({case.structure.title for case in cases})
-        unit = "the table's spacing in µm" if len(kinds) == 1 else "voxel units, because structures differ in spacing"
+        cases, channels = plan_cases(whole, annotated)
+        kinds = sorted({case.structure.title if case.structure else "an unnamed structure" for case in cases})
+        sizes = "; ".join(sorted({str(case.spacing) for case in cases}))
         result.plans.append(
-            f"convert annotated: {len(cases)} cases of {', '.join(kinds)}, {len(channels)} input channel(s), {unit}, "
+            f"convert annotated: {len(cases)} cases of {', '.join(kinds) or 'nothing'}, {len(channels)} input channel(s), voxel size {sizes}, "
             f"{len(set(groups.values()))} groups that no fold parts"
         )
     except SelmaError as error:
         result.problems.append(str(error))
-    return {path for patch in files.patches for path in patch.images.values()}
+    return files.patches
 
 
 def _inspect_patch(result: Inspection, patch: Patch) -> list[Signature]:
     """Add the facts about a patch to the result; returns the signatures of its images."""
     *images, label = (open_volume(path) for path in (*patch.images.values(), patch.label))
     check_equal_shapes([*images, label])
-    read = [read_image(volume, patch.structure) for volume in images]
+    read = [read_image(volume, patch.tabled) for volume in images]
     _, label_facts = read_label(label)
     result.patches[patch.name] = ([facts for _, facts in read], label_facts)
     result.warnings += [f"{facts.file}: {warning}" for _, facts in read for warning in facts.warnings]
@@ -127,29 +151,57 @@ def _inspect_patch(result: Inspection, patch: Patch) -> list[Signature]:
 
 
 def _inspect_volumes(
-    result: Inspection, volumes: list[UnlabelledVolume], settings: UnannotatedSettings, progress: Progress[Any]
-) -> None:
-    """Add findings about unannotated volumes to the result."""
+    result: Inspection,
+    volumes: list[UnlabelledVolume],
+    settings: UnannotatedSettings,
+    progress: Progress[Any],
+    *,
+    full: bool,
+) -> list[Entry]:
+    """Add findings about unannotated volumes to the result; returns those that are masks."""
+    masks: list[Entry] = []
+    sources: list[SpacingSources] = []
     for volume in progress(volumes, "volumes"):
         try:
-            channels = [settings.open(path) for path in volume.channels]
-            result.volumes[volume.name] = [_sampled_facts(channel, volume.structure) for channel in channels]
+            channels = [settings.open(*channel) for channel in numbered_within(volume.channels)]
+            if is_mask(channels[0]):
+                masks.append(Entry(volume.channels[0], "mask", MASK_BY_VALUES))
+                continue
+            sources.append(settings.spacing_sources(volume, channels[0]))
+            result.volumes[volume.name] = [
+                _facts(channel, volume.tabled, channel.shape[0] if full else _SAMPLED_SLICES) for channel in channels
+            ]
             for facts in result.volumes[volume.name]:
                 result.warnings += [f"{facts.file}: {warning}" for warning in facts.warnings]
         except SelmaError as error:
             result.problems.append(str(error))
     if result.volumes:
         voxels = sum(int(np.prod(facts[0].shape_zyx)) for facts in result.volumes.values())
+        sizes = _voxel_sizes(result, sources, settings)
         result.plans.append(
-            f"convert unannotated: tiles from {len(result.volumes)} volumes, {voxels / 1e9:.2f} billion voxels"
+            f"convert unannotated: tiles from {len(result.volumes)} volumes, {voxels / 1e9:.2f} billion voxels, voxel size {sizes}"
         )
         if any(volume.structure is None for volume in volumes):
             result.warnings.append("no folder name tells the structure of some volumes; say it with --structure")
+    return masks
 
 
-def _sampled_facts(volume: Volume, structure: Structure | None) -> ImageFacts:
-    """Facts about a few slices, one in memory at a time; the range of the whole volume may be wider."""
-    rows = np.unique(np.linspace(0, volume.shape[0] - 1, _SAMPLED_SLICES).astype(int))
+def _voxel_sizes(result: Inspection, sources: Sequence[SpacingSources], settings: UnannotatedSettings) -> str:
+    """The voxel sizes to write, for a sentence; those that are not known become problems."""
+    spacing = settings.spacing or default_spacing(sources)
+    sizes = set()
+    for of_volume in sources:
+        try:
+            sizes.add(str(spacing_of(of_volume, spacing)))
+        except SelmaError as error:
+            result.problems.append(str(error))
+            sizes.add("not known")
+    return "; ".join(sorted(sizes))
+
+
+def _facts(volume: Volume, structure: Structure | None, count: int) -> ImageFacts:
+    """Facts about a number of slices, one in memory at a time; the range of the whole volume may be wider."""
+    rows = np.unique(np.linspace(0, volume.shape[0] - 1, count).astype(int))
     slices = [image_facts(volume.read(slice(z, z + 1)), volume, structure) for z in rows]
     lowest, highest = min(facts.lowest for facts in slices), max(facts.highest for facts in slices)
     warnings = {warning for facts in slices for warning in facts.warnings}
@@ -175,8 +227,12 @@ def as_text(result: Inspection) -> str:
         lines += [_row(name, facts, width) + of_label for facts in images]
     if result.volumes:
         lines.append(header)
-    lines += [_row(name, facts, width) for name, images in result.volumes.items() for facts in images]
+    for name, images in result.volumes.items():
+        lines += [_row(name, facts, width) for facts in images]
+    if result.volumes and result.sampled:
+        lines.append(f"intensities are those of {_SAMPLED_SLICES} slices of each volume; --full reads all")
     lines += [f"would {plan}" for plan in result.plans]
+    lines += [f"passed by: {sentence}" for sentence in result.passed_by]
     lines += [f"warning: {sentence}" for sentence in result.warnings]
     lines += [f"PROBLEM: {sentence}" for sentence in result.problems]
     return "\n".join([*lines, f"{len(result.problems)} problems, {len(result.warnings)} warnings"])

@@ -1,41 +1,103 @@
 """The voxel size that a case is written with."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.structures import SpacingUm, Structure
+from nnunet_selma.volumes.base import by_times
 from nnunet_selma.volumes.units import VOXEL_UNITS
 
-Spacing = Literal["physical", "voxel"] | SpacingUm
-"""Voxel size to write: the structure table's, 1 voxel, or a given one in µm (z, y, x)."""
+Spacing = Literal["header", "physical", "voxel"] | SpacingUm
+"""Voxel size to write: the header's, the true one (the structure table's for a download of SELMA3D or DELiVR, else the header's), 1 voxel,
+or a given one in µm (z, y, x)."""
+
+_LARGEST_RATIO = 1.5
+"""Header and structure table that are further apart on any axis contradict each other."""
 
 
-def default_spacing(structures: Sequence[Structure | None]) -> Literal["physical", "voxel"]:
-    """Physical for one structure of known voxel size, voxel for several: one physical grid would shrink nuclei threefold."""
-    prefixes = {structure.prefix if structure else None for structure in structures}
-    return "physical" if len(prefixes) == 1 and structures[0] and structures[0].spacing_um_zyx else "voxel"
+@dataclass(frozen=True, kw_only=True)
+class SpacingSources:
+    """Everything that may state the voxel size of a volume."""
+
+    name: str
+    """The file, for the errors."""
+    structure: Structure | None
+    in_layout: bool
+    """True for a volume that lies as in a download of SELMA3D or DELiVR; other data may have been imaged at any voxel size."""
+    header_um_zyx: SpacingUm | None
+    """Voxel size in the header; None where the header states none."""
+    level_factor: SpacingUm = (1.0, 1.0, 1.0)
+    """Edges of a voxel of the resolution level that is read, in voxels of the finest one (z, y, x)."""
+
+    @property
+    def table_um_zyx(self) -> SpacingUm | None:
+        """Voxel size of the finest level in the structure table, if it holds for this volume."""
+        return self.structure.spacing_um_zyx if self.structure and self.in_layout else None
 
 
-def spacing_of(structure: Structure | None, spacing: Spacing, header_um_zyx: SpacingUm | None = None) -> SpacingUm:
-    """The voxel size to write, (z, y, x).
+class WrittenSpacing(NamedTuple):
+    """The voxel size of a case, and where it comes from."""
 
-    Args:
-        structure: structure of the case; None where it is unknown.
-        spacing: "voxel", a voxel size in µm, or "physical": that of the structure table, or of the header where the table has none.
-        header_um_zyx: voxel size in the header of the file; None where the header states none, or is not to be used.
+    size_zyx: SpacingUm
+    source: str
+    """For a sentence, as in "from the header"."""
+
+    def __str__(self) -> str:
+        """The voxel size, its unit and its source, for a sentence."""
+        unit = "" if self.size_zyx == VOXEL_UNITS else " µm"
+        return f"{_sizes(self.size_zyx)}{unit} (z, y, x), {self.source}"
+
+
+def default_spacing(volumes: Iterable[SpacingSources]) -> Literal["physical", "voxel"]:
+    """Voxel for SELMA3D's downloads of several structures, because one physical grid would shrink nuclei threefold, or of a structure that the table does not know; else physical."""
+    tabled = [volume for volume in volumes if volume.in_layout]
+    several = len({volume.structure.prefix for volume in tabled if volume.structure}) > 1
+    return "voxel" if several or any(v.table_um_zyx is None and v.header_um_zyx is None for v in tabled) else "physical"
+
+
+def spacing_of(volume: SpacingSources, spacing: Spacing) -> WrittenSpacing:
+    """The voxel size to write.
+
+    A voxel size that the table or the user gives is that of the finest level, and is multiplied for a coarser one.
 
     Raises:
-        SelmaError: the spacing is physical and no source states it.
+        SelmaError: no source states the voxel size, or header and structure table contradict each other.
     """
     if spacing == "voxel":
-        return VOXEL_UNITS
-    if spacing != "physical":
-        return spacing
-    known = (structure.spacing_um_zyx if structure else None) or header_um_zyx
-    if known is None:
-        title = structure.title if structure else "a volume of unknown structure"
-        raise SelmaError(
-            f"no source states the voxel size of {title}; give it as --spacing Z,Y,X in µm, or choose --spacing voxel"
-        )
-    return known
+        return WrittenSpacing(VOXEL_UNITS, "in voxels")
+    header, table = volume.header_um_zyx, volume.table_um_zyx
+    at_level = "" if volume.level_factor == (1, 1, 1) else f", times {_sizes(volume.level_factor)} for the level"
+    if not isinstance(spacing, str):
+        return WrittenSpacing(_times(spacing, volume.level_factor), f"from --spacing{at_level}")
+    if spacing == "physical" and table is not None:
+        size = _times(table, volume.level_factor)
+        if header and any(max(a / b, b / a) > _LARGEST_RATIO for a, b in zip(header, size, strict=True)):
+            title = volume.structure.title if volume.structure else ""
+            raise SelmaError(
+                f"{volume.name}: the header says {_sizes(header)} µm, the table of SELMA3D's structures {_sizes(size)} µm for {title} "
+                "(z, y, x); say which is right with --spacing header or --spacing Z,Y,X"
+            )
+        return WrittenSpacing(size, f"from the table of SELMA3D's structures{at_level}")
+    if header is None:
+        raise SelmaError(f"{volume.name}: no header states the voxel size; {_remedy(volume)}")
+    return WrittenSpacing(header, "from the header")
+
+
+def _remedy(volume: SpacingSources) -> str:
+    """Options to type where the voxel size is not known."""
+    known = volume.structure.spacing_um_zyx if volume.structure else None
+    example = ""
+    if known and volume.structure:
+        example = f" (SELMA3D's brains of {volume.structure.title} have {','.join(f'{edge:g}' for edge in known)})"
+    return f"give it in µm as --spacing Z,Y,X{example}, or measure in voxels with --spacing voxel"
+
+
+def _times(size: SpacingUm, factor: SpacingUm) -> SpacingUm:
+    z, y, x = (edge * times for edge, times in zip(size, factor, strict=True))
+    return z, y, x
+
+
+def _sizes(size: SpacingUm) -> str:
+    return by_times([f"{edge:g}" for edge in size])

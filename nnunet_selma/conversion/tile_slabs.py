@@ -156,7 +156,9 @@ def _write_tile(slab: TileSlab, tile: Tile, voxels: Sequence[Array]) -> None:
         "group": slab.volume.name,
         "spacing_zyx": list(slab.spacing_zyx),
         "start_zyx": list(tile.start),
-        "images": [facts_as_json(image_facts(v, c, structure)) for v, c in zip(voxels, slab.channels, strict=True)],
+        "images": [
+            facts_as_json(image_facts(v, c, slab.volume.tabled)) for v, c in zip(voxels, slab.channels, strict=True)
+        ],
     }
     images = [to_intensities(v, str(c.path)) for v, c in zip(voxels, slab.channels, strict=True)]
     mask = None

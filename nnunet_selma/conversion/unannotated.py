@@ -9,20 +9,28 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nnunet_selma.conversion.channels import VesselChannels, check_equal_counts, input_channels
-from nnunet_selma.conversion.checks import check_equal_shapes
+from nnunet_selma.conversion.channels import (
+    VesselChannels,
+    check_equal_counts,
+    check_stains,
+    input_channels,
+    numbered_within,
+)
+from nnunet_selma.conversion.checks import MASK_BY_VALUES, check_equal_shapes, is_mask
 from nnunet_selma.conversion.raw_dataset import RawDataset, check_free_id, dataset_folder_name
-from nnunet_selma.conversion.spacing import Spacing, default_spacing, spacing_of
+from nnunet_selma.conversion.spacing import Spacing, SpacingSources, default_spacing, spacing_of
 from nnunet_selma.conversion.staging import StagedDataset, StagedFolder
 from nnunet_selma.conversion.tile_slabs import TilePlan, TileSlab, remaining_slabs, write_slab
 from nnunet_selma.conversion.tiles import TileSettings, choose_tiles, tissue_map
 from nnunet_selma.conversion.volume_tree import UnlabelledVolume, find_volumes
+from nnunet_selma.conversion.walk import Entry, passed_by, walk
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.nnunet.folders import Folders
 from nnunet_selma.nnunet.plans import Plans, check_same_unit, store_plans
+from nnunet_selma.running.fingerprints import fingerprint
 from nnunet_selma.running.parallel import run_tasks
 from nnunet_selma.running.progress import Progress, silent
-from nnunet_selma.structures import SpacingUm
+from nnunet_selma.structures import SpacingUm, chosen_structure
 from nnunet_selma.volumes import OnBadSlice, Volume, open_volume
 
 _WORTH_PROCESSES = 2**28
@@ -40,11 +48,13 @@ class UnannotatedSettings:
     structures: tuple[str, ...] = ()
     """Structures to take; empty: all."""
     structure: str | None = None
-    """Structure of volumes whose folders do not name it."""
+    """Structure of all volumes, one of SELMA3D's or a new name; None: that which their folders name."""
     spacing: Spacing | None = None
-    """Voxel size to write: that of the structure table, 1 voxel, or µm; None: physical for one structure, voxel for several."""
+    """Voxel size to write: the header's, the true one (of the structure table for a download of SELMA3D, else the header's), 1 voxel, or µm; None: physical, but voxel for several structures of SELMA3D."""
     vessel_channels: VesselChannels = "separate"
     """Channels of stains that have two: only one, both as two input channels, or each as a volume."""
+    stains: tuple[str, ...] = ()
+    """Names of the input channels of every volume, in folders C00, C01, … or inside one file; empty: one channel."""
     tiles: TileSettings = field(default_factory=TileSettings)
     """Size, number and choice of tiles."""
     on_bad_slice: OnBadSlice = "error"
@@ -54,14 +64,55 @@ class UnannotatedSettings:
     level: int = 0
     """Resolution level of an OME-Zarr; 0 is the finest."""
 
-    def open(self, path: Path) -> Volume:
+    def __post_init__(self) -> None:
+        """Raise `SelmaError` for options that contradict each other."""
+        check_stains(self.stains)
+        if self.stains and self.channel is not None:
+            raise SelmaError("--stains takes all channels, and --channel a single one; choose one of them")
+
+    def find(self, source: Path, entries: Sequence[Entry] | None = None) -> list[UnlabelledVolume]:
+        """Find the chosen volumes of a source; raises `SelmaError` as `find_volumes`."""
+        return find_volumes(
+            source,
+            structures=self.structures,
+            structure=None if self.structure is None else chosen_structure(self.structure),
+            vessel_channels=self.vessel_channels,
+            stains=self.stains,
+            entries=entries,
+        )
+
+    def open(self, path: Path, channel: int | None = None) -> Volume:
         """Open a file with the chosen channel, level and treatment of bad slices; raises `SelmaError` for a single slice."""
-        volume = open_volume(path, channel=self.channel, level=self.level, on_bad_slice=self.on_bad_slice)
+        volume = self._open(path, channel, self.level)
         if volume.shape[0] == 1:
             raise SelmaError(
                 f"{path}: is a single slice, and a volume has several; give the folder with all slices, or copy the file again if it held more"
             )
         return volume
+
+    def spacing_sources(self, volume: UnlabelledVolume, opened: Volume) -> SpacingSources:
+        """Everything that states the voxel size of a volume, whose first channel is open."""
+        factor = (1.0, 1.0, 1.0)
+        if self.level:
+            path, channel = numbered_within(volume.channels)[0]
+            finest = self._open(path, channel, 0)
+            z, y, x = (float(round(a / b)) for a, b in zip(finest.shape, opened.shape, strict=True))
+            factor = (z, y, x)
+        return SpacingSources(
+            name=str(volume.channels[0]),
+            structure=volume.structure,
+            in_layout=volume.in_layout,
+            header_um_zyx=opened.spacing_um_zyx,
+            level_factor=factor,
+        )
+
+    def _open(self, path: Path, channel: int | None, level: int) -> Volume:
+        return open_volume(
+            path,
+            channel=self.channel if channel is None else channel,
+            level=level,
+            on_bad_slice=self.on_bad_slice,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,33 +165,31 @@ def convert_unannotated(
     check_free_id(settings.dataset_id, folder_name, folders)
     if store is not None:  # raises errors of the plans before volumes are opened
         store_plans(store.plans_from, folder_name, folders, **store.choice)
-    volumes = find_volumes(
-        source, structures=settings.structures, structure=settings.structure, vessel_channels=settings.vessel_channels
-    )
-    opened = _open_channels(volumes, settings, progress)
-    spacing = settings.spacing or default_spacing([volume.structure for volume in volumes])
-    spacings = [
-        spacing_of(v.structure, spacing, channels[0].spacing_um_zyx)
-        for v, channels in zip(volumes, opened, strict=True)
-    ]
+    entries = walk(source) if source.exists() else []
+    volumes, opened, masks = _open_images(settings.find(source, entries), settings, progress)
+    sources = [settings.spacing_sources(v, channels[0]) for v, channels in zip(volumes, opened, strict=True)]
+    spacing = settings.spacing or default_spacing(sources)
+    spacings = [spacing_of(of_volume, spacing) for of_volume in sources]
     identity = {
         **vars(settings),
         "tiles": vars(settings.tiles),
         "source": source.resolve(),
         "volumes": {
-            v.name: [str(p) for p in v.channels] + list(o[0].shape) for v, o in zip(volumes, opened, strict=True)
+            v.name: [*(str(p) for p in v.channels), *(fingerprint(p) for p in v.channels), *o[0].shape]
+            for v, o in zip(volumes, opened, strict=True)
         },
     }
     if store is None:
         dataset: StagedDataset = RawDataset(folders.raw, folder_name, identity)
     else:
-        dataset = _store_dataset(store, folder_name, folders, identity, spacings, len(volumes[0].channels))
+        sizes = [size.size_zyx for size in spacings]
+        dataset = _store_dataset(store, folder_name, folders, identity, sizes, len(volumes[0].channels))
     if dataset.staged.complete:
         return dataset.staged.manifest()
     slabs, facts = [], {}
     for volume, channels, size in progress(list(zip(volumes, opened, spacings, strict=True)), "finding tissue"):
         plan = _plan_tiles(dataset.staged, volume, channels[0], settings.tiles)
-        slabs += remaining_slabs(dataset, volume, channels, size, plan)
+        slabs += remaining_slabs(dataset, volume, channels, size.size_zyx, plan)
         facts[volume.name] = _volume_facts(volume, channels, len(plan.tiles))
     if not any(of_volume["tiles"] for of_volume in facts.values()):
         raise SelmaError(
@@ -149,10 +198,14 @@ def convert_unannotated(
     for name, repaired in _write_slabs(slabs, workers, scheduler, progress).items():
         facts[name]["interpolated_slices"] = sorted({*facts[name]["interpolated_slices"], *repaired})
     return dataset.finish(
-        channels=input_channels(volumes[0].structure, len(volumes[0].channels)),
+        channels=list(settings.stains) or input_channels(volumes[0].structure, len(volumes[0].channels)),
         foreground="tissue",
         description="unannotated light-sheet tiles, label is tissue",
-        facts={"volumes": facts},
+        facts={
+            "volumes": facts,
+            "spacing": sorted({str(size) for size in spacings}),
+            "passed_by": passed_by([*entries, *masks]),
+        },
     )
 
 
@@ -202,15 +255,27 @@ def _check_channels(count: int, plans: Plans) -> None:
         )
 
 
-def _open_channels(
+def _open_images(
     volumes: Sequence[UnlabelledVolume], settings: UnannotatedSettings, progress: Progress[Any]
-) -> list[list[Volume]]:
-    """Open the channels of each volume; raises `SelmaError` where they differ in number or shape."""
+) -> tuple[list[UnlabelledVolume], list[list[Volume]], list[Entry]]:
+    """The volumes that are images, their open channels, and the volumes that are masks.
+
+    Raises:
+        SelmaError: volumes differ in the number of channels, channels of one volume differ in shape, or all volumes are masks.
+    """
     check_equal_counts(volume.channels for volume in volumes)
-    opened = [[settings.open(path) for path in volume.channels] for volume in progress(volumes, "opening volumes")]
-    for channels in opened:
+    images, opened, masks = [], [], []
+    for volume in progress(volumes, "opening volumes"):
+        channels = [settings.open(*channel) for channel in numbered_within(volume.channels)]
         check_equal_shapes(channels, "choose --vessel-channels separate")
-    return opened
+        if is_mask(channels[0]):
+            masks.append(Entry(volume.channels[0], "mask", MASK_BY_VALUES))
+        else:
+            images.append(volume)
+            opened.append(channels)
+    if not images:
+        raise SelmaError(f"{masks[0].path}: {MASK_BY_VALUES}; give images to learn from")
+    return images, opened, masks
 
 
 def _plan_tiles(staged: StagedFolder, volume: UnlabelledVolume, first: Volume, settings: TileSettings) -> TilePlan:

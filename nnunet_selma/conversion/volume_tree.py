@@ -1,7 +1,7 @@
 """Whole-brain volumes in a download: files, structure, sample and channel of each.
 
-Sources: SELMA3D's tree of 2024, `…/<structure>/sampleN/C00|C01/*.tif`, its top folder doubled by unzipping. Anything else is read as single
-volumes, named after their folders and files.
+Sources: SELMA3D's tree of 2024, `…/<structure>/sampleN/C00|C01/*.tif`, its top folder doubled by unzipping, and its patches of 2026,
+`…/<structure>/patchvolume_<id>`. Anything else is read as single volumes, named after their folders and files.
 """
 
 import re
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_selma.conversion.channels import VesselChannels, channel_sets
+from nnunet_selma.conversion.walk import Entry, passed_by, walk
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.structures import Structure, find_structure, named
-from nnunet_selma.volumes import check_exists, is_volume, stem
-from nnunet_selma.volumes.tiff import has_many_pages, tiff_slices
+from nnunet_selma.structures import Structure, find_structure
+from nnunet_selma.volumes import check_exists, stem
 
 _CHANNEL = re.compile(r"^C(\d{2})$", re.IGNORECASE)
 
@@ -26,7 +26,14 @@ class UnlabelledVolume:
     name: str
     """`<structure prefix or "volume">_<sample>_<channel>`, with which the names of its cases begin."""
     channels: tuple[Path, ...]
-    """Files of the channels, in order."""
+    """Files of the channels, in order; a file that holds all channels stands there for each."""
+    in_layout: bool = False
+    """True if it lies as in a download of SELMA3D or DELiVR, so that the structure table knows its voxel size."""
+
+    @property
+    def tabled(self) -> Structure | None:
+        """The structure, if the structure table knows the voxel size."""
+        return self.structure if self.in_layout else None
 
 
 @dataclass(frozen=True)
@@ -37,35 +44,12 @@ class _VolumeFile:
     structure: Structure | None
     sample: str
     channel: int | None
+    in_layout: bool
 
     @property
     def prefix(self) -> str:
         """Beginning of the name of its volume."""
         return f"{self.structure.prefix if self.structure else 'volume'}_{self.sample}"
-
-
-def _volume_paths(folder: Path) -> Iterator[Path]:
-    """Every volume below a folder, without annotated patches: `gt` holds labels, `raw` the images of `convert annotated`."""
-    if is_volume(folder) and not _is_folder_of_volumes(folder):
-        yield folder
-        return
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if path.name.startswith(".") or path.name == "__MACOSX":
-            continue
-        if path.is_dir() and (path.name.lower() == "gt" or is_raw_of_patches(path)):
-            continue
-        if path.is_dir() or is_volume(path):
-            yield from _volume_paths(path)
-
-
-def is_raw_of_patches(folder: Path) -> bool:
-    """True for a folder `raw` of annotated patches."""
-    return folder.name.lower() == "raw" and any(path.name.startswith("patchvolume_") for path in folder.iterdir())
-
-
-def _is_folder_of_volumes(folder: Path) -> bool:
-    """True for a folder whose TIFF files have many pages each, so that it is no stack of slices."""
-    return folder.is_dir() and any(has_many_pages(file) for file in sorted(tiff_slices(folder))[:1])
 
 
 class NothingFoundError(SelmaError):
@@ -76,33 +60,40 @@ def find_volumes(
     source: Path,
     *,
     structures: Sequence[str] = (),
-    structure: str | None = None,
+    structure: Structure | None = None,
     vessel_channels: VesselChannels = "separate",
+    stains: Sequence[str] = (),
+    entries: Sequence[Entry] | None = None,
 ) -> list[UnlabelledVolume]:
     """Find the volumes of SELMA3D's tree `…/<structure>/sampleN/C00|C01/*.tif`, or single volumes, below a path.
 
     Args:
         source: the download, any folder of it, or one volume.
         structures: prefixes to keep; empty for all.
-        structure: name of the structure of volumes whose folders do not name one.
+        structure: structure of all volumes, whatever their folders are called; None takes it from the folders.
         vessel_channels: treatment of stains with two channels: one of them, both as two input channels, or each as a volume.
+        stains: names of the channels that every volume has, in folders `C00`, `C01`, … or inside its file; empty for one channel, or for
+            those of the structure.
+        entries: the result of `walk`, if it is there already.
 
     Raises:
         NothingFoundError: there is no volume.
-        SelmaError: the path does not exist, the structure is unknown, a chosen channel is missing, or two volumes would have one name.
+        SelmaError: the path does not exist, a folder leaves a question, a chosen channel is missing, or two volumes would have one name.
     """
     check_exists(source)
-    default = named(structure) if structure else None
-    files = [_identify(path, source, default) for path in _volume_paths(source)]
+    entries = walk(source) if entries is None else entries
+    question = next((entry for entry in entries if entry.fate == "question"), None)
+    if question is not None:
+        raise SelmaError(question.reason)
+    files = [_identify(entry.path, source, structure) for entry in entries if entry.fate == "volume"]
     if structures:
         files = [file for file in files if file.structure is not None and file.structure.prefix in structures]
     if not files:
         kinds = f" of {', '.join(structures)}" if structures else ""
-        raise NothingFoundError(
-            f"{source}: no volumes{kinds} found; give folders of TIFF slices, TIFF, NIfTI, NRRD, MHA or OME-Zarr"
-        )
+        instead = "; ".join(passed_by(entries)) or "give folders of TIFF slices, TIFF, NIfTI, NRRD, MHA or OME-Zarr"
+        raise NothingFoundError(f"{source}: holds no volumes{kinds} to learn from; {instead}")
     volumes: dict[str, UnlabelledVolume] = {}
-    for volume in _volumes_of(files, vessel_channels):
+    for volume in _stained_volumes(files, stains) if stains else _volumes_of(files, vessel_channels):
         if volume.name in volumes:
             raise SelmaError(
                 f"{volumes[volume.name].channels[0]} and {volume.channels[0]} would both be named {volume.name}; "
@@ -112,12 +103,12 @@ def find_volumes(
     return list(volumes.values())
 
 
-def _identify(path: Path, source: Path, default: Structure | None) -> _VolumeFile:
-    """Structure, sample and channel from the folders above a volume; the nearest folder that names one counts."""
+def _identify(path: Path, source: Path, chosen: Structure | None) -> _VolumeFile:
+    """Structure, sample and channel from the folders above a volume; the nearest folder that names a structure counts."""
     absolute = path.resolve()
     inside = path.relative_to(source).parts
     around = absolute.parts if path == source else (*source.resolve().parts, *inside)
-    structure = next((s for part in reversed(around) if (s := find_structure(part)) is not None), None) or default
+    by_folder = next((s for part in reversed(around) if (s := find_structure(part)) is not None), None)
     channel = next((int(m[1]) for part in reversed(around[-3:]) if (m := _CHANNEL.match(part))), None)
     name = absolute.parent.name if path == source and channel is not None else stem(path)
     parts = [*inside[:-1], name]
@@ -129,7 +120,41 @@ def _identify(path: Path, source: Path, default: Structure | None) -> _VolumeFil
         and part.lower() != "raw"
         and "microscopy_image" not in part
     ] or ["volume"]
-    return _VolumeFile(path, structure, re.sub(r"[^A-Za-z0-9-]+", "-", "-".join(kept)).strip("-"), channel)
+    return _VolumeFile(
+        path,
+        chosen or by_folder,
+        re.sub(r"[^A-Za-z0-9-]+", "-", "-".join(kept)).strip("-"),
+        channel,
+        in_layout=by_folder is not None and chosen in (None, by_folder) and _in_layout(around),
+    )
+
+
+def _in_layout(around: Sequence[str]) -> bool:
+    """True for `<structure>/<sample>/C00`, and for `<structure>/patchvolume_<id>` with or without a folder `raw` between."""
+    if _CHANNEL.match(around[-1]):
+        return len(around) > 2 and find_structure(around[-3]) is not None
+    folders = [part for part in around[-3:-1] if part.lower() != "raw"]
+    return re.match(r"patchvolume_\d", around[-1]) is not None and find_structure(folders[-1]) is not None
+
+
+def _stained_volumes(files: Sequence[_VolumeFile], stains: Sequence[str]) -> Iterator[UnlabelledVolume]:
+    """Volumes that all have these stains as input channels."""
+    samples: dict[str, list[_VolumeFile]] = {}
+    for file in files:
+        samples.setdefault(file.prefix, []).append(file)
+    for prefix, stained in samples.items():
+        stained.sort(key=lambda file: -1 if file.channel is None else file.channel)
+        channels = tuple(file.path for file in stained)
+        if len(channels) == 1:
+            channels *= len(stains)
+        if len(channels) != len(stains):
+            raise SelmaError(
+                f"{stained[0].path.parent}: holds {len(channels)} channels ({', '.join(path.name for path in channels)}), and --stains names "
+                f"{len(stains)}; name each, in the order of the channels"
+            )
+        yield UnlabelledVolume(
+            structure=stained[0].structure, name=prefix, channels=channels, in_layout=stained[0].in_layout
+        )
 
 
 def _volumes_of(files: Sequence[_VolumeFile], vessel_channels: VesselChannels) -> Iterator[UnlabelledVolume]:
@@ -143,7 +168,9 @@ def _volumes_of(files: Sequence[_VolumeFile], vessel_channels: VesselChannels) -
         if len(stains) == 1 or any(file.channel is None for file in stained):
             for file in stained:
                 suffix = f"_C{file.channel:02d}" if len(stained) > 1 and file.channel is not None else ""
-                yield UnlabelledVolume(structure=structure, name=prefix + suffix, channels=(file.path,))
+                yield UnlabelledVolume(
+                    structure=structure, name=prefix + suffix, channels=(file.path,), in_layout=file.in_layout
+                )
             continue
         by_channel = {file.channel: file.path for file in stained if file.channel is not None}
         for channels in channel_sets(stains, by_channel, vessel_channels):
@@ -156,4 +183,5 @@ def _volumes_of(files: Sequence[_VolumeFile], vessel_channels: VesselChannels) -
                 structure=structure,
                 name=prefix + (f"_{stains[channels[0]]}" if len(channels) == 1 else ""),
                 channels=tuple(by_channel[channel] for channel in channels),
+                in_layout=stained[0].in_layout,
             )

@@ -2,7 +2,7 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ def stem(path: Path) -> str:
     return re.sub(r"(\.ome)?\.[A-Za-z]+(\.gz)?$", "", path.name)
 
 
-def by_times(shape: Sequence[int]) -> str:
+def by_times(shape: Iterable[object]) -> str:
     """A shape for a sentence: 3 × 4 × 5."""
     return " × ".join(map(str, shape))
 

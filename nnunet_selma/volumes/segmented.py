@@ -158,3 +158,8 @@ def _channels(path: Path) -> int:
     multiscale = _multiscale(path)
     axes = axis_names(multiscale) if multiscale else []
     return int(zarr_node(path / multiscale["datasets"][0]["path"]).shape[axes.index("c")]) if "c" in axes else 1
+
+
+def is_segmentation_only(path: Path) -> bool:
+    """True for an OME-Zarr of labels without an image."""
+    return is_label_image(path) or (bool(_label_names(path)) and not has_image(path))

@@ -169,3 +169,8 @@ def _slice_spacing(file: Path) -> SpacingUm | None:
 def _described(header: tuple[tuple[int, int], str]) -> str:
     (height, width), dtype = header
     return f"{height} × {width} (y, x) of {np.dtype(dtype).name}"
+
+
+def is_stack_of_slices(folder: Path) -> bool:
+    """True for a folder whose TIFF files hold a slice each; the first file decides."""
+    return not any(has_many_pages(file) for file in sorted(tiff_slices(folder))[:1])

@@ -61,10 +61,6 @@ def truncated_nifti(source, rng):
     path.write_bytes(path.read_bytes()[:20000])
 
 
-def unknown_structure(source, rng):
-    write_patch(source, "kidney", 0, rng)
-
-
 def stack(source, rng, **options):
     folder = source / "cell_nucleus" / "sample1" / "C01"
     folder.mkdir(parents=True)
@@ -102,7 +98,6 @@ ANNOTATED = {
     not_a_number: "patchvolume_000_0000.nii.gz: holds NaN",
     infinite: "patchvolume_000_0000.nii.gz: holds NaN or infinite",
     truncated_nifti: "patchvolume_000_0000.nii.gz: cannot be read",
-    unknown_structure: "kidney: unknown structure",
 }
 UNANNOTATED = {
     nothing: "in: there is no such",

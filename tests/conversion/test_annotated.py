@@ -1,8 +1,10 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import tifffile
 
 from nnunet_selma.conversion.annotated import AnnotatedSettings, convert_annotated
 from nnunet_selma.errors import SelmaError
@@ -166,3 +168,106 @@ def test_other_structures_do_not_stop_the_chosen_ones(tmp_path, rng, folders):
 def test_one_fold_is_refused():
     with pytest.raises(SelmaError, match="at least 2"):
         AnnotatedSettings(folds=1)
+
+
+def write_tiff(path, voxels, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tifffile.imwrite(path, voxels, photometric="minisblack", **options)
+
+
+def write_cubes(folder, rng, names=("mouse07_left", "mouse07_right", "mouse08_left", "mouse08_right"), suffix="_mask"):
+    """Cubes of a laboratory, image and label in one folder."""
+    images = {}
+    for name in names:
+        images[name] = rng.integers(0, 9999, (12, 14, 16), dtype=np.uint16)
+        write_tiff(folder / f"{name}.tif", images[name])
+        write_tiff(folder / f"{name}{suffix}.tif", (images[name] > 8000).astype(np.uint8))
+    return images
+
+
+def test_cubes_of_a_laboratory_with_a_structure_of_its_own(tmp_path, rng, folders):
+    images = write_cubes(tmp_path / "cubes", rng)
+    settings = AnnotatedSettings(
+        images=tmp_path / "cubes",
+        labels=tmp_path / "cubes",
+        structure="TH",
+        kind="spot",
+        spacing=(6.0, 1.6, 1.6),
+        group="mouse[0-9]+",
+        folds=2,
+    )
+    manifest = convert_annotated(None, settings, folders)
+    dataset = folders.raw / "Dataset510_SELMA3D"
+    assert set(manifest["cases"]) == {f"TH_{name}" for name in images}
+    for name, voxels in images.items():
+        image, header = read(dataset / "imagesTr" / f"TH_{name}_0000.nii.gz")
+        np.testing.assert_array_equal(image, voxels)
+        np.testing.assert_array_equal(read(dataset / "labelsTr" / f"TH_{name}.nii.gz")[0], voxels > 8000)
+        assert header.GetSpacing() == pytest.approx((1.6, 1.6, 6))
+    assert {case["structure"] for case in manifest["cases"].values()} == {"TH"}
+    splits = json.loads((folders.preprocessed / "Dataset510_SELMA3D" / "splits_final.json").read_text())
+    held_out = sorted(sorted(split["val"]) for split in splits)
+    assert held_out == [[f"TH_mouse0{n}_{side}" for side in ("left", "right")] for n in (7, 8)]
+
+
+def test_groups_from_a_table_that_names_the_files(tmp_path, rng, folders):
+    write_cubes(tmp_path / "in" / "cubes", rng, ("a", "b", "c"))
+    (tmp_path / "groups.csv").write_text("case,group\na,left\nb,left\nc,right\n")
+    manifest = convert(tmp_path / "in", folders, spacing="voxel", group=str(tmp_path / "groups.csv"))
+    assert manifest["groups"] == {"cubes-a": "left", "cubes-b": "left", "cubes-c": "right"}
+
+
+def test_own_cubes_without_a_voxel_size(tmp_path, rng, folders):
+    write_cubes(tmp_path / "in", rng)
+    with pytest.raises(SelmaError, match="no header states the voxel size; give it in µm as --spacing"):
+        convert(tmp_path / "in", folders)
+    assert not list(folders.raw.iterdir())
+
+
+@pytest.mark.parametrize("place", ["files", "pages"])
+def test_stains_are_the_input_channels(place, tmp_path, rng, folders):
+    stains = rng.integers(0, 9999, (2, 12, 14, 16), dtype=np.uint16)
+    if place == "files":
+        for channel in (0, 1):
+            write_tiff(tmp_path / "in" / "images" / f"a_{channel:04d}.tif", stains[channel])
+    else:
+        write_tiff(
+            tmp_path / "in" / "images" / "a.tif", np.moveaxis(stains, 0, 1), imagej=True, metadata={"axes": "ZCYX"}
+        )
+    write_tiff(tmp_path / "in" / "masks" / "a.tif", (stains[0] > 8000).astype(np.uint8))
+    with pytest.raises(SelmaError, match="--stains" if place == "files" else "--channel"):
+        convert(tmp_path / "in", folders, spacing="voxel")
+    convert(tmp_path / "in", folders, spacing="voxel", stains=("TH", "cFos"))
+    dataset = folders.raw / "Dataset510_SELMA3D"
+    assert json.loads((dataset / "dataset.json").read_text())["channel_names"] == {"0": "TH", "1": "cFos"}
+    for channel in (0, 1):
+        np.testing.assert_array_equal(read(dataset / "imagesTr" / f"a_{channel:04d}.nii.gz")[0], stains[channel])
+
+
+def test_a_corrected_label_is_not_taken_for_converted(tmp_path, rng, folders):
+    write_patch(tmp_path / "in", "AD_plaques", 1, rng)
+    convert(tmp_path / "in", folders)
+    path = tmp_path / "in" / "AD_plaques" / "gt" / "patchvolume_001.nii.gz"
+    write_image(path, (rng.random((12, 14, 16)) < 0.2).astype(np.uint8))
+    with pytest.raises(SelmaError, match="was made from other files or with other settings"):
+        convert(tmp_path / "in", folders)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"images": Path("a")}, "--images and --labels belong together"),
+        ({"kind": "spot"}, "name it with --structure"),
+        ({"stains": ("a", "b"), "channel": 0}, "choose one of them"),
+        ({"stains": ("CT", "b")}, "takes this name for a normalisation"),
+        ({"stains": ("b", "b")}, "names a channel twice"),
+    ],
+)
+def test_options_that_contradict_each_other(options, message):
+    with pytest.raises(SelmaError, match=message):
+        AnnotatedSettings(**options)
+
+
+def test_a_structure_of_the_table_has_its_kind(tmp_path, folders):
+    with pytest.raises(SelmaError, match="is of kind spot in SELMA3D"):
+        convert(tmp_path, folders, structure="cfos_neuron", kind="tree")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from nnunet_selma.conversion.inspection import inspect
+from nnunet_selma.conversion.inspection import as_text, inspect
 from nnunet_selma.conversion.unannotated import UnannotatedSettings
 from nnunet_selma.errors import SelmaError
 from tests.conftest import write_image, write_patch
@@ -51,21 +51,52 @@ def test_everything_that_is_odd_is_said(tmp_path, rng):
 
 def test_a_header_that_contradicts_the_table(tmp_path, rng):
     write_image(
-        tmp_path / "cell_nucleus" / "a.nii.gz", rng.integers(0, 999, (8, 8, 8), dtype=np.uint16), (5.0, 2.0, 2.0)
+        tmp_path / "cell_nucleus" / "patchvolume_1.nii.gz",
+        rng.integers(0, 999, (8, 8, 8), dtype=np.uint16),
+        (5.0, 2.0, 2.0),
     )
-    differs, guessed = inspect(tmp_path).warnings
+    result = inspect(tmp_path)
+    (problem,) = result.problems
+    assert "the header says 5 × 2 × 2 µm, the table of SELMA3D's structures 5 × 0.54 × 0.54 µm" in problem
+    differs, guessed = result.warnings
     assert "differs from the table" in differs
-    assert (
-        "the header says mm; its voxel size 5 × 2 × 2 is taken as µm" in guessed
-    )  # ITK writes mm, whatever it was given
+    # ITK writes mm, whatever it was given
+    assert "the header says mm; its voxel size 5 × 2 × 2 is taken as µm" in guessed
+    assert inspect(tmp_path, UnannotatedSettings(spacing="header")).problems == []
 
 
 def test_volumes_are_sampled_and_an_unknown_structure_is_mentioned(tmp_path, rng):
-    write_image(tmp_path / "a.nii.gz", rng.integers(0, 999, (8, 8, 8), dtype=np.uint16))
+    write_image(tmp_path / "a.nii.gz", rng.integers(0, 999, (8, 8, 8), dtype=np.uint16), (0.005, 0.002, 0.002))
     found = inspect(tmp_path)
     assert list(found.volumes) == ["volume_a"]
     assert "--structure" in found.warnings[0]
     assert not inspect(tmp_path, UnannotatedSettings(structure="astrocyte")).warnings
+    assert "intensities are those of 8 slices" in as_text(found)
+    whole = inspect(tmp_path, full=True)
+    assert "intensities are those" not in as_text(whole)
+    assert whole.volumes["volume_a"][0].highest >= found.volumes["volume_a"][0].highest
+
+
+def test_a_voxel_size_that_no_header_states_is_a_problem_for_data_of_a_laboratory(tmp_path, rng):
+    write_image(tmp_path / "microglia" / "mine.nii.gz", rng.integers(0, 999, (8, 8, 8), dtype=np.uint16))
+    (problem,) = inspect(tmp_path).problems
+    assert "no header states the voxel size; give it in µm as --spacing Z,Y,X" in problem
+    assert "6,1.62,1.62" in problem
+    assert not inspect(tmp_path, UnannotatedSettings(spacing=(6.0, 2.0, 2.0))).problems
+
+
+def test_what_is_passed_by_is_listed_with_its_reason(tmp_path, rng):
+    voxels = rng.integers(0, 999, (8, 8, 8), dtype=np.uint16)
+    write_image(tmp_path / "a.nii.gz", voxels, (0.005, 0.002, 0.002))
+    write_image(tmp_path / "a_mask.nii.gz", (voxels > 500).astype(np.uint8))
+    write_image(tmp_path / "tissue.nii.gz", (voxels > 500).astype(np.uint8))
+    (tmp_path / "b.czi").write_bytes(b"ZISRAWFILE")
+    result = inspect(tmp_path)
+    text = as_text(result)
+    assert "b.czi): Zeiss CZI is not read" in text
+    assert "tissue.nii.gz): only two values, 0 and another, as a mask has" in text
+    assert list(result.volumes) == ["volume_a"]
+    assert list(result.patches) == ["a"]  # convert annotated takes the pair, convert unannotated the image
 
 
 def test_it_writes_nothing_and_names_what_is_missing(tmp_path, rng):

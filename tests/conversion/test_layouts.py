@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from nnunet_selma.conversion.layouts import find_patches
+from nnunet_selma.conversion.annotated_sources import find_patches
 from nnunet_selma.errors import SelmaError
 from tests.conftest import write_image, write_patch
 
@@ -59,8 +59,8 @@ def test_numbers_need_no_padding(tmp_path, rng):
 
 def test_a_layout_can_be_forced(tmp_path, rng):
     write_patch(tmp_path, "shannel_cells", 1, rng)
-    assert find_patches(tmp_path, "challenge_zip").layout == "challenge_zip"
-    assert find_patches(tmp_path, "delivr").problems
+    assert find_patches(tmp_path, layout="challenge_zip").layout == "challenge_zip"
+    assert find_patches(tmp_path, layout="delivr").problems
 
 
 def test_what_has_no_partner_is_named(tmp_path, rng):
@@ -77,7 +77,7 @@ def test_a_file_named_otherwise_and_a_copy_are_problems(tmp_path, rng):
     write_patch(tmp_path, "AD_plaques", 1, rng)
     write_image(tmp_path / "AD_plaques/raw/notes.nii.gz", np.zeros((4, 4, 4), np.uint16))
     write_image(tmp_path / "AD_plaques/raw/patchvolume_1_0000.nii.gz", np.zeros((4, 4, 4), np.uint16))
-    problems = " ".join(find_patches(tmp_path, "bioimage_archive").problems)
+    problems = " ".join(find_patches(tmp_path, layout="bioimage_archive").problems)
     assert "notes.nii.gz: is not named" in problems
     assert "one patch and channel" in problems
 
@@ -86,14 +86,6 @@ def test_hidden_files_are_skipped(tmp_path, rng):
     write_patch(tmp_path, "AD_plaques", 1, rng)
     (tmp_path / "AD_plaques" / "raw" / "._patchvolume_001_0000.nii.gz").write_bytes(b"x")
     assert not find_patches(tmp_path).problems
-
-
-def test_unknown_structure_and_empty_folder(tmp_path, rng):
-    with pytest.raises(SelmaError, match="no annotated patches"):
-        find_patches(tmp_path)
-    write_patch(tmp_path, "kidney", 1, rng)
-    with pytest.raises(SelmaError, match="kidney: unknown structure"):
-        find_patches(tmp_path)
 
 
 def test_structures_can_be_chosen(tmp_path, rng):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import tifffile
+import zarr
 
 from nnunet_selma.conversion.inspection import inspect
 from nnunet_selma.conversion.tiles import TileSettings
@@ -15,6 +16,7 @@ from nnunet_selma.conversion.unannotated import UnannotatedSettings, convert_una
 from nnunet_selma.conversion.volume_tree import find_volumes
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.running.json_files import write_json
+from nnunet_selma.structures import named
 from tests.conftest import write_image
 from tests.plans import plans
 
@@ -96,7 +98,7 @@ def test_a_killed_run_goes_on_with_the_same_tiles(download, folders, stage, step
 def test_single_volumes_and_physical_spacing(tmp_path, rng, folders):
     voxels = (1000 + 100 * rng.random((20, 20, 20))).astype(np.uint16)
     write_image(tmp_path / "some" / "brain A.nii.gz", voxels, (0.002, 0.0018, 0.0018))
-    (volume,) = find_volumes(tmp_path / "some", structure="astrocyte")
+    (volume,) = find_volumes(tmp_path / "some", structure=named("astrocyte"))
     assert volume.name == "astrocyte_brain-A"
     manifest = convert_unannotated(
         tmp_path / "some", UnannotatedSettings(structure="astrocyte", spacing="physical", tiles=TILES), folders
@@ -136,7 +138,9 @@ def test_a_volume_scaled_to_one_finds_the_same_tissue(tmp_path, rng, folders):
     starts = []
     for number, name in ((500, "counts"), (501, "scaled")):
         manifest = convert_unannotated(
-            tmp_path / name, UnannotatedSettings(dataset_id=number, tiles=TileSettings(tile=32, per_volume=9)), folders
+            tmp_path / name,
+            UnannotatedSettings(dataset_id=number, spacing="voxel", tiles=TileSettings(tile=32, per_volume=9)),
+            folders,
         )
         starts.append([(c["start_zyx"], round(c["foreground_share"], 2)) for c in manifest["cases"].values()])
     assert starts[0] == starts[1] == [([0, 32, 32], 1.0)]
@@ -161,7 +165,7 @@ def test_a_missing_slice_stops_or_is_interpolated_and_recorded(download, folders
 def test_nothing_but_background(tmp_path, folders):
     write_image(tmp_path / "in" / "v.nii.gz", np.full((16, 16, 16), 100, np.uint16))
     with pytest.raises(SelmaError, match="lower --min-foreground"):
-        convert_unannotated(tmp_path / "in", UnannotatedSettings(tiles=TILES), folders)
+        convert_unannotated(tmp_path / "in", UnannotatedSettings(spacing="voxel", tiles=TILES), folders)
 
 
 @pytest.mark.parametrize("workers", [2, 3])
@@ -177,6 +181,120 @@ def test_several_processes_write_the_same(download, folders, monkeypatch, worker
     for path in (folders.raw / "Dataset500_SELMA3Dunlabelled" / "imagesTr").iterdir():
         other = folders.raw / "Dataset501_SELMA3Dunlabelled" / "imagesTr" / path.name
         assert sitk.ReadImage(str(path)) == sitk.ReadImage(str(other))
+
+
+def brain_with_header(rng, spacing=(0.002, 0.0008, 0.0008)):
+    voxels = rng.normal(100, 5, (20, 24, 28))
+    voxels[4:16, 4:20, 4:24] += 500 + 400 * rng.random((12, 16, 20))
+    return voxels.astype(np.uint16), spacing
+
+
+@pytest.mark.parametrize(
+    ("spacing", "expected"),
+    [
+        (None, (2, 0.8, 0.8)),
+        ("header", (2, 0.8, 0.8)),
+        ("physical", (2, 0.8, 0.8)),
+        ("voxel", (1, 1, 1)),
+        ((4.0, 3.0, 2.0), (4, 3, 2)),
+    ],
+)
+def test_data_of_a_laboratory_have_the_voxel_size_of_their_header(spacing, expected, tmp_path, rng, folders):
+    """The folder is called like a structure of the table, whose voxel size is another."""
+    voxels, header = brain_with_header(rng)
+    write_image(tmp_path / "in" / "vessel" / "mouse1" / "brain.nii.gz", voxels, header)
+    manifest = convert_unannotated(tmp_path / "in", UnannotatedSettings(spacing=spacing, tiles=TILES), folders)
+    for record in manifest["cases"].values():
+        assert record["spacing_zyx"] == pytest.approx(expected)
+    assert record["structure"] == "blood_vessel"
+
+
+def test_a_structure_that_the_user_names_wins_over_a_folder(tmp_path, rng, folders):
+    voxels, header = brain_with_header(rng)
+    write_image(tmp_path / "protein" / "2024" / "brain.nii.gz", voxels, header)
+    for number, (structure, prefix) in enumerate({"microglia": "microglia", "TH": "TH", None: "protein"}.items(), 500):
+        settings = UnannotatedSettings(dataset_id=number, structure=structure, tiles=TILES)
+        manifest = convert_unannotated(tmp_path / "protein" / "2024", settings, folders)
+        assert {case["structure"] for case in manifest["cases"].values()} == {prefix}
+        assert all(case.startswith(f"{prefix}_brain_") for case in manifest["cases"])
+
+
+@pytest.mark.parametrize("unit", ["micrometer", None])
+def test_a_coarser_level_has_larger_voxels(unit, tmp_path, rng, folders):
+    voxels, _ = brain_with_header(rng)
+    voxels = voxels.repeat(2, 0).repeat(2, 1).repeat(2, 2)
+    for number, folder in enumerate(("mine", "cFos-Active_Neurons/sample1")):
+        path = tmp_path / str(number) / folder / ("C01" if number else "b.ome.zarr")
+        write_zarr(path, [voxels, voxels[:, ::2, ::2], voxels[::2, ::4, ::4]], unit)
+        settings = UnannotatedSettings(dataset_id=500 + number, level=1, tiles=TILES)
+        manifest = convert_unannotated(tmp_path / str(number), settings, folders)
+        (size,) = {tuple(case["spacing_zyx"]) for case in manifest["cases"].values()}
+        assert size == pytest.approx((6, 3.25, 3.25))
+    given = replace(settings, dataset_id=510, spacing=(2.0, 1.0, 1.0))
+    (size,) = {tuple(c["spacing_zyx"]) for c in convert_unannotated(tmp_path / "0", given, folders)["cases"].values()}
+    assert size == pytest.approx((2, 2, 2))
+
+
+def write_zarr(path, levels, unit):
+    """An OME-Zarr of version 0.4, voxels of 6 × 1.625 × 1.625 at the finest level."""
+    group = zarr.open_group(str(path), mode="w", zarr_format=2)
+    datasets = []
+    for number, voxels in enumerate(levels):
+        group.create_array(str(number), data=voxels, chunks=(16, 16, 16))
+        factors = np.array(levels[0].shape) / voxels.shape
+        scale = [float(edge) for edge in factors * (6, 1.625, 1.625)]
+        datasets.append({"path": str(number), "coordinateTransformations": [{"type": "scale", "scale": scale}]})
+    axes = [{"name": name, "type": "space", **({"unit": unit} if unit else {})} for name in "zyx"]
+    group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": datasets}]
+
+
+def test_stains_become_named_input_channels(tmp_path, rng, folders):
+    voxels = [brain_with_header(rng)[0] for _ in range(2)]
+    write_stack(tmp_path / "folders" / "mouse1" / "C00", voxels[0])
+    write_stack(tmp_path / "folders" / "mouse1" / "C01", voxels[1])
+    pages = tmp_path / "pages" / "mouse1.tif"
+    pages.parent.mkdir()
+    tifffile.imwrite(pages, np.stack(voxels, axis=1), imagej=True, metadata={"axes": "ZCYX"})
+    for number, source in enumerate(("folders", "pages"), 500):
+        settings = UnannotatedSettings(
+            dataset_id=number, stains=("TH", "autofluorescence"), spacing="voxel", tiles=replace(TILES, tile=20)
+        )
+        manifest = convert_unannotated(tmp_path / source, settings, folders)
+        dataset = folders.raw / f"Dataset{number}_SELMA3Dunlabelled"
+        names = json.loads((dataset / "dataset.json").read_text())["channel_names"]
+        assert names == {"0": "TH", "1": "autofluorescence"}
+        for case, record in manifest["cases"].items():
+            z, y, x = record["start_zyx"]
+            for channel in (0, 1):
+                image = sitk.GetArrayFromImage(sitk.ReadImage(str(dataset / f"imagesTr/{case}_{channel:04d}.nii.gz")))
+                np.testing.assert_array_equal(image, voxels[channel][z : z + 20, y : y + 20, x : x + 20])
+    with pytest.raises(SelmaError, match=r"holds 2 channels .*, and --stains names 3"):
+        convert_unannotated(tmp_path / "folders", replace(settings, dataset_id=502, stains=("a", "b", "c")), folders)
+
+
+def test_masks_are_left_out_and_listed(tmp_path, rng, folders):
+    voxels, header = brain_with_header(rng)
+    write_image(tmp_path / "in" / "brain.nii.gz", voxels, header)
+    write_image(tmp_path / "in" / "tissue.nii.gz", (voxels > 300).astype(np.uint8))
+    write_image(
+        tmp_path / "in" / "labels" / "cells.nii.gz", (voxels > 300) * rng.integers(0, 9, voxels.shape, np.uint16)
+    )
+    manifest = convert_unannotated(tmp_path / "in", UnannotatedSettings(tiles=TILES), folders)
+    assert list(manifest["volumes"]) == ["volume_brain"]
+    by_name, by_values = manifest["passed_by"]
+    assert "cells.nii.gz): masks or labels by their names" in by_name
+    assert "tissue.nii.gz): only two values" in by_values
+
+
+def test_a_source_that_was_changed_is_not_taken_for_converted(tmp_path, rng, folders):
+    voxels, _ = brain_with_header(rng)
+    write_stack(tmp_path / "in" / "brain", voxels)
+    settings = UnannotatedSettings(spacing="voxel", tiles=TILES)
+    manifest = convert_unannotated(tmp_path / "in", settings, folders)
+    assert convert_unannotated(tmp_path / "in", settings, folders) == manifest
+    tifffile.imwrite(tmp_path / "in" / "brain" / "img_Z7.tif", voxels[7] + 1)
+    with pytest.raises(SelmaError, match="made from other files"):
+        convert_unannotated(tmp_path / "in", settings, folders)
 
 
 IN_LITTLE_MEMORY = """

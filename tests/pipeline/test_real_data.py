@@ -12,8 +12,8 @@ import SimpleITK as sitk
 import tifffile
 
 from nnunet_selma import cli
+from nnunet_selma.conversion.annotated_sources import find_patches
 from nnunet_selma.conversion.inspection import inspect
-from nnunet_selma.conversion.layouts import find_patches
 from nnunet_selma.volumes import open_volume
 
 pytestmark = pytest.mark.slow

