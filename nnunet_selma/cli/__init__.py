@@ -2,7 +2,9 @@
 
 import argparse
 import errno
+import os
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,20 +12,45 @@ from nnunet_selma import __version__
 from nnunet_selma.cli import convert, evaluate, objects, plan, predict, predict_volume, recipe, see, weights
 from nnunet_selma.cli.arguments import device_argument, path
 from nnunet_selma.cli.options import CommandParser
-from nnunet_selma.cli.shell import complain
+from nnunet_selma.cli.shell import complain, discard_output, show_every_character
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.nnunet import commands
 from nnunet_selma.running.devices import available_device
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 1 (inspect found problems) or 2 (it could not be done)."""
-    parser = command_parser()
-    chosen = parser.parse_args(arguments)
+    """Run one command; returns the exit code.
+
+    0: done; 1: inspect found problems; 2: it could not be done; 130: interrupted; 141: nobody reads its output any more, as in
+    `nnunet-selma inspect … | head -1`.
+    """
+    show_every_character()
+    try:
+        try:
+            return _run(command_parser().parse_args(arguments))
+        finally:
+            sys.stdout.flush()  # a closed pipe shows here, not in a traceback at the end of Python
+    except BrokenPipeError:
+        discard_output()
+        return 141
+
+
+def _run(chosen: argparse.Namespace) -> int:
+    """Run the chosen command; returns the exit code, and prints a sentence instead of a traceback."""
     try:
         code: int = chosen.run(chosen)
     except SelmaError as error:
-        complain(str(error))
+        complain(error.for_command(chosen.known_options))
+        return 2
+    except BrokenPipeError:
+        raise
+    except MemoryError as error:
+        reason = f" ({error})" if str(error) else ""
+        full = SelmaError(f"there is not enough memory{reason}; make some free", option="take fewer --workers")
+        complain(full.for_command(chosen.known_options))
+        return 2
+    except UnicodeEncodeError as error:
+        complain(f"{error.object}: files of this name cannot be read or written here; rename the file or its folder")
         return 2
     except OSError as error:
         where = error.filename or "the disk"
@@ -51,7 +78,8 @@ def _stopped(chosen: argparse.Namespace) -> str:
 
 def _env(chosen: argparse.Namespace) -> int:
     for name, value in commands.workspace_environment(chosen.root).items():
-        print(f"export {name}={shlex.quote(value)}")
+        # the shell needs the name of the folder as it is, whatever the encoding of the terminal
+        sys.stdout.buffer.write(os.fsencode(f"export {name}={shlex.quote(value)}\n"))
     return 0
 
 

@@ -30,7 +30,10 @@ _UNSET = re.compile(r"[;.] (?:None|empty): (?P<default>.+?)\.?$")
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Parser of a command whose options are added when it is called, so that no command waits for the imports of another."""
+    """Parser of a command whose options are added when it is called, so that no command waits for the imports of another.
+
+    The parsed arguments hold the options of the command that was called, as `known_options`.
+    """
 
     def __init__(self, *args: Any, options: Callable[[Any], None] | None = None, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -41,7 +44,10 @@ class CommandParser(argparse.ArgumentParser):
         if self._add_options is not None:
             self._add_options(self)
             self._add_options = None
-        return super().parse_known_args(args, namespace)
+        namespace, rest = super().parse_known_args(args, namespace)
+        if "known_options" not in namespace:  # the parser of the innermost command returns first
+            namespace.known_options = frozenset(self._option_string_actions)
+        return namespace, rest
 
 
 def add_options(parser: Any, settings: type, **flags: str) -> None:

@@ -124,7 +124,7 @@ def write_report(
     comparison.draw(folder / "segmentation.png", _first_cases(scores))
     page = folder / "report.html"
     text = _page(summary, mean_dice(scores), evaluations, commands, synthetic=synthetic, brain=brain)
-    page.write_text(text, encoding="utf-8")
+    page.write_text(text, encoding="utf-8", errors="backslashreplace")
     return page
 
 

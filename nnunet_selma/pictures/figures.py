@@ -1,5 +1,6 @@
 """Pictures of trainings, reconstructions and segmentations."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 
 from nnunet_selma.running.whole_files import whole_file
 from nnunet_selma.volumes.base import Array
@@ -20,6 +22,9 @@ _MOST_SAMPLES = 4
 _LEAST_CONTRAST = 1.0
 """Least range of a grey scale, in standard deviations of the normalised case; a smaller range would show noise."""
 
+# a letter that the font lacks, as in Chinese names, is drawn as a box
+warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+
 
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure of a size in inches; it needs no display."""
@@ -28,8 +33,15 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
+def drawable(text: str) -> str:
+    """Text that matplotlib draws: bytes of a file name that are no letters become their code."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, whole or not at all."""
+    for text in figure.findobj(Text):
+        text.set_text(drawable(text.get_text()))
     with whole_file(path) as partial:
         figure.savefig(partial, dpi=110, format="png")
 

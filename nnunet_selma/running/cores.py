@@ -64,7 +64,7 @@ def usable_cores() -> int:
 def _quota(file: Path) -> int:
     """Quota of cores in a `cpu.max` of control groups version 2, rounded up; a large number where there is no limit."""
     try:
-        quota, period = file.read_text().split()
+        quota, period = file.read_text(encoding="utf-8").split()
         return math.ceil(int(quota) / int(period))
     except (OSError, ValueError):
         return 2**31

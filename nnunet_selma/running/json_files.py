@@ -24,9 +24,12 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text under a temporary name and rename it."""
+    """Write text as UTF-8 under a temporary name and rename it.
+
+    Names of files that are not UTF-8 hold characters that UTF-8 lacks; these are written as in JSON, which reads them back.
+    """
     with whole_file(path, shared=True) as partial:
-        partial.write_text(text, encoding="utf-8", newline="")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
 
 
 def without_nan(content: Any) -> Any:

@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from nnunet_selma.pictures.figures import new_figure, save
+from nnunet_selma.pictures.figures import drawable, new_figure, save
 from nnunet_selma.pictures.overview import Overview
 from nnunet_selma.pictures.overview.density import DensityMap
 from nnunet_selma.pictures.overview.projections import Pictures
@@ -78,7 +78,8 @@ class _Page:
 
     def line(self, top: float, text: str, fontsize: float, **style: Any) -> None:
         """Add a line of text, smaller if it would be wider than the page; `top` is its upper edge, inches."""
-        line = self.figure.text(_MARGIN / self.width, 1 - top / self.height, text, va="top", fontsize=fontsize, **style)
+        place = (_MARGIN / self.width, 1 - top / self.height)
+        line = self.figure.text(*place, drawable(text), va="top", fontsize=fontsize, **style)
         inches = line.get_window_extent().width / self.figure.dpi
         line.set_fontsize(fontsize * min(1.0, (self.width - 2 * _MARGIN) / inches))
 
