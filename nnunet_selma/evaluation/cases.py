@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.structures import PREFIXES, SpacingUm, Structure, named, of_case
 from nnunet_selma.volumes import is_volume, open_volume, stem
-from nnunet_selma.volumes.itk import is_itk_file
+from nnunet_selma.volumes.itk import is_itk_file, itk_name
 from nnunet_selma.volumes.nifti import is_nifti
 from nnunet_selma.volumes.ome_zarr import is_zarr
 from nnunet_selma.volumes.tiff import has_many_pages, is_tiff, tiff_slices
@@ -227,7 +227,7 @@ def _geometry(path: Path | None) -> list[float] | None:
     if path is None or not (is_nifti(path) or is_itk_file(path)):
         return None
     file = sitk.ImageFileReader()
-    file.SetFileName(str(path))
+    file.SetFileName(itk_name(path))
     try:
         file.ReadImageInformation()
     except RuntimeError:

@@ -25,7 +25,7 @@ from nnunet_selma.morphology.blocks import Read
 from nnunet_selma.objects.reading import as_labels
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes import Volume, open_volume
-from nnunet_selma.volumes.itk import is_itk_file
+from nnunet_selma.volumes.itk import is_itk_file, itk_name
 from nnunet_selma.volumes.nifti import is_nifti
 from nnunet_selma.volumes.units import spacing_from_header, um_in_header_unit
 
@@ -165,7 +165,7 @@ def _read_header(path: Path) -> Any:
     if not (is_nifti(path) or is_itk_file(path)):
         return None
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
+    reader.SetFileName(itk_name(path))
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
@@ -182,7 +182,7 @@ def _read_transform(path: Path) -> sitk.Transform:
     if not path.is_file():
         raise SelmaError(f"{path}: there is no such file; give the transform with --transform")
     try:
-        transform = sitk.ReadTransform(str(path))
+        transform = sitk.ReadTransform(itk_name(path))
     except RuntimeError as error:
         raise SelmaError(
             f"{path}: ITK reads no transform in it; give .tfm, .txt, .mat or .h5, and a displacement field as composite transform (.h5)"

@@ -1,5 +1,6 @@
 """NRRD and MHA through SimpleITK."""
 
+import os
 import re
 from pathlib import Path
 
@@ -17,6 +18,16 @@ _HEADER_BYTES = 4096
 def is_itk_file(path: Path) -> bool:
     """True for the file endings of NRRD and MHA."""
     return path.name.lower().endswith(_ENDINGS)
+
+
+def itk_name(path: Path) -> str:
+    """The name of a file for ITK, which would abort the process at a name that is not UTF-8; raises `SelmaError` for such a name."""
+    try:
+        return os.fsencode(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise SelmaError(
+            f"{path}: the name is not UTF-8, and ITK opens no such file; rename the file or its folder"
+        ) from error
 
 
 def _header(path: Path) -> str:
@@ -74,7 +85,7 @@ class ItkVolume(Volume):
 
     def _reader(self) -> sitk.ImageFileReader:
         reader = sitk.ImageFileReader()
-        reader.SetFileName(str(self.path))
+        reader.SetFileName(itk_name(self.path))
         return reader
 
     def _read(self, z: slice, y: slice, x: slice) -> Array:
