@@ -12,7 +12,9 @@ from nnunet_selma.structures import SpacingUm, named
 
 
 def path(text: str) -> Path:
-    """A path; `~` is the home folder."""
+    """A path; `~` is the home folder, and an empty text is refused, because it would be the current folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the path is empty; give the name of a file or folder, or . for this folder")
     return Path(text).expanduser()
 
 

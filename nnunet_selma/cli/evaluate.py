@@ -122,10 +122,16 @@ def _methods(texts: list[str]) -> dict[str, Path]:
     methods: dict[str, Path] = {}
     for text in texts:
         name, equals, folder = text.partition("=")
+        if not text or (equals and not folder):
+            raise SelmaError(f"--prediction {text!r}: the path is empty; give a folder of predictions, or one file")
         if not equals or path(text).exists():
             name, folder = stem(path(text).resolve()), text
         if name in ("", ".", "..") or "/" in name or "\\" in name:
             raise SelmaError(f"{text}: before = stands the name of the method, without a slash; it becomes a folder")
+        if not name.isprintable():
+            raise SelmaError(
+                f"{text}: the name cannot be printed; give the method another, as in --prediction first={folder}"
+            )
         if name in methods:
             raise SelmaError(
                 f"two methods are called {name}: name them, as in --prediction first={methods[name]} second={folder}"
