@@ -14,7 +14,7 @@ from nnunet_selma.conversion.inspection import as_text, inspect
 from nnunet_selma.conversion.raw_dataset import dataset_folder_name
 from nnunet_selma.conversion.tiles import TileSettings
 from nnunet_selma.conversion.unannotated import StoreSettings, UnannotatedSettings, convert_unannotated
-from nnunet_selma.errors import SelmaError
+from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.nnunet.plans import store_plans
 
 
@@ -50,7 +50,7 @@ def _splits(chosen: argparse.Namespace) -> int:
         raise SelmaError("give the dataset with -d")
     splits = write_folds(settings_from(FoldSettings, chosen), where, progress)
     for number, split in enumerate(splits):
-        print(f"fold {number}: {len(split['train'])} training and {len(split['val'])} validation cases")
+        print(f"fold {number}: {len(split['train'])} training and {counted(len(split['val']), 'validation case')}")
     print(f"folds: {where.preprocessed / where.dataset(chosen.dataset_id) / 'splits_final.json'}")
     return 0
 
@@ -116,12 +116,12 @@ def _print_cases(manifest: dict[str, Any], where: Path) -> None:
     for sentence in manifest["passed_by"]:
         print(f"  passed by: {sentence}")
     print(f"voxel size: {'; '.join(manifest['spacing'])}")
-    print(f"{len(manifest['cases'])} cases, {warnings} warnings: {where}")
+    print(f"{counted(len(manifest['cases']), 'case')}, {counted(warnings, 'warning')}: {where}")
 
 
 def _inspect(chosen: argparse.Namespace) -> int:
     result = inspect(chosen.source, settings_from(UnannotatedSettings, chosen), progress, full=chosen.full)
-    print(json.dumps(result.as_json(), indent=2, ensure_ascii=False) if chosen.json else as_text(result))
+    print(json.dumps(result.as_json(), indent=2) if chosen.json else as_text(result))
     return 1 if result.problems else 0
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from nnunet_selma.cli.arguments import device_argument, path, workers_argument
 from nnunet_selma.cli.options import add_options, settings_from
 from nnunet_selma.cli.shell import folders, progress
-from nnunet_selma.errors import SelmaError
+from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.nnunet.folders import TRAINER_FOLDER
 from nnunet_selma.running.devices import available_device
 from nnunet_selma.running.json_files import read_json
@@ -31,7 +31,7 @@ def _train_router(chosen: argparse.Namespace) -> int:
     router.save(chosen.output)
     for name, result in results.items():
         unseen = f"; {sum(result.unseen)} of {len(result.unseen)} unseen cases recognised" if left_out else ""
-        print(f"{name}: {result.cases} cases, {result.recognised:.0%} of their patches recognised{unseen}")
+        print(f"{name}: {counted(result.cases, 'case')}, {result.recognised:.0%} of their patches recognised{unseen}")
     print(f"next: nnunet-selma predict-routed -i IN -o OUT --router {chosen.output} --model CLASS=FOLDER …")
     return 0
 
@@ -64,7 +64,7 @@ def _predict_routed(chosen: argparse.Namespace) -> int:
     for record in records:
         print(
             f"{record['case']}: {record['class']} ({record['probabilities'][record['class']]:.2f}), model {record['model']}, "
-            f"{record['removed_components']} small components removed"
+            f"{counted(record['removed_components'], 'small component')} removed"
         )
     print(f"segmentations and {ROUTES}: {chosen.output}")
     return 0
@@ -75,7 +75,7 @@ def _remove_small(chosen: argparse.Namespace) -> int:
 
     removed = remove_small_in_folder(chosen.folder, chosen.output, chosen.below, progress)
     for name, count in removed.items():
-        print(f"{name}: {count} components of fewer than {chosen.below} voxels removed")
+        print(f"{name}: {counted(count, 'component')} of fewer than {counted(chosen.below, 'voxel')} removed")
     print(f"segmentations: {chosen.output}")
     return 0
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from nnunet_selma.cli.arguments import path, voxel_size
 from nnunet_selma.cli.shell import progress
-from nnunet_selma.errors import SelmaError
+from nnunet_selma.errors import SelmaError, counted
 
 
 def add_to(parts: Any) -> None:
@@ -86,5 +86,7 @@ def _overview(chosen: argparse.Namespace) -> int:
         segmentation, spacing_um_zyx=chosen.spacing, table=chosen.objects, channel=chosen.channel, progress=progress
     )
     overview_sheet(chosen.output, drawing)
-    print(f"{len(drawing.objects)} objects, {100 * drawing.foreground:.3g} % foreground; picture: {chosen.output}")
+    print(
+        f"{counted(len(drawing.objects), 'object')}, {100 * drawing.foreground:.3g} % foreground; picture: {chosen.output}"
+    )
     return 0

@@ -72,7 +72,7 @@ class AnnotatedSettings:
     def __post_init__(self) -> None:
         """Raise `SelmaError` for options that contradict each other, and for folds that give no cross-validation."""
         if self.folds < 2:
-            raise SelmaError(f"--folds {self.folds}: cross-validation needs at least 2")
+            raise SelmaError(f"folds: {self.folds}; cross-validation needs at least 2")
         if (self.images is None) != (self.labels is None):
             raise SelmaError("--images and --labels belong together; give both folders")
         if self.kind is not None and self.structure is None:
@@ -175,8 +175,8 @@ def _images_of_cases(patch: Patch, settings: AnnotatedSettings) -> list[tuple[st
         for channel in channels:
             if channel not in patch.images:
                 raise SelmaError(
-                    f"{patch.label}: the raw image of channel {stains[channel]} (_{channel:04d}) is missing; "
-                    "add it, or choose --vessel-channels separate"
+                    f"{patch.label}: the raw image of channel {stains[channel]} (_{channel:04d}) is missing; add it",
+                    option="choose --vessel-channels separate",
                 )
         suffix = f"_{stains[channels[0]]}" if separate else ""
         cases.append((suffix, tuple(patch.images[channel] for channel in channels)))
@@ -188,8 +188,9 @@ def check_no_problems(source: Path, files: FoundPatches, *, leave_out_unpaired: 
     problems = files.problems + ([] if leave_out_unpaired else files.unpaired)
     if problems:
         more = f" ({len(problems) - 1} more; see: nnunet-selma inspect {source})" if len(problems) > 1 else ""
-        remedy = "" if files.problems else "; add it, or leave such files out with --leave-out-unpaired"
-        raise SelmaError(problems[0] + remedy + more)
+        if files.problems:
+            raise SelmaError(problems[0] + more)
+        raise SelmaError(f"{problems[0]}; add it{more}", option="leave such files out with --leave-out-unpaired")
 
 
 def convert_annotated(

@@ -26,7 +26,7 @@ from nnunet_selma.conversion.spacing import SpacingSources, default_spacing, spa
 from nnunet_selma.conversion.unannotated import UnannotatedSettings
 from nnunet_selma.conversion.volume_tree import NothingFoundError, UnlabelledVolume
 from nnunet_selma.conversion.walk import Entry, passed_by, walk
-from nnunet_selma.errors import SelmaError
+from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.running.progress import Progress, silent
 from nnunet_selma.structures import Structure
 from nnunet_selma.volumes import Volume, check_exists, open_volume
@@ -127,11 +127,13 @@ def _inspect_patches(
     result.warnings += [f"{r.first} and {r.second}: {r.reason}; they will share a fold" for r in result.relations]
     try:
         cases, channels = plan_cases(whole, annotated)
+        if not cases:
+            return files.patches
         kinds = sorted({case.structure.title if case.structure else "an unnamed structure" for case in cases})
         sizes = "; ".join(sorted({str(case.spacing) for case in cases}))
         result.plans.append(
-            f"convert annotated: {len(cases)} cases of {', '.join(kinds) or 'nothing'}, {len(channels)} input channel(s), voxel size {sizes}, "
-            f"{len(set(groups.values()))} groups that no fold parts"
+            f"convert annotated: {counted(len(cases), 'case')} of {', '.join(kinds)}, {counted(len(channels), 'input channel')}, "
+            f"voxel size {sizes}, {counted(len(set(groups.values())), 'group')} that no fold parts"
         )
     except SelmaError as error:
         result.problems.append(str(error))
@@ -174,12 +176,12 @@ def _inspect_volumes(
             for facts in result.volumes[volume.name]:
                 result.warnings += [f"{facts.file}: {warning}" for warning in facts.warnings]
         except SelmaError as error:
-            result.problems.append(str(error))
+            result.problems.append(error.for_command({"--channel"}))
     if result.volumes:
         voxels = sum(int(np.prod(facts[0].shape_zyx)) for facts in result.volumes.values())
         sizes = _voxel_sizes(result, sources, settings)
         result.plans.append(
-            f"convert unannotated: tiles from {len(result.volumes)} volumes, {voxels / 1e9:.2f} billion voxels, voxel size {sizes}"
+            f"convert unannotated: tiles from {counted(len(result.volumes), 'volume')}, {voxels:,} voxels, voxel size {sizes}"
         )
         if any(volume.structure is None for volume in volumes):
             result.warnings.append("no folder name tells the structure of some volumes; say it with --structure")
@@ -235,7 +237,9 @@ def as_text(result: Inspection) -> str:
     lines += [f"passed by: {sentence}" for sentence in result.passed_by]
     lines += [f"warning: {sentence}" for sentence in result.warnings]
     lines += [f"PROBLEM: {sentence}" for sentence in result.problems]
-    return "\n".join([*lines, f"{len(result.problems)} problems, {len(result.warnings)} warnings"])
+    return "\n".join(
+        [*lines, f"{counted(len(result.problems), 'problem')}, {counted(len(result.warnings), 'warning')}"]
+    )
 
 
 def _row(name: str, facts: ImageFacts, width: int) -> str:

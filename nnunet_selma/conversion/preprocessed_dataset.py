@@ -51,7 +51,7 @@ class PreprocessedDataset:
         count = len(self._planned["normalization_schemes"])
         if description.is_file() and len(read_json(description)["channel_names"]) != count:
             raise SelmaError(
-                f"{description} says another number of input channels than the plans ({count}); choose another id with -d"
+                f"{description} says another number of input channels than the plans ({count}); choose another dataset id"
             )
 
     def _preprocessing(self) -> dict[str, Any]:

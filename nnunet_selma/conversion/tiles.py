@@ -42,7 +42,7 @@ class TileSettings:
         """Refuse numbers that give no tiles."""
         if self.tile < 1 or self.per_volume < 1 or not 0 <= self.min_foreground <= 1:
             raise SelmaError(
-                "a tile has at least 1 voxel, a volume gives at least 1 tile, and --min-foreground is a share from 0 to 1"
+                "a tile has at least 1 voxel, a volume gives at least 1 tile, and the least foreground of a tile is a share from 0 to 1"
             )
 
 

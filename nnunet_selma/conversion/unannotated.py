@@ -24,7 +24,7 @@ from nnunet_selma.conversion.tile_slabs import TilePlan, TileSlab, remaining_sla
 from nnunet_selma.conversion.tiles import TileSettings, choose_tiles, tissue_map
 from nnunet_selma.conversion.volume_tree import UnlabelledVolume, find_volumes
 from nnunet_selma.conversion.walk import Entry, passed_by, walk
-from nnunet_selma.errors import SelmaError
+from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.nnunet.folders import Folders
 from nnunet_selma.nnunet.plans import Plans, check_same_unit, store_plans
 from nnunet_selma.running.fingerprints import fingerprint
@@ -250,7 +250,7 @@ def _check_channels(count: int, plans: Plans) -> None:
     planned = len(configuration["normalization_schemes"])
     if planned != count:
         raise SelmaError(
-            f"the plans are for {planned} input channel(s), the volumes have {count}; "
+            f"the plans are for {counted(planned, 'input channel')}, the volumes have {count}; "
             "convert both datasets with the same --vessel-channels"
         )
 

@@ -177,7 +177,8 @@ def _volumes_of(files: Sequence[_VolumeFile], vessel_channels: VesselChannels) -
             for channel in channels:
                 if channel not in by_channel:
                     raise SelmaError(
-                        f"{stained[0].path.parent}: the folder C{channel:02d} ({stains[channel]}) is missing; add it, or choose --vessel-channels separate"
+                        f"{stained[0].path.parent}: the folder C{channel:02d} ({stains[channel]}) is missing; add it",
+                        option="choose --vessel-channels separate",
                     )
             yield UnlabelledVolume(
                 structure=structure,

@@ -7,7 +7,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from nnunet_selma.errors import SelmaError
+from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.nnunet.folders import MANIFEST, Folders
 from nnunet_selma.running.json_files import read_json, write_json
 from nnunet_selma.volumes.units import um_in_header_unit
@@ -185,7 +185,7 @@ def check_like_datasets(source: str, target: str, folders: Folders) -> None:
     channels = [read_json(folders.raw / name / "dataset.json")["channel_names"] for name in (source, target)]
     if len(channels[0]) != len(channels[1]):
         raise SelmaError(
-            f"{source} has {len(channels[0])} input channel(s), {target} has {len(channels[1])}; convert both with the same --vessel-channels"
+            f"{source} has {counted(len(channels[0]), 'input channel')}, {target} has {len(channels[1])}; convert both again (nnunet-selma convert) with the same --vessel-channels"
         )
     check_same_unit(source, folders, target, _spacings(folders, target))
 
@@ -206,7 +206,7 @@ def check_same_unit(source: str, folders: Folders, target: str, spacings: Sequen
     if None not in units and units[0] != units[1]:
         unit = {True: "voxel units", False: "µm"}
         raise SelmaError(
-            f"{source} has its spacing in {unit[bool(units[0])]}, {target} in {unit[bool(units[1])]}; convert both with the same --spacing"
+            f"{source} has its spacing in {unit[bool(units[0])]}, {target} in {unit[bool(units[1])]}; convert both again (nnunet-selma convert) with the same --spacing"
         )
 
 

@@ -53,7 +53,7 @@ def padding_sentence(shapes: Sequence[Sequence[int]], patch: Sequence[int]) -> s
     smallest = "×".join(map(str, min(shapes, key=math.prod)))
     sentence = (
         f"{padding:.0%} of a patch of {'×'.join(map(str, patch))} is padding, because cases are as small as {smallest} voxels; convert larger "
-        "tiles (--tile), or plan a smaller patch (nnunet-selma plan-small --patch) for both datasets"
+        "tiles (nnunet-selma convert unannotated --tile), or plan a smaller patch (nnunet-selma plan-small --patch) for both datasets"
     )
     if padding > _MOSTLY_PADDING:
         raise SelmaError(sentence)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_selma.errors import SelmaError
+from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.morphology.tissue import grid_means, intensity_unit
 from nnunet_selma.prediction.intensities import Intensities, join_parts
 from nnunet_selma.prediction.run import Run
@@ -42,7 +42,7 @@ def open_channels(settings: VolumePrediction, channels: int) -> list[Volume]:
         paths = [(path, channel) for path in settings.inputs for channel in chosen]
     if len(paths) != channels:
         raise SelmaError(
-            f"{len(paths)} volume(s) given, and the model was trained on {channels} channel(s); give one volume for each, in their order"
+            f"the model was trained on {counted(channels, 'channel')}, and {counted(len(paths), 'volume')} came; give one volume for each, in their order"
         )
     volumes = [
         open_volume(

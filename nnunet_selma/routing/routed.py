@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
-from nnunet_selma.errors import SelmaError
+from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.nnunet import commands
 from nnunet_selma.prediction.model import ModelSettings
 from nnunet_selma.prediction.small_objects import remove_small_in_file
@@ -138,7 +138,7 @@ def choose_model(case: str, files: Sequence[Path], router: Router, models: Mappi
     """The route of a case; raises `SelmaError` if neither its class nor `other` has a model, or the router needs more channels."""
     if len(files) < router.channels:
         raise SelmaError(
-            f"case {case} has {len(files)} channel(s) and the router needs {router.channels}; give all channels of the case"
+            f"case {case} has {counted(len(files), 'channel')} and the router needs {router.channels}; give all channels of the case"
         )
     probabilities = class_probabilities(router, [open_volume(path) for path in files])
     shows = most_probable(probabilities)
@@ -185,7 +185,7 @@ def _check_channels(route: Route, description: Mapping[str, Any]) -> None:
     names = list((description.get("modality") or description["channel_names"]).values())  # in nnU-Net's order
     if len(route.files) != len(names):
         raise SelmaError(
-            f"case {route.case} has {len(route.files)} channel(s), and its model ({route.model}) was trained on {len(names)}: {', '.join(names)}"
+            f"case {route.case} has {counted(len(route.files), 'channel')}, and its model ({route.model}) was trained on {len(names)}: {', '.join(names)}"
         )
 
 

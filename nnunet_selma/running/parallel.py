@@ -99,7 +99,9 @@ def _in_processes(
         pool.shutdown()
     except BrokenProcessPool as error:
         raise SelmaError(
-            "a worker process ended all of a sudden, most likely for want of memory; run the command again with fewer --workers: finished tasks are not done again"
+            "a worker process ended all of a sudden, most likely for want of memory; finished tasks are not done again: run the command again "
+            "with more memory free",
+            option="with fewer --workers",
         ) from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

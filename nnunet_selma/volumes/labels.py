@@ -45,7 +45,9 @@ def read_mask(volume: Volume, foreground: int | None = None, *, truth: bool = Tr
     labels = label_values(volume.read(), volume.path)
     values = dict(zip(*(part.tolist() for part in np.unique(labels, return_counts=True)), strict=True))
     if foreground is not None and foreground not in values:
-        raise SelmaError(f"{volume.path}: --foreground {foreground} does not occur; the values are {_listed(values)}")
+        raise SelmaError(
+            f"{volume.path}: the foreground value {foreground} does not occur; the values are {_listed(values)}"
+        )
     if truth and foreground is None:
         _check_clear(values, volume.path)
     mask = labels > 0 if foreground is None else labels == foreground
@@ -59,13 +61,17 @@ def read_mask(volume: Volume, foreground: int | None = None, *, truth: bool = Tr
 
 def _check_clear(values: dict[int, int], path: Path) -> None:
     """Raise `SelmaError` if values do not tell which of them are objects."""
-    remedy = "say which value the objects have with --foreground VALUE"
+    remedy = "write the objects as 1 and all else as 0"
     if 0 not in values:
         raise SelmaError(
-            f"{path}: has no background of 0; the values are {_listed(values)}. ilastik, for example, numbers its classes from 1: {remedy}"
+            f"{path}: has no background of 0; the values are {_listed(values)}. ilastik, for example, numbers its classes from 1: {remedy}",
+            option="say which value the objects have with --foreground VALUE",
         )
     if 1 in values and _IGNORED in values and len(values) <= 3:
-        raise SelmaError(f"{path}: holds 255 beside 1, which often marks voxels that nobody annotated; {remedy}")
+        raise SelmaError(
+            f"{path}: holds 255 beside 1, which often marks voxels that nobody annotated; {remedy}",
+            option="say which value the objects have with --foreground VALUE",
+        )
     objects = sum(values.values()) - values[0]
     if len(values) > _MANY_VALUES and objects < 4 * len(values):
         raise SelmaError(f"{path}: holds {len(values)} values, each in few voxels, as images do; give the label")

@@ -85,7 +85,8 @@ class OmeZarrVolume(Volume):
                 leading.append(0)
             else:
                 raise SelmaError(
-                    f"{path}: axis {name!r} has {length} entries; choose one three-dimensional channel, for example with --channel 0, where the command has it"
+                    f"{path}: axis {name!r} has {length} entries; save one three-dimensional image of it",
+                    option=f"choose one of 0 to {length - 1} with --channel" if name == "c" else "",
                 )
         if len(array.shape) < 3 or axes[-3:] != ["z", "y", "x"]:
             raise SelmaError(

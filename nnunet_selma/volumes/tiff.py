@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tifffile
 
-from nnunet_selma.errors import SelmaError
+from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes.base import Array, ShapeZYX, Volume
 from nnunet_selma.volumes.slices import missing_numbers, slice_numbers
@@ -55,8 +55,9 @@ class TiffSlices(Volume):
         if missing and not interpolate:
             before = numbered[max(n for n in numbered if n < missing[0])]
             raise SelmaError(
-                f"{path}: {len(missing)} slice(s) missing, the first after {before.name} (number {missing[0]}); "
-                "add them, or add --on-bad-slice interpolate"
+                f"{path}: {counted(len(missing), 'slice')} missing, the first after {before.name} (number {missing[0]}); "
+                "add them",
+                option="add --on-bad-slice interpolate",
             )
         numbers = sorted([*numbered, *missing])
         self._files: list[Path | None] = [numbered.get(n) for n in numbers]
@@ -84,10 +85,13 @@ class TiffSlices(Volume):
                 continue
             if not self._interpolate:
                 if isinstance(header, str):
-                    raise SelmaError(f"{self._files[index]}: {header}; replace it, or add --on-bad-slice interpolate")
+                    raise SelmaError(
+                        f"{self._files[index]}: {header}; replace it", option="add --on-bad-slice interpolate"
+                    )
                 raise SelmaError(
                     f"{self._files[index]}: is {_described(header)}, the other slices are {_described(usual)}; "
-                    "replace it, or add --on-bad-slice interpolate"
+                    "replace it",
+                    option="add --on-bad-slice interpolate",
                 )
             self._bad[index] = True
         if sum(self._bad) * 2 > len(self._bad):
@@ -109,7 +113,7 @@ class TiffSlices(Volume):
         except DAMAGE as error:
             if not self._interpolate:
                 raise SelmaError(
-                    f"{file}: the slice is cut short or damaged; replace it, or add --on-bad-slice interpolate"
+                    f"{file}: the slice is cut short or damaged; replace it", option="add --on-bad-slice interpolate"
                 ) from error
             self._bad[index] = True
             return None

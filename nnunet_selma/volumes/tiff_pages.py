@@ -172,7 +172,8 @@ class TiffPages(Volume):
             if name == "C" and length > 1:
                 if channel is None or not 0 <= channel < length:
                     raise SelmaError(
-                        f"{path}: has {length} channels; choose one of 0 to {length - 1} with --channel, where the command has it"
+                        f"{path}: has {length} channels; save one of them as a file of its own",
+                        option=f"choose one of 0 to {length - 1} with --channel",
                     )
                 chosen.append(channel)
             elif length == 1 and name in "CTSHVLPMRE":

@@ -19,7 +19,7 @@ from nnunet_selma.conversion.raw_dataset import write_nifti
 from nnunet_selma.conversion.relatives import Signature, find_relations, signature
 from nnunet_selma.conversion.volume_tree import find_volumes
 from nnunet_selma.demo.drawing import Drawing, draw_data
-from nnunet_selma.errors import SelmaError
+from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.running.json_files import write_json
 from nnunet_selma.structures import Structure, find_structure, named
 from nnunet_selma.volumes import is_volume, open_volume
@@ -175,7 +175,7 @@ def held_out_groups(patches: Sequence[Patch]) -> set[str]:
         groups = sorted({p.group for p in patches if p.prefix == prefix}, key=_number)
         if len(groups) < least:
             raise SelmaError(
-                f"the challenge needs annotated {named(prefix).title} patches of at least {least} cube(s), and found {len(groups)}; "
+                f"the challenge needs annotated {named(prefix).title} patches of at least {counted(least, 'cube')}, and found {len(groups)}; "
                 "give all downloads that hold them with --data, or leave it out for synthetic ones"
             )
         held_out |= {*(groups[1::2] or groups)}
