@@ -26,7 +26,8 @@ from nnunet_selma.conversion.volume_tree import UnlabelledVolume, find_volumes
 from nnunet_selma.conversion.walk import Entry, passed_by, walk
 from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.nnunet.folders import Folders
-from nnunet_selma.nnunet.plans import Plans, check_same_unit, store_plans
+from nnunet_selma.nnunet.plans import Plans, store_plans
+from nnunet_selma.nnunet.voxel_sizes import check_voxel_sizes
 from nnunet_selma.running.fingerprints import fingerprint
 from nnunet_selma.running.parallel import run_tasks
 from nnunet_selma.running.progress import Progress, silent
@@ -182,7 +183,7 @@ def convert_unannotated(
     if store is None:
         dataset: StagedDataset = RawDataset(folders.raw, folder_name, identity)
     else:
-        sizes = [size.size_zyx for size in spacings]
+        sizes = {v.name: size.size_zyx for v, size in zip(volumes, spacings, strict=True)}
         dataset = _store_dataset(store, folder_name, folders, identity, sizes, len(volumes[0].channels))
     if dataset.staged.complete:
         return dataset.staged.manifest()
@@ -214,14 +215,15 @@ def _store_dataset(
     folder_name: str,
     folders: Folders,
     identity: Mapping[str, Any],
-    spacings: Sequence[SpacingUm],
+    spacings: Mapping[str, SpacingUm],
     channels: int,
 ) -> StagedDataset:
     from nnunet_selma.conversion.preprocessed_dataset import PreprocessedDataset
 
     plans = store_plans(store.plans_from, folder_name, folders, **store.choice)
     _check_channels(channels, plans)
-    check_same_unit(folders.dataset(store.plans_from), folders, folder_name, spacings)
+    (configuration,) = plans["configurations"].values()
+    check_voxel_sizes(plans, configuration, spacings)
     return PreprocessedDataset(folders.preprocessed, folder_name, plans, identity)
 
 

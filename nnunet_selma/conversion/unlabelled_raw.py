@@ -10,7 +10,8 @@ import numpy as np
 from nnunet_selma.conversion.preprocessed_dataset import PreprocessedDataset
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.nnunet.folders import Folders
-from nnunet_selma.nnunet.plans import check_like_datasets, store_plans
+from nnunet_selma.nnunet.plans import check_like_plans, store_plans
+from nnunet_selma.nnunet.raw_cases import raw_cases, raw_reader
 from nnunet_selma.running.json_files import read_json
 from nnunet_selma.running.parallel import run_tasks
 from nnunet_selma.running.progress import Progress, silent
@@ -23,9 +24,10 @@ def has_foreground(dataset_folder: Path) -> bool:
     Raises:
         SelmaError: the dataset has no images.
     """
-    cases, reader = _cases(dataset_folder), _reader(dataset_folder)
+    cases = raw_cases(dataset_folder)
     if not all(Path(case["label"]).is_file() for case in cases.values()):
         return False
+    reader = raw_reader(dataset_folder, cases)()
     return any((reader.read_seg(case["label"])[0] > 0).any() for case in cases.values())
 
 
@@ -53,22 +55,23 @@ def store_unlabelled(
         progress: shows the cases.
 
     Raises:
-        SelmaError: the two datasets differ in channels or in the unit of their spacing, an image holds numbers that are not finite, the
+        SelmaError: the dataset and the plans differ in channels or contradict each other in voxel size, an image holds numbers that are not finite, the
             plans' normalisation is not supported, or the store exists already, made from other files.
     """
-    source, target = folders.dataset(source_id), folders.dataset(target_id)
+    target = folders.dataset(target_id)
     raw = folders.raw / target
     plans = store_plans(source_id, target, folders, plans_name=plans_name, configuration=configuration)
-    check_like_datasets(source, target, folders)
-    cases = _cases(raw)
+    check_like_plans(plans, configuration, target, folders)
+    cases = raw_cases(raw)
     identity = {
         "source": raw,
         "files": {case: [_stamp(path) for path in files["images"]] for case, files in cases.items()},
     }
     dataset = PreprocessedDataset(folders.preprocessed, target, plans, identity)
     if not dataset.staged.complete:
+        reader = raw_reader(raw, cases)
         tasks = [
-            _CaseTask(dataset, raw, case, tuple(files["images"]))
+            _CaseTask(dataset, reader, case, tuple(files["images"]))
             for case, files in cases.items()
             if not dataset.staged.has(case)
         ]
@@ -87,7 +90,7 @@ class _CaseTask:
     """A case that is to be stored."""
 
     dataset: PreprocessedDataset
-    raw: Path
+    reader: Any
     case: str
     files: tuple[str, ...]
 
@@ -95,7 +98,7 @@ class _CaseTask:
 def _store_case(task: _CaseTask) -> Generator[int, None, None]:
     """Read a case with nnU-Net's reader and write it into the store."""
     try:
-        voxels, properties = _reader(task.raw).read_images(task.files)
+        voxels, properties = task.reader().read_images(task.files)
     except (RuntimeError, OSError, ValueError, AssertionError) as error:
         raise SelmaError(
             f"{', '.join(task.files)}: nnU-Net cannot read the image ({error}); repair or remove it"
@@ -121,29 +124,3 @@ def _check_whole(path: Path) -> None:
     """Raise `SelmaError` for a file that is cut short or holds NaN; nnU-Net's reader gives zeros there."""
     if is_volume(path):
         to_intensities(open_volume(path).read(), str(path))
-
-
-def _cases(dataset_folder: Path) -> dict[str, dict[str, Any]]:
-    """Case to the files of its channels and of its label, from nnU-Net's own listing."""
-    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
-
-    path, images = dataset_folder / "dataset.json", dataset_folder / "imagesTr"
-    description = read_json(path)
-    for entry in description.get("dataset", {}).values():
-        entry.setdefault("label", "")  # nnU-Net needs the key
-    cases: dict[str, dict[str, Any]] = {}
-    if "dataset" in description or images.is_dir():
-        cases = get_filenames_of_train_images_and_targets(str(dataset_folder), description)
-    if not cases:
-        raise SelmaError(
-            f"{images}: holds no images that end in {description['file_ending']}, as {path} says; put the images there, named "
-            "<case>_0000 for the first channel"
-        )
-    return cases
-
-
-def _reader(dataset_folder: Path) -> Any:
-    """nnU-Net's reader of the images and labels of a raw dataset."""
-    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
-
-    return determine_reader_writer_from_dataset_json(read_json(dataset_folder / "dataset.json"), verbose=False)()

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_selma.errors import SelmaError, counted
-from nnunet_selma.nnunet.folders import MANIFEST, Folders
+from nnunet_selma.nnunet.folders import Folders
+from nnunet_selma.nnunet.raw_cases import raw_cases, raw_reader
+from nnunet_selma.nnunet.voxel_sizes import check_voxel_sizes, raw_spacings
 from nnunet_selma.running.json_files import read_json, write_json
-from nnunet_selma.volumes.units import um_in_header_unit
 
 Plans = dict[str, Any]
 
@@ -145,13 +146,12 @@ def plan_pretraining(
     Returns the plans' new name, `<plans>_from<source id>`. Preprocessing is left to nnU-Net.
 
     Raises:
-        SelmaError: a dataset or its plans are missing, the configuration is a second stage, or the two differ in channels or in the unit
-            of their spacing.
+        SelmaError: a dataset or its plans are missing, the configuration is a second stage, or the two differ in channels or contradict
+            each other in voxel size.
     """
     source, target = folders.dataset(source_id), folders.dataset(target_id)
     # all checks come before anything is written
-    pretraining_configuration(read_json(folders.plans(source, plans_name)), configuration)
-    check_like_datasets(source, target, folders)
+    check_like_plans(read_json(folders.plans(source, plans_name)), configuration, target, folders)
     name = f"{plans_name}_from{source_id:03d}"
     (folders.preprocessed / target).mkdir(parents=True, exist_ok=True)
     from nnunetv2.experiment_planning.plans_for_pretraining.move_plans_between_datasets import (
@@ -159,6 +159,9 @@ def plan_pretraining(
     )
 
     move_plans_between_datasets(source, target, plans_name, name)  # reads nnU-Net's folders from the environment
+    # the two datasets may be of different formats, and nnU-Net's preprocessing reads with the reader of the plans
+    raw, path = folders.raw / target, folders.preprocessed / target / f"{name}.json"
+    write_json(path, {**read_json(path), "image_reader_writer": raw_reader(raw, raw_cases(raw)).__name__})
     # nnU-Net's training reads it there, and only nnU-Net's planning copies it
     shutil.copyfile(folders.raw / target / "dataset.json", folders.preprocessed / target / "dataset.json")
     return name
@@ -180,38 +183,29 @@ def store_plans(source_id: int, dataset: str, folders: Folders, *, plans_name: s
     return plans
 
 
-def check_like_datasets(source: str, target: str, folders: Folders) -> None:
-    """Raise `SelmaError` if two raw datasets, by their folders' names, differ in the number of channels or in the unit of their spacing."""
-    channels = [read_json(folders.raw / name / "dataset.json")["channel_names"] for name in (source, target)]
-    if len(channels[0]) != len(channels[1]):
-        raise SelmaError(
-            f"{source} has {counted(len(channels[0]), 'input channel')}, {target} has {len(channels[1])}; convert both again (nnunet-selma convert) with the same --vessel-channels"
-        )
-    check_same_unit(source, folders, target, _spacings(folders, target))
-
-
-def check_same_unit(source: str, folders: Folders, target: str, spacings: Sequence[Sequence[float]] | None) -> None:
-    """Raise `SelmaError` if the spacing of one dataset is in voxels and that of the other in µm.
+def check_like_plans(plans: Plans, configuration: str, target: str, folders: Folders) -> None:
+    """Raise `SelmaError` if a raw dataset differs from plans in the number of channels, or contradicts their voxel size.
 
     Args:
-        source: folder name of a raw dataset; if it has no manifest, nothing is checked.
+        plans: plans of the annotated dataset.
+        configuration: configuration of these plans.
+        target: folder name of the raw dataset.
         folders: nnU-Net's folders.
-        target: name of the other dataset.
-        spacings: voxel sizes of the other dataset's cases; None: unknown.
     """
-    units = [
-        None if sizes is None else all(um_in_header_unit(size) is None for size in sizes)
-        for sizes in (_spacings(folders, source), spacings)
-    ]
-    if None not in units and units[0] != units[1]:
-        unit = {True: "voxel units", False: "µm"}
+    whole = pretraining_configuration(plans, configuration)
+    planned, present = (
+        len(whole["normalization_schemes"]),
+        len(channels_of(read_json(folders.raw / target / "dataset.json"))),
+    )
+    if planned != present:
         raise SelmaError(
-            f"{source} has its spacing in {unit[bool(units[0])]}, {target} in {unit[bool(units[1])]}; convert both again (nnunet-selma convert) with the same --spacing"
+            f"{target} has {counted(present, 'input channel')}, the plans {plans['plans_name']} are for {planned}; both datasets need the same channels"
         )
+    sizes = raw_spacings(folders.raw / target)
+    check_voxel_sizes(plans, whole, {f"{target}: {case}": size for case, size in sizes.items()})
 
 
-def _spacings(folders: Folders, dataset: str) -> list[list[float]] | None:
-    """Voxel sizes of the cases in the manifest of a raw dataset; None without a manifest."""
-    manifest = folders.raw / dataset / MANIFEST
-    cases = read_json(manifest)["cases"] if manifest.is_file() else {}
-    return [case["spacing_zyx"] for case in cases.values()] or None
+def channels_of(description: Mapping[str, Any]) -> list[str]:
+    """Names of the input channels in a dataset.json; datasets of nnU-Net's version 1 call them modality."""
+    names: Mapping[str, str] = description.get("modality") or description["channel_names"]
+    return list(names.values())

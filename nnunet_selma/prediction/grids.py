@@ -12,10 +12,11 @@ import numpy as np
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.morphology.blocks import Box
+from nnunet_selma.nnunet.voxel_sizes import ORIGINAL, in_unit, unit_of
 from nnunet_selma.prediction.resampling import Resampling, configured_resampling
 from nnunet_selma.prediction.tiling import Tiling, hull, intersection, lengths
 from nnunet_selma.volumes.base import Array, ShapeZYX
-from nnunet_selma.volumes.units import VOXEL_UNITS, um_in_header_unit
+from nnunet_selma.volumes.units import VOXEL_UNITS
 
 SpacingZYX = tuple[float, float, float]
 
@@ -110,7 +111,7 @@ class Grids:
 
 def trained_in_voxels(plans: dict[str, Any]) -> bool:
     """True if the training images of the plans had no voxel size: 1, 1, 1."""
-    return um_in_header_unit(plans["original_median_spacing_after_transp"]) is None
+    return unit_of(plans[ORIGINAL]) == "voxel"
 
 
 def spacing_in_plans(spacing_um_zyx: SpacingZYX | None, plans: dict[str, Any]) -> SpacingZYX:
@@ -119,15 +120,13 @@ def spacing_in_plans(spacing_um_zyx: SpacingZYX | None, plans: dict[str, Any]) -
     Raises:
         SelmaError: the model was trained in µm or mm, and the voxel size of the volume is not known.
     """
-    unit = um_in_header_unit(plans["original_median_spacing_after_transp"])
-    if unit is None:
+    if trained_in_voxels(plans):
         return VOXEL_UNITS
     if spacing_um_zyx is None:
         raise SelmaError(
             "the volume does not say its voxel size, and the model was trained with one; give it with --spacing Z,Y,X in µm"
         )
-    z, y, x = (size / unit for size in spacing_um_zyx)
-    return z, y, x
+    return in_unit(spacing_um_zyx, unit_of(plans[ORIGINAL]))
 
 
 def make_grids(

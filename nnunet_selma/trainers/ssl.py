@@ -22,6 +22,7 @@ from nnunet_selma.nnunet.checkpoints import PRETEXT, RECORD, TRAINED, adaptation
 from nnunet_selma.nnunet.plans import TILE_STORE, check_first_stage
 from nnunet_selma.nnunet.preprocessed_cases import padding_sentence, shapes_of_cases
 from nnunet_selma.nnunet.tile_store import TileStore
+from nnunet_selma.nnunet.voxel_sizes import check_voxel_sizes, preprocessed_spacings
 from nnunet_selma.pictures import figures
 from nnunet_selma.pretraining.base import Pretext, Task, pretext_named
 from nnunet_selma.pretraining.collapse import alarms, effective_rank, feature_deviation
@@ -73,9 +74,12 @@ class SelmaSSLTrainer(SelmaTrainer):
 
     @plain_errors()
     def on_train_start(self) -> None:
-        """Warn of cases that are thinner than the patch, or refuse them, then start as nnU-Net does."""
+        """Refuse cases in another unit than the plans, warn of cases that are thinner than the patch, or refuse them, then start as nnU-Net does."""
         if not self.was_initialized:
             self.initialize()
+        spacings = preprocessed_spacings(Path(self.preprocessed_dataset_folder))
+        named = {f"{self.plans_manager.dataset_name}: {case}": size for case, size in spacings.items()}
+        check_voxel_sizes(self.plans_manager.plans, self.configuration_manager.configuration, named)
         kind = self.dataset_class or infer_dataset_class(self.preprocessed_dataset_folder)
         shapes = shapes_of_cases(Path(self.preprocessed_dataset_folder), kind)
         if warning := padding_sentence(shapes, self.configuration_manager.patch_size):

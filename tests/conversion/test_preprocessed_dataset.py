@@ -122,18 +122,17 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(brain, planned)
     write_json(path, content)
     with pytest.raises(SelmaError, match=r"2 input channel.*have 1"):
         convert_unannotated(brain[0], SETTINGS, planned, store=STORE)
-    write_json(path, plans())
-    raw = planned.raw / "Dataset510_SELMA3D"
-    raw.mkdir()
-    write_json(raw / "selma_manifest.json", {"cases": {"a": {"spacing_zyx": [4.0, 1.6, 1.6]}}})
-    with pytest.raises(SelmaError, match="same --spacing"):
+    content = plans()
+    content["original_median_spacing_after_transp"] = [4.0, 1.6, 1.6]
+    write_json(path, content)
+    with pytest.raises(SelmaError, match="has a voxel size of 1 × 1 × 1, and the plans"):
         convert_unannotated(brain[0], SETTINGS, planned, store=STORE)
+    write_json(path, plans())
     with pytest.raises(SelmaError, match="3d_lowres"):
         convert_unannotated(brain[0], SETTINGS, planned, store=StoreSettings(plans_from=510, configuration="3d_lowres"))
     with pytest.raises(SelmaError, match="dataset 77"):
         convert_unannotated(brain[0], SETTINGS, planned, store=StoreSettings(plans_from=77))
     assert not list(planned.preprocessed.glob("*Dataset500*"))
-    (raw / "selma_manifest.json").unlink()
     described = planned.preprocessed / "Dataset500_SELMA3Dunlabelled"
     described.mkdir()
     write_json(described / "dataset.json", {"channel_names": {"0": "a", "1": "b"}})

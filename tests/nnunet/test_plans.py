@@ -102,7 +102,8 @@ def test_the_second_stage_of_a_cascade_is_refused_before_anything_is_written(fol
 
 
 @pytest.mark.parametrize(
-    ("difference", "match"), [({"channels": 2}, "2; convert both"), ({"spacing": (3.0, 1.6, 1.6)}, "in µm")]
+    ("difference", "match"),
+    [({"channels": 2}, "has 2 input .* are for 1"), ({"spacing": (3.0, 1.6, 1.6)}, "--spacing voxel")],
 )
 def test_datasets_that_differ_are_refused(difference, match, folders):
     prepare(folders, "Dataset510_A")

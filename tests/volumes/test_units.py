@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from nnunet_selma.errors import SelmaError
-from nnunet_selma.nnunet.plans import check_same_unit
+from nnunet_selma.nnunet.voxel_sizes import dataset_unit
 from nnunet_selma.prediction.grids import spacing_in_plans, trained_in_voxels
 from nnunet_selma.running.json_files import write_json
 from nnunet_selma.volumes import open_volume
@@ -181,7 +180,4 @@ def test_files_plans_and_datasets_agree_on_the_unit(header, unit, um, tmp_path, 
     assert spacing_in_plans(um, plans) == expected
     (folders.raw / "Dataset001_A").mkdir()
     write_json(folders.raw / "Dataset001_A" / "selma_manifest.json", {"cases": {"a": {"spacing_zyx": list(header)}}})
-    other = (1.0, 1.0, 1.0) if um else (4.0, 2.0, 2.0)
-    check_same_unit("Dataset001_A", folders, "Dataset002_B", [header])
-    with pytest.raises(SelmaError, match="same --spacing"):
-        check_same_unit("Dataset001_A", folders, "Dataset002_B", [other])
+    assert dataset_unit("Dataset001_A", folders) == {None: "voxel", 1.0: "um", 1000.0: "mm"}[unit]
