@@ -1,6 +1,7 @@
 """Checkpoints: reading weights without running code in the file, the record of a pretrained network, and export to safetensors.
 
-A checkpoint may have two entries beside its weights. `selma_trained` names the parts of the network that the pretraining trained; the other
+A checkpoint may have three entries beside its weights. `selma_ancestor` is the origin of the weights that a fine-tuning started from
+(`finetuning.ancestor`). `selma_trained` names the parts of the network that the pretraining trained; the other
 parts are random and are not read. `nnssl_adaptation_plan` names the encoder and describes its training: this record is nnssl's (Wald et al.
 2025, arXiv 2412.17041), and nnU-Net's development version (`nnUNetv2_train_pretrained`) needs it.
 """
@@ -9,7 +10,7 @@ import json
 import pickle
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from nnunet_selma.running.whole_files import whole_file
 
 RECORD = "nnssl_adaptation_plan"
 TRAINED = "selma_trained"
+ANCESTOR = "selma_ancestor"
 PRETEXT = "pretext_state"
 """Entry in the checkpoints of a pretraining: the state of its pretext."""
 SUFFIX = ".safetensors"
@@ -95,6 +97,8 @@ class Checkpoint:
     """Entry of the file that holds the weights, such as "state_dict"; empty if the file is the weights."""
     of_pretext: bool = False
     """True if the heads are those of a pretext."""
+    origin: dict[str, Any] = field(default_factory=dict)
+    """Trainer, dataset, plans, configuration and epochs of the training, and its own ancestor, as far as nnU-Net's checkpoint names them."""
 
     def named_as_in(self, network: nn.Module) -> dict[str, Tensor]:
         """The weights; encoder, stem and positional embedding under the network's names, if a record names them."""
@@ -129,7 +133,24 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise SelmaError(f"{path}: says that {', '.join(trained)} was trained, and holds no weights of that name")
     record = AdaptationRecord(plain(record)) if isinstance(record, Mapping) else None
     of_pretext = any(entries.get(key) for key in (PRETEXT, RECORD, TRAINED))
-    return Checkpoint(weights, record, trained, place, of_pretext)
+    return Checkpoint(weights, record, trained, place, of_pretext, _origin(entries))
+
+
+def _origin(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of nnU-Net's checkpoints that say where the weights come from; those that are lacking are left out."""
+    begun = entries.get("init_args")
+    begun = begun if isinstance(begun, Mapping) else {}
+    plans = begun.get("plans")
+    plans = plans if isinstance(plans, Mapping) else {}
+    origin = {
+        "trainer": entries.get("trainer_name"),
+        "dataset": plans.get("dataset_name"),
+        "plans": plans.get("plans_name"),
+        "configuration": begun.get("configuration"),
+        "epochs": entries.get("current_epoch"),
+        "ancestor": entries.get(ANCESTOR),
+    }
+    return {key: plain(value) for key, value in origin.items() if value is not None}
 
 
 def unpickled(path: Path) -> Any:

@@ -18,6 +18,7 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.networks.parts import bare
 from nnunet_selma.nnunet.preprocessed_cases import faults_of_cases
 from nnunet_selma.nnunet.settings import FinetuningSettings, PretrainingSettings, read_settings
+from nnunet_selma.nnunet.voxel_sizes import ORIGINAL
 from nnunet_selma.running.cores import keep_freed_memory, share_cores, usable_cores
 from nnunet_selma.running.devices import available_device
 from nnunet_selma.running.json_files import read_json, write_json
@@ -51,11 +52,12 @@ def fill_momentum(optimizer: torch.optim.Optimizer) -> None:
 
 
 def facts_of(trainer: nnUNetTrainer) -> dict[str, Any]:
-    """Properties of the images that the network sees: channels, voxel size (z, y, x), order of axes, normalisation; for `ssl_summary.json`."""
+    """Properties of the images that the network sees: channels, voxel size, that of the data, order of axes, normalisation; for `ssl_summary.json`."""
     configuration = trainer.configuration_manager.configuration
     return {
         "input_channels": trainer.num_input_channels - label_channels(trainer),
         "spacing": [float(size) for size in configuration["spacing"]],
+        "original_spacing": [float(size) for size in trainer.plans_manager.plans[ORIGINAL]],
         "transposition": list(trainer.plans_manager.transpose_forward),
         "normalisation": list(configuration["normalization_schemes"]),
     }

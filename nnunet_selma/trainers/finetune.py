@@ -11,23 +11,25 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
 from nnunet_selma.errors import SelmaError
+from nnunet_selma.finetuning.ancestor import GIVEN, RANDOM, UNKNOWN, Ancestor, ancestor_of, in_words
 from nnunet_selma.finetuning.calibration import Sample, fit, samples_of, shift_heads
 from nnunet_selma.finetuning.losses import build_loss
 from nnunet_selma.finetuning.pretrained import (
     CHOICE,
-    SUMMARY,
     ChosenPretraining,
+    check_pretraining,
     choice_of_other_folds,
-    differences,
     find_pretrained,
     network_identity,
+    no_pretraining,
     other_folds,
 )
 from nnunet_selma.finetuning.probing import fit_heads, read_voxels
 from nnunet_selma.finetuning.transfer import carry_over, parts_of
 from nnunet_selma.networks.parts import bare, pretrained_module, pretrained_part
-from nnunet_selma.nnunet.checkpoints import check_finite, read_checkpoint
-from nnunet_selma.running.json_files import read_json, write_json
+from nnunet_selma.nnunet.checkpoints import ANCESTOR, check_finite, read_checkpoint
+from nnunet_selma.nnunet.voxel_sizes import check_voxel_sizes, median_spacing, preprocessed_spacings
+from nnunet_selma.running.json_files import write_json
 from nnunet_selma.trainers.base import SelmaTrainer, facts_of, label_channels
 from nnunet_selma.trainers.failures import plain_errors
 from nnunet_selma.trainers.warmup import WarmupPolyLRScheduler
@@ -43,8 +45,8 @@ class SelmaFinetuneTrainer(SelmaTrainer):
     """nnU-Net's training with pretrained weights and a warm-up.
 
     The weights are, in this order: those of nnU-Net's `-pretrained_weights`; the path in the plans (`finetuning.pretrained`); the pretraining
-    that other folds started from; the newest pretraining of the same network in nnUNet_results. A run that goes on (`--c`) or only validates
-    (`--val`) needs none of them.
+    that other folds started from; the newest pretraining in nnUNet_results that suits this training, those of the same network first. A run
+    that goes on (`--c`) or only validates (`--val`) needs none of them.
     """
 
     section = "finetuning"
@@ -56,6 +58,8 @@ class SelmaFinetuneTrainer(SelmaTrainer):
     """True if the segmentation heads were carried over in this process."""
     has_trained: bool = False
     """True after a training step in this process."""
+    ancestor: Ancestor = UNKNOWN
+    """Origin of the weights that this training started from, in every checkpoint under `selma_ancestor`."""
 
     def initialize(self) -> None:
         """Initialise as nnU-Net does, and keep some random weights, to find out later if they were replaced."""
@@ -143,6 +147,7 @@ class SelmaFinetuneTrainer(SelmaTrainer):
         """Carry the pretrained weights over, unless the network has its weights already, then start as nnU-Net does and fit the heads."""
         if not self.was_initialized:
             self.initialize()
+        self._check_voxel_sizes()
         if self.goes_on:
             self.print_to_log_file("The network goes on with its own weights (--c); nothing is carried over.")
         elif torch.equal(self._first_weights(), self._start):
@@ -152,10 +157,12 @@ class SelmaFinetuneTrainer(SelmaTrainer):
             # nnU-Net leaves the heads random there
             self.slow_down({part: rate for part, rate in self.carried_rates().items() if part != "heads"})
             self.reads_carried = True
+            self.ancestor = GIVEN
             self.print_to_log_file(
                 "The network has weights of nnU-Net's -pretrained_weights already, without its heads; nothing is carried over, and finetuning.carry "
-                "and finetuning.head change nothing."
+                "and finetuning.head change nothing. Their voxel size, normalisation and channels could not be compared with those of this training."
             )
+        self.print_to_log_file(in_words(self.ancestor))
         super().on_train_start()
         fitted = self.keeps_head or (self.reads_carried and self.settings.finetuning.fit_head and self.fit_heads())
         slowest = min(float(group.get("rate", 1.0)) for group in self.optimizer.param_groups)
@@ -163,6 +170,18 @@ class SelmaFinetuneTrainer(SelmaTrainer):
             self.print_to_log_file(
                 f"WARNING: the segmentation heads start from random weights above parts that learn at {slowest:g} of the rate, and may mark "
                 "nothing for hundreds of steps; raise finetuning.encoder_rate and finetuning.decoder_rate for a short training."
+            )
+
+    def _check_voxel_sizes(self) -> None:
+        """Raise `SelmaError` if the plans are those of another dataset, in another unit."""
+        spacings = preprocessed_spacings(Path(self.preprocessed_dataset_folder))
+        if spacings:
+            dataset = self.plans_manager.dataset_name
+            check_voxel_sizes(
+                self.plans_manager.plans,
+                self.configuration_manager.configuration,
+                {f"{dataset}, in the median of its cases,": median_spacing(spacings)},
+                f"the plans were made from other data; plan this dataset with nnUNetv2_plan_and_preprocess -d {int(dataset[7:10])}",
             )
 
     def fit_heads(self) -> bool:
@@ -185,16 +204,46 @@ class SelmaFinetuneTrainer(SelmaTrainer):
         return bool(changes)
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
-        """Load as nnU-Net does; nothing is carried over later, although frozen random weights look untouched."""
+        """Load as nnU-Net does, with the ancestor; nothing is carried over later, although frozen random weights look untouched."""
         super().load_checkpoint(filename_or_checkpoint)
         self.goes_on = True
+        content = filename_or_checkpoint
+        if isinstance(content, str):
+            content = torch.load(content, map_location="cpu", weights_only=False)
+        self.ancestor = content.get(ANCESTOR, UNKNOWN)
 
     def carry_over(self) -> None:
-        """Find the pretrained weights, copy what fits, and print the report."""
-        path = self._pretraining()
-        if path is None:
+        """Find the pretrained weights, copy what fits, and print the report.
+
+        Raises:
+            SelmaError: the pretraining that the plans name does not suit this training, or none of those in nnUNet_results does.
+        """
+        candidates = self._candidates()
+        if not candidates:
+            self.ancestor = RANDOM
             self.print_to_log_file("Training starts from random weights (finetuning.pretrained is none).")
             return
+        refused: list[str] = []
+        for path in candidates:
+            try:
+                self._carry_over(path)
+                break
+            except SelmaError as error:
+                if self.settings.finetuning.pretrained != "newest":
+                    raise
+                self.print_to_log_file(f"WARNING: not taken: {error}.")
+                refused.append(str(error))
+        else:
+            raise no_pretraining("; ".join(refused))
+        if others := [other for other in candidates if other != path]:
+            listed = "".join(f"\n  {other}" for other in others)
+            self.print_to_log_file(
+                f"WARNING: {path} is taken, of {len(candidates)} finished pretrainings; the others, for finetuning.pretrained, are{listed}"
+            )
+
+    def _carry_over(self, path: Path) -> None:
+        """Copy what fits from a checkpoint and print the report; raises `SelmaError`, with the network unchanged, if it does not suit."""
+        warnings = check_pretraining(path, facts_of(self))
         settings, checkpoint = self.settings.finetuning, read_checkpoint(path)
         report = carry_over(
             checkpoint,
@@ -205,6 +254,12 @@ class SelmaFinetuneTrainer(SelmaTrainer):
             keep_head=settings.head == "keep",
             label_channels=label_channels(self),
         )
+        for warning in warnings:
+            self.print_to_log_file(f"WARNING: {warning}.")
+        chosen = ChosenPretraining.from_file(path)
+        if self.local_rank == 0:
+            chosen.write(Path(self.output_folder).parent)
+        self.ancestor = ancestor_of(chosen, checkpoint)
         self.keeps_head = settings.head == "keep"
         carried = {part for part in self.carried_rates() if report.share_of(part) > _MOSTLY} - {"heads"}
         carried |= {"heads"} if self.keeps_head else set()
@@ -216,36 +271,20 @@ class SelmaFinetuneTrainer(SelmaTrainer):
             f"Pretrained weights from {path}{f', entry {checkpoint.place}' if checkpoint.place else ''}\n{table}"
         )
 
-    def _pretraining(self) -> Path | None:
-        """The checkpoint to start from; for "newest", the one that the other folds of this training started from, if there are any."""
+    def _candidates(self) -> list[Path]:
+        """Checkpoints to try; for "newest", only that which the other folds of this training started from, if there are any."""
         setting = self.settings.finetuning.pretrained
         fold = Path(self.output_folder)
         choice = choice_of_other_folds(fold) if setting == "newest" else None
         if choice is not None:
             self.print_to_log_file(f"The other folds started from {choice.path}, and so does this one.")
-            path = choice.path
-        else:
-            candidates = find_pretrained(
-                setting, Path(nnUNet_results), network_identity(self.configuration_manager.configuration)
+            return [choice.path]
+        if setting == "newest" and other_folds(fold):
+            self.print_to_log_file(
+                f"WARNING: which pretraining the other folds started from is not noted in {CHOICE}; this one looks for its own."
             )
-            if not candidates:
-                return None
-            path, others = candidates[0], candidates[1:]
-            if others:
-                listed = "".join(f"\n  {other}" for other in others)
-                self.print_to_log_file(
-                    f"WARNING: the newest of {len(candidates)} pretrainings is taken; the others, for finetuning.pretrained, are{listed}"
-                )
-            if setting == "newest" and other_folds(fold):
-                self.print_to_log_file(
-                    f"WARNING: which pretraining the other folds started from is not noted in {CHOICE}; this one starts from {path}."
-                )
-            if self.local_rank == 0:
-                ChosenPretraining.from_file(path).write(fold.parent)
-        summary = path.parent / SUMMARY
-        for sentence in differences(read_json(summary), facts_of(self)) if summary.is_file() else ():
-            self.print_to_log_file(f"WARNING: {sentence}.")
-        return path
+        network = network_identity(self.configuration_manager.configuration)
+        return find_pretrained(setting, Path(nnUNet_results), network)
 
     def slow_down(self, rates: Mapping[str, float]) -> None:
         """Set factors on the learning rate of parts of the network, as `parts_of` names them; other parts have 1."""
@@ -306,9 +345,9 @@ class SelmaFinetuneTrainer(SelmaTrainer):
         return [sample for share, _ in shares for sample in share]
 
     def checkpoint_changes(self) -> dict[str, Any]:
-        """nnU-Net's trainer as the trainer's name, so that nnU-Net alone can predict; a subclass with its own network keeps its name."""
+        """The ancestor, and nnU-Net's trainer as the trainer's name, so that nnU-Net alone can predict; a subclass with its own network keeps its name."""
         stock = type(self).build_network_architecture is nnUNetTrainer.build_network_architecture
-        return {"trainer_name": "nnUNetTrainer"} if stock else {}
+        return {ANCESTOR: self.ancestor, **({"trainer_name": "nnUNetTrainer"} if stock else {})}
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Validate as nnU-Net does, if `finetuning.final_validation` is set; on a CPU without mirroring, which would take eight times as long."""

@@ -62,6 +62,7 @@ def summary_of(trainer: SelmaTrainer, pretext: Pretext) -> dict[str, Any]:
         "settings": {name: vars(section) for name, section in vars(trainer.settings).items() if name != "finetuning"},
         "warnings": alarms(history),
         "epochs": len(history["train_losses"]),
+        "steps": len(history["train_losses"]) * trainer.num_iterations_per_epoch,
         "history": history,
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": {

@@ -3,12 +3,15 @@
 import os
 import shutil
 from functools import wraps
+from hashlib import sha256
 from inspect import signature
 from itertools import count, cycle
 from pathlib import Path
 
 import pytest
 import torch
+from batchgenerators.utilities.file_and_folder_operations import write_pickle
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -24,6 +27,7 @@ from nnunet_selma.networks.parts import bare
 from nnunet_selma.running.json_files import read_json, write_json
 from nnunet_selma.trainers.fast_layers import FastConv3d
 from nnunet_selma.trainers.finetune import SelmaFinetuneTrainer
+from nnunet_selma.trainers.ssl import SelmaSSLTrainer
 from nnunet_selma.trainers.strategies import (
     SelmaFinetuneTrainer_FrozenEncoder,
     SelmaFinetuneTrainer_LoRA,
@@ -354,7 +358,7 @@ def test_all_folds_start_from_the_pretraining_of_the_first(folders, pretrained, 
     one = started(SelmaFinetuneTrainer, folders, pretrained="newest")
     one.on_train_start()
     saved(one, "checkpoint_final.pth")
-    finished_pretraining(folders, "Dataset501_b", pretrained, age=1, spacing=[9.0, 9.0, 9.0])
+    finished_pretraining(folders, "Dataset501_b", pretrained, age=1)
     other = started(SelmaFinetuneTrainer, folders, pretrained="newest")
     other.output_folder = str(Path(one.output_folder).parent / "fold_1")
     other.on_train_start()
@@ -365,13 +369,128 @@ def test_all_folds_start_from_the_pretraining_of_the_first(folders, pretrained, 
 def test_other_pretrainings_and_what_differs_are_listed(folders, pretrained, monkeypatch):
     monkeypatch.setattr(nnUNetTrainer, "on_train_start", load_batches)
     older = finished_pretraining(folders, "Dataset500_a", pretrained, age=9)
-    finished_pretraining(folders, "Dataset501_b", pretrained, age=1, spacing=[9.0, 9.0, 9.0])
+    newer = finished_pretraining(folders, "Dataset501_b", pretrained, age=1, input_channels=2)
     one = started(SelmaFinetuneTrainer, folders, pretrained="newest")
     one.on_train_start()
     log = Path(one.log_file).read_text()
-    assert "WARNING: the newest of 2 pretrainings is taken; the others" in log
+    assert f"WARNING: {newer} is taken, of 2 finished pretrainings; the others" in log
     assert f"\n  {older}" in log
-    assert "WARNING: pretraining had the voxel size [9.0, 9.0, 9.0], this training has" in log
+    assert "WARNING: pretraining had the number of channels 2, this training has 1" in log
+
+
+PHYSICAL = {"spacing": [5.0, 1.6, 1.6], "original_spacing": [5.0, 1.6, 1.6]}
+
+
+def test_a_pretraining_is_judged_alike_whether_it_was_found_or_named(folders, pretrained, monkeypatch, capsys):
+    """Found: the next one that suits is taken. Named, or the only one: refused, before anything is changed."""
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", load_batches)
+    physical = finished_pretraining(folders, "Dataset501_b", pretrained, age=1, **PHYSICAL)
+    for setting in (str(physical), "newest"):
+        one = started(SelmaFinetuneTrainer, folders, pretrained=setting)
+        before = parameters(one)
+        with pytest.raises(SystemExit):
+            one.on_train_start()
+        assert f"{physical}: pretraining had the voxel size 5 × 1.6 × 1.6, this training has 1 × 1 × 1" in (
+            capsys.readouterr().err
+        )
+        assert moved(one, before) == set()
+    suits = finished_pretraining(folders, "Dataset500_a", pretrained, age=9)
+    one = started(SelmaFinetuneTrainer, folders, pretrained="newest")
+    one.on_train_start()
+    log = Path(one.log_file).read_text()
+    assert f"WARNING: not taken: {physical}" in log
+    assert f"Pretrained weights from {suits}" in log
+
+
+def test_a_pretraining_of_another_network_is_found_if_its_weights_fit(folders, pretrained, monkeypatch):
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", load_batches)
+    path = finished_pretraining(folders, "Dataset500_a", pretrained, age=1)
+    summary = read_json(path.parent / "ssl_summary.json")
+    summary["network"]["arch_kwargs"]["strides"][1] = [1, 2, 2]
+    write_json(path.parent / "ssl_summary.json", summary)
+    one = started(SelmaFinetuneTrainer, folders, pretrained="newest")
+    one.on_train_start()
+    assert "100.0% of the parameters" in Path(one.log_file).read_text()
+    torch.save({"network_weights": {"encoder.x": torch.ones(3)}}, path)
+    with pytest.raises(SystemExit):
+        started(SelmaFinetuneTrainer, folders, pretrained="newest").on_train_start()
+
+
+# --- the ancestor
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_checkpoint_records_its_ancestor_and_a_run_that_goes_on_keeps_it(kind, folders, pretrained, monkeypatch):
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", load_batches)
+    facts = {"pretext": "MaskedInpainting", "dataset": "Dataset500_a", "epochs": 7}
+    path = finished_pretraining(folders, "Dataset500_a", pretrained, age=1, **facts)
+    digest = sha256(path.read_bytes()).hexdigest()
+    one = started(kind, folders, pretrained="newest")
+    one.on_train_start()
+    assert f"Ancestor: {path}, by MaskedInpainting on Dataset500_a, 7 epoch(s), SHA-256 {digest}" in (
+        Path(one.log_file).read_text()
+    )
+    train(one, [0], steps=1)
+    checkpoint = saved(one)
+    ancestor = torch.load(checkpoint, weights_only=False)["selma_ancestor"]
+    assert ancestor["weights"] == "pretrained"
+    assert (ancestor["path"], ancestor["sha256"]) == (str(path), digest)
+    assert {key: ancestor[key] for key in facts} == facts
+    path.unlink()
+    again = started(kind, folders, pretrained="newest")
+    again.load_checkpoint(checkpoint)
+    again.on_train_start()
+    train(again, [1], steps=1)
+    assert torch.load(saved(again), weights_only=False)["selma_ancestor"] == ancestor
+
+
+def test_weights_that_come_from_no_pretraining_are_recorded_as_such(folders, pretrained, monkeypatch):
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", load_batches)
+    random, given = started(SelmaFinetuneTrainer, folders), started(SelmaFinetuneTrainer, folders)
+    load_pretrained_weights(given.network, pretrained[0])
+    for one, weights in ((random, "random"), (given, "given")):
+        one.on_train_start()
+        content = torch.load(saved(one), weights_only=False)
+        assert content["selma_ancestor"] == {"weights": weights}
+    del content["selma_ancestor"]  # as earlier versions wrote it
+    torch.save(content, Path(given.output_folder) / "checkpoint_latest.pth")
+    again = started(SelmaFinetuneTrainer, folders)
+    again.load_checkpoint(str(Path(given.output_folder) / "checkpoint_latest.pth"))
+    again.on_train_start()
+    assert torch.load(saved(again), weights_only=False)["selma_ancestor"] == {"weights": "unknown"}
+
+
+def test_nnunet_predicts_with_a_checkpoint_that_records_its_ancestor(folders, pretrained, monkeypatch):
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", load_batches)
+    finished_pretraining(folders, "Dataset500_a", pretrained, age=1)
+    one = started(SelmaFinetuneTrainer, folders, pretrained="newest")
+    one.on_train_start()
+    saved(one, "checkpoint_final.pth")
+    model = Path(one.output_folder).parent
+    write_json(model / "plans.json", {**plans(), "continue_training": False})
+    write_json(model / "dataset.json", DATASET)
+    predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(model), (0,), "checkpoint_final.pth")
+    weights = bare(one.network).state_dict()
+    assert all(torch.equal(value, weights[key]) for key, value in predictor.network.state_dict().items())
+
+
+def with_spacing(one, spacing):
+    """A preprocessed case that had this voxel size."""
+    write_pickle({"spacing": spacing}, str(Path(one.preprocessed_dataset_folder) / "a.pkl"))
+
+
+@pytest.mark.parametrize("kind", [SelmaFinetuneTrainer, SelmaSSLTrainer])
+def test_plans_of_a_dataset_in_another_unit_are_refused_before_the_training(kind, folders, monkeypatch, capsys):
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", load_batches)
+    monkeypatch.setattr("nnunet_selma.trainers.ssl.shapes_of_cases", lambda *_: [])
+    one = trainer(kind, folders, finetuning=SEEDED)
+    with_spacing(one, [5.0, 1.6, 1.6])
+    with pytest.raises(SystemExit):
+        one.on_train_start()
+    assert "voxel size of 5 × 1.6 × 1.6, and the plans nnUNetPlans are for 1 × 1 × 1" in capsys.readouterr().err
+    with_spacing(one, [1.0, 1.0, 1.0])
+    one.on_train_start()
 
 
 @pytest.mark.parametrize("kind", KINDS)
