@@ -12,10 +12,9 @@ from nnunet_selma import __version__
 from nnunet_selma.cli import convert, evaluate, objects, plan, predict, predict_volume, recipe, see, weights
 from nnunet_selma.cli.arguments import device_argument, path
 from nnunet_selma.cli.options import CommandParser
-from nnunet_selma.cli.shell import complain, discard_output, show_every_character
+from nnunet_selma.cli.shell import complain, computing_device, discard_output, show_every_character
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.nnunet import commands
-from nnunet_selma.running.devices import available_device
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,11 +85,11 @@ def _env(chosen: argparse.Namespace) -> int:
 def _demo(chosen: argparse.Namespace) -> int:
     from nnunet_selma.demo.demo import run_demo
 
-    available_device(chosen.device)
+    device = computing_device(chosen.device)
     report = run_demo(
         chosen.output,
         data=chosen.data,
-        device=chosen.device,
+        device=device.type,
         seed=chosen.seed,
         say=lambda line: print(line, flush=True),
     )

@@ -54,9 +54,11 @@ MOST_WORKERS = 4
 """Default number of processes at most; each takes memory, and a laptop has little to spare."""
 
 
-def device_argument(parser: Any, default: str = "cpu") -> None:
+def device_argument(parser: Any) -> None:
     """Where networks compute."""
-    parser.add_argument("--device", default=default, choices=("cpu", "cuda", "mps"), help="(default: %(default)s)")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda", "mps"), help="(default: cuda if there is a GPU, else mps, else cpu)"
+    )
 
 
 def workers_argument(parser: Any, what: str) -> None:

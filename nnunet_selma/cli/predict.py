@@ -7,10 +7,9 @@ from typing import Any
 
 from nnunet_selma.cli.arguments import device_argument, path, workers_argument
 from nnunet_selma.cli.options import add_options, settings_from
-from nnunet_selma.cli.shell import folders, progress
+from nnunet_selma.cli.shell import computing_device, folders, progress
 from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.nnunet.folders import TRAINER_FOLDER
-from nnunet_selma.running.devices import available_device
 from nnunet_selma.running.json_files import read_json
 
 
@@ -26,7 +25,7 @@ def _train_router(chosen: argparse.Namespace) -> int:
     name = where.dataset(chosen.dataset_id)
     left_out = _validation_cases(where.preprocessed / name / "splits_final.json", chosen.fold)
     router, results = train_router(
-        where.raw / name, settings, available_device(chosen.device), progress, left_out=left_out
+        where.raw / name, settings, computing_device(chosen.device), progress, left_out=left_out
     )
     router.save(chosen.output)
     for name, result in results.items():
@@ -53,9 +52,10 @@ def _predict_routed(chosen: argparse.Namespace) -> int:
     from nnunet_selma.routing.routed import ROUTES, RoutedSettings, predict_routed
     from nnunet_selma.routing.routers import open_router
 
-    settings = settings_from(RoutedSettings, chosen)
     models = _models(chosen.models)
-    router = open_router(chosen.router, available_device(chosen.device))
+    device = computing_device(chosen.device)
+    settings = settings_from(RoutedSettings, chosen, device=device.type)
+    router = open_router(chosen.router, device)
     # a checkpoint may name a trainer of this package, which nnU-Net finds by this variable
     environment = {"nnUNet_extTrainer": os.environ.get("nnUNet_extTrainer") or str(TRAINER_FOLDER)}
     records = predict_routed(

@@ -7,9 +7,8 @@ from typing import Any
 
 from nnunet_selma.cli.arguments import device_argument, path, scheduler_argument
 from nnunet_selma.cli.options import add_options, settings_from
-from nnunet_selma.cli.shell import folders, meter, progress
+from nnunet_selma.cli.shell import computing_device, folders, meter, progress
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.running.devices import available_device
 
 
 def _predict_volume(chosen: argparse.Namespace) -> int:
@@ -24,7 +23,7 @@ def _predict_volume(chosen: argparse.Namespace) -> int:
     execution = settings_from(
         Execution,
         chosen,
-        device=chosen.device if chosen.scheduler else _device(chosen.device),
+        device=_device(chosen.device, chosen.scheduler),
         share=_share(chosen.shard),
         also_tiff=chosen.also == "tiff",
     )
@@ -56,10 +55,12 @@ def _trained_folds(folder: Path, checkpoint: str) -> list[str]:
     return trained or ["all" if (folder / "fold_all" / checkpoint).is_file() else "0"]
 
 
-def _device(name: str) -> str:
-    """The device; of several processes started by torchrun each takes its own GPU."""
-    available_device(name)
-    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name
+def _device(name: str | None, scheduler: str | None) -> str:
+    """The device; workers of a cluster may have one that this machine lacks, and each process started by torchrun takes a GPU of its own."""
+    if scheduler and name:
+        return name
+    device = computing_device(name).type
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" and not scheduler else device
 
 
 def _share(text: str | None) -> tuple[int, int]:

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_selma.cli.arguments import device_argument, path
-from nnunet_selma.cli.shell import folders
+from nnunet_selma.cli.shell import computing_device, folders
 from nnunet_selma.nnunet.folders import TRAINER_FOLDER
 from nnunet_selma.nnunet.pipeline import Pipeline
 from nnunet_selma.nnunet.settings import parse_assignments
 from nnunet_selma.recipes.recipes import RECIPES, as_table, recipe_named
 from nnunet_selma.recipes.running import RecipeRun
-from nnunet_selma.running.devices import available_device
 
 
 def _say(line: str) -> None:
@@ -31,7 +30,7 @@ def _show(chosen: argparse.Namespace) -> int:
 
 
 def _run(chosen: argparse.Namespace) -> int:
-    available_device(chosen.device)
+    device = computing_device(chosen.device)
     run = RecipeRun(
         recipe=recipe_named(chosen.name),
         pipeline=Pipeline(
@@ -40,7 +39,7 @@ def _run(chosen: argparse.Namespace) -> int:
             environment={"nnUNet_extTrainer": os.environ.get("nnUNet_extTrainer") or str(TRAINER_FOLDER)},
             annotated_id=chosen.source_id,
             unlabelled_id=chosen.target_id,
-            device=chosen.device,
+            device=device.type,
             say=_say,
         ),
         plans_name=chosen.plans,
@@ -57,7 +56,7 @@ def _challenge(chosen: argparse.Namespace) -> int:
     from nnunet_selma.recipes.challenge import Challenge, usual_arms
     from nnunet_selma.recipes.challenge.data import arrange, draw
 
-    available_device(chosen.device)
+    device = computing_device(chosen.device)
     root = chosen.output / "data"
     data = (
         arrange(chosen.data, chosen.unlabelled, root, test_patches=chosen.test_patches)
@@ -70,7 +69,7 @@ def _challenge(chosen: argparse.Namespace) -> int:
         arms=usual_arms([recipe_named(name).name for name in chosen.recipes]),
         seeds=chosen.seeds,
         scale=chosen.scale,
-        device=chosen.device,
+        device=device.type,
         say=_say,
         changes=parse_assignments(chosen.assignments),
     ).run()
@@ -79,8 +78,8 @@ def _challenge(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _common(parser: argparse.ArgumentParser, device: str) -> None:
-    device_argument(parser, device)
+def _common(parser: argparse.ArgumentParser) -> None:
+    device_argument(parser)
     parser.add_argument(
         "--set",
         dest="assignments",
@@ -117,7 +116,7 @@ def add_to(parts: Any) -> None:
     run.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans to start from (default: %(default)s)")
     run.add_argument("-f", dest="fold", default="0", help="fold, or all (default: %(default)s)")
     _scale(run, "paper")
-    _common(run, "cuda")
+    _common(run)
     run.set_defaults(run=_run)
 
     challenge = parts.add_parser(
@@ -141,5 +140,5 @@ def add_to(parts: Any) -> None:
     challenge.add_argument("--seeds", type=int, default=3, help="(default: %(default)s)")
     challenge.add_argument("--test-patches", type=int, help="of each test structure (default: all)")
     _scale(challenge, "tiny")
-    _common(challenge, "cpu")
+    _common(challenge)
     challenge.set_defaults(run=_challenge)

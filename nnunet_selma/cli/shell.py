@@ -6,11 +6,15 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.nnunet.folders import FOLDER_VARIABLES, Folders
+from nnunet_selma.running.devices import available_device, usual_device
 from nnunet_selma.running.progress import Advance
+
+if TYPE_CHECKING:
+    import torch
 
 
 def progress(items: Sequence[Any], label: str) -> Iterable[Any]:
@@ -101,3 +105,10 @@ def folders() -> Folders:
     if missing:
         raise SelmaError(f'{", ".join(missing)} not set; run: eval "$(nnunet-selma env FOLDER)"')
     return Folders.from_environment(os.environ)
+
+
+def computing_device(name: str | None) -> "torch.device":
+    """The device of --device, or nnU-Net's where it is not given; it is printed. Raises `SelmaError` if this machine has none such."""
+    device = available_device(name or usual_device())
+    print(f"device: {device}", flush=True)
+    return device

@@ -8,6 +8,15 @@ if TYPE_CHECKING:
     import torch
 
 
+def usual_device() -> str:
+    """The device that nnU-Net would compute on: cuda if there is a GPU, else mps, else cpu."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 def available_device(name: str, option: str = "--device") -> "torch.device":
     """The PyTorch device of a name, checked to exist.
 

@@ -12,6 +12,7 @@ import tifffile
 import torch
 
 from nnunet_selma import cli
+from nnunet_selma.cli import predict_volume
 from nnunet_selma.running.json_files import write_json
 from tests.conftest import REPOSITORY, write_image, write_patch
 from tests.plans import plans
@@ -264,3 +265,45 @@ def test_a_device_that_is_not_there_is_refused_before_any_work(command, folders,
     assert cli.main([*(str(out) if word == "OUT" else word for word in command), "--device", "cuda"]) == 2
     assert "finds none here; take --device cpu" in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps", "cpu"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("demo", "-o", "OUT", "--data", "nowhere"),
+        ("recipe", "run", "ours"),
+        ("challenge", "-o", "OUT", "--data", "nowhere"),
+        ("train-router", "-d", "510", "-o", "OUT"),
+        ("predict-routed", "-i", "nowhere", "-o", "OUT", "--router", "nowhere", "--model", "other=nowhere"),
+        ("predict-volume", "brain.tif", "-o", "OUT", "-m", "model"),
+        ("predict-volume", "brain.tif", "-o", "OUT", "-m", "model", "--scheduler", "local:2"),
+    ],
+)
+def test_every_command_computes_on_the_best_device_and_says_which(
+    command, device, folders, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: device == "cuda")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: device == "mps")
+    (folders.raw / "Dataset510_A").mkdir()
+    out = tmp_path / "out.ome.zarr"
+    monkeypatch.chdir(tmp_path)
+    # each ends at the first file that is missing
+    assert cli.main([str(out) if word == "OUT" else word for word in command]) == 2
+    printed = capsys.readouterr().out.splitlines()
+    assert [line for line in printed if line.startswith("device: ")] == [f"device: {device}"]
+
+
+@pytest.mark.parametrize(
+    ("name", "scheduler", "expected"),
+    [(None, None, "cuda:1"), ("cuda", None, "cuda:1"), ("cpu", None, "cpu"), (None, "local:2", "cuda")],
+)
+def test_each_process_of_torchrun_takes_a_gpu_of_its_own(name, scheduler, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert predict_volume._device(name, scheduler) == expected
+
+
+def test_workers_of_a_cluster_may_have_a_gpu_that_this_machine_lacks(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert predict_volume._device("cuda", "tcp://host:8786") == "cuda"

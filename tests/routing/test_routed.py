@@ -265,7 +265,8 @@ def test_the_command_line(tmp_path, rng, models, calls, fake_router, capsys):
     assert int(open_volume(tmp_path / "out" / "a.nii.gz").read().sum()) == 8
 
 
-def test_the_defaults_are_those_of_the_team(tmp_path, rng, models, calls, fake_router):
+def test_the_defaults_are_those_of_the_team(tmp_path, rng, models, calls, fake_router, monkeypatch):
+    monkeypatch.setattr("nnunet_selma.cli.shell.usual_device", lambda: "cpu")
     write_case(tmp_path / "in", "a", "other", rng)
     where = ["-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--router", "router.pt"]
     assert cli.main(["predict-routed", *where, "--model", f"other={models['other']}", "--workers", "1"]) == 0
