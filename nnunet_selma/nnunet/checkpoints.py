@@ -193,7 +193,9 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     except SafetensorError as error:
         raise SelmaError(f"{path}: is no safetensors file or is cut short; copy it again") from error
     try:
-        entries = {key: json.loads(metadata[key]) for key in (RECORD, TRAINED, PRETEXT, _ALIASES) if key in metadata}
+        entries = {
+            key: json.loads(metadata[key]) for key in (RECORD, TRAINED, PRETEXT, ANCESTOR, _ALIASES) if key in metadata
+        }
     except ValueError as error:
         raise SelmaError(f"{path}: its metadata are no valid JSON ({error}); export it again") from error
     aliases = entries.pop(_ALIASES, {})
@@ -327,7 +329,13 @@ def export_weights(source: Path, target: Path, *, overwrite: bool = False) -> tu
     tensors = distinct(checkpoint.weights)
     aliases = {alias: key for key, names, _ in tensors for alias in names[1:]}
     record = checkpoint.record.content if checkpoint.record else None
-    entries = {_ALIASES: aliases, TRAINED: checkpoint.trained, RECORD: record, PRETEXT: checkpoint.of_pretext}
+    entries = {
+        _ALIASES: aliases,
+        TRAINED: checkpoint.trained,
+        RECORD: record,
+        PRETEXT: checkpoint.of_pretext,
+        ANCESTOR: checkpoint.origin.get("ancestor"),
+    }
     metadata = {
         "format": "pt",
         _ORIGIN: source.name,

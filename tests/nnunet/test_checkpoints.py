@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from nnunet_selma.cli import main
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.nnunet.checkpoints import (
+    ANCESTOR,
     RECORD,
     TRAINED,
     AdaptationRecord,
@@ -280,11 +281,13 @@ def test_safetensors_give_back_what_was_exported(trained, tmp_path):
     content = plans(residual=True)
     net = network(content)
     record = adaptation_record(net, content, "3d_fullres", 1)
-    torch.save({"network_weights": net.state_dict(), RECORD: record, TRAINED: trained}, tmp_path / "c.pth")
+    entries = {RECORD: record, TRAINED: trained, ANCESTOR: {"weights": "random"}}
+    torch.save({"network_weights": net.state_dict(), **entries}, tmp_path / "c.pth")
     tensors, parameters = export_weights(tmp_path / "c.pth", tmp_path / "out.safetensors")
     before, after = (read_checkpoint(tmp_path / name) for name in ("c.pth", "out.safetensors"))
     assert equal(after.weights, before.weights)
     assert (after.record, after.trained) == (before.record, before.trained)
+    assert after.origin == before.origin == {"ancestor": {"weights": "random"}}
     # aliases are stored once and are one tensor again
     assert len(distinct(after.weights)) == len(distinct(before.weights)) == tensors
     part = net.encoder if trained else net

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import tifffile
 import torch
 
 from nnunet_selma.errors import SelmaError
@@ -87,6 +88,19 @@ def test_plans_move_to_the_unlabelled_dataset(folders):
     assert (folders.preprocessed / "Dataset500_B" / "dataset.json").is_file()
     with pytest.raises(SelmaError, match="no configuration"):
         move(folders, configuration="3d_lowres")
+
+
+def test_moved_plans_read_the_format_of_the_unlabelled_dataset(folders):
+    """nnU-Net's preprocessing takes the reader that the plans name, and ITK reads no voxel size beside a TIFF."""
+    prepare(folders, "Dataset510_A")
+    raw = folders.raw / "Dataset500_B"
+    (raw / "imagesTr").mkdir(parents=True)
+    tifffile.imwrite(raw / "imagesTr" / "a_0000.tif", np.zeros((8, 8, 8), np.uint16))
+    write_json(raw / "imagesTr" / "a.json", {"spacing": [1, 1, 1]})
+    write_json(raw / "dataset.json", {"channel_names": {"0": "x"}, "labels": {"background": 0}, "file_ending": ".tif"})
+    assert move(folders) == "nnUNetPlans_from510"
+    moved = read_json(folders.preprocessed / "Dataset500_B" / "nnUNetPlans_from510.json")
+    assert moved["image_reader_writer"] == "Tiff3DIO"
 
 
 def test_the_second_stage_of_a_cascade_is_refused_before_anything_is_written(folders):
