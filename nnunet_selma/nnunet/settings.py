@@ -61,7 +61,8 @@ class FinetuningSettings(RunSettings):
     """Fine-tuning by `SelmaFinetuneTrainer`."""
 
     pretrained: str = "newest"
-    """Path of a checkpoint, "newest" for the newest pretraining of the same network (or that of other folds), or "none" for random weights."""
+    """Path of a checkpoint, "newest" for the newest pretraining that suits, the same network first (or that of other folds), or "none" for
+    random weights."""
     optimizer: Optimizer = "sgd"
     """nnU-Net's "sgd" (Nesterov momentum 0.99), or "adamw", which transformers need."""
     warmup_steps: CountOrZero = 1250
