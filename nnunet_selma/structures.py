@@ -252,7 +252,7 @@ def chosen_structure(name: str, kind: Literal["spot", "tree"] | None = None) -> 
     known = find_structure(name)
     if known is not None:
         if kind not in (None, known.kind_2024):
-            raise SelmaError(f"--kind {kind}: {known.title} is of kind {known.kind_2024} in SELMA3D; leave --kind out")
+            raise SelmaError(f"{known.title}: is of kind {known.kind_2024} in SELMA3D, not {kind}; leave the kind out")
         return known
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise SelmaError(f"structure {name!r}: use letters, digits, - and _ only")

@@ -14,6 +14,7 @@ from nnunet_selma.conversion.inspection import as_text, inspect
 from nnunet_selma.conversion.raw_dataset import dataset_folder_name
 from nnunet_selma.conversion.tiles import TileSettings
 from nnunet_selma.conversion.unannotated import StoreSettings, UnannotatedSettings, convert_unannotated
+from nnunet_selma.conversion.walk import PassedBy
 from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.nnunet.plans import store_plans
 
@@ -113,10 +114,13 @@ def _print_cases(manifest: dict[str, Any], where: Path) -> None:
             warnings += 1
     for sentence in manifest.get("left_out", []):
         print(f"  left out: {sentence}")
-    for sentence in manifest["passed_by"]:
-        print(f"  passed by: {sentence}")
+    groups = [PassedBy(**group) for group in manifest["passed_by"]]
+    for group in groups:
+        print(f"  passed by: {group}")
     print(f"voxel size: {'; '.join(manifest['spacing'])}")
-    print(f"{counted(len(manifest['cases']), 'case')}, {counted(warnings, 'warning')}: {where}")
+    print(
+        f"{counted(len(manifest['cases']), 'case')}, {counted(warnings, 'warning')}, {counted(sum(g.files for g in groups), 'file')} passed by: {where}"
+    )
 
 
 def _inspect(chosen: argparse.Namespace) -> int:

@@ -237,7 +237,7 @@ def convert_annotated(
         facts = {
             "layout": source_files.layout,
             "left_out": source_files.unpaired,
-            "passed_by": source_files.passed_by,
+            "passed_by": [vars(group) for group in source_files.passed_by],
             "spacing": sorted({str(case.spacing) for case in cases}),
             **groups,
         }

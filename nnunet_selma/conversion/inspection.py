@@ -25,7 +25,7 @@ from nnunet_selma.conversion.relatives import Relation, Signature, find_relation
 from nnunet_selma.conversion.spacing import SpacingSources, default_spacing, spacing_of
 from nnunet_selma.conversion.unannotated import UnannotatedSettings
 from nnunet_selma.conversion.volume_tree import NothingFoundError, UnlabelledVolume
-from nnunet_selma.conversion.walk import Entry, passed_by, walk
+from nnunet_selma.conversion.walk import Entry, PassedBy, passed_by, walk
 from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.running.progress import Progress, silent
 from nnunet_selma.structures import Structure
@@ -49,8 +49,8 @@ class Inspection:
     """True if the intensities of volumes are those of a few slices."""
     relations: list[Relation] = field(default_factory=list)
     """Related patches whose names do not tell that they are."""
-    passed_by: list[str] = field(default_factory=list)
-    """Sentences about entries that no conversion takes."""
+    passed_by: list[PassedBy] = field(default_factory=list)
+    """Entries that no conversion takes."""
     problems: list[str] = field(default_factory=list)
     """Sentences; each would stop a conversion."""
     warnings: list[str] = field(default_factory=list)
@@ -191,13 +191,16 @@ def _inspect_volumes(
 def _voxel_sizes(result: Inspection, sources: Sequence[SpacingSources], settings: UnannotatedSettings) -> str:
     """The voxel sizes to write, for a sentence; those that are not known become problems."""
     spacing = settings.spacing or default_spacing(sources)
-    sizes = set()
+    sizes, problems = set(), []
     for of_volume in sources:
         try:
             sizes.add(str(spacing_of(of_volume, spacing)))
         except SelmaError as error:
-            result.problems.append(str(error))
+            problems.append(str(error))
             sizes.add("not known")
+    if problems:
+        more = f" ({counted(len(problems) - 1, 'more volume')} likewise)" if len(problems) > 1 else ""
+        result.problems.append(problems[0] + more)
     return "; ".join(sorted(sizes))
 
 
@@ -238,7 +241,11 @@ def as_text(result: Inspection) -> str:
     lines += [f"warning: {sentence}" for sentence in result.warnings]
     lines += [f"PROBLEM: {sentence}" for sentence in result.problems]
     return "\n".join(
-        [*lines, f"{counted(len(result.problems), 'problem')}, {counted(len(result.warnings), 'warning')}"]
+        [
+            *lines,
+            f"{counted(len(result.problems), 'problem')}, {counted(len(result.warnings), 'warning')}, "
+            f"{counted(sum(group.files for group in result.passed_by), 'file')} passed by",
+        ]
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
+from nnunet_selma.conversion.walk import PassedBy
 from nnunet_selma.structures import Structure, find_structure
 from nnunet_selma.volumes import stem
 
@@ -95,8 +96,8 @@ class FoundPatches:
     """Sentences about files that fit nowhere; a conversion stops at them."""
     unpaired: list[str]
     """Sentences about raw files without ground truth, and ground truths without raw file; a conversion stops at them, or leaves them out."""
-    passed_by: list[str] = field(default_factory=list)
-    """Sentences about entries of the source that are no part of a patch."""
+    passed_by: list[PassedBy] = field(default_factory=list)
+    """Entries of the source that are no part of a patch."""
 
 
 @dataclass(frozen=True)

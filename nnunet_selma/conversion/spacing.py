@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from nnunet_selma.errors import SelmaError
+from nnunet_selma.nnunet.voxel_sizes import in_unit
 from nnunet_selma.structures import SpacingUm, Structure
 from nnunet_selma.volumes.base import by_times
 from nnunet_selma.volumes.units import VOXEL_UNITS
@@ -38,16 +39,20 @@ class SpacingSources:
 
 
 class WrittenSpacing(NamedTuple):
-    """The voxel size of a case, and where it comes from."""
+    """The voxel size of a case, its unit, and where it comes from."""
 
     size_zyx: SpacingUm
+    unit: Literal["voxels", "µm", "mm"]
     source: str
     """For a sentence, as in "from the header"."""
 
     def __str__(self) -> str:
         """The voxel size, its unit and its source, for a sentence."""
-        unit = "" if self.size_zyx == VOXEL_UNITS else " µm"
-        return f"{_sizes(self.size_zyx)}{unit} (z, y, x), {self.source}"
+        return f"{_sizes(self.size_zyx)} {self.unit} (z, y, x), {self.source}"
+
+    def in_mm(self, source: str) -> "WrittenSpacing":
+        """The same voxel size in mm; `source` says why, for a sentence."""
+        return WrittenSpacing(in_unit(self.size_zyx, "mm"), "mm", f"{self.source}, {source}")
 
 
 def default_spacing(volumes: Iterable[SpacingSources]) -> Literal["physical", "voxel"]:
@@ -66,11 +71,11 @@ def spacing_of(volume: SpacingSources, spacing: Spacing) -> WrittenSpacing:
         SelmaError: no source states the voxel size, or header and structure table contradict each other.
     """
     if spacing == "voxel":
-        return WrittenSpacing(VOXEL_UNITS, "in voxels")
+        return WrittenSpacing(VOXEL_UNITS, "voxels", "whatever their true size")
     header, table = volume.header_um_zyx, volume.table_um_zyx
     at_level = "" if volume.level_factor == (1, 1, 1) else f", times {_sizes(volume.level_factor)} for the level"
     if not isinstance(spacing, str):
-        return WrittenSpacing(_times(spacing, volume.level_factor), f"from --spacing{at_level}")
+        return WrittenSpacing(_times(spacing, volume.level_factor), "µm", f"from --spacing{at_level}")
     if spacing == "physical" and table is not None:
         size = _times(table, volume.level_factor)
         if header and any(max(a / b, b / a) > _LARGEST_RATIO for a, b in zip(header, size, strict=True)):
@@ -79,10 +84,10 @@ def spacing_of(volume: SpacingSources, spacing: Spacing) -> WrittenSpacing:
                 f"{volume.name}: the header says {_sizes(header)} µm, the table of SELMA3D's structures {_sizes(size)} µm for {title} "
                 "(z, y, x); say which is right with --spacing header or --spacing Z,Y,X"
             )
-        return WrittenSpacing(size, f"from the table of SELMA3D's structures{at_level}")
+        return WrittenSpacing(size, "µm", f"from the table of SELMA3D's structures{at_level}")
     if header is None:
         raise SelmaError(f"{volume.name}: no header states the voxel size; {_remedy(volume)}")
-    return WrittenSpacing(header, "from the header")
+    return WrittenSpacing(header, "µm", "from the header")
 
 
 def _remedy(volume: SpacingSources) -> str:

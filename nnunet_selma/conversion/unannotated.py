@@ -18,7 +18,7 @@ from nnunet_selma.conversion.channels import (
 )
 from nnunet_selma.conversion.checks import MASK_BY_VALUES, check_equal_shapes, is_mask
 from nnunet_selma.conversion.raw_dataset import RawDataset, check_free_id, dataset_folder_name
-from nnunet_selma.conversion.spacing import Spacing, SpacingSources, default_spacing, spacing_of
+from nnunet_selma.conversion.spacing import Spacing, SpacingSources, WrittenSpacing, default_spacing, spacing_of
 from nnunet_selma.conversion.staging import StagedDataset, StagedFolder
 from nnunet_selma.conversion.tile_slabs import TilePlan, TileSlab, remaining_slabs, write_slab
 from nnunet_selma.conversion.tiles import TileSettings, choose_tiles, tissue_map
@@ -27,7 +27,7 @@ from nnunet_selma.conversion.walk import Entry, passed_by, walk
 from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.nnunet.folders import Folders
 from nnunet_selma.nnunet.plans import Plans, store_plans
-from nnunet_selma.nnunet.voxel_sizes import check_voxel_sizes
+from nnunet_selma.nnunet.voxel_sizes import check_voxel_sizes, dataset_unit
 from nnunet_selma.running.fingerprints import fingerprint
 from nnunet_selma.running.parallel import run_tasks
 from nnunet_selma.running.progress import Progress, silent
@@ -169,8 +169,7 @@ def convert_unannotated(
     entries = walk(source) if source.exists() else []
     volumes, opened, masks = _open_images(settings.find(source, entries), settings, progress)
     sources = [settings.spacing_sources(v, channels[0]) for v, channels in zip(volumes, opened, strict=True)]
-    spacing = settings.spacing or default_spacing(sources)
-    spacings = [spacing_of(of_volume, spacing) for of_volume in sources]
+    spacings = _spacings(sources, settings.spacing, store, folders)
     identity = {
         **vars(settings),
         "tiles": vars(settings.tiles),
@@ -205,9 +204,21 @@ def convert_unannotated(
         facts={
             "volumes": facts,
             "spacing": sorted({str(size) for size in spacings}),
-            "passed_by": passed_by([*entries, *masks]),
+            "passed_by": [vars(group) for group in passed_by([*entries, *masks])],
         },
     )
+
+
+def _spacings(
+    sources: Sequence[SpacingSources], chosen: Spacing | None, store: StoreSettings | None, folders: Folders
+) -> list[WrittenSpacing]:
+    """Voxel size of each volume; those for a tile store are in the unit of the plans, and numbers that the user gives stay as they are."""
+    unit = dataset_unit(folders.dataset(store.plans_from), folders, store.plans_name) if store else "um"
+    spacing = chosen or ("voxel" if unit == "voxel" else default_spacing(sources))
+    sizes = [spacing_of(of_volume, spacing) for of_volume in sources]
+    if store is None or unit != "mm" or spacing not in ("header", "physical"):
+        return sizes
+    return [size.in_mm(f"as the plans of dataset {store.plans_from}") for size in sizes]
 
 
 def _store_dataset(

@@ -90,7 +90,9 @@ def find_volumes(
         files = [file for file in files if file.structure is not None and file.structure.prefix in structures]
     if not files:
         kinds = f" of {', '.join(structures)}" if structures else ""
-        instead = "; ".join(passed_by(entries)) or "give folders of TIFF slices, TIFF, NIfTI, NRRD, MHA or OME-Zarr"
+        instead = (
+            "; ".join(map(str, passed_by(entries))) or "give folders of TIFF slices, TIFF, NIfTI, NRRD, MHA or OME-Zarr"
+        )
         raise NothingFoundError(f"{source}: holds no volumes{kinds} to learn from; {instead}")
     volumes: dict[str, UnlabelledVolume] = {}
     for volume in _stained_volumes(files, stains) if stains else _volumes_of(files, vessel_channels):

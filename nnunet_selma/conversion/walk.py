@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from nnunet_selma.errors import counted
 from nnunet_selma.volumes import is_volume, stem
 from nnunet_selma.volumes.ome_zarr import is_zarr
 from nnunet_selma.volumes.segmented import is_segmentation_only
@@ -81,18 +82,32 @@ def walk(source: Path) -> list[Entry]:
     return list(_folder(source, visited))
 
 
-def passed_by(entries: Sequence[Entry]) -> list[str]:
-    """A line for each reason why entries are no volumes, with the first of them."""
+@dataclass(frozen=True)
+class PassedBy:
+    """Entries that are no volumes for one reason."""
+
+    reason: str
+    files: int
+    first: list[str]
+    """The first paths."""
+
+    def __str__(self) -> str:
+        """The number of files, the first of them and the reason, for a sentence."""
+        return f"{counted(self.files, 'file')} ({', '.join(self.first)}): {self.reason}"
+
+
+def passed_by(entries: Iterable[Entry]) -> list[PassedBy]:
+    """The entries that are no volumes, gathered by the reason."""
     reasons: dict[str, list[Entry]] = {}
     for entry in entries:
         if entry.fate != "volume":
             reasons.setdefault(entry.reason, []).append(entry)
-    lines = []
-    for reason, group in reasons.items():
-        files = sum(entry.count for entry in group)
-        first = ", ".join(str(entry.path) for entry in group[:2]) + (", …" if len(group) > 2 else "")
-        lines.append(f"{files} {'file' if files == 1 else 'files'} ({first}): {reason}")
-    return lines
+    return [
+        PassedBy(
+            reason, sum(entry.count for entry in group), [str(e.path) for e in group[:2]] + ["…"] * (len(group) > 2)
+        )
+        for reason, group in reasons.items()
+    ]
 
 
 def label_folder(images: Path) -> Path | None:

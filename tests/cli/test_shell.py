@@ -63,9 +63,9 @@ def test_every_terminal_prints_every_name(name, terminal, tmp_path, folders, rng
     folder = written(name, tmp_path, rng)
     labels = folder / f"{name}.tif"
     done = run(
-        *("inspect", folder, "THEN", "inspect", folder, "--json"),
-        *("THEN", "convert", "annotated", folder / "annotated"),
-        *("THEN", "convert", "unannotated", folder / "unannotated", "--tile", "8", "--workers", "1"),
+        *("inspect", folder, "--spacing", "voxel", "THEN", "inspect", folder, "--json", "--spacing", "voxel"),
+        *("THEN", "convert", "annotated", folder / "annotated", "--spacing", "voxel"),
+        *("THEN", "convert", "unannotated", folder / "unannotated", "--spacing", "voxel", "--tile", "8", "--workers", "1"),
         *("THEN", "objects", labels, "-o", folder / f"{name}.csv", "--spacing", "4,2,2", "--raw", "none"),
         *("THEN", "evaluate", "--edition", "2024", "--structure", "microglia", "--workers", "1"),
         *("--reference", labels, "--prediction", f"x={labels}", "-o", folder / "scores"),
@@ -151,7 +151,7 @@ def test_progress_through_nothing_shows_nothing(capsys):
     ],
 )
 def test_an_error_of_the_machine_is_a_sentence(error, sentence, monkeypatch, tmp_path, capsys):
-    def fail(*_):
+    def fail(*_, **__):
         raise error
 
     monkeypatch.setattr("nnunet_selma.cli.convert.inspect", fail)
@@ -178,7 +178,7 @@ def test_every_way_to_write_a_path_is_understood(place, tmp_path, rng, monkeypat
     write_image(tmp_path / "my brains" / "microglia" / "a.nii.gz", rng.integers(1, 9, (8, 9, 10), dtype=np.uint16))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cli.main(["inspect", place.format(tmp_path / "my brains", "my brains")]) == 0
+    assert cli.main(["inspect", place.format(tmp_path / "my brains", "my brains"), "--spacing", "voxel"]) == 0
     assert "0 problems, " in capsys.readouterr().out
 
 

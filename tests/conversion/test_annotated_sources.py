@@ -52,8 +52,8 @@ def test_patches_of_selma3d_and_of_a_laboratory_in_a_folder(tmp_path, rng):
     write_tiff(tmp_path / "brain.tif", IMAGE)
     found_patches = find_patches(tmp_path)
     assert {patch.name: patch.in_layout for patch in found_patches.patches} == {"AD_plaques_001": True, "mine-a": False}
-    (sentence,) = found_patches.passed_by
-    assert "brain.tif): volumes without a label" in sentence
+    (group,) = found_patches.passed_by
+    assert "brain.tif): volumes without a label" in str(group)
     assert [p.name for p in find_patches(tmp_path, structures=("AD_plaques",)).patches] == ["AD_plaques_001"]
 
 

@@ -138,3 +138,29 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(brain, planned)
     write_json(described / "dataset.json", {"channel_names": {"0": "a", "1": "b"}})
     with pytest.raises(SelmaError, match="another number of input channels"):
         convert_unannotated(brain[0], SETTINGS, planned, store=STORE)
+
+
+@pytest.mark.parametrize(
+    ("planned", "spacing", "written"),
+    [
+        ((0.005, 0.0016, 0.0016), None, (0.004, 0.002, 0.002)),
+        ((0.005, 0.0016, 0.0016), "header", (0.004, 0.002, 0.002)),
+        ((0.005, 0.0016, 0.0016), (0.006, 0.002, 0.002), (0.006, 0.002, 0.002)),
+        ((5.0, 1.6, 1.6), None, (4.0, 2.0, 2.0)),
+        ((1.0, 1.0, 1.0), None, (1.0, 1.0, 1.0)),
+    ],
+)
+def test_tiles_are_measured_in_the_unit_of_the_plans(planned, spacing, written, tmp_path, rng, folders):
+    """The plans of a dataset in mm, µm or voxels; the header of the brain says 4 × 2 × 2 µm."""
+    of_dataset = {**plans(), "original_median_spacing_after_transp": planned}
+    of_dataset["configurations"]["3d_fullres"]["spacing"] = planned
+    dataset = folders.preprocessed / "Dataset007_Mine"
+    dataset.mkdir()
+    write_json(dataset / "nnUNetPlans.json", of_dataset)
+    voxels = (1000 + 500 * rng.random((20, 20, 20))).astype(np.uint16)
+    write_image(tmp_path / "in" / "brain.nii.gz", voxels, (0.004, 0.002, 0.002))
+    settings = UnannotatedSettings(spacing=spacing, tiles=TileSettings(tile=16, per_volume=2))
+    manifest = convert_unannotated(tmp_path / "in", settings, folders, store=StoreSettings(plans_from=7))
+    for case in manifest["cases"].values():
+        assert case["spacing_zyx"] == pytest.approx(written)
+    assert len(manifest["spacing"]) == 1

@@ -34,7 +34,7 @@ def test_default(volumes, expected):
         (sources(), "physical", (5, 0.54, 0.54), "from the table"),
         (sources(header=(5.0, 0.6, 0.6)), "physical", (5, 0.54, 0.54), "from the table"),
         (sources(header=(5.0, 2.0, 2.0)), "header", (5, 2, 2), "from the header"),
-        (sources(header=(5.0, 2.0, 2.0)), "voxel", (1, 1, 1), "in voxels"),
+        (sources(header=(5.0, 2.0, 2.0)), "voxel", (1, 1, 1), "voxels"),
         (sources(header=(5.0, 2.0, 2.0)), (3.0, 2.0, 1.0), (3, 2, 1), "from --spacing"),
         (sources(in_layout=False, header=(5.0, 2.0, 2.0)), "physical", (5, 2, 2), "from the header"),
         (sources(factor=(1.0, 2.0, 2.0)), "physical", (5, 1.08, 1.08), "times 1 × 2 × 2 for the level"),
@@ -45,7 +45,7 @@ def test_default(volumes, expected):
 def test_voxel_size(volume, spacing, size, source):
     written = spacing_of(volume, spacing)
     assert written.size_zyx == pytest.approx(size)
-    assert source in written.source
+    assert source in str(written)
 
 
 @pytest.mark.parametrize("spacing", ["header", "physical"])

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -281,9 +282,11 @@ def test_masks_are_left_out_and_listed(tmp_path, rng, folders):
     )
     manifest = convert_unannotated(tmp_path / "in", UnannotatedSettings(tiles=TILES), folders)
     assert list(manifest["volumes"]) == ["volume_brain"]
-    by_name, by_values = manifest["passed_by"]
-    assert "cells.nii.gz): masks or labels by their names" in by_name
-    assert "tissue.nii.gz): only two values" in by_values
+    reasons = {group["reason"]: (group["files"], Path(group["first"][0]).name) for group in manifest["passed_by"]}
+    assert reasons == {
+        "masks or labels by their names": (1, "cells.nii.gz"),
+        "only two values, 0 and another, as a mask has": (1, "tissue.nii.gz"),
+    }
 
 
 def test_a_source_that_was_changed_is_not_taken_for_converted(tmp_path, rng, folders):
