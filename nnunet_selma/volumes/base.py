@@ -25,6 +25,9 @@ class Volume(ABC):
     spacing_um_zyx: SpacingUm | None
     """Voxel size in µm; None where the file does not state it."""
 
+    affine: NDArray[np.float64] | None = None
+    """Matrix (4, 4) from the index (x, y, z) of a voxel to its place in the file's unit, in RAS+ as in NIfTI; None where the file states none."""
+
     spacing_guess: str | None = None
     """A sentence where the file states a voxel size without its unit, and the unit was guessed."""
 
@@ -66,10 +69,10 @@ class Volume(ABC):
 
 
 def stem(path: Path) -> str:
-    """The name of a file or OME-Zarr without its ending, `.nii.gz` and `.ome.zarr` being one ending; of other folders the whole name."""
+    """The name of a file or OME-Zarr without its ending, `.nii.gz` and `.ome.zarr.zip` being one ending; of other folders the whole name."""
     if path.is_dir() and path.suffix != ".zarr":
         return path.name
-    return re.sub(r"(\.ome)?\.[A-Za-z]+(\.gz)?$", "", path.name)
+    return re.sub(r"(\.ome)?(\.[A-Za-z]+(\.gz)?|\.zarr\.zip)$", "", path.name)
 
 
 def by_times(shape: Iterable[object]) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+from numpy.typing import NDArray
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.volumes.base import Array, Volume, cut_short, damaged_file, three_axes
@@ -51,6 +52,16 @@ def _unit(path: Path) -> str | None:
     return (unit[1] or unit[2]) if unit else None
 
 
+def _affine(reader: sitk.ImageFileReader) -> NDArray[np.float64]:
+    """Matrix from the index of a voxel to its place in RAS+; ITK counts in LPS."""
+    axes = reader.GetDimension()
+    affine = np.eye(4)
+    directions = np.reshape(reader.GetDirection(), (axes, axes)) * reader.GetSpacing()
+    affine[:3, :3], affine[:3, 3] = directions[:3, :3], reader.GetOrigin()[:3]
+    lps_to_ras = np.diag([-1.0, -1.0, 1.0, 1.0])
+    return lps_to_ras @ affine
+
+
 class ItkVolume(Volume):
     """One grey-value image of three axes; further axes of length 1 are dropped.
 
@@ -80,6 +91,8 @@ class ItkVolume(Volume):
         self.spacing_um_zyx, self.spacing_guess = spacing_from_header(
             [spacing[axis] for axis in reversed(self._axes_xyz)], _unit(path)
         )
+        if self._axes_xyz == (0, 1, 2):
+            self.affine = _affine(reader)
         self.read_whole = path.suffix.lower() in (".nrrd", ".nhdr") or _is_compressed(path)
         self._whole: Array | None = None
 

@@ -54,6 +54,9 @@ class NiftiVolume(Volume):
         self.spacing_um_zyx, self.spacing_guess = spacing_from_header(
             [sizes[axis] for axis in reversed(self._axes_xyz)], None if unit == "unknown" else unit
         )
+        states_place = any(int(image.header[code]) for code in ("qform_code", "sform_code"))
+        if states_place and self._axes_xyz == (0, 1, 2) and 0 < abs(np.linalg.det(image.affine)) < np.inf:
+            self.affine = np.asarray(image.affine, float)
         self._proxy = image.dataobj
 
     def _read(self, z: slice, y: slice, x: slice) -> Array:

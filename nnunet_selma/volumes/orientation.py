@@ -1,0 +1,127 @@
+"""Volumes that belong together, laid alike: an image and its label may have their axes in another order or direction on disk.
+
+Axes are only turned where the headers then put both volumes at the same place. Programs count x and y from different sides and write the
+origin 0 where they know none, so a direction alone proves nothing.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nibabel.affines import voxel_sizes
+from nibabel.orientations import inv_ornt_aff, io_orientation
+from numpy.typing import NDArray
+
+from nnunet_selma.volumes.base import Array, ShapeZYX, Volume
+
+Affine = NDArray[np.float64]
+
+_SAME_SIZE = 0.01
+"""Greatest relative difference between edges of voxels that are taken as equal; headers are rounded."""
+_SAME_DEGREES = 0.1
+"""Greatest angle between axes that are taken as parallel."""
+_SAME_PLACE = 0.5
+"""Greatest distance of places that are taken as equal, voxels."""
+_UNITS = (1.0, 1e3, 1e-3)
+"""Factors between headers in the same unit, and between headers in mm and in µm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Turns after which the array of a volume lies as that of another volume, and a difference of the headers that no turn undoes."""
+
+    path: Path
+    """Path of the volume."""
+    like: Path
+    """Path of the other volume."""
+    shape: ShapeZYX
+    """Shape of the array after the turns, (z, y, x)."""
+    axes: ShapeZYX = (0, 1, 2)
+    """For each axis (z, y, x) after the turns, the number of the axis of the file."""
+    flips: tuple[bool, bool, bool] = (False, False, False)
+    """For each axis (z, y, x) after the turns, True if it is reversed."""
+    difference: str | None = None
+    """Words for what differs between the headers though nothing was turned; None if they agree, or if one states no place."""
+
+    @property
+    def turns(self) -> str | None:
+        """Words for the turns; None if there are none."""
+        words = []
+        if self.axes != (0, 1, 2):
+            words.append(f"the axes {', '.join('zyx'[axis] for axis in self.axes)} of the file became z, y, x")
+        if any(self.flips):
+            words.append(
+                f"reversed along {', '.join(name for name, flip in zip('zyx', self.flips, strict=True) if flip)}"
+            )
+        return ", ".join(words) or None
+
+    @property
+    def warning(self) -> str | None:
+        """A sentence about turns or a difference, which names both files; None if there is nothing to say."""
+        if self.turns:
+            return f"{self.path}: lies in another orientation than {self.like}, as their headers say, and was turned to it ({self.turns})"
+        if self.difference:
+            return f"{self.path}: the header differs from that of {self.like}: {self.difference}; the voxels are taken as they lie"
+        return None
+
+    def apply(self, array: Array) -> Array:
+        """Turn the whole array of the volume, (z, y, x)."""
+        turned = array.transpose(self.axes)[tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)]
+        return np.ascontiguousarray(turned)
+
+
+def placement(volume: Volume, like: Volume) -> Placement:
+    """Compare the headers of two volumes; reads no voxels.
+
+    Axes are exchanged and reversed if both volumes then lie at the same place: first voxels within half a voxel, edges within 1 %, parallel
+    axes. A header in mm agrees with one in µm. Otherwise the volume stays as it is, and `difference` says what differs.
+    """
+    if volume.affine is None or like.affine is None:
+        return Placement(path=volume.path, like=like.path, shape=volume.shape)
+    relative = np.eye(4)
+    relative[:3, :3] = np.linalg.inv(_directions(like.affine)) @ _directions(volume.affine)
+    orientation = io_orientation(
+        relative
+    )  # for each axis x, y, z of the volume: the axis of the other one, and 1 or -1
+    turned = volume.affine @ inv_ornt_aff(orientation, volume.shape[::-1])
+    is_turned = not np.array_equal(orientation, [[0, 1], [1, 1], [2, 1]])
+    difference = _difference(turned, like.affine, is_turned=is_turned)
+    if difference or not is_turned:
+        return Placement(path=volume.path, like=like.path, shape=volume.shape, difference=difference)
+    z, y, x = (int(np.flatnonzero(orientation[:, 0] == axis)[0]) for axis in (2, 1, 0))
+    axes = (2 - z, 2 - y, 2 - x)
+    flip_z, flip_y, flip_x = (bool(orientation[axis, 1] < 0) for axis in (z, y, x))
+    shape = tuple(volume.shape[axis] for axis in axes)
+    return Placement(
+        path=volume.path,
+        like=like.path,
+        shape=(shape[0], shape[1], shape[2]),
+        axes=axes,
+        flips=(flip_z, flip_y, flip_x),
+    )
+
+
+def _directions(affine: Affine) -> Affine:
+    """Directions of the axes x, y, z, one a column, of length 1."""
+    return np.asarray(affine[:3, :3] / voxel_sizes(affine))
+
+
+def _difference(affine: Affine, like: Affine, *, is_turned: bool) -> str | None:
+    """Words for the difference between two affines whose axes have been brought into the same order; None if they agree."""
+    sizes, others = voxel_sizes(affine), voxel_sizes(like)
+    unit = next((factor for factor in _UNITS if np.allclose(sizes * factor, others, rtol=_SAME_SIZE, atol=0)), None)
+    if unit is None:
+        return f"another spacing (voxels of {_numbers(sizes)} instead of {_numbers(others)}, z, y, x)"
+    cosines = np.sum(_directions(affine) * _directions(like), axis=0)
+    if (angle := float(np.degrees(np.arccos(np.clip(cosines.min(), -1, 1))))) > _SAME_DEGREES:
+        return f"another direction (axes are {angle:.3g}° apart)"
+    away = np.linalg.solve(like[:3, :3], affine[:3, 3] * unit - like[:3, 3])
+    if np.abs(away).max() > _SAME_PLACE:
+        place = f"first voxels are {_numbers(np.abs(away).round(1))} voxels apart, z, y, x"
+        return f"another orientation and place ({place} after turning)" if is_turned else f"another origin ({place})"
+    return None
+
+
+def _numbers(values_xyz: NDArray[Any]) -> str:
+    return " × ".join(f"{value:.4g}" for value in values_xyz[::-1])
