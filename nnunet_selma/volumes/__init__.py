@@ -28,7 +28,7 @@ def is_volume(path: Path) -> bool:
     """True for a file or folder that `open_volume` has a reader for; only names are looked at."""
     if path.is_dir():
         return is_zarr(path) or bool(tiff_slices(path))
-    return not path.name.startswith(".") and any(has_ending(path) for has_ending, _ in _READERS)
+    return not path.name.startswith(".") and (is_zarr(path) or any(has_ending(path) for has_ending, _ in _READERS))
 
 
 def open_volume(
@@ -48,9 +48,9 @@ def open_volume(
     """
     path = Path(path)
     check_exists(path)
+    if is_zarr(path):
+        return OmeZarrVolume(path, channel=channel, level=level)
     if path.is_dir():
-        if is_zarr(path):
-            return OmeZarrVolume(path, channel=channel, level=level)
         if tiff_slices(path):
             return TiffSlices(path, interpolate=on_bad_slice == "interpolate")
         raise SelmaError(f"{path}: the folder holds neither TIFF slices nor an OME-Zarr")

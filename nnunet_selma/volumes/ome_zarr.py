@@ -1,24 +1,35 @@
-"""OME-Zarr 0.4 and 0.5, read with zarr (an extra: `pip install nnunet-selma[zarr]`)."""
+"""OME-Zarr 0.4 and 0.5, in folders and zip files, read with zarr (an extra: `pip install nnunet-selma[zarr]`)."""
 
-from collections.abc import Mapping
-from pathlib import Path
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from itertools import count, takewhile
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from nnunet_selma.errors import SelmaError
+from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.structures import SpacingUm
-from nnunet_selma.volumes.base import Array, Volume
+from nnunet_selma.volumes.base import Array, ShapeZYX, Volume
 from nnunet_selma.volumes.units import spacing_in_um
 
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError)
+_DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile)
 """Exceptions of zarr and of missing metadata."""
 _METADATA = ("zarr.json", ".zattrs", ".zgroup", ".zarray")
+_ZIPPED = (".zarr.zip", ".ozx")
+_USUAL_AXES = ("t", "c", "z", "y", "x")
+"""Names of the axes where nothing names them; of fewer axes, the last ones."""
 
 
 def is_zarr(path: Path) -> bool:
-    """True for a folder that holds zarr metadata of version 2 or 3."""
-    return any((path / name).is_file() for name in _METADATA)
+    """True for a folder that holds zarr metadata of version 2 or 3, and for a file with the ending of a zipped OME-Zarr."""
+    return any((path / name).is_file() for name in _METADATA) or _is_zipped(path)
+
+
+def _is_zipped(path: Path) -> bool:
+    return path.name.lower().endswith(_ZIPPED) and path.is_file()
 
 
 def zarr_library() -> Any:
@@ -36,9 +47,20 @@ def zarr_node(path: Path) -> Any:
     """The zarr group or array at a path, to read; raises `SelmaError` where zarr is not installed or the metadata are damaged."""
     library = zarr_library()
     try:
+        if _is_zipped(path):
+            return library.open(library.storage.ZipStore(path, mode="r"), path=_root_in_zip(path), mode="r")
         return library.open(str(path), mode="r")
     except _DAMAGE as error:
         raise _damaged_metadata(path, error) from error
+
+
+def _root_in_zip(path: Path) -> str:
+    """The folder in a zip file that holds the OME-Zarr: the root, or the folder that was zipped."""
+    with zipfile.ZipFile(path) as archive:
+        files = [PurePosixPath(name) for name in archive.namelist()]
+    roots = [file.parent for file in files if file.name in _METADATA]
+    root = min(roots, key=lambda folder: len(folder.parts))
+    return "" if root == PurePosixPath() else str(root)
 
 
 def _damaged_metadata(path: Path, error: Exception) -> SelmaError:
@@ -54,72 +76,166 @@ def ome_metadata(node: Any) -> dict[str, Any]:
     return content
 
 
+def image_group(path: Path) -> Any:
+    """The zarr group or array of the image at a path, to read: of a root of bioformats2raw, its only series.
+
+    Raises:
+        SelmaError: as in `zarr_node`, or the group is a root with several series, a plate, or a well.
+    """
+    node = zarr_node(path)
+    metadata = ome_metadata(node)
+    try:
+        if "plate" in metadata:
+            wells = [f"{well['path']}/0" for well in metadata["plate"]["wells"]]
+            raise SelmaError(f"{path}: is a plate of {len(wells)} wells, not one image; {_choice(path, wells)}")
+        if "well" in metadata:
+            fields = [str(image["path"]) for image in metadata["well"]["images"]]
+            raise SelmaError(f"{path}: is a well of {len(fields)} images, not one image; {_choice(path, fields)}")
+        if "bioformats2raw.layout" not in metadata:
+            return node
+        listed = ome_metadata(node["OME"]).get("series") if "OME" in node else None
+        series = listed or list(takewhile(lambda name: name in node, map(str, count())))
+        if len(series) == 1:
+            return node[series[0]]
+    except SelmaError:
+        raise
+    except _DAMAGE as error:
+        raise _damaged_metadata(path, error) from error
+    raise SelmaError(f"{path}: holds {len(series)} images ({', '.join(series[:10])}), not one; {_choice(path, series)}")
+
+
+def image_path(path: Path) -> Path:
+    """Path of the image of an OME-Zarr: below a root of bioformats2raw, its only series; raises `SelmaError` as `image_group`."""
+    return path if _is_zipped(path) else path / image_group(path).path
+
+
+def _choice(path: Path, places: Sequence[str]) -> str:
+    """Words that ask for one of the images in a group."""
+    if not places:
+        return "give an image"
+    return "unpack it and give one of them" if _is_zipped(path) else f"give one of them, as {path / places[0]}"
+
+
 def axis_names(multiscale: Mapping[str, Any]) -> list[str]:
     """Names of the axes of a multiscale image, the slowest first."""
-    return [axis["name"] if isinstance(axis, dict) else str(axis) for axis in multiscale.get("axes", "tczyx")]
+    axes = multiscale.get("axes", _USUAL_AXES)
+    return [str(axis["name"] if isinstance(axis, dict) else axis).lower() for axis in axes]
 
 
 class OmeZarrVolume(Volume):
-    """One resolution level and one channel of an OME-Zarr image, or a bare zarr array of three axes.
+    """One resolution level and one channel of an OME-Zarr image, or a bare zarr array; its axes may stand in any order.
 
     Raises:
-        SelmaError: zarr is not installed, no such level or channel, several time points, or several channels and no choice.
+        SelmaError: zarr is not installed, the path holds no image or several, no such level or channel, several time points, or several
+            channels and no choice.
     """
 
     plane_wise = False
 
     def __init__(self, path: Path, *, channel: int | None = None, level: int = 0) -> None:
-        self.path = path
-        node = zarr_node(path)
+        self.path, self.channel, self.level = path, channel, level
+        image = image_group(path)
         try:
-            array, axes, self.spacing_um_zyx = self._level(node, level)
+            self._array, self._axes, self.spacing_um_zyx, self.levels = self._level(image, level)
         except SelmaError:
             raise
         except _DAMAGE as error:
             raise _damaged_metadata(path, error) from error
-        leading: list[int] = []
-        for name, length in zip(axes[:-3], array.shape[:-3], strict=True):
-            if name == "c" and channel is not None and 0 <= channel < length:
-                leading.append(channel)
-            elif length == 1:
-                leading.append(0)
-            else:
-                raise SelmaError(
-                    f"{path}: axis {name!r} has {length} entries; save one three-dimensional image of it",
-                    option=f"choose one of 0 to {length - 1} with --channel" if name == "c" else "",
-                )
-        if len(array.shape) < 3 or axes[-3:] != ["z", "y", "x"]:
+        if not set("zyx") <= set(self._axes) or len(set(self._axes)) != len(self._array.shape):
             raise SelmaError(
-                f"{path}: has the axes {', '.join(axes)}; an image with z, y, x as its last axes is needed"
+                f"{path}: has {len(self._array.shape)} axes, named {', '.join(self._axes)}; z, y and x are needed, and besides them c and t at most"
             )
-        self._array, self._leading = array, tuple(leading)
-        z, y, x = (int(length) for length in array.shape[-3:])
-        self.shape = (z, y, x)
-        self.dtype = np.dtype(array.dtype)
-        z, y, x = (int(length) for length in array.chunks[-3:])
-        self.chunk_zyx = (z, y, x)
+        self._fixed = self._fixed_axes()
+        self.shape = self._zyx(self._array.shape)
+        self.dtype = np.dtype(self._array.dtype)
+        self.chunk_zyx = self._zyx(self._array.chunks)
+        self.file_zyx = self._zyx(self._array.shards or self._array.chunks)
+        """Shape of the part of the image in one file, voxels: a shard, or a chunk where there are no shards."""
+        self.fill_value = self._array.fill_value or 0
+        """Value of voxels whose file is missing."""
 
-    def _level(self, node: Any, level: int) -> tuple[Any, list[str], SpacingUm | None]:
-        """Array, axis names and spacing (µm, zyx) of a resolution level."""
-        if hasattr(node, "shape"):  # a bare array: no axes, no scale
-            return node, ["t", "c", "z", "y", "x"][-len(node.shape) :], None
+    def _level(self, node: Any, level: int) -> tuple[Any, list[str], SpacingUm | None, int]:
+        """Array, axis names and spacing (µm, zyx) of a resolution level, and the number of levels."""
+        if hasattr(node, "shape"):  # a bare array: no scale
+            names = [str(name).lower() for name in getattr(node.metadata, "dimension_names", None) or ()]
+            return node, names if set("zyx") <= set(names) else list(_USUAL_AXES[-len(node.shape) :]), None, 1
         multiscales = ome_metadata(node).get("multiscales")
         if not multiscales:
-            raise SelmaError(f"{self.path}: is a zarr group without OME-Zarr's multiscales; give the image inside it")
+            inside = sorted([*node.group_keys(), *node.array_keys()])[:10]
+            raise SelmaError(
+                f"{self.path}: is a zarr group without OME-Zarr's multiscales, with {', '.join(inside) or 'nothing'} in it; give the image inside it"
+            )
         datasets = multiscales[0]["datasets"]
         if not 0 <= level < len(datasets):
             raise SelmaError(f"{self.path}: has {len(datasets)} resolution levels, level {level} is not among them")
-        axes = axis_names(multiscales[0])
-        units = [axis.get("unit") if isinstance(axis, dict) else None for axis in multiscales[0].get("axes", "tczyx")]
-        scale = np.ones(len(axes))
+        names = axis_names(multiscales[0])
+        units = [axis.get("unit") if isinstance(axis, dict) else None for axis in multiscales[0].get("axes", names)]
+        scale = np.ones(len(names))
         for holder in (datasets[level], multiscales[0]):
             for transform in holder.get("coordinateTransformations", []):
                 if transform.get("type") == "scale":
                     scale = scale * np.asarray(transform["scale"], float)
-        return node[datasets[level]["path"]], axes, spacing_in_um(scale[-3:].tolist(), units[-3:])
+        space = [names.index(name) for name in "zyx" if name in names]
+        spacing = spacing_in_um([scale[i] for i in space], [units[i] for i in space]) if len(space) == 3 else None
+        return node[datasets[level]["path"]], names, spacing, len(datasets)
+
+    def _fixed_axes(self) -> dict[str, int]:
+        """Name of each axis other than z, y and x to the entry that is read."""
+        lengths = dict(zip(self._axes, self._array.shape, strict=True))
+        channels = lengths.pop("c", 1)
+        if self.channel is not None and not 0 <= self.channel < channels:
+            raise SelmaError(
+                f"{self.path}: has {counted(channels, 'channel')}, counted from 0; channel {self.channel} is not among them"
+            )
+        if self.channel is None and channels > 1:
+            raise SelmaError(
+                f"{self.path}: has {channels} channels; save one of them",
+                option=f"choose one of 0 to {channels - 1} with --channel",
+            )
+        for name, length in lengths.items():
+            if name not in "zyx" and length != 1:
+                what = "time points" if name == "t" else f"entries along the axis {name}"
+                raise SelmaError(f"{self.path}: has {length} {what}; save one of them as an image of its own")
+        return {name: (self.channel or 0) if name == "c" else 0 for name in self._axes if name not in "zyx"}
+
+    def _zyx(self, lengths: Sequence[int]) -> ShapeZYX:
+        """The entries for z, y and x among those for the axes of the file."""
+        z, y, x = (int(lengths[self._axes.index(name)]) for name in "zyx")
+        return z, y, x
 
     def _read(self, z: slice, y: slice, x: slice) -> Array:
+        index = self._fixed | {"z": z, "y": y, "x": x}
         try:
-            return np.asarray(self._array[(*self._leading, z, y, x)])
-        except (OSError, RuntimeError, ValueError) as error:
+            voxels = np.asarray(self._array[tuple(index[name] for name in self._axes)])
+        except (OSError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
             raise SelmaError(f"{self.path}: a chunk cannot be read ({error}); copy the OME-Zarr again") from error
+        space = [name for name in self._axes if name in "zyx"]
+        return np.ascontiguousarray(voxels.transpose([space.index(name) for name in "zyx"]))
+
+    def stored_files(self) -> NDArray[np.bool_]:
+        """True for each part of the image that has a file, on the grid of parts of shape `file_zyx` along (z, y, x).
+
+        Voxels without a file read as the fill value, usually 0. Only names are listed, no voxels are read.
+        """
+        keys = self._keys()
+        grid = [-(-length // edge) for length, edge in zip(self.shape, self.file_zyx, strict=True)]
+        file_shape = dict(zip(self._axes, self._array.shards or self._array.chunks, strict=True))
+        fixed = {name: entry // file_shape[name] for name, entry in self._fixed.items()}
+        stored = np.zeros(grid, bool)
+        for place in np.ndindex(*grid):
+            index = fixed | dict(zip("zyx", place, strict=True))
+            stored[place] = self._array.metadata.encode_chunk_key(tuple(index[name] for name in self._axes)) in keys
+        return stored
+
+    def _keys(self) -> set[str]:
+        """Names of the files of the array, below its folder."""
+        if _is_zipped(self.path):
+            folder = f"{self._array.path}/" if self._array.path else ""
+            with zipfile.ZipFile(self.path) as archive:
+                return {name.removeprefix(folder) for name in archive.namelist() if name.startswith(folder)}
+        folder = str(self.path / self._array.path)
+        return {
+            os.path.join(place, name)[len(folder) + 1 :].replace(os.sep, "/")
+            for place, _, names in os.walk(folder)
+            for name in names
+        }

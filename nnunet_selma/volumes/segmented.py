@@ -11,7 +11,7 @@ from typing import Any
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.volumes import Volume, open_volume
 from nnunet_selma.volumes.base import by_times
-from nnunet_selma.volumes.ome_zarr import axis_names, is_zarr, ome_metadata, zarr_node
+from nnunet_selma.volumes.ome_zarr import axis_names, image_group, image_path, is_zarr, ome_metadata, zarr_node
 from nnunet_selma.volumes.tiff import is_tiff
 from nnunet_selma.volumes.tiff_pages import tiff_channels
 
@@ -80,27 +80,52 @@ def levels(path: Path, channel: int | None = None) -> Levels:
     return (first, *(open_volume(path, channel=channel, level=level) for level in range(1, count)))
 
 
-def label_image(path: Path, name: str | None = None) -> Path | None:
+def label_image(path: Path, name: str | None = None, *, remedy: str = "choose one with --label") -> Path | None:
     """Path of a label image in an OME-Zarr; None for a volume that holds none, where no name is given.
 
+    Args:
+        path: any volume.
+        name: name of the label image; None takes `segmentation`, or the only one.
+        remedy: words for the error where there are several.
+
     Raises:
-        SelmaError: there is none of that name, or without a name there are several and none is called `segmentation`.
+        SelmaError: there is none of that name, or without a name there are several and none is called `segmentation`; or the OME-Zarr is a
+            zip file, whose label images have no path.
     """
-    names = _label_names(path)
+    root = image_path(path) if is_zarr(path) else path
+    names = _label_names(root)
     if name is None and not names:
         return None
+    if names and root.is_file():
+        raise SelmaError(
+            f"{path}: holds the label images {', '.join(names)}, which are not read from a zip file; unpack it"
+        )
     if name is None:
         name = USUAL_LABEL if USUAL_LABEL in names else names[0]
         if name != USUAL_LABEL and len(names) > 1:
-            raise SelmaError(f"{path}: holds the label images {', '.join(names)}; choose one with --label")
+            raise SelmaError(f"{path}: holds the label images {', '.join(names)}; {remedy}")
     if name not in names:
         raise SelmaError(f"{path}: has no label image {name}; it holds {', '.join(names) or 'none'}")
-    return path / "labels" / name
+    return root / "labels" / name
+
+
+def open_labels(path: Path) -> Volume:
+    """Open the label image in an OME-Zarr, or any other volume, which is the labels itself; reads no voxels.
+
+    Raises:
+        SelmaError: the OME-Zarr holds several label images and none is called `segmentation`, or the volume cannot be opened.
+    """
+    return open_volume(label_image(path, remedy=f"give the path of one, as {path / 'labels'}/NAME") or path)
 
 
 def has_image(path: Path) -> bool:
     """True if an OME-Zarr has an image at its root, not only label images below it."""
-    return bool(_multiscale(path))
+    return bool(_attributes(path).get("multiscales"))
+
+
+def is_segmentation_only(path: Path) -> bool:
+    """True if an OME-Zarr is a label image, or holds label images and no image."""
+    return is_label_image(path) or bool(not has_image(path) and _label_names(path))
 
 
 def is_label_image(path: Path) -> bool:
@@ -141,13 +166,20 @@ def _attributes(path: Path) -> dict[str, Any]:
 
 def _multiscale(path: Path) -> dict[str, Any]:
     """Axes and resolutions of an OME-Zarr image; empty for everything else."""
-    multiscales: list[dict[str, Any]] = _attributes(path).get("multiscales") or [{}]
+    multiscales: list[dict[str, Any]] = (
+        ome_metadata(image_group(path)).get("multiscales") if is_zarr(path) else None
+    ) or [{}]
     return multiscales[0]
 
 
 def _label_names(path: Path) -> list[str]:
     """Names of the label images that an OME-Zarr lists."""
-    names: list[str] = _attributes(path / "labels").get("labels") or []
+    if is_zarr(path) and path.is_file():
+        image = image_group(path)
+        metadata = ome_metadata(image["labels"]) if "labels" in image else {}
+    else:
+        metadata = _attributes(path / "labels")
+    names: list[str] = metadata.get("labels") or []
     return names
 
 
@@ -157,9 +189,4 @@ def _channels(path: Path) -> int:
         return tiff_channels(path)
     multiscale = _multiscale(path)
     axes = axis_names(multiscale) if multiscale else []
-    return int(zarr_node(path / multiscale["datasets"][0]["path"]).shape[axes.index("c")]) if "c" in axes else 1
-
-
-def is_segmentation_only(path: Path) -> bool:
-    """True for an OME-Zarr of labels without an image."""
-    return is_label_image(path) or (bool(_label_names(path)) and not has_image(path))
+    return int(image_group(path)[multiscale["datasets"][0]["path"]].shape[axes.index("c")]) if "c" in axes else 1

@@ -1,0 +1,85 @@
+"""The labels in an OME-Zarr, wherever a path points."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from nnunet_selma.errors import SelmaError
+from nnunet_selma.volumes.segmented import has_image, is_segmentation_only, label_image, levels, open_labels
+from tests.conftest import write_image
+from tests.volumes.test_ome_zarr import put, write, zipped
+
+zarr = pytest.importorskip("zarr", reason="zarr 3 needs Python 3.11")
+
+
+@pytest.fixture(params=[2, 3])
+def version(request):
+    return request.param
+
+
+@pytest.fixture
+def mask(rng):
+    return (rng.random((6, 7, 8)) < 0.3).astype(np.uint8)
+
+
+def write_labels(path, mask, version, *, names=("segmentation",), image=True):
+    """An OME-Zarr with label images, as `predict-volume` writes it."""
+    if image:
+        write(path, mask + np.uint8(7), version)
+    root = zarr.open_group(str(path), mode="a", zarr_format=version)
+    labels = root.create_group("labels")
+    put(labels, {"labels": list(names)})
+    for name in names:
+        write(path / "labels" / name, mask, version)
+        group = zarr.open_group(str(path / "labels" / name))
+        put(group, {**dict(group.attrs).get("ome", dict(group.attrs)), "image-label": {}})
+    return path
+
+
+@pytest.mark.parametrize("image", [True, False])
+def test_labels_are_opened_by_the_path_of_the_zarr_or_their_own(image, version, mask, tmp_path):
+    path = write_labels(tmp_path / "v.ome.zarr", mask, version, names=("cells", "segmentation"), image=image)
+    for place in (path, path / "labels" / "cells"):
+        np.testing.assert_array_equal(open_labels(place).read(), mask)
+    assert has_image(path) == image
+    assert is_segmentation_only(path) != image
+    assert is_segmentation_only(path / "labels" / "cells")
+
+
+def test_several_labels_are_asked_about(version, mask, tmp_path):
+    path = write_labels(tmp_path / "v.ome.zarr", mask, version, names=("cells", "vessels"))
+    with pytest.raises(
+        SelmaError, match=r"label images cells, vessels; give the path of one, as .*v.ome.zarr/labels/NAME$"
+    ):
+        open_labels(path)
+    with pytest.raises(SelmaError, match="cells, vessels; choose one with --label"):
+        label_image(path)
+
+
+def test_other_volumes_are_the_labels(version, mask, tmp_path):
+    image = write(tmp_path / "image.ome.zarr", mask, version)
+    file = write_image(tmp_path / "labels.nii.gz", mask)
+    for path in (image, file):
+        np.testing.assert_array_equal(open_labels(path).read(), mask)
+        assert not is_segmentation_only(path)
+
+
+def test_labels_below_a_root_of_bioformats2raw(version, mask, tmp_path):
+    root = zarr.open_group(str(tmp_path / "v.zarr"), mode="w", zarr_format=version)
+    put(root, {"bioformats2raw.layout": 3})
+    write_labels(tmp_path / "v.zarr" / "0", mask, version)
+    np.testing.assert_array_equal(open_labels(tmp_path / "v.zarr").read(), mask)
+    np.testing.assert_array_equal(levels(tmp_path / "v.zarr")[0].read(), mask + 7)
+    assert not is_segmentation_only(tmp_path / "v.zarr")
+
+
+def test_labels_in_a_zip_file_are_not_passed_over(version, mask, tmp_path):
+    archive = zipped(write_labels(tmp_path / "v.ome.zarr", mask, version))
+    shutil.rmtree(tmp_path / "v.ome.zarr")
+    with pytest.raises(
+        SelmaError, match="holds the label images segmentation, which are not read from a zip file; unpack"
+    ):
+        open_labels(archive)
+    plain = zipped(write(tmp_path / "w.ome.zarr", mask, version))
+    np.testing.assert_array_equal(open_labels(plain).read(), mask)
