@@ -12,8 +12,12 @@ from nnunet_selma.volumes.base import Array, Volume
 _MOST = 2**32 - 1
 _IGNORED = 255
 """Value by which several programs mark voxels that nobody annotated."""
-_MANY_VALUES = 1000
+_MANY_VALUES = 100
 """Number of values above which a file may be an image."""
+_LEAST_EQUAL = 0.5
+"""Share of neighbours of the same value, among those above 0, below which a file of many values is an image."""
+_FEW_VOXELS = 10
+"""Number of voxels in objects below which a ground truth may be a slip of the pen."""
 _LARGEST_SHARE = 0.5
 """Share of the voxels in objects above which a ground truth may be inverted."""
 
@@ -38,9 +42,9 @@ def read_mask(volume: Volume, foreground: int | None = None, *, truth: bool = Tr
         truth: True for a ground truth, whose values must leave no doubt; False for a prediction, which may be anything.
 
     Raises:
-        SelmaError: the values are no labels (`label_values`), the foreground value does not occur, or, for a ground truth without
-            `foreground`, it is not clear which values are objects: there is no 0, 255 stands beside 1, or there are thousands of values
-            that hardly occur twice.
+        SelmaError: the values are no labels (`label_values`), or many values that change from voxel to voxel, as in an image; the foreground
+            value does not occur; or, for a ground truth without `foreground`, it is not clear which values are objects: there is no 0, or 255
+            stands beside 1.
     """
     labels = label_values(volume.read(), volume.path)
     values = dict(zip(*(part.tolist() for part in np.unique(labels, return_counts=True)), strict=True))
@@ -48,12 +52,18 @@ def read_mask(volume: Volume, foreground: int | None = None, *, truth: bool = Tr
         raise SelmaError(
             f"{volume.path}: the foreground value {foreground} does not occur; the values are {_listed(values)}"
         )
+    if foreground is None and len(values) > _MANY_VALUES and _equal_neighbours(labels) < _LEAST_EQUAL:
+        raise SelmaError(
+            f"{volume.path}: holds {len(values)} values that change from voxel to voxel, as in an image; give the label"
+        )
     if truth and foreground is None:
         _check_clear(values, volume.path)
     mask = labels > 0 if foreground is None else labels == foreground
     warnings = []
     if truth and (share := float(mask.mean())) > _LARGEST_SHARE:
         warnings.append(f"{share:.0%} of the voxels are objects; the label may be inverted")
+    if truth and 0 < (count := int(mask.sum())) < _FEW_VOXELS:
+        warnings.append(f"the objects have {count} voxel(s) altogether; check that the label is complete")
     if foreground is None and not set(values) <= {0, 1}:
         warnings.append(f"label values other than 0 and 1: {_listed(values)}; every value above 0 becomes 1")
     return ObjectMask(mask, values, warnings)
@@ -72,9 +82,17 @@ def _check_clear(values: dict[int, int], path: Path) -> None:
             f"{path}: holds 255 beside 1, which often marks voxels that nobody annotated; {remedy}",
             option="say which value the objects have with --foreground VALUE",
         )
-    objects = sum(values.values()) - values[0]
-    if len(values) > _MANY_VALUES and objects < 4 * len(values):
-        raise SelmaError(f"{path}: holds {len(values)} values, each in few voxels, as images do; give the label")
+
+
+def _equal_neighbours(labels: Array) -> float:
+    """Share of pairs of neighbours above 0 that have the same value, along the axis with the largest share; 1 where there is no pair."""
+    shares = []
+    for axis in range(labels.ndim):
+        lines = np.moveaxis(labels, axis, 0)
+        first, second = lines[:-1], lines[1:]
+        if pairs := np.count_nonzero((first > 0) & (second > 0)):
+            shares.append(np.count_nonzero((first == second) & (first > 0)) / pairs)
+    return max(shares, default=1.0)
 
 
 def _listed(values: dict[int, int]) -> str:

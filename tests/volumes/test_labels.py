@@ -62,6 +62,7 @@ CLEAR = [
     (BALL * 255, BALL, ["label values other than 0 and 1"]),
     (BALL * (1 + np.arange(10)), BALL, ["label values other than 0 and 1"]),
     (BALL * 0, BALL & False, []),
+    (BALL & (np.arange(10) == 3), BALL & (np.arange(10) == 3), ["the objects have 9 voxel(s) altogether"]),
     (~BALL * 255, ~BALL, ["the label may be inverted", "label values other than 0 and 1"]),
 ]
 
@@ -96,9 +97,21 @@ def test_a_ground_truth_that_leaves_a_doubt_is_asked_about(values, sentence, for
         read_mask(volume, 7)
 
 
-def test_an_image_in_place_of_a_label_is_refused(tmp_path):
+def test_an_image_in_place_of_a_label_is_refused(tmp_path, rng):
     values = np.arange(1200).reshape(10, 10, 12)
-    with pytest.raises(SelmaError, match="holds 1200 values, each in few voxels, as images do"):
-        read_mask(written(values, tmp_path))
+    image = rng.poisson(400, (20, 30, 40))  # hundreds of values, each in many voxels
+    for voxels, count in ((values, 1200), (image, len(np.unique(image)))):
+        for truth in (True, False):
+            with pytest.raises(
+                SelmaError, match=f"holds {count} values that change from voxel to voxel, as in an image"
+            ):
+                read_mask(written(voxels, tmp_path), truth=truth)
+
+
+def test_labels_of_many_objects_are_no_image(tmp_path):
+    values = np.arange(1200).reshape(10, 10, 12)
     instances = np.repeat(values, 8, axis=0)  # 1199 objects of eight voxels
     assert read_mask(written(instances, tmp_path)).mask.sum() == 8 * 1199
+    points = np.zeros((20, 20, 24), int)
+    points[::2, ::2, ::2] = values  # objects of one voxel that touch no other
+    assert read_mask(written(points, tmp_path)).mask.sum() == 1199
