@@ -34,6 +34,8 @@ class EvaluationSettings:
     """Show the corrected value beside a metric that the official evaluator computes wrongly (docs/metrics.md)."""
     structure: str | None = None
     """Structure of all cases whose names do not begin with one."""
+    foreground: int | None = None
+    """Value of the objects in the ground truths; None: every value above 0."""
     missing: Missing = "error"
     """Treatment of cases that one side lacks."""
     spacing_um_zyx: SpacingUm | None = None
@@ -147,6 +149,7 @@ def evaluate(
         ScoreTask(
             cases={method: of_method[number] for method, of_method in cases.items()},
             year=settings.year,
+            foreground=settings.foreground,
             extras=settings.extras,
             output=output,
             sheets=sheets,

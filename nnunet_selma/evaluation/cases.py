@@ -5,15 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import SimpleITK as sitk
-
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.structures import PREFIXES, SpacingUm, Structure, named, of_case
 from nnunet_selma.volumes import is_volume, open_volume, stem
-from nnunet_selma.volumes.itk import is_itk_file, itk_name
-from nnunet_selma.volumes.nifti import is_nifti
 from nnunet_selma.volumes.ome_zarr import is_zarr
+from nnunet_selma.volumes.orientation import Placement, placement
+from nnunet_selma.volumes.segmented import open_labels
 from nnunet_selma.volumes.tiff import has_many_pages, is_tiff, tiff_slices
 
 Missing = Literal["error", "empty", "leave out"]
@@ -84,13 +81,14 @@ def find_cases(
         for method, files in guesses.items()
     }
     every = [case for of_method in cases.values() for case in of_method]
-    _check_same_shapes(every)
+    placements = [_placement(case) for case in every]
+    _check_same_shapes(every, placements)
     odd = _with_unfitting_image(every)
     for method, of_method in cases.items():
         cases[method] = [replace(case, image=None) if case.name in odd else case for case in of_method]
     if odd:
         lacking.append(f"images that are no single grey-value volume of the labels' shape are not shown: {listed(odd)}")
-    return cases, [*warnings, *contradicted, *lacking, *_geometry_warnings(every)]
+    return cases, [*warnings, *contradicted, *lacking, *_orientation_warnings(every, placements)]
 
 
 def _paired(sides: Sequence[tuple[Path, Mapping[str, Path]]], missing: Missing) -> tuple[list[str], list[str]]:
@@ -137,11 +135,17 @@ def _volumes(path: Path) -> dict[str, Path]:
         raise SelmaError(f"{path}: no volume found; give a folder of NIfTI, NRRD, MHA, TIFF or OME-Zarr files")
     volumes: dict[str, Path] = {}
     for file in files:
-        name = stem(file)
+        name = _name(file)
         if name in volumes:
             raise SelmaError(f"{file} and {volumes[name].name} are one case; remove one of them")
         volumes[name] = file
     return volumes
+
+
+def _name(path: Path) -> str:
+    """Name of a case: that of its file, for a label image that of the OME-Zarr around it."""
+    around = path.resolve().parent.parent
+    return stem(around if path.resolve().parent.name == "labels" and is_zarr(around) else path)
 
 
 def _pictures(images: Path | None, names: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
@@ -164,7 +168,8 @@ def _with_unfitting_image(cases: Iterable[CaseFiles]) -> list[str]:
         labels = case.reference or case.prediction
         if case.image is not None and labels is not None and case.name not in odd:
             try:
-                fits = open_volume(case.image).shape == open_volume(labels).shape
+                like = open_labels(labels)
+                fits = placement(open_volume(case.image), like).shape == like.shape
             except SelmaError:
                 fits = False
             if not fits:
@@ -190,14 +195,21 @@ def _structures(names: Sequence[str], structure: str | None) -> tuple[dict[str, 
 
 
 def _spacing(path: Path | None) -> SpacingUm | None:
-    return None if path is None else open_volume(path).spacing_um_zyx
+    return None if path is None else open_labels(path).spacing_um_zyx
 
 
-def _check_same_shapes(cases: Iterable[CaseFiles]) -> None:
+def _placement(case: CaseFiles) -> Placement | None:
+    """Placement of the prediction against the reference; None where one of them is missing."""
+    if case.reference is None or case.prediction is None:
+        return None
+    return placement(open_labels(case.prediction), open_labels(case.reference))
+
+
+def _check_same_shapes(cases: Sequence[CaseFiles], placements: Sequence[Placement | None]) -> None:
     different: list[str] = []
-    for case in cases:
-        if case.reference is not None and case.prediction is not None:
-            shapes = [open_volume(path).shape for path in (case.prediction, case.reference)]
+    for case, placed in zip(cases, placements, strict=True):
+        if placed is not None and case.reference is not None:
+            shapes = placed.shape, open_labels(case.reference).shape
             if shapes[0] != shapes[1]:
                 predicted, true = ("×".join(map(str, shape)) for shape in shapes)
                 different.append(f"{case.name} (prediction {predicted}, reference {true})")
@@ -208,32 +220,17 @@ def _check_same_shapes(cases: Iterable[CaseFiles]) -> None:
         )
 
 
-def _geometry_warnings(cases: Iterable[CaseFiles]) -> list[str]:
-    different = []
-    for case in cases:
-        true, predicted = _geometry(case.reference), _geometry(case.prediction)
-        if true and predicted and not np.allclose(true, predicted, atol=1e-4):
-            different.append(case.name)
-    if not different:
-        return []
-    return [
-        f"another spacing, origin or direction in the header than in the reference's; the arrays are compared as they are, as the official "
-        f"evaluators do: {listed(different)}"
-    ]
-
-
-def _geometry(path: Path | None) -> list[float] | None:
-    """Spacing, origin and direction of a file that has them."""
-    if path is None or not (is_nifti(path) or is_itk_file(path)):
-        return None
-    file = sitk.ImageFileReader()
-    file.SetFileName(itk_name(path))
-    try:
-        file.ReadImageInformation()
-    except RuntimeError:
-        return None  # ITK refuses headers that nibabel reads
-    # further axes of a file of more than three dimensions come last
-    return [*file.GetSpacing()[:3], *file.GetOrigin()[:3], *file.GetDirection()] if file.GetDimension() == 3 else None
+def _orientation_warnings(cases: Sequence[CaseFiles], placements: Sequence[Placement | None]) -> list[str]:
+    """Warnings of predictions that are turned to the reference, and of other differences between the headers."""
+    names: dict[str, list[str]] = {}
+    for case, placed in zip(cases, placements, strict=True):
+        if placed is not None and placed.turns:
+            sentence = f"another orientation in the header than in the reference's; the predictions were turned to the references ({placed.turns})"
+            names.setdefault(sentence, []).append(case.name)
+        if placed is not None and placed.difference:
+            sentence = f"{placed.difference} in the header than in the reference's; the arrays are compared as they lie, as the official evaluators do"
+            names.setdefault(sentence, []).append(case.name)
+    return [f"{sentence}: {listed(dict.fromkeys(of_sentence))}" for sentence, of_sentence in names.items()]
 
 
 def listed(names: Iterable[str]) -> str:

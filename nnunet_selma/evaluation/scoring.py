@@ -23,8 +23,10 @@ from nnunet_selma.running.json_files import read_json, without_nan, write_json
 from nnunet_selma.volumes import open_volume
 from nnunet_selma.volumes.base import Array
 from nnunet_selma.volumes.labels import read_mask
+from nnunet_selma.volumes.orientation import placement
+from nnunet_selma.volumes.segmented import open_labels
 
-_FORM = 1
+_FORM = 2
 """Version of the files that keep scores; files of another version are not read."""
 
 
@@ -35,6 +37,8 @@ class ScoreTask:
     cases: Mapping[str, CaseFiles]
     """Method to its case."""
     year: int
+    foreground: int | None
+    """Value of the objects in the reference; None takes every value above 0."""
     extras: Extras
     """Measurements beyond the official metrics; those that do not fit the structure are left out."""
     output: Path | None
@@ -87,7 +91,7 @@ def score_case(task: ScoreTask) -> Generator[int, None, list[CaseScore]]:
 
     The work of `run_tasks`, with one step for each method. The reference is read, labelled and thinned once for all methods.
     """
-    scores, reference = [], _Reference(next(iter(task.cases.values())).reference)
+    scores, reference = [], _Reference(next(iter(task.cases.values())).reference, task.foreground)
     for method in task.cases:
         made_from = _made_from(task, method)
         score = _kept_score(task, method, made_from)
@@ -119,15 +123,15 @@ def _keep(task: ScoreTask, method: str, content: dict[str, Any]) -> None:
 class _Reference:
     """Ground truth of a case, read when a method first needs it."""
 
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
+    def __init__(self, path: Path | None, foreground: int | None) -> None:
+        self.path, self.foreground = path, foreground
 
     @cached_property
     def content(self) -> tuple[Segmentation, tuple[str, ...]] | None:
         """Segmentation and warnings; None without a file."""
         if self.path is None:
             return None
-        mask, _, warnings = read_mask(open_volume(self.path))
+        mask, _, warnings = read_mask(open_labels(self.path), self.foreground)
         return Segmentation(mask), _named(self.path, warnings)
 
 
@@ -163,10 +167,12 @@ def _score(task: ScoreTask, method: str, reference: _Reference) -> CaseScore:
 
 def _raw(case: CaseFiles) -> tuple[Array | None, tuple[str, ...]]:
     """The raw image, or None and a warning: the scores of a case do not depend on its image."""
-    if case.image is None:
+    labels = case.reference or case.prediction
+    if case.image is None or labels is None:
         return None, ()
     try:
-        return open_volume(case.image).read(), ()
+        image = open_volume(case.image)
+        return placement(image, open_labels(labels)).apply(image.read()), ()
     except SelmaError as error:
         return None, (f"{error} (not shown in the picture)",)
 
@@ -183,8 +189,11 @@ def _read_pair(case: CaseFiles, reference: _Reference) -> tuple[Pair, tuple[str,
             raise ValueError(f"{case.name}: neither a prediction nor a reference")
         truth, warnings = reference.content
         return Pair(np.zeros_like(truth.mask), truth), warnings
-    mask, _, odd = read_mask(open_volume(case.prediction), truth=False)
+    prediction = open_labels(case.prediction)
+    mask, _, odd = read_mask(prediction, truth=False)
     warnings = _named(case.prediction, odd)
+    if reference.path is not None:
+        mask = placement(prediction, open_labels(reference.path)).apply(mask)
     if reference.content is None:
         return Pair(mask, np.zeros_like(mask)), warnings
     truth, more = reference.content
@@ -200,6 +209,7 @@ def _made_from(task: ScoreTask, method: str) -> dict[str, Any]:
         "version": __version__,
         "year": task.year,
         "structure": case.structure.prefix,
+        "foreground": task.foreground,
         "spacing": case.spacing_um_zyx,
         "extras": asdict(task.extras),
     }

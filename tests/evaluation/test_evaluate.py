@@ -5,9 +5,11 @@ import json
 import os
 import shutil
 
+import nibabel as nib
 import numpy as np
 import pytest
 import tifffile
+from nibabel.orientations import axcodes2ornt, ornt_transform
 from scipy import ndimage
 
 from nnunet_selma import cli
@@ -457,11 +459,90 @@ def test_another_geometry_is_warned_of_and_ignored(data, capsys):
     mask = read_mask(open_volume(data / "shifted/cfos_neuron_1.nii.gz")).mask
     write_image(data / "shifted/cfos_neuron_1.nii.gz", mask.astype(np.uint8), spacing_zyx=(6.0, 2.0, 2.0))
     assert run(data, "-o", str(data / "after")) == 0
-    assert "another spacing, origin or direction in the header" in capsys.readouterr().out
+    assert (
+        "another spacing (voxels of 6 × 2 × 2 instead of 1 × 1 × 1, z, y, x) in the header than in the reference's; the arrays are compared "
+        "as they lie, as the official evaluators do: cfos_neuron_1"
+    ) in capsys.readouterr().out
     assert (
         cases(data / "before")["shifted", "cfos_neuron_1"]["dice"]
         == cases(data / "after")["shifted", "cfos_neuron_1"]["dice"]
     )
+
+
+def turned(source, target, codes):
+    """Write a NIfTI with its axes in another order."""
+    image = nib.load(source)
+    turn = ornt_transform(nib.io_orientation(image.affine), axcodes2ornt(codes))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(image.as_reoriented(turn), target)
+
+
+@pytest.mark.parametrize("codes", ["RAS", "SAR", "LPI"])
+def test_a_prediction_in_another_orientation_is_turned(codes, data, capsys, monkeypatch):
+    """Scores and pictures are those of the prediction and the image as they were before they were turned."""
+    saved = saved_figures(monkeypatch)
+    for path in sorted((data / "shifted").glob("*.nii.gz")):
+        turned(path, data / "turned/shifted" / path.name, codes)
+    for path in sorted((data / "raw").glob("*.nii.gz")):
+        turned(path, data / "turned_raw" / path.name, codes)
+    assert run(data, "-o", str(data / "before"), "--images", str(data / "raw")) == 0
+    before, pictures = capsys.readouterr().out, [figure for figure in saved if figure.get_suptitle()]
+    assert len(pictures) == 3
+    saved.clear()
+    arguments = ["-o", str(data / "after"), "--images", str(data / "turned_raw")]
+    assert run(data, *arguments, prediction="turned/shifted") == 0
+    after = capsys.readouterr().out
+    assert "the predictions were turned to the references (" in after
+    assert ": blood_vessel_1, cfos_neuron_1, cfos_neuron_2" in after
+    assert cases(data / "before") == cases(data / "after")
+    assert "turned" not in before
+    for figure, other in zip(pictures, [figure for figure in saved if figure.get_suptitle()], strict=True):
+        for axis, same in zip(figure.axes, other.axes, strict=True):
+            for picture, again in zip(axis.images, same.images, strict=True):
+                np.testing.assert_array_equal(picture.get_array(), again.get_array())
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("place", ["with its image", "without image", "label image", "reference"])
+def test_the_labels_of_an_ome_zarr_are_judged(place, version, data, capsys):
+    pytest.importorskip("zarr")
+    from tests.volumes.test_segmented import write_labels
+
+    truth, prediction = (
+        read_mask(open_volume(data / side / "blood_vessel_1.nii.gz")).mask.astype(np.uint8)
+        for side in ("truth", "shifted")
+    )
+    sides = {"reference": "truth/blood_vessel_1.nii.gz", "prediction": "blood_vessel_1.ome.zarr"}
+    if place == "reference":
+        sides = {
+            "reference": "blood_vessel_1.ome.zarr/labels/segmentation",
+            "prediction": "shifted/blood_vessel_1.nii.gz",
+        }
+    voxels = truth if place == "reference" else prediction
+    write_labels(data / "blood_vessel_1.ome.zarr", voxels, version, image=place != "without image")
+    if place == "label image":
+        sides["prediction"] += "/labels/segmentation"
+    assert run(data, **sides) == 0
+    assert "blood_vessel_1 | 80.00" in capsys.readouterr().out.replace("segmentation |", "blood_vessel_1 |")
+
+
+def test_an_image_in_place_of_a_prediction_is_refused(data, rng, capsys):
+    zarr = pytest.importorskip("zarr")
+    zarr.create_array(data / "cfos_neuron_1.zarr", data=rng.poisson(500, SHAPE).astype(np.uint16))
+    assert run(data, reference="truth/cfos_neuron_1.nii.gz", prediction="cfos_neuron_1.zarr") == 2
+    assert "values that change from voxel to voxel, as in an image; give the label" in capsys.readouterr().err
+
+
+def test_the_objects_of_the_references_are_named(data, capsys):
+    assert run(data, "-o", str(data / "before")) == 0
+    for path in (data / "truth").glob("*.nii.gz"):
+        write_image(path, open_volume(path).read() + np.uint8(1))  # ilastik numbers its classes from 1
+    assert run(data, "-o", str(data / "after")) == 2
+    assert "has no background of 0" in (message := capsys.readouterr().err)
+    assert "--foreground VALUE" in message
+    assert run(data, "-o", str(data / "after"), "--foreground", "2") == 0
+    assert cases(data / "before") == cases(data / "after")
+    assert read_evaluation(data / "after").settings.foreground == 2
 
 
 def test_mistakes_are_told_apart():
