@@ -14,7 +14,7 @@ from nnunet_selma.conversion.channels import (
     input_channels,
     numbered_within,
 )
-from nnunet_selma.conversion.checks import check_equal_shapes, facts_as_json, read_image, read_label
+from nnunet_selma.conversion.checks import check_belonging, facts_as_json, read_patch
 from nnunet_selma.conversion.groups import given_groups
 from nnunet_selma.conversion.layouts import FoundPatches, Patch
 from nnunet_selma.conversion.raw_dataset import RawDataset, check_free_id, dataset_folder_name
@@ -147,18 +147,23 @@ def plan_cases(patches: Sequence[Patch], settings: AnnotatedSettings) -> tuple[l
 
 
 def _spacing_sources(patch: Patch, settings: AnnotatedSettings) -> SpacingSources:
-    path = next(iter(patch.images.values()))
-    volume = settings.open_image(path, 0 if settings.stains and len(patch.images) == 1 else None)
+    path, channel = numbered_within(channel_files(patch, settings))[0]
+    volume = settings.open_image(path, channel)
     return SpacingSources(
         name=str(path), structure=patch.structure, in_layout=patch.in_layout, header_um_zyx=volume.spacing_um_zyx
     )
 
 
+def channel_files(patch: Patch, settings: AnnotatedSettings) -> tuple[Path, ...]:
+    """Files of the channels of a patch; a file that holds all channels stands there for each."""
+    files = tuple(patch.images.values())
+    return files * len(settings.stains) if settings.stains and len(files) == 1 else files
+
+
 def _images_of_cases(patch: Patch, settings: AnnotatedSettings) -> list[tuple[str, tuple[Path, ...]]]:
     """For each case of a patch the end of its name, and the files of its channels."""
-    files = tuple(patch.images.values())
     if settings.stains:
-        files = files * len(settings.stains) if len(files) == 1 else files
+        files = channel_files(patch, settings)
         if len(files) != len(settings.stains):
             raise SelmaError(
                 f"{patch.label}: its image has {len(files)} channels, and --stains names {len(settings.stains)}; name each, in their order"
@@ -220,7 +225,7 @@ def convert_annotated(
     cases, channels = plan_cases(patches, settings)
     for case in cases:
         images = [settings.open_image(*image) for image in numbered_within(case.images)]
-        check_equal_shapes([*images, open_volume(case.label)])
+        check_belonging([*images, open_volume(case.label)])
     files = sorted({path for case in cases for path in (*case.images, case.label)})
     identity = {
         **vars(settings),
@@ -269,10 +274,9 @@ def _grouped(patches: Sequence[Patch], group: str | None) -> list[Patch]:
 
 def _write_case(dataset: RawDataset, case: AnnotatedCase, settings: AnnotatedSettings) -> list[Signature]:
     """Write a case unless an earlier run has written it; returns the signatures of its images."""
-    volumes = [settings.open_image(*image) for image in numbered_within(case.images)]
-    read = [read_image(volume, case.tabled) for volume in volumes]
+    images = [settings.open_image(*image) for image in numbered_within(case.images)]
+    read, (mask, label_facts) = read_patch(images, open_volume(case.label), case.tabled, settings.foreground)
     if not dataset.staged.has(case.name):
-        mask, label_facts = read_label(open_volume(case.label), settings.foreground)
         record = {
             "structure": case.structure.prefix if case.structure else None,
             "group": case.group,

@@ -1,16 +1,18 @@
 """Facts and warnings about files, for `inspect` and for the manifest of a conversion."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.structures import SpacingUm, Structure
 from nnunet_selma.volumes import Volume, to_intensities
-from nnunet_selma.volumes.base import Array, by_times
+from nnunet_selma.volumes.base import Array, ShapeZYX, by_times
 from nnunet_selma.volumes.labels import read_mask
+from nnunet_selma.volumes.orientation import Placement, placement
 
 MASK_BY_VALUES = "only two values, 0 and another, as a mask has"
 """The reason to leave out a volume that `is_mask`."""
@@ -48,6 +50,9 @@ class LabelFacts:
     foreground_share: float
     """Share of the voxels above 0, from 0 to 1."""
     warnings: list[str]
+
+
+Facts = TypeVar("Facts", ImageFacts, LabelFacts)
 
 
 def read_image(volume: Volume, tabled: Structure | None) -> tuple[Array, ImageFacts]:
@@ -127,15 +132,50 @@ def read_label(volume: Volume, foreground: int | None = None) -> tuple[Array, La
     return mask.astype(np.uint8), facts
 
 
-def check_equal_shapes(volumes: Sequence[Volume], remedy: str = "download or export them again") -> None:
+def read_patch(
+    images: Sequence[Volume], label: Volume, tabled: Structure | None, foreground: int | None = None
+) -> tuple[list[tuple[Array, ImageFacts]], tuple[Array, LabelFacts]]:
+    """Read the channels and the label of a patch, each with the facts about it.
+
+    What lies in another orientation than the first channel, as the headers say, is turned to it; a warning says so.
+
+    Raises:
+        SelmaError: shapes differ, or what `read_image` and `read_label` raise.
+    """
+    placed = check_belonging([*images, label])
+    channels = []
+    for image, place in zip(images, placed, strict=False):
+        voxels, facts = read_image(image, tabled)
+        channels.append((place.apply(voxels), _warned(facts, place)))
+    mask, label_facts = read_label(label, foreground)
+    return channels, (placed[-1].apply(mask), _warned(label_facts, placed[-1]))
+
+
+def _warned(facts: Facts, place: Placement) -> Facts:
+    """The facts, with the warning of a placement if there is one."""
+    return replace(facts, warnings=[*facts.warnings, place.warning]) if place.warning else facts
+
+
+def check_belonging(volumes: Sequence[Volume]) -> list[Placement]:
+    """The turns after which each volume lies as the first; raises `SelmaError` if shapes then differ; reads no voxels."""
+    placed = [placement(volume, volumes[0]) for volume in volumes]
+    for place in placed:
+        if place.shape != volumes[0].shape:
+            raise _different_shapes(place.path, place.shape, volumes[0], "download or export them again")
+    return placed
+
+
+def check_equal_shapes(volumes: Sequence[Volume], remedy: str) -> None:
     """Raise `SelmaError`, which ends in the remedy, if volumes that belong together differ in shape; reads no voxels."""
-    first, *others = volumes
-    for volume in others:
-        if volume.shape != first.shape:
-            raise SelmaError(
-                f"{volume.path} has {by_times(volume.shape)} voxels, {first.path} has {by_times(first.shape)} (z, y, x); "
-                f"they cannot belong together, {remedy}"
-            )
+    for volume in volumes:
+        if volume.shape != volumes[0].shape:
+            raise _different_shapes(volume.path, volume.shape, volumes[0], remedy)
+
+
+def _different_shapes(path: Path, shape: ShapeZYX, first: Volume, remedy: str) -> SelmaError:
+    return SelmaError(
+        f"{path} has {by_times(shape)} voxels, {first.path} has {by_times(first.shape)} (z, y, x); they cannot belong together, {remedy}"
+    )
 
 
 def facts_as_json(facts: ImageFacts | LabelFacts) -> dict[str, Any]:

@@ -7,18 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_selma.conversion.annotated import AnnotatedSettings, plan_cases
+from nnunet_selma.conversion.annotated import AnnotatedSettings, channel_files, plan_cases
 from nnunet_selma.conversion.annotated_sources import find_patches
 from nnunet_selma.conversion.channels import numbered_within
 from nnunet_selma.conversion.checks import (
     MASK_BY_VALUES,
     ImageFacts,
     LabelFacts,
-    check_equal_shapes,
     image_facts,
     is_mask,
-    read_image,
-    read_label,
+    read_patch,
 )
 from nnunet_selma.conversion.layouts import Patch
 from nnunet_selma.conversion.relatives import Relation, Signature, find_relations, signature
@@ -30,8 +28,11 @@ from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.running.progress import Progress, silent
 from nnunet_selma.structures import Structure
 from nnunet_selma.volumes import Volume, check_exists, open_volume
+from nnunet_selma.volumes.lost_chunks import lost_chunks
 
 _SAMPLED_SLICES = 8
+_OPTIONS = ("--structure", "--spacing", "--stains", "--channel", "--level", "--slice-pattern")
+"""Options of `inspect` that an error may recommend."""
 
 
 @dataclass(kw_only=True)
@@ -92,10 +93,10 @@ def inspect(
     except NothingFoundError as error:
         volumes = []
         if not result.patches and not result.problems:
-            result.problems.append(str(error))
+            result.problems.append(error.for_command(_OPTIONS))
     except SelmaError as error:
         volumes = []
-        result.problems.append(str(error))
+        result.problems.append(error.for_command(_OPTIONS))
     masks = _inspect_volumes(result, volumes, settings, progress, full=full)
     result.passed_by = passed_by([*(entry for entry in entries if entry.path not in used), *masks])
     return result
@@ -105,7 +106,8 @@ def _inspect_patches(
     result: Inspection, source: Path, settings: UnannotatedSettings, entries: Sequence[Entry], progress: Progress[Any]
 ) -> list[Patch]:
     """Add findings about annotated patches to the result; returns the patches."""
-    annotated = AnnotatedSettings(structure=settings.structure, spacing=settings.spacing, stains=settings.stains)
+    chosen = {name: getattr(settings, name) for name in ("structure", "spacing", "stains", "channel")}
+    annotated = AnnotatedSettings(**chosen)
     if not any(entry.fate in ("annotated", "mask") for entry in entries):
         return []
     try:
@@ -118,10 +120,10 @@ def _inspect_patches(
     whole = []
     for patch in progress(files.patches, "patches"):
         try:
-            signatures += _inspect_patch(result, patch)
+            signatures += _inspect_patch(result, patch, annotated)
             whole.append(patch)
         except SelmaError as error:
-            result.problems.append(str(error))
+            result.problems.append(error.for_command(_OPTIONS))
     groups = {patch.name: patch.group for patch in whole}
     result.relations = [r for r in find_relations(signatures) if groups[r.first] != groups[r.second]]
     result.warnings += [f"{r.first} and {r.second}: {r.reason}; they will share a fold" for r in result.relations]
@@ -136,16 +138,14 @@ def _inspect_patches(
             f"voxel size {sizes}, {counted(len(set(groups.values())), 'group')} that no fold parts"
         )
     except SelmaError as error:
-        result.problems.append(str(error))
+        result.problems.append(error.for_command(_OPTIONS))
     return files.patches
 
 
-def _inspect_patch(result: Inspection, patch: Patch) -> list[Signature]:
+def _inspect_patch(result: Inspection, patch: Patch, settings: AnnotatedSettings) -> list[Signature]:
     """Add the facts about a patch to the result; returns the signatures of its images."""
-    *images, label = (open_volume(path) for path in (*patch.images.values(), patch.label))
-    check_equal_shapes([*images, label])
-    read = [read_image(volume, patch.tabled) for volume in images]
-    _, label_facts = read_label(label)
+    images = [settings.open_image(*image) for image in numbered_within(channel_files(patch, settings))]
+    read, (_, label_facts) = read_patch(images, open_volume(patch.label), patch.tabled)
     result.patches[patch.name] = ([facts for _, facts in read], label_facts)
     result.warnings += [f"{facts.file}: {warning}" for _, facts in read for warning in facts.warnings]
     result.warnings += [f"{label_facts.file}: {warning}" for warning in label_facts.warnings]
@@ -173,10 +173,11 @@ def _inspect_volumes(
             result.volumes[volume.name] = [
                 _facts(channel, volume.tabled, channel.shape[0] if full else _SAMPLED_SLICES) for channel in channels
             ]
+            result.warnings += [lost for channel in channels if (lost := lost_chunks(channel))]
             for facts in result.volumes[volume.name]:
                 result.warnings += [f"{facts.file}: {warning}" for warning in facts.warnings]
         except SelmaError as error:
-            result.problems.append(error.for_command({"--channel"}))
+            result.problems.append(error.for_command(_OPTIONS))
     if result.volumes:
         voxels = sum(int(np.prod(facts[0].shape_zyx)) for facts in result.volumes.values())
         sizes = _voxel_sizes(result, sources, settings)
@@ -196,7 +197,7 @@ def _voxel_sizes(result: Inspection, sources: Sequence[SpacingSources], settings
         try:
             sizes.add(str(spacing_of(of_volume, spacing)))
         except SelmaError as error:
-            problems.append(str(error))
+            problems.append(error.for_command(_OPTIONS))
             sizes.add("not known")
     if problems:
         more = f" ({counted(len(problems) - 1, 'more volume')} likewise)" if len(problems) > 1 else ""

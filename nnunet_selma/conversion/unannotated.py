@@ -33,6 +33,7 @@ from nnunet_selma.running.parallel import run_tasks
 from nnunet_selma.running.progress import Progress, silent
 from nnunet_selma.structures import SpacingUm, chosen_structure
 from nnunet_selma.volumes import OnBadSlice, Volume, open_volume
+from nnunet_selma.volumes.lost_chunks import lost_chunks
 
 _WORTH_PROCESSES = 2**28
 """Bytes of tiles below which starting processes would take longer than the work."""
@@ -313,5 +314,9 @@ def _volume_facts(volume: UnlabelledVolume, channels: Sequence[Volume], tiles: i
         "header_spacing_um_zyx": channels[0].spacing_um_zyx,
         "tiles": tiles,
         "interpolated_slices": sorted({name for channel in channels for name in channel.repaired}),
-        "warnings": [] if tiles else ["no tile holds enough tissue; the volume gave no case"],
+        "warnings": [
+            *(lost for channel in channels if (lost := lost_chunks(channel))),
+            *([channels[0].spacing_guess] if channels[0].spacing_guess else []),
+            *([] if tiles else ["no tile holds enough tissue; the volume gave no case"]),
+        ],
     }

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes.base import Array, ShapeZYX, Volume
-from nnunet_selma.volumes.units import spacing_in_um
+from nnunet_selma.volumes.units import spacing_from_header, spacing_in_um
 
 _DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile)
 """Exceptions of zarr and of missing metadata."""
@@ -83,25 +83,30 @@ def image_group(path: Path) -> Any:
         SelmaError: as in `zarr_node`, or the group is a root with several series, a plate, or a well.
     """
     node = zarr_node(path)
-    metadata = ome_metadata(node)
     try:
-        if "plate" in metadata:
-            wells = [f"{well['path']}/0" for well in metadata["plate"]["wells"]]
-            raise SelmaError(f"{path}: is a plate of {len(wells)} wells, not one image; {_choice(path, wells)}")
-        if "well" in metadata:
-            fields = [str(image["path"]) for image in metadata["well"]["images"]]
-            raise SelmaError(f"{path}: is a well of {len(fields)} images, not one image; {_choice(path, fields)}")
-        if "bioformats2raw.layout" not in metadata:
-            return node
-        listed = ome_metadata(node["OME"]).get("series") if "OME" in node else None
-        series = listed or list(takewhile(lambda name: name in node, map(str, count())))
-        if len(series) == 1:
-            return node[series[0]]
-    except SelmaError:
-        raise
+        kind, places = _images_inside(node)
     except _DAMAGE as error:
         raise _damaged_metadata(path, error) from error
-    raise SelmaError(f"{path}: holds {len(series)} images ({', '.join(series[:10])}), not one; {_choice(path, series)}")
+    if kind is None:
+        return node
+    if kind == "a group" and len(places) == 1:
+        return node[places[0]]
+    raise SelmaError(
+        f"{path}: is {kind} of {len(places)} images ({', '.join(places[:10])}), not one; {_choice(path, places)}"
+    )
+
+
+def _images_inside(node: Any) -> tuple[str | None, list[str]]:
+    """Kind of a group that holds images, for a sentence, and their places in it; None for a node that is one image."""
+    metadata = ome_metadata(node)
+    if "plate" in metadata:
+        return "a plate", [f"{well['path']}/0" for well in metadata["plate"]["wells"]]
+    if "well" in metadata:
+        return "a well", [str(image["path"]) for image in metadata["well"]["images"]]
+    if "bioformats2raw.layout" not in metadata:
+        return None, []
+    listed = ome_metadata(node["OME"]).get("series") if "OME" in node else None
+    return "a group", list(listed or takewhile(lambda name: name in node, map(str, count())))
 
 
 def image_path(path: Path) -> Path:
@@ -120,6 +125,16 @@ def axis_names(multiscale: Mapping[str, Any]) -> list[str]:
     """Names of the axes of a multiscale image, the slowest first."""
     axes = multiscale.get("axes", _USUAL_AXES)
     return [str(axis["name"] if isinstance(axis, dict) else axis).lower() for axis in axes]
+
+
+def _scale(multiscale: Mapping[str, Any], level: int) -> NDArray[np.float64]:
+    """Voxel size of a level along the axes of the file, in the file's unit."""
+    scale = np.ones(len(axis_names(multiscale)))
+    for holder in (multiscale["datasets"][level], multiscale):
+        for transform in holder.get("coordinateTransformations", []):
+            if transform.get("type") == "scale":
+                scale = scale * np.asarray(transform["scale"], float)
+    return scale
 
 
 class OmeZarrVolume(Volume):
@@ -170,13 +185,15 @@ class OmeZarrVolume(Volume):
             raise SelmaError(f"{self.path}: has {len(datasets)} resolution levels, level {level} is not among them")
         names = axis_names(multiscales[0])
         units = [axis.get("unit") if isinstance(axis, dict) else None for axis in multiscales[0].get("axes", names)]
-        scale = np.ones(len(names))
-        for holder in (datasets[level], multiscales[0]):
-            for transform in holder.get("coordinateTransformations", []):
-                if transform.get("type") == "scale":
-                    scale = scale * np.asarray(transform["scale"], float)
         space = [names.index(name) for name in "zyx" if name in names]
-        spacing = spacing_in_um([scale[i] for i in space], [units[i] for i in space]) if len(space) == 3 else None
+        spacing = None
+        if len(space) == 3:
+            finest, chosen = (_scale(multiscales[0], number)[space].tolist() for number in (0, level))
+            spacing = spacing_in_um(chosen, [units[i] for i in space])
+            if not any(units[i] for i in space):
+                guessed, self.spacing_guess = spacing_from_header(finest)
+                z, y, x = (g * c / f for g, c, f in zip(guessed or finest, chosen, finest, strict=True))
+                spacing = (z, y, x) if guessed else None
         return node[datasets[level]["path"]], names, spacing, len(datasets)
 
     def _fixed_axes(self) -> dict[str, int]:

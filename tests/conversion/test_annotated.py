@@ -1,10 +1,12 @@
 import json
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import tifffile
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from nnunet_selma.conversion.annotated import AnnotatedSettings, convert_annotated
 from nnunet_selma.errors import SelmaError
@@ -271,3 +273,37 @@ def test_options_that_contradict_each_other(options, message):
 def test_a_structure_of_the_table_has_its_kind(tmp_path, folders):
     with pytest.raises(SelmaError, match="is of kind spot in SELMA3D"):
         convert(tmp_path, folders, structure="cfos_neuron", kind="tree")
+
+
+AFFINE = np.array([[-1.625, 0, 0, 60], [0, -1.625, 0, 60], [0, 0, 6.0, 0], [0, 0, 0, 1]])
+
+
+@pytest.mark.parametrize("codes", ["RAS", "SAR", "LPI", "PIL"])
+def test_a_label_in_another_orientation_is_turned_to_its_image(codes, tmp_path, rng, folders):
+    """Reoriented by nibabel, which keeps every voxel at its place."""
+    image = rng.integers(0, 9999, (12, 14, 16), dtype=np.uint16)
+    label = (image > 8000).astype(np.uint8)
+    for folder in ("raw", "gt"):
+        (tmp_path / "in" / "cFos-Active_Neurons" / folder).mkdir(parents=True)
+    raw = nibabel.Nifti1Image(image.T, AFFINE)
+    change = ornt_transform(io_orientation(AFFINE), axcodes2ornt(codes))
+    gt = nibabel.Nifti1Image(label.T, AFFINE).as_reoriented(change)
+    nibabel.save(raw, tmp_path / "in" / "cFos-Active_Neurons" / "raw" / "patchvolume_001_0000.nii.gz")
+    nibabel.save(gt, tmp_path / "in" / "cFos-Active_Neurons" / "gt" / "patchvolume_001.nii.gz")
+    record = convert(tmp_path / "in", folders)["cases"]["cfos_neuron_001"]
+    dataset = folders.raw / "Dataset510_SELMA3D"
+    np.testing.assert_array_equal(read(dataset / "labelsTr" / "cfos_neuron_001.nii.gz")[0], label)
+    np.testing.assert_array_equal(read(dataset / "imagesTr" / "cfos_neuron_001_0000.nii.gz")[0], image)
+    assert any("lies in another orientation" in warning for warning in record["label"]["warnings"])
+
+
+def test_a_label_of_another_place_is_warned_of(tmp_path, rng, folders):
+    image = rng.integers(0, 9999, (12, 14, 16), dtype=np.uint16)
+    away = AFFINE.copy()
+    away[0, 3] += 32.5
+    for folder, voxels, affine in (("raw", image, AFFINE), ("gt", (image > 8000).astype(np.uint8), away)):
+        path = tmp_path / "in" / "AD_plaques" / folder / "patchvolume_001.nii.gz"
+        path.parent.mkdir(parents=True)
+        nibabel.save(nibabel.Nifti1Image(voxels.T, affine), path)
+    record = convert(tmp_path / "in", folders, spacing="voxel")["cases"]["AD_plaques_001"]
+    assert any("another origin" in warning for warning in record["label"]["warnings"])

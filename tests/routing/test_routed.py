@@ -189,7 +189,7 @@ def test_what_cannot_be_predicted(tmp_path, rng, models, calls):
     source.mkdir()
     refused(r"in: holds no images; the models take files named <case>_0000\.nii\.gz")
     write_case(source, "a", "other", rng, channels=2)
-    refused(r"case a has 2 channel\(s\), and its model \(other\) was trained on 1: stain 0")
+    refused(r"case a has 2 channels, and its model \(other\) was trained on 1: stain 0")
     write_image(source / "b.nii.gz", np.zeros(SHAPE, np.uint16))
     refused(r"b\.nii\.gz: the name lacks the number of its channel; call it b_0000\.nii\.gz")
     refused("knows no astrocyte; its classes are cfos_neuron, microglia, other", {"astrocyte": models["other"]})
@@ -208,7 +208,7 @@ def test_what_cannot_be_predicted(tmp_path, rng, models, calls):
 def test_too_few_channels_for_the_router(tmp_path, rng, models, monkeypatch):
     write_case(tmp_path / "in", "a", "other", rng)
     monkeypatch.setattr(Fake, "channels", 2)
-    with pytest.raises(SelmaError, match=r"case a has 1 channel\(s\) and the router needs 2"):
+    with pytest.raises(SelmaError, match=r"case a has 1 channel and the router needs 2"):
         predict_routed(tmp_path / "in", tmp_path / "out", Fake(), models, RoutedSettings())
 
 

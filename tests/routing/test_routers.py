@@ -179,7 +179,7 @@ def test_cases_of_a_fold_are_left_out_and_judged(folders, rng, tmp_path, capsys,
     vessels, cells = capsys.readouterr().out.splitlines()[:2]
     assert vessels.startswith("blood_vessel: 2 cases, ")
     assert vessels.endswith("; 1 of 1 unseen cases recognised")
-    assert cells.startswith("cfos_neuron: 1 cases, ")
+    assert cells.startswith("cfos_neuron: 1 case, ")
     assert cells.endswith("; 0 of 2 unseen cases recognised")
     for fold in ("1", "x"):
         assert cli.main([*command, "-f", fold]) == 2

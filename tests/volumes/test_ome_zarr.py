@@ -223,3 +223,27 @@ def test_stored_files_are_counted_on_the_grid(sharded, version, voxels, tmp_path
     np.testing.assert_array_equal(
         open_volume(zipped(path), channel=1).stored_files(), np.tile([True, False], (2, 2, 1))
     )
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize(
+    ("scale", "expected"),
+    [
+        ((6.0, 1.5, 1.5), (12, 3, 3)),
+        ((0.006, 0.0015, 0.0015), (12, 3, 3)),
+        ((0.06, 0.02, 0.02), (120, 40, 40)),  # the coarser level would pass for µm
+        ((1.0, 1.0, 1.0), None),
+    ],
+)
+def test_without_units_the_numbers_of_the_finest_level_decide(scale, expected, version, voxels, tmp_path):
+    group = zarr.open_group(str(tmp_path / "a.ome.zarr"), mode="w", zarr_format=version)
+    datasets = []
+    for level in (0, 1):
+        group.create_array(str(level), data=voxels[:: 2**level, :: 2**level, :: 2**level])
+        sizes = [edge * 2**level for edge in scale]
+        datasets.append({"path": str(level), "coordinateTransformations": [{"type": "scale", "scale": sizes}]})
+    axes = [{"name": name, "type": "space"} for name in "zyx"]
+    put(group, {"multiscales": [{"axes": axes, "datasets": datasets}]})
+    volume = open_volume(tmp_path / "a.ome.zarr", level=1)
+    assert volume.spacing_um_zyx == (expected and pytest.approx(expected))
+    assert (volume.spacing_guess is None) == (expected is None)

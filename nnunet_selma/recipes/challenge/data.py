@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nnunet_selma.conversion.annotated import check_no_problems
 from nnunet_selma.conversion.annotated_sources import find_patches
-from nnunet_selma.conversion.checks import read_image, read_label
+from nnunet_selma.conversion.checks import read_patch
 from nnunet_selma.conversion.layouts import Patch
 from nnunet_selma.conversion.raw_dataset import write_nifti
 from nnunet_selma.conversion.relatives import Signature, find_relations, signature
@@ -141,8 +141,7 @@ def _make_room(root: Path, sources: Sequence[Path]) -> None:
 
 def _write_test_case(patch: Patch, data: ChallengeData) -> tuple[str, Signature]:
     """Write image and truth in voxel units, as the training cases are; returns the case and the image's signature."""
-    image, _ = read_image(open_volume(patch.images[0]), patch.tabled)
-    mask, _ = read_label(open_volume(patch.label))
+    [(image, _)], (mask, _) = read_patch([open_volume(patch.images[0])], open_volume(patch.label), patch.tabled)
     write_nifti(data.images / f"{patch.name}_0000.nii.gz", image, (1.0, 1.0, 1.0))
     write_nifti(data.references / f"{patch.name}.nii.gz", mask, (1.0, 1.0, 1.0))
     return patch.name, signature(patch.name, image)
