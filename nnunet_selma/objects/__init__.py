@@ -83,6 +83,8 @@ class ObjectSettings:
         given = [option for option, value in of_atlas.items() if value is not None]
         if self.atlas is None and given:
             raise SelmaError(f"{given[0]} is for an atlas: give it with --atlas FILE")
+        if not self.output.name:
+            raise SelmaError(f"{self.output}: is a folder; give the name of a file")
         if self.region_table == self.output:
             raise SelmaError(f"{self.output}: cannot hold objects and regions; give --regions another name")
 

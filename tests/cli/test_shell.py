@@ -201,6 +201,7 @@ def test_every_way_to_write_a_path_is_understood(place, tmp_path, rng, monkeypat
         "evaluate --edition 2024 --structure microglia --workers 1 --reference LABEL --prediction LABEL -o FILE",
         "overview LABEL --spacing 4,2,2 -o FOLDER",
         "objects LABEL --spacing 4,2,2 --raw none -o FOLDER.csv",
+        "objects LABEL --spacing 4,2,2 --raw none -o .",
         "remove-small FOLDER -o FILE",
         "demo -o FILE",
         "challenge -o FILE",
