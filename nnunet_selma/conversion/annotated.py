@@ -74,9 +74,9 @@ class AnnotatedSettings:
         if self.folds < 2:
             raise SelmaError(f"folds: {self.folds}; cross-validation needs at least 2")
         if (self.images is None) != (self.labels is None):
-            raise SelmaError("--images and --labels belong together; give both folders")
+            raise SelmaError("images and labels belong together; give both folders")
         if self.kind is not None and self.structure is None:
-            raise SelmaError("--kind says what shape a structure has; name it with --structure")
+            raise SelmaError("a kind says what shape a structure has; name the structure, too")
         if self.stains and self.channel is not None:
             raise SelmaError("--stains takes all channels, and --channel a single one; choose one of them")
         check_stains(self.stains)
@@ -114,7 +114,7 @@ def find_annotated(source: Path | None, settings: AnnotatedSettings) -> FoundPat
     if settings.images is not None and settings.labels is not None:
         return patches_of_folders(settings.images, settings.labels, structure=structure)
     if source is None:
-        raise SelmaError("give the folder of a download, or your own with --images DIR --labels DIR")
+        raise SelmaError("give a folder with patches", option="your own with --images DIR --labels DIR")
     return find_patches(source, layout=settings.layout, structures=settings.structures, structure=structure)
 
 

@@ -58,8 +58,9 @@ def find_patches(
     if not (result.patches or result.problems or result.unpaired):
         kinds = f" of {', '.join(structures)}" if structures else ""
         raise SelmaError(
-            f"{source}: holds no annotated patches{kinds} that are recognised; give the folders with --images DIR --labels DIR, or name "
-            "them raw and gt, images and masks, or imagesTr and labelsTr"
+            f"{source}: holds no annotated patches{kinds} that are recognised; name their folders raw and gt, images and masks, or imagesTr "
+            "and labelsTr",
+            option="give them with --images DIR --labels DIR",
         )
     used = {path for patch in result.patches for path in (*patch.images.values(), patch.label)}
     return replace(result, passed_by=passed_by([_unlabelled(entry) for entry in entries if entry.path not in used]))

@@ -55,8 +55,9 @@ class NiftiVolume(Volume):
             [sizes[axis] for axis in reversed(self._axes_xyz)], None if unit == "unknown" else unit
         )
         states_place = any(int(image.header[code]) for code in ("qform_code", "sform_code"))
-        if states_place and self._axes_xyz == (0, 1, 2) and 0 < abs(np.linalg.det(image.affine)) < np.inf:
-            self.affine = np.asarray(image.affine, float)
+        affine = np.asarray(image.affine, float)
+        if states_place and self._axes_xyz == (0, 1, 2) and np.isfinite(affine).all() and np.linalg.det(affine):
+            self.affine = affine
         self._proxy = image.dataobj
 
     def _read(self, z: slice, y: slice, x: slice) -> Array:

@@ -84,29 +84,28 @@ def image_group(path: Path) -> Any:
     """
     node = zarr_node(path)
     try:
-        kind, places = _images_inside(node)
+        kind, images = _images_below(node)
+        if kind == "file" and len(images) == 1:
+            return node[images[0]]
     except _DAMAGE as error:
         raise _damaged_metadata(path, error) from error
     if kind is None:
         return node
-    if kind == "a group" and len(places) == 1:
-        return node[places[0]]
-    raise SelmaError(
-        f"{path}: is {kind} of {len(places)} images ({', '.join(places[:10])}), not one; {_choice(path, places)}"
-    )
+    listed = ", ".join(images[:10])
+    raise SelmaError(f"{path}: is a {kind} of {len(images)} images ({listed}), not one; {_choice(path, images)}")
 
 
-def _images_inside(node: Any) -> tuple[str | None, list[str]]:
-    """Kind of a group that holds images, for a sentence, and their places in it; None for a node that is one image."""
+def _images_below(node: Any) -> tuple[str | None, list[str]]:
+    """Kind of a group of images, and paths of the images (of a plate, the first of each well); None for an image."""
     metadata = ome_metadata(node)
     if "plate" in metadata:
-        return "a plate", [f"{well['path']}/0" for well in metadata["plate"]["wells"]]
+        return "plate", [f"{well['path']}/0" for well in metadata["plate"]["wells"]]
     if "well" in metadata:
-        return "a well", [str(image["path"]) for image in metadata["well"]["images"]]
-    if "bioformats2raw.layout" not in metadata:
-        return None, []
-    listed = ome_metadata(node["OME"]).get("series") if "OME" in node else None
-    return "a group", list(listed or takewhile(lambda name: name in node, map(str, count())))
+        return "well", [str(image["path"]) for image in metadata["well"]["images"]]
+    if "bioformats2raw.layout" in metadata:
+        series = ome_metadata(node["OME"]).get("series") if "OME" in node else None
+        return "file", series or list(takewhile(lambda name: name in node, map(str, count())))
+    return None, []
 
 
 def image_path(path: Path) -> Path:

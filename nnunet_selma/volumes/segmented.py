@@ -80,13 +80,12 @@ def levels(path: Path, channel: int | None = None) -> Levels:
     return (first, *(open_volume(path, channel=channel, level=level) for level in range(1, count)))
 
 
-def label_image(path: Path, name: str | None = None, *, remedy: str = "choose one with --label") -> Path | None:
+def label_image(path: Path, name: str | None = None) -> Path | None:
     """Path of a label image in an OME-Zarr; None for a volume that holds none, where no name is given.
 
     Args:
         path: any volume.
         name: name of the label image; None takes `segmentation`, or the only one.
-        remedy: words for the error where there are several.
 
     Raises:
         SelmaError: there is none of that name, or without a name there are several and none is called `segmentation`; or the OME-Zarr is a
@@ -103,7 +102,10 @@ def label_image(path: Path, name: str | None = None, *, remedy: str = "choose on
     if name is None:
         name = USUAL_LABEL if USUAL_LABEL in names else names[0]
         if name != USUAL_LABEL and len(names) > 1:
-            raise SelmaError(f"{path}: holds the label images {', '.join(names)}; {remedy}")
+            raise SelmaError(
+                f"{path}: holds the label images {', '.join(names)}; give one of them, as {root / 'labels' / names[0]}",
+                option="choose one with --label",
+            )
     if name not in names:
         raise SelmaError(f"{path}: has no label image {name}; it holds {', '.join(names) or 'none'}")
     return root / "labels" / name
@@ -115,7 +117,7 @@ def open_labels(path: Path) -> Volume:
     Raises:
         SelmaError: the OME-Zarr holds several label images and none is called `segmentation`, or the volume cannot be opened.
     """
-    return open_volume(label_image(path, remedy=f"give the path of one, as {path / 'labels'}/NAME") or path)
+    return open_volume(label_image(path) or path)
 
 
 def has_image(path: Path) -> bool:

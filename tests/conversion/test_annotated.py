@@ -237,7 +237,7 @@ def test_stains_are_the_input_channels(place, tmp_path, rng, folders):
             tmp_path / "in" / "images" / "a.tif", np.moveaxis(stains, 0, 1), imagej=True, metadata={"axes": "ZCYX"}
         )
     write_tiff(tmp_path / "in" / "masks" / "a.tif", (stains[0] > 8000).astype(np.uint8))
-    with pytest.raises(SelmaError, match="--stains" if place == "files" else "--channel"):
+    with pytest.raises(SelmaError, match="is channel 1; name all channels" if place == "files" else "has 2 channels"):
         convert(tmp_path / "in", folders, spacing="voxel")
     convert(tmp_path / "in", folders, spacing="voxel", stains=("TH", "cFos"))
     dataset = folders.raw / "Dataset510_SELMA3D"
@@ -258,8 +258,8 @@ def test_a_corrected_label_is_not_taken_for_converted(tmp_path, rng, folders):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"images": Path("a")}, "--images and --labels belong together"),
-        ({"kind": "spot"}, "name it with --structure"),
+        ({"images": Path("a")}, "images and labels belong together"),
+        ({"kind": "spot"}, "name the structure, too"),
         ({"stains": ("a", "b"), "channel": 0}, "choose one of them"),
         ({"stains": ("CT", "b")}, "takes this name for a normalisation"),
         ({"stains": ("b", "b")}, "names a channel twice"),

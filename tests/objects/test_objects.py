@@ -120,7 +120,7 @@ def test_an_ome_zarr_with_its_image_and_instances_in_it(tmp_path, rng, monkeypat
     inside = brain / "labels" / "numbers"
     assert run(brain, "--label", "cells", "-o", tmp_path / "again.csv", "--instances", inside, "--raw", "none") == 0
     np.testing.assert_array_equal(open_volume(inside).read(), numbers)
-    with pytest.raises(SelmaError, match="cells, numbers; choose one with --label"):
+    with pytest.raises(SelmaError, match="cells, numbers; give one of them"):
         run(brain, "-o", tmp_path / "again.csv")
     with pytest.raises(SelmaError, match=r"numbers exists already.*--overwrite"):
         run(brain, "--label", "cells", "-o", tmp_path / "again.csv", "--instances", inside)

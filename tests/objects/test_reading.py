@@ -131,7 +131,7 @@ def test_labels_of_an_ome_zarr_bring_their_image(tmp_path, rng):
         assert found.classes == {1: "cell"}
     assert opened(brain, without_raw=True).raw is None
     write_ome_zarr(brain, vessels=(values > 0).astype(np.uint8))
-    with pytest.raises(SelmaError, match="cells, vessels; choose one with --label"):
+    with pytest.raises(SelmaError, match="cells, vessels; give one of them"):
         opened(brain)
     assert opened(brain, name="vessels").labels.read().max() == 1
     with pytest.raises(SelmaError, match="has no label image axons"):

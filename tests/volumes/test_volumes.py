@@ -291,7 +291,7 @@ def test_a_channel_of_an_ome_zarr_can_be_chosen(voxels, tmp_path):
     group = zarr.open_group(str(path))
     del group["0"]
     group.create_array("0", data=np.stack([voxels, voxels // 2])[None])
-    with pytest.raises(SelmaError, match="has 2 entries") as refused:
+    with pytest.raises(SelmaError, match="has 2 channels") as refused:
         open_volume(path)
     assert refused.value.for_command({"--channel"}).endswith("or choose one of 0 to 1 with --channel")
     np.testing.assert_array_equal(open_volume(path, channel=1).read(), voxels // 2)

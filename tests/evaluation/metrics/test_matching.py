@@ -115,7 +115,8 @@ def test_matches_by_distance_are_no_more_than_the_objects(pair, distance):
             for labels in (prediction, reference)
         ]
         nearest = np.linalg.norm(centres[0][:, None] - centres[1], axis=-1).min()
-        assert (found.matched > 0) == (nearest <= distance)
+        if not np.isclose(nearest, distance):  # a tie is decided by rounding
+            assert (found.matched > 0) == (nearest < distance)
 
 
 @pytest.mark.parametrize("text", ["iou:0.3", "overlap", "distance:10"])
