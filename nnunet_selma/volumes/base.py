@@ -31,6 +31,9 @@ class Volume(ABC):
     spacing_guess: str | None = None
     """A sentence where the file states a voxel size without its unit, and the unit was guessed."""
 
+    order: str | None = None
+    """The rule by which slices in files of their own were ordered, for a sentence; None for other volumes."""
+
     plane_wise: bool = True
     """True if whole slices in order are cheap to read; False if boxes are, as in chunks and memory maps."""
 
@@ -97,9 +100,32 @@ def three_axes(shape_xyz: tuple[int, ...], path: Path) -> tuple[int, int, int]:
 
 
 def check_exists(path: Path) -> None:
-    """Raise `SelmaError` if there is no such file or folder."""
-    if not path.exists():
-        raise SelmaError(f"{path}: there is no such file or folder")
+    """Raise `SelmaError` if there is no such file or folder, or if the path is an address such as `https://…` or `s3://…`."""
+    if path.exists():
+        return
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
+        raise SelmaError(
+            f"{path}: addresses are not read; download the data, or mount them as a folder, and give that path"
+        )
+    raise SelmaError(f"{path}: there is no such file or folder")
+
+
+def chosen_channel(path: Path, channel: int | None, channels: int) -> int:
+    """Number of the channel to read of a file or folder that holds this many.
+
+    Raises:
+        SelmaError: there is no such channel, or there are several and none was chosen.
+    """
+    if channels == 1 and channel not in (None, 0):
+        raise SelmaError(f"{path}: has one channel, there is no channel {channel}; choose none")
+    if channels > 1 and channel is None:
+        raise SelmaError(
+            f"{path}: has {channels} channels; save one of them as a file of its own",
+            option=f"choose one of 0 to {channels - 1} with --channel",
+        )
+    if channels > 1 and channel not in range(channels):
+        raise SelmaError(f"{path}: has the channels 0 to {channels - 1}, there is no channel {channel}")
+    return channel or 0
 
 
 def damaged_file(path: Path) -> SelmaError:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_selma.errors import SelmaError, counted
+from nnunet_selma.errors import SelmaError
 from nnunet_selma.structures import SpacingUm
-from nnunet_selma.volumes.base import Array, ShapeZYX, Volume
+from nnunet_selma.volumes.base import Array, ShapeZYX, Volume, chosen_channel
 from nnunet_selma.volumes.units import spacing_from_header, spacing_in_um
 
 _DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile)
@@ -198,21 +198,12 @@ class OmeZarrVolume(Volume):
     def _fixed_axes(self) -> dict[str, int]:
         """Name of each axis other than z, y and x to the entry that is read."""
         lengths = dict(zip(self._axes, self._array.shape, strict=True))
-        channels = lengths.pop("c", 1)
-        if self.channel is not None and not 0 <= self.channel < channels:
-            raise SelmaError(
-                f"{self.path}: has {counted(channels, 'channel')}, counted from 0; channel {self.channel} is not among them"
-            )
-        if self.channel is None and channels > 1:
-            raise SelmaError(
-                f"{self.path}: has {channels} channels; save one of them",
-                option=f"choose one of 0 to {channels - 1} with --channel",
-            )
+        channel = chosen_channel(self.path, self.channel, lengths.pop("c", 1))
         for name, length in lengths.items():
             if name not in "zyx" and length != 1:
                 what = "time points" if name == "t" else f"entries along the axis {name}"
                 raise SelmaError(f"{self.path}: has {length} {what}; save one of them as an image of its own")
-        return {name: (self.channel or 0) if name == "c" else 0 for name in self._axes if name not in "zyx"}
+        return {name: channel if name == "c" else 0 for name in self._axes if name not in "zyx"}
 
     def _zyx(self, lengths: Sequence[int]) -> ShapeZYX:
         """The entries for z, y and x among those for the axes of the file."""

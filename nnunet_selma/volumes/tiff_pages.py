@@ -14,7 +14,7 @@ import tifffile
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.structures import SpacingUm
-from nnunet_selma.volumes.base import Array, Volume, by_times, cut_short, damaged_file
+from nnunet_selma.volumes.base import Array, Volume, by_times, chosen_channel, cut_short, damaged_file
 from nnunet_selma.volumes.units import spacing_in_um
 
 # what tifffile and the decoders behind it raise for a damaged file
@@ -170,12 +170,7 @@ class TiffPages(Volume):
         chosen: list[int | slice] = []
         for name, length in zip(layout.axes, leading, strict=True):
             if name == "C" and length > 1:
-                if channel is None or not 0 <= channel < length:
-                    raise SelmaError(
-                        f"{path}: has {length} channels; save one of them as a file of its own",
-                        option=f"choose one of 0 to {length - 1} with --channel",
-                    )
-                chosen.append(channel)
+                chosen.append(chosen_channel(path, channel, length))
             elif length == 1 and name in "CTSHVLPMRE":
                 chosen.append(0)
             else:

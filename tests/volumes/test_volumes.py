@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.volumes import open_volume, to_intensities
+from nnunet_selma.volumes.tiff import is_stack_of_slices, slice_channels
 from tests.conftest import write_image
 
 SHAPE = (7, 9, 11)
@@ -221,6 +222,161 @@ class TestBadSlices:
         np.testing.assert_array_equal(read[3], np.rint((voxels[2].astype(float) + voxels[4]) / 2).astype(np.uint16))
         assert len(volume.repaired) == 1
         assert "3" in volume.repaired[0]
+
+    @pytest.mark.parametrize("on_bad_slice", ["error", "interpolate"])
+    @pytest.mark.parametrize("spoil", ["size", "dtype", "colour", "header"])
+    def test_two_in_a_small_stack_are_too_many(self, spoil, on_bad_slice, voxels, tmp_path):
+        folder = write_slices(tmp_path / "stack", voxels)
+        getattr(self, f"spoil_{spoil}")(folder)
+        (folder / "s_Z5.tif").write_bytes((folder / "s_Z3.tif").read_bytes())
+        with pytest.raises(SelmaError, match=r"s_Z3.tif: .*; replace all bad slices, 2 of 7$"):
+            open_volume(folder, on_bad_slice=on_bad_slice)
+
+    def test_two_damaged_ones_that_are_noticed_in_reading_are_too_many(self, voxels, tmp_path):
+        folder = write_slices(tmp_path / "stack", voxels)
+        self.spoil_data(folder)
+        (folder / "s_Z5.tif").write_bytes((folder / "s_Z3.tif").read_bytes())
+        volume = open_volume(folder, on_bad_slice="interpolate")
+        with pytest.raises(
+            SelmaError, match=r"s_Z5.tif: is the last of 2 damaged slices of 7, too many to interpolate"
+        ):
+            volume.read()
+
+    @pytest.mark.parametrize("on_bad_slice", ["error", "interpolate"])
+    @pytest.mark.parametrize(
+        ("lost", "match"),
+        [
+            ((3, 9), r"2 slice number\(s\) missing, the first after s_Z2.tif \(number 3\); .* too many to interpolate"),
+            (range(3, 37), r"the slice numbers jump after 2 \(s_Z2.tif\)"),
+        ],
+    )
+    def test_many_missing_slices_are_never_interpolated(self, lost, match, on_bad_slice, tmp_path):
+        folder = write_slices(tmp_path / "stack", np.zeros((40, 4, 4), np.uint8))
+        for z in lost:
+            (folder / f"s_Z{z}.tif").unlink()
+        with pytest.raises(SelmaError, match=match) as error:
+            open_volume(folder, on_bad_slice=on_bad_slice)
+        assert "--on-bad-slice" not in str(error.value)
+
+    def test_uneven_steps_are_never_interpolated(self, tmp_path):
+        folder = write_slices(tmp_path / "stack", np.zeros((9, 4, 4), np.uint8), name="{}")
+        for z, position in enumerate((0, 812, 1600, 2450, 3250, 4080, 7300, 8170, 8950)):
+            (folder / str(z)).rename(folder / f"{position}ms.tif")
+        with pytest.raises(SelmaError, match=r"not in equal steps, and 4080ms.tif and 7300ms.tif are far apart"):
+            open_volume(folder, on_bad_slice="interpolate")
+
+
+COMPOSITES = {
+    "ImageJ": {"imagej": True, "metadata": {"axes": "CYX"}},
+    "ImageJ, compressed": {"imagej": True, "metadata": {"axes": "CYX"}, "compression": "zlib"},
+    "OME": {"ome": True, "metadata": {"axes": "CYX"}},
+    "pages": {"metadata": None, "photometric": "minisblack"},
+}
+
+
+class TestSlicesWithChannels:
+    """Files of equally few pages are slices, and their pages channels."""
+
+    def write(self, folder, voxels, channels=2, **options):
+        folder.mkdir(parents=True)
+        for z, plane in enumerate(voxels):
+            pages = np.stack([plane // (channel + 1) for channel in range(channels)])
+            tifffile.imwrite(folder / f"s_Z{z}.tif", pages, **options)
+        return folder
+
+    @pytest.mark.parametrize("options", COMPOSITES.values(), ids=COMPOSITES)
+    def test_each_is_read(self, options, voxels, tmp_path):
+        folder = self.write(tmp_path / "stack", voxels, channels=3, **options)
+        assert is_stack_of_slices(folder)
+        assert slice_channels(folder) == 3
+        with pytest.raises(SelmaError, match="has 3 channels; choose one of 0 to 2 with --channel"):
+            open_volume(folder)
+        with pytest.raises(SelmaError, match="has 3 channels"):
+            open_volume(folder, channel=3)
+        for channel in range(3):
+            volume = open_volume(folder, channel=channel)
+            np.testing.assert_array_equal(volume.read(), voxels // (channel + 1))
+
+    @pytest.mark.parametrize("pages", [1, 3])
+    def test_a_slice_with_other_channels_is_named(self, pages, voxels, tmp_path):
+        folder = self.write(tmp_path / "stack", voxels)
+        tifffile.imwrite(folder / "s_Z3.tif", np.stack([voxels[3]] * pages), photometric="minisblack")
+        assert is_stack_of_slices(folder)
+        with pytest.raises(SelmaError, match=r"s_Z3.tif: is .*, the other slices are 2 pages of 9 × 11 \(y, x\)"):
+            open_volume(folder, channel=0)
+
+    def test_pages_that_are_called_slices_are_volumes(self, voxels, tmp_path):
+        folder = self.write(tmp_path / "stack", voxels, imagej=True, metadata={"axes": "ZYX"})
+        assert not is_stack_of_slices(folder)
+        assert slice_channels(folder) == 1
+        with pytest.raises(SelmaError, match="holds 2 pages, a folder of slices has one a file"):
+            open_volume(folder)
+
+    def test_files_that_are_not_numbered_are_volumes(self, voxels, tmp_path):
+        folder = self.write(tmp_path / "stack", voxels[:4])
+        for path, name in zip(sorted(folder.iterdir()), ("liver", "brain", "heart", "lung"), strict=True):
+            path.rename(folder / f"{name}.tif")
+        assert not is_stack_of_slices(folder)
+
+    @pytest.mark.parametrize("odd", [0, 5])
+    def test_all_files_tell_slices_from_volumes(self, odd, voxels, tmp_path):
+        folder = write_slices(tmp_path / "stack", voxels)
+        tifffile.imwrite(folder / f"s_Z{odd}.tif", voxels)
+        assert is_stack_of_slices(folder)
+        with pytest.raises(SelmaError, match=f"s_Z{odd}.tif: holds 7 pages"):
+            open_volume(folder)
+        cubes = tmp_path / "cubes"
+        cubes.mkdir()
+        for number in range(5):
+            tifffile.imwrite(cubes / f"c{number}.tif", voxels[0] if number == odd else voxels)
+        assert not is_stack_of_slices(cubes)
+
+    @pytest.mark.parametrize("with_thumbnail", [[0], [5], range(8)])
+    @pytest.mark.parametrize("first", [True, False])
+    def test_a_thumbnail_beside_a_slice_is_no_channel(self, first, with_thumbnail, rng, tmp_path):
+        voxels = rng.integers(0, 999, (8, 40, 40), dtype=np.uint16)
+        folder = write_slices(tmp_path / "stack", voxels)
+        for z in with_thumbnail:
+            with tifffile.TiffWriter(folder / f"s_Z{z}.tif") as tif:
+                for page in [voxels[z], voxels[z][::4, ::4]][:: -1 if first else 1]:
+                    tif.write(page, contiguous=False, metadata=None, photometric="minisblack")
+        np.testing.assert_array_equal(open_volume(folder).read(), voxels)
+
+
+SINGLE = ("slices", "pages", "NIfTI", "NRRD", "MHA")
+
+
+@pytest.mark.parametrize("kind", SINGLE)
+def test_a_channel_or_level_that_is_not_there_is_refused(kind, voxels, tmp_path):
+    path = WRITERS[kind](tmp_path, voxels)
+    np.testing.assert_array_equal(open_volume(path, channel=0, level=0).read(), voxels)
+    for channel in (1, -1):
+        with pytest.raises(SelmaError, match=rf"has one channel, there is no channel {channel}; leave --channel out"):
+            open_volume(path, channel=channel)
+    with pytest.raises(SelmaError, match="has one resolution, there is no level 1; leave --level out"):
+        open_volume(path, level=1)
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/a.zarr", "gs://b/c.tif", "https://server/a.zarr", "http://server/a"])
+def test_addresses_are_not_read(address):
+    with pytest.raises(SelmaError, match="addresses are not read; download the data, or mount them"):
+        open_volume(address)
+
+
+def test_the_order_of_slices_is_told_and_may_be_chosen(voxels, tmp_path):
+    folder = write_slices(tmp_path / "stack", voxels)
+    assert open_volume(folder).order == "ordered by Z#, 0 to 6, step 1"
+    for z in range(7):
+        (folder / f"s_Z{z}.tif").rename(folder / f"{z}_{9 - z}.tif")
+    with pytest.raises(SelmaError, match="--slice-pattern"):
+        open_volume(folder)
+    volume = open_volume(folder, slice_pattern=r"_(\d)")
+    np.testing.assert_array_equal(volume.read(), voxels[::-1])
+    assert volume.order == "ordered by --slice-pattern, 3 to 9, step 1"
+
+
+def test_the_order_of_other_volumes_is_none(voxels, tmp_path):
+    assert open_volume(WRITERS["NIfTI"](tmp_path, voxels)).order is None
 
 
 @pytest.mark.parametrize("kind", ["NIfTI", "NIfTI, not compressed", "pages", "pages, contiguous", "NRRD"])
