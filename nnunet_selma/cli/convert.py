@@ -131,7 +131,7 @@ def _inspect(chosen: argparse.Namespace) -> int:
 
 _SHOWN = {"structure": "", "spacing": "", "stains": "", "channel": ""}
 _COMMON = {"dataset_id": "-d", "name": "", "structures": "", "vessel_channels": "", **_SHOWN}
-_VOLUME = {"level": ""}
+_VOLUME = {"level": "", "slice_pattern": " REGEX", "on_bad_slice": ""}
 
 
 def _annotated_arguments(parser: argparse.ArgumentParser) -> None:
@@ -160,7 +160,7 @@ def _annotated_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _unannotated_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=path, help="the download, or any folder of it, or a volume")
-    add_options(parser, UnannotatedSettings, **_COMMON, **_VOLUME, on_bad_slice="")
+    add_options(parser, UnannotatedSettings, **_COMMON, **_VOLUME)
     add_options(parser, TileSettings, tile="", per_volume="--tiles-per-volume", min_foreground="", seed="")
     workers_argument(parser, "each takes about 1.3 GB, more where one tile is larger")
     scheduler_argument(parser)

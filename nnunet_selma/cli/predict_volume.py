@@ -119,6 +119,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     )
     add_options(parser, ModelSettings, checkpoint="", step_size="-step_size", mirroring="--tta")
     add_options(parser, VolumePrediction, spacing_um_zyx="--spacing", level="", channels="--channel", on_bad_slice="")
+    add_options(parser, VolumePrediction, slice_pattern=" REGEX")
     region = parser.add_mutually_exclusive_group()
     add_options(region, VolumePrediction, mask=" VOLUME")
     region.add_argument(

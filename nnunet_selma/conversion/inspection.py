@@ -31,7 +31,7 @@ from nnunet_selma.volumes import Volume, check_exists, open_volume
 from nnunet_selma.volumes.lost_chunks import lost_chunks
 
 _SAMPLED_SLICES = 8
-_OPTIONS = ("--structure", "--spacing", "--stains", "--channel", "--level", "--slice-pattern")
+_OPTIONS = ("--structure", "--spacing", "--stains", "--channel", "--level", "--slice-pattern", "--on-bad-slice")
 """Options of `inspect` that an error may recommend."""
 
 
@@ -46,6 +46,8 @@ class Inspection:
     """Annotated patch to the facts about its images and its label."""
     volumes: dict[str, list[ImageFacts]] = field(default_factory=dict)
     """Unannotated volume to the facts about its channels."""
+    orders: dict[str, str] = field(default_factory=dict)
+    """Unannotated volume of slices to the rule that orders them."""
     sampled: bool = True
     """True if the intensities of volumes are those of a few slices."""
     relations: list[Relation] = field(default_factory=list)
@@ -169,6 +171,8 @@ def _inspect_volumes(
             if is_mask(channels[0]):
                 masks.append(Entry(volume.channels[0], "mask", MASK_BY_VALUES))
                 continue
+            if channels[0].order:
+                result.orders[volume.name] = channels[0].order
             sources.append(settings.spacing_sources(volume, channels[0]))
             result.volumes[volume.name] = [
                 _facts(channel, volume.tabled, channel.shape[0] if full else _SAMPLED_SLICES) for channel in channels
@@ -235,6 +239,8 @@ def as_text(result: Inspection) -> str:
         lines.append(header)
     for name, images in result.volumes.items():
         lines += [_row(name, facts, width) for facts in images]
+        if name in result.orders:
+            lines.append(f"{'':<{width}}{result.orders[name]}")
     if result.volumes and result.sampled:
         lines.append(f"intensities are those of {_SAMPLED_SLICES} slices of each volume; --full reads all")
     lines += [f"would {plan}" for plan in result.plans]

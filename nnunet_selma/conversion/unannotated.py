@@ -66,6 +66,9 @@ class UnannotatedSettings:
     level: int = 0
     """Resolution level of an OME-Zarr; 0 is the finest."""
 
+    slice_pattern: str | None = None
+    """Regular expression whose parenthesis finds the number of a slice in its name, as in 'Z([0-9]+)'; None: the number is found by rules."""
+
     def __post_init__(self) -> None:
         """Raise `SelmaError` for options that contradict each other."""
         check_stains(self.stains)
@@ -85,7 +88,13 @@ class UnannotatedSettings:
 
     def open(self, path: Path, channel: int | None = None) -> Volume:
         """Open a file with the chosen channel, level and treatment of bad slices; raises `SelmaError` for a single slice."""
-        volume = self._open(path, channel, self.level)
+        volume = open_volume(
+            path,
+            channel=self.channel if channel is None else channel,
+            level=self.level,
+            on_bad_slice=self.on_bad_slice,
+            slice_pattern=self.slice_pattern,
+        )
         if volume.shape[0] == 1:
             raise SelmaError(
                 f"{path}: is a single slice, and a volume has several; give the folder with all slices, or copy the file again if it held more"
@@ -94,26 +103,12 @@ class UnannotatedSettings:
 
     def spacing_sources(self, volume: UnlabelledVolume, opened: Volume) -> SpacingSources:
         """Everything that states the voxel size of a volume, whose first channel is open."""
-        factor = (1.0, 1.0, 1.0)
-        if self.level:
-            path, channel = numbered_within(volume.channels)[0]
-            finest = self._open(path, channel, 0)
-            z, y, x = (float(round(a / b)) for a, b in zip(finest.shape, opened.shape, strict=True))
-            factor = (z, y, x)
         return SpacingSources(
             name=str(volume.channels[0]),
             structure=volume.structure,
             in_layout=volume.in_layout,
             header_um_zyx=opened.spacing_um_zyx,
-            level_factor=factor,
-        )
-
-    def _open(self, path: Path, channel: int | None, level: int) -> Volume:
-        return open_volume(
-            path,
-            channel=self.channel if channel is None else channel,
-            level=level,
-            on_bad_slice=self.on_bad_slice,
+            level_factor=opened.level_factor_zyx,
         )
 
 

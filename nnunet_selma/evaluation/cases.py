@@ -11,7 +11,7 @@ from nnunet_selma.volumes import is_volume, open_volume, stem
 from nnunet_selma.volumes.ome_zarr import is_zarr
 from nnunet_selma.volumes.orientation import Placement, placement
 from nnunet_selma.volumes.segmented import open_labels
-from nnunet_selma.volumes.tiff import has_many_pages, is_tiff, tiff_slices
+from nnunet_selma.volumes.tiff import is_stack_of_slices, is_tiff, tiff_slices
 
 Missing = Literal["error", "empty", "leave out"]
 """Treatment of a case that one side lacks: raise an error, score it as empty, or leave it out."""
@@ -119,9 +119,8 @@ def _is_volume(path: Path) -> bool:
         return True
     if is_zarr(path):
         return True
-    tiffs = sorted(tiff_slices(path))
     others = any(is_volume(entry) and not is_tiff(entry) for entry in path.iterdir())
-    return bool(tiffs) and not others and not has_many_pages(tiffs[0])
+    return bool(tiff_slices(path)) and not others and is_stack_of_slices(path)
 
 
 def _volumes(path: Path) -> dict[str, Path]:

@@ -21,8 +21,8 @@ from nnunet_selma.prediction.run import Run
 from nnunet_selma.prediction.volume_prediction import VolumePrediction
 from nnunet_selma.volumes import open_volume
 from nnunet_selma.volumes.base import Volume
-from nnunet_selma.volumes.ome_zarr import is_zarr
 from nnunet_selma.volumes.ome_zarr_writing import write_box
+from nnunet_selma.volumes.segmented import channel_count
 
 
 def open_channels(settings: VolumePrediction, channels: int) -> list[Volume]:
@@ -32,12 +32,12 @@ def open_channels(settings: VolumePrediction, channels: int) -> list[Volume]:
         SelmaError: too few or too many volumes, or volumes of different shapes.
     """
     chosen = settings.channels
-    if chosen is None and len(settings.inputs) == 1 < channels and _holds_several(settings.inputs[0], settings.level):
+    if chosen is None and len(settings.inputs) == 1 < channels and channel_count(settings.inputs[0]) > 1:
         chosen = tuple(range(channels))
     paths: list[tuple[Path, int | None]] = [(path, None) for path in settings.inputs]
     if chosen is not None:
         for path in settings.inputs:
-            if not _holds_several(path, settings.level):
+            if channel_count(path) == 1:
                 raise SelmaError(f"--channel: {path} holds one channel only; leave the option out")
         paths = [(path, channel) for path in settings.inputs for channel in chosen]
     if len(paths) != channels:
@@ -48,8 +48,9 @@ def open_channels(settings: VolumePrediction, channels: int) -> list[Volume]:
         open_volume(
             path,
             channel=channel,
-            level=settings.level if is_zarr(path) else 0,
+            level=settings.level,
             on_bad_slice=settings.on_bad_slice,
+            slice_pattern=settings.slice_pattern,
         )
         for path, channel in paths
     ]
@@ -59,15 +60,6 @@ def open_channels(settings: VolumePrediction, channels: int) -> list[Volume]:
                 f"{other.path}: has {other.shape} voxels and {volumes[0].path} {volumes[0].shape} (z, y, x); channels are of one shape"
             )
     return volumes
-
-
-def _holds_several(path: Path, level: int) -> bool:
-    """True if a file holds several channels, so that it cannot be opened without the number of one."""
-    try:
-        open_volume(path, level=level if is_zarr(path) else 0)
-    except SelmaError:
-        return True
-    return False
 
 
 def stored_dtype(volumes: list[Volume]) -> np.dtype[Any]:

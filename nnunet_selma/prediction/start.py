@@ -75,7 +75,11 @@ def _facts(settings: VolumePrediction, model: Model, device: str) -> RunFacts:
     """Facts that follow from the settings, the volume and the model."""
     volumes = open_channels(settings, len(model.channels))
     first, dtype = volumes[0], stored_dtype(volumes)
-    spacing = settings.spacing_um_zyx or first.spacing_um_zyx
+    spacing = first.spacing_um_zyx
+    if settings.spacing_um_zyx is not None:
+        edges = zip(settings.spacing_um_zyx, first.level_factor_zyx, strict=True)
+        depth, height, width = (edge * factor for edge, factor in edges)
+        spacing = (depth, height, width)
     z, y, x = (slice(0, length) for length in first.shape)
     unit = spacing_in_plans(spacing, model.plans)
     grids = make_grids(model.configuration, model.transpose, (z, y, x), unit, model.tile, settings.model.step_size)

@@ -24,11 +24,13 @@ class VolumePrediction:
     """The OME-Zarr that is written."""
     model: ModelSettings
     spacing_um_zyx: tuple[float, float, float] | None = None
-    """Voxel size, µm; None: that of the file."""
+    """Voxel size, of the finest level, µm; None: that of the file."""
     level: int = 0
     """Resolution level of an OME-Zarr; 0 is the finest."""
     on_bad_slice: OnBadSlice = "error"
     """A slice that is missing or unreadable: stop, or interpolate from its neighbours."""
+    slice_pattern: str | None = None
+    """Regular expression whose parenthesis finds the number of a slice in its name, as in 'Z([0-9]+)'; None: the number is found by rules."""
     tissue_only: bool = True
     """Voxels far from tissue are background without being predicted."""
     mask: Path | None = None

@@ -59,9 +59,7 @@ def open_volume(
     if is_zarr(path):
         return OmeZarrVolume(path, channel=channel, level=level)
     if level != 0:
-        raise SelmaError(
-            f"{path}: has one resolution, there is no level {level}; leave --level out, it is for OME-Zarr"
-        )
+        raise SelmaError(f"{path}: has one resolution, there is no level {level}; levels are for OME-Zarr")
     if path.is_dir():
         if tiff_slices(path):
             interpolate = on_bad_slice == "interpolate"

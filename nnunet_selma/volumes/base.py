@@ -34,6 +34,9 @@ class Volume(ABC):
     order: str | None = None
     """The rule by which slices in files of their own were ordered, for a sentence; None for other volumes."""
 
+    level_factor_zyx: SpacingUm = (1.0, 1.0, 1.0)
+    """Edges of a voxel of the level that is read, in voxels of the finest level."""
+
     plane_wise: bool = True
     """True if whole slices in order are cheap to read; False if boxes are, as in chunks and memory maps."""
 

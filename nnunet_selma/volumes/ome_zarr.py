@@ -161,6 +161,8 @@ class OmeZarrVolume(Volume):
             )
         self._fixed = self._fixed_axes()
         self.shape = self._zyx(self._array.shape)
+        z, y, x = (float(round(a / b)) for a, b in zip(self._zyx(self._finest), self.shape, strict=True))
+        self.level_factor_zyx = (z, y, x)
         self.dtype = np.dtype(self._array.dtype)
         self.chunk_zyx = self._zyx(self._array.chunks)
         self.file_zyx = self._zyx(self._array.shards or self._array.chunks)
@@ -171,6 +173,7 @@ class OmeZarrVolume(Volume):
     def _level(self, node: Any, level: int) -> tuple[Any, list[str], SpacingUm | None, int]:
         """Array, axis names and spacing (µm, zyx) of a resolution level, and the number of levels."""
         if hasattr(node, "shape"):  # a bare array: no scale
+            self._finest = node.shape
             names = [str(name).lower() for name in getattr(node.metadata, "dimension_names", None) or ()]
             return node, names if set("zyx") <= set(names) else list(_USUAL_AXES[-len(node.shape) :]), None, 1
         multiscales = ome_metadata(node).get("multiscales")
@@ -182,6 +185,7 @@ class OmeZarrVolume(Volume):
         datasets = multiscales[0]["datasets"]
         if not 0 <= level < len(datasets):
             raise SelmaError(f"{self.path}: has {len(datasets)} resolution levels, level {level} is not among them")
+        self._finest = node[datasets[0]["path"]].shape
         names = axis_names(multiscales[0])
         units = [axis.get("unit") if isinstance(axis, dict) else None for axis in multiscales[0].get("axes", names)]
         space = [names.index(name) for name in "zyx" if name in names]

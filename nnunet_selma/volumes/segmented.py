@@ -12,7 +12,7 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.volumes import Volume, open_volume
 from nnunet_selma.volumes.base import by_times
 from nnunet_selma.volumes.ome_zarr import axis_names, image_group, image_path, is_zarr, ome_metadata, zarr_node
-from nnunet_selma.volumes.tiff import is_tiff
+from nnunet_selma.volumes.tiff import is_tiff, slice_channels
 from nnunet_selma.volumes.tiff_pages import tiff_channels
 
 Levels = tuple[Volume, ...]
@@ -50,7 +50,7 @@ def segmentation_at(path: Path, *, label: str | None = None, raw: Path | None = 
     place = inside or path.resolve()
     if raw is None and place.parent.name == "labels" and has_image(place.parent.parent):
         raw = place.parent.parent
-    channels = tuple(levels(raw, channel) for channel in range(_channels(raw))) if raw else ()
+    channels = tuple(levels(raw, channel) for channel in range(channel_count(raw))) if raw else ()
     check_same_voxels(labels, channels)
     return Segmented(name=_name(path), labels=labels, channels=channels, classes=class_names(inside or path))
 
@@ -70,7 +70,7 @@ def image_at(path: Path, *, label: str | None = None, labels: Path | None = None
         return replace(segmentation_at(labels, label=label, raw=path), name=_name(path))
     if label_image(path, label) is not None:
         return segmentation_at(path, label=label)
-    return Segmented(name=_name(path), channels=tuple(levels(path, channel) for channel in range(_channels(path))))
+    return Segmented(name=_name(path), channels=tuple(levels(path, channel) for channel in range(channel_count(path))))
 
 
 def levels(path: Path, channel: int | None = None) -> Levels:
@@ -185,10 +185,12 @@ def _label_names(path: Path) -> list[str]:
     return names
 
 
-def _channels(path: Path) -> int:
-    """Number of channels of an OME-Zarr image or a TIFF of many pages; 1 for everything else."""
+def channel_count(path: Path) -> int:
+    """Number of channels of an OME-Zarr image, a TIFF of many pages, or a folder of slices; 1 for everything else."""
     if is_tiff(path):
         return tiff_channels(path)
+    if path.is_dir() and not is_zarr(path):
+        return slice_channels(path)
     multiscale = _multiscale(path)
     axes = axis_names(multiscale) if multiscale else []
     return int(image_group(path)[multiscale["datasets"][0]["path"]].shape[axes.index("c")]) if "c" in axes else 1

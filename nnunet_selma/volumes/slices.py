@@ -27,7 +27,6 @@ _SLICE = re.compile(
 """Words before the number of a slice; the short ones are `s` for section or slice."""
 _BELOW_ZERO = re.compile(rf"(^|_|{_WORD_START}(?i:[xyz]|[xyz]?pos|position|depth|offset|stage))$")
 """Text before a hyphen that is a minus sign, where all names have the hyphen."""
-_CHOICE = r"choose the slice number with --slice-pattern 'Z(\d+)'"
 
 
 def most_interpolated(count: int) -> int:
@@ -100,26 +99,26 @@ def _by_pattern(names: Sequence[str], pattern: str) -> SliceNumbers:
     try:
         expression = re.compile(pattern)
     except re.error as error:
-        raise SelmaError(f"--slice-pattern {pattern}: is no regular expression ({error})") from error
+        raise SelmaError(f"slice pattern {pattern}: is no regular expression ({error})") from error
     numbers: dict[Decimal, str] = {}
     for name in names:
         match = expression.search(name)
         text = match and match[1 if expression.groups else 0]
         if not text:
-            raise SelmaError(f"{name}: does not match --slice-pattern {pattern}; change it, or move the file away")
+            raise SelmaError(f"{name}: does not match the slice pattern {pattern}; change it, or move the file away")
         try:
             number = _value(text)
         except InvalidOperation as error:
             raise SelmaError(
-                f"{name}: --slice-pattern {pattern} gives {text!r}, which is no number; put its digits in parentheses"
+                f"{name}: the slice pattern {pattern} gives {text!r}, which is no number; put its digits in parentheses"
             ) from error
         if number in numbers:
             raise SelmaError(
-                f"{numbers[number]} and {name} have the same slice number {number} by --slice-pattern {pattern}; "
+                f"{numbers[number]} and {name} have the same slice number {number} by the slice pattern {pattern}; "
                 "change it, or keep one channel and one copy in the folder"
             )
         numbers[number] = name
-    return SliceNumbers(tuple(numbers), "--slice-pattern")
+    return SliceNumbers(tuple(numbers), "the slice pattern")
 
 
 def _value(text: str) -> Decimal:
@@ -235,7 +234,7 @@ def _slice_column(columns: Sequence[_Column], names: Sequence[str]) -> _Column:
         raise SelmaError(
             f"{chosen.example} and {rivals[-1].example} in the name {names[0]} would order the slices differently; name the files "
             "by the number of the slice alone",
-            option=_CHOICE,
+            option=r"choose the slice number with --slice-pattern 'Z(\d+)'",
         )
     return chosen
 
@@ -283,5 +282,5 @@ def _built_differently(names: Sequence[str], templates: Sequence[str]) -> SelmaE
     other = next(name for name, template in zip(names, templates, strict=True) if template != templates[0])
     return SelmaError(
         f"{names[0]} and {other} are named differently; keep the slices of one stack in the folder",
-        option=_CHOICE,
+        option=r"choose the slice number with --slice-pattern 'Z(\d+)'",
     )

@@ -21,7 +21,6 @@ _MOST_CHANNELS = 4
 """Pages up to which a file may be a slice with channels."""
 _MOST_LEVELS = 16
 """Pages up to which a file may be one image with thumbnails."""
-_INTERPOLATE = "add --on-bad-slice interpolate"
 
 
 def is_tiff(path: Path) -> bool:
@@ -179,8 +178,10 @@ class TiffSlices(Volume):
             header = headers[different[0]]
             fault = f"is {header}, the other slices are {usual}" if isinstance(header, _Header) else header
             remedy = "replace it" if few else f"replace all bad slices, {bad} of {len(self._bad)}"
-            option = _INTERPOLATE if few else ""
-            raise SelmaError(f"{self._files[different[0]]}: {fault}; {remedy}", option=option)
+            raise SelmaError(
+                f"{self._files[different[0]]}: {fault}; {remedy}",
+                option="add --on-bad-slice interpolate" if few else "",
+            )
         return usual
 
     def _plane(self, index: int) -> Array | None:
@@ -196,7 +197,7 @@ class TiffSlices(Volume):
         except DAMAGE as error:
             if not self._interpolate:
                 raise SelmaError(
-                    f"{file}: the slice is cut short or damaged; replace it", option=_INTERPOLATE
+                    f"{file}: the slice is cut short or damaged; replace it", option="add --on-bad-slice interpolate"
                 ) from error
             self._bad[index] = True
             if sum(self._bad) > most_interpolated(len(self._bad)):
@@ -256,8 +257,8 @@ def _missing_numbers(row: Progression, numbered: Mapping[Decimal, Path], *, inte
     before = numbered[row.numbers[next(i for i, count in enumerate(row.absent) if count)]].name
     raise SelmaError(
         f"{counted(row.missing_count, 'slice number')} missing, the first after {before} (number {row.missing()[0]}); add what is missing"
-        + ("" if few else "; it is too much to interpolate, or the number counts something else"),
-        option=_INTERPOLATE if few else "",
+        + ("" if few else "; they are too many to interpolate, or the number counts something else"),
+        option="add --on-bad-slice interpolate" if few else "",
     )
 
 

@@ -142,7 +142,7 @@ def label_of_a_file(brain, folder):
 
 def several_labels(brain, folder):
     write_brain(folder / "two.ome.zarr", names=("one", "two"))
-    return ["overview", folder / "two.ome.zarr"], "or choose one with --label"
+    return ["overview", folder / "two.ome.zarr"], "holds the label images one, two; give one of them"
 
 
 def other_shape(brain, folder):
