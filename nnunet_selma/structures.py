@@ -49,6 +49,11 @@ class Structure:
         folders = (self.annotated_folder, self.unannotated_folder, self.delivr_folder, *self.aliases)
         return (self.prefix, *(folder for folder in folders if folder))
 
+    @property
+    def key(self) -> str:
+        """Name by which `named` gives the structure back: the prefix, for a structure that the table does not know with the kind."""
+        return self.prefix if self.prefix in PREFIXES else f"{self.prefix}:{self.kind_2024}"
+
 
 STRUCTURES: tuple[Structure, ...] = (
     Structure(
@@ -232,7 +237,11 @@ def find_structure(name: str) -> Structure | None:
 
 
 def named(name: str) -> Structure:
-    """The structure with a prefix or folder name; raises `SelmaError`, which lists the known ones, where there is none."""
+    """The structure with a prefix, a folder name or a key; raises `SelmaError`, which lists the known ones, where there is none."""
+    kinds: tuple[Literal["spot", "tree"], ...] = ("spot", "tree")
+    for kind in kinds:
+        if name.endswith(f":{kind}"):
+            return chosen_structure(name.removesuffix(f":{kind}"), kind)
     structure = find_structure(name)
     if structure is None:
         raise SelmaError(f"unknown structure {name!r}: choose one of {', '.join(PREFIXES)}")

@@ -71,3 +71,20 @@ def test_structure_of_a_case():
 def test_unknown_structure_lists_the_known():
     with pytest.raises(SelmaError, match=r"unknown structure 'kidney'.*cfos_neuron"):
         structures.named("kidney")
+
+
+def test_a_new_structure_is_named_by_its_key():
+    fibres = structures.chosen_structure("TH", "tree")
+    assert (fibres.kind_2024, fibres.kind_2026, fibres.spacing_um_zyx) == ("tree", "contiguous", None)
+    assert structures.named(fibres.key) == fibres
+    assert structures.chosen_structure("cFos").key == "cfos_neuron"
+    assert structures.chosen_structure("TH").kind_2024 == "spot"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [("cFos", "tree", "is of kind spot"), ("a b", "spot", "use letters"), ("", None, "use letters")],
+)
+def test_structures_that_cannot_be_chosen(name, kind, message):
+    with pytest.raises(SelmaError, match=message):
+        structures.chosen_structure(name, kind)

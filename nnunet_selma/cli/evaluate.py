@@ -37,7 +37,9 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--edition", dest="year", type=int, required=True, metavar="2024|2026", help="edition whose rules count"
     )
-    add_options(parser, EvaluationSettings, corrected="", structure="", foreground=" VALUE", spacing_um_zyx="--spacing")
+    add_options(
+        parser, EvaluationSettings, corrected="", structure="", kind="", foreground=" VALUE", spacing_um_zyx="--spacing"
+    )
     parser.add_argument("-o", dest="output", type=path, help="folder for tables and pictures (default: print only)")
     parser.add_argument(
         "--against",

@@ -232,7 +232,7 @@ def convert_annotated(
         "source": place.resolve(),
         "files": {str(path): fingerprint(path) for path in files},
     }
-    dataset = RawDataset(folders.raw, folder_name, identity)
+    dataset = RawDataset(folders.raw, folder_name, identity, in_um=cases[0].spacing.unit == "µm")
     fresh = not dataset.staged.complete
     if fresh:
         signatures = [

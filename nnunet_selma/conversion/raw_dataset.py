@@ -18,7 +18,6 @@ from nnunet_selma.running.whole_files import whole_file
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes.base import Array
 from nnunet_selma.volumes.nifti import IN_UM
-from nnunet_selma.volumes.units import VOXEL_UNITS
 
 FILE_ENDING = ".nii.gz"
 
@@ -42,8 +41,10 @@ def check_free_id(dataset_id: int, folder_name: str, folders: Folders) -> None:
                 )
 
 
-def write_nifti(path: Path, voxels: Array, spacing_zyx: SpacingUm) -> None:
+def write_nifti(path: Path, voxels: Array, spacing_zyx: SpacingUm, *, in_um: bool = False) -> None:
     """Write (z, y, x) voxels with that spacing, origin 0 and identity direction (as ITK counts), under a temporary name first.
+
+    The header says mm, because nnU-Net's readers would divide numbers in µm by 1000; `in_um` notes beside it that they are µm.
 
     It is compressed by libdeflate, more than twice as fast as ITK's zlib, at its quickest level: on noisy images higher levels save less
     than a hundredth.
@@ -57,7 +58,7 @@ def write_nifti(path: Path, voxels: Array, spacing_zyx: SpacingUm) -> None:
     image.set_qform(image.affine, 1)
     image.set_sform(image.affine, 1)
     image.header.set_xyzt_units("mm")
-    if spacing_zyx != VOXEL_UNITS:
+    if in_um:
         image.header["descrip"] = IN_UM
     try:
         with whole_file(path) as partial:
@@ -89,6 +90,7 @@ class RawDataset:
         raw_root: the `nnUNet_raw` folder.
         folder_name: name of the dataset's folder.
         settings: everything on which the cases depend; only a run with the same settings continues one that was killed.
+        in_um: True if the voxel sizes of the cases are in µm.
 
     Raises:
         SelmaError: the dataset exists already, and this package did not make it, or made it with other settings.
@@ -96,8 +98,8 @@ class RawDataset:
 
     needs_labels = True
 
-    def __init__(self, raw_root: Path, folder_name: str, settings: Mapping[str, Any]) -> None:
-        self.folder = raw_root / folder_name
+    def __init__(self, raw_root: Path, folder_name: str, settings: Mapping[str, Any], *, in_um: bool = False) -> None:
+        self.folder, self._in_um = raw_root / folder_name, in_um
         staging = raw_root / f".{folder_name}.partial"
         self.staged = StagedFolder(self.folder, staging, self.folder / MANIFEST, settings)
         if not self.staged.complete:
@@ -111,8 +113,9 @@ class RawDataset:
         if label is None:
             raise ValueError(f"{case}: a raw case has a label")
         for channel, image in enumerate(images):
-            write_nifti(self.staged.files / "imagesTr" / f"{case}_{channel:04d}{FILE_ENDING}", image, spacing_zyx)
-        write_nifti(self.staged.files / "labelsTr" / f"{case}{FILE_ENDING}", label, spacing_zyx)
+            file = self.staged.files / "imagesTr" / f"{case}_{channel:04d}{FILE_ENDING}"
+            write_nifti(file, image, spacing_zyx, in_um=self._in_um)
+        write_nifti(self.staged.files / "labelsTr" / f"{case}{FILE_ENDING}", label, spacing_zyx, in_um=self._in_um)
         self.staged.record(case, record)
 
     def finish(

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.nnunet.voxel_sizes import in_unit
+from nnunet_selma.nnunet.voxel_sizes import in_unit, unit_of
 from nnunet_selma.structures import SpacingUm, Structure
 from nnunet_selma.volumes.base import by_times
 from nnunet_selma.volumes.units import VOXEL_UNITS
 
 Spacing = Literal["header", "physical", "voxel"] | SpacingUm
 """Voxel size to write: the header's, the true one (the structure table's for a download of SELMA3D or DELiVR, else the header's), 1 voxel,
-or a given one in µm (z, y, x)."""
+or a given one (z, y, x): in µm, or in mm if all edges are below
+0.1, for datasets in mm."""
 
 _LARGEST_RATIO = 1.5
 """Header and structure table that are further apart on any axis contradict each other."""
@@ -70,12 +71,13 @@ def spacing_of(volume: SpacingSources, spacing: Spacing) -> WrittenSpacing:
     Raises:
         SelmaError: no source states the voxel size, or header and structure table contradict each other.
     """
-    if spacing == "voxel":
+    if spacing in ("voxel", VOXEL_UNITS):
         return WrittenSpacing(VOXEL_UNITS, "voxels", "whatever their true size")
     header, table = volume.header_um_zyx, volume.table_um_zyx
     at_level = "" if volume.level_factor == (1, 1, 1) else f", times {_sizes(volume.level_factor)} for the level"
     if not isinstance(spacing, str):
-        return WrittenSpacing(_times(spacing, volume.level_factor), "µm", f"from --spacing{at_level}")
+        unit: Literal["µm", "mm"] = "mm" if unit_of(spacing) == "mm" else "µm"
+        return WrittenSpacing(_times(spacing, volume.level_factor), unit, f"from --spacing{at_level}")
     if spacing == "physical" and table is not None:
         size = _times(table, volume.level_factor)
         if header and any(max(a / b, b / a) > _LARGEST_RATIO for a, b in zip(header, size, strict=True)):

@@ -176,7 +176,7 @@ def convert_unannotated(
         },
     }
     if store is None:
-        dataset: StagedDataset = RawDataset(folders.raw, folder_name, identity)
+        dataset: StagedDataset = RawDataset(folders.raw, folder_name, identity, in_um=spacings[0].unit == "µm")
     else:
         sizes = {v.name: size.size_zyx for v, size in zip(volumes, spacings, strict=True)}
         dataset = _store_dataset(store, folder_name, folders, identity, sizes, len(volumes[0].channels))

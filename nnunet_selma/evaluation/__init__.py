@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nnunet_selma import __version__
 from nnunet_selma.errors import SelmaError
@@ -19,7 +19,7 @@ from nnunet_selma.evaluation.sections import PageSection, as_latex, as_markdown
 from nnunet_selma.running.json_files import read_json, without_nan, write_json, write_text
 from nnunet_selma.running.parallel import run_tasks
 from nnunet_selma.running.progress import Progress, silent
-from nnunet_selma.structures import SpacingUm, named
+from nnunet_selma.structures import PREFIXES, SpacingUm, Structure, chosen_structure, find_structure, named
 
 __all__ = ["Evaluation", "EvaluationSettings", "evaluate", "read_evaluation", "write_evaluation"]
 
@@ -33,7 +33,9 @@ class EvaluationSettings:
     corrected: bool = False
     """Show the corrected value beside a metric that the official evaluator computes wrongly (docs/metrics.md)."""
     structure: str | None = None
-    """Structure of all cases whose names do not begin with one."""
+    """Structure of all cases, one of SELMA3D's or a new name with its kind; None: that with which their names begin."""
+    kind: Literal["spot", "tree"] | None = None
+    """Shape of a new structure, which decides the metrics."""
     foreground: int | None = None
     """Value of the objects in the ground truths; None: every value above 0."""
     missing: Missing = "error"
@@ -137,7 +139,7 @@ def evaluate(
     cases, warnings = find_cases(
         reference,
         predictions,
-        structure=settings.structure,
+        structure=_chosen(settings),
         missing=settings.missing,
         images=images if output and sheets else None,
         spacing_um_zyx=settings.spacing_um_zyx,
@@ -145,6 +147,11 @@ def evaluate(
     of_one_method = next(iter(cases.values()))
     _check_spacing(of_one_method, settings.extras)
     warnings += _warnings_of_useless(of_one_method, settings.extras)
+    tabled = [
+        c.name for c in of_one_method if c.spacing_from_table and settings.extras.suited_to(c.structure).need_spacing
+    ]
+    if tabled:
+        warnings.append(f"distances in voxels of SELMA3D's table, because no header says their size: {listed(tabled)}")
     tasks = [
         ScoreTask(
             cases={method: of_method[number] for method, of_method in cases.items()},
@@ -165,6 +172,20 @@ def evaluate(
     scores = [score for number in range(len(cases)) for score in (of_case[number] for of_case in by_case)]
     warnings += [warning for score in scores for warning in score.warnings]
     return Evaluation(settings, reference, dict(predictions), scores, list(dict.fromkeys(warnings)))
+
+
+def _chosen(settings: EvaluationSettings) -> Structure | None:
+    """The structure of all cases; None takes it from their names."""
+    if settings.structure is None:
+        if settings.kind is not None:
+            raise SelmaError("a kind says what shape a new structure has; name the structure with --structure")
+        return None
+    if find_structure(settings.structure) is None and settings.kind is None:
+        raise SelmaError(
+            f"{settings.structure}: is no structure of SELMA3D; say with --kind whether it is judged as spots or as a tree, or choose one "
+            f"of {', '.join(PREFIXES)}"
+        )
+    return chosen_structure(settings.structure, settings.kind)
 
 
 def _check_spacing(cases: Iterable[CaseFiles], extras: Extras) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.structures import PREFIXES, SpacingUm, Structure, named, of_case
+from nnunet_selma.structures import PREFIXES, SpacingUm, Structure, of_case
 from nnunet_selma.volumes import is_volume, open_volume, stem
 from nnunet_selma.volumes.ome_zarr import is_zarr
 from nnunet_selma.volumes.orientation import Placement, placement
@@ -31,13 +31,15 @@ class CaseFiles:
     """The raw image, for pictures."""
     spacing_um_zyx: SpacingUm | None
     """Voxel size, µm, (z, y, x): from the user, else from the reference's header, else from the structure table."""
+    spacing_from_table: bool = False
+    """True if only the structure table states the voxel size."""
 
 
 def find_cases(
     reference: Path,
     predictions: Mapping[str, Path],
     *,
-    structure: str | None = None,
+    structure: Structure | None = None,
     missing: Missing = "error",
     images: Path | None = None,
     spacing_um_zyx: SpacingUm | None = None,
@@ -47,7 +49,7 @@ def find_cases(
     Args:
         reference: folder of ground truths, or one volume: a file, an OME-Zarr, a folder of TIFF slices. Formats may be mixed.
         predictions: method to its folder of predictions, or to one volume.
-        structure: name of the structure of all cases; None takes it from the name of each case.
+        structure: structure of all cases; None takes it from the name of each case.
         missing: treatment of cases that one side lacks.
         images: folder of raw images, `<case>.…` or `<case>_0000.…`.
         spacing_um_zyx: voxel size, µm, instead of that of headers and structure table.
@@ -74,9 +76,11 @@ def find_cases(
                 reference=truths.get(name),
                 prediction=files.get(name),
                 image=pictures.get(name),
-                spacing_um_zyx=spacing_um_zyx or _spacing(truths.get(name)) or structures[name].spacing_um_zyx,
+                spacing_um_zyx=(header := spacing_um_zyx or _spacing(truths.get(name)))
+                or structures[name].spacing_um_zyx,
+                spacing_from_table=header is None and structures[name].spacing_um_zyx is not None,
             )
-            for name in sorted(names, key=lambda name: (PREFIXES.index(structures[name].prefix), name))
+            for name in sorted(names, key=lambda name: (_order(structures[name]), name))
         ]
         for method, files in guesses.items()
     }
@@ -176,11 +180,15 @@ def _with_unfitting_image(cases: Iterable[CaseFiles]) -> list[str]:
     return odd
 
 
-def _structures(names: Sequence[str], structure: str | None) -> tuple[dict[str, Structure], list[str]]:
+def _order(structure: Structure) -> int:
+    """Row of the structure table; new structures come last."""
+    return PREFIXES.index(structure.prefix) if structure.prefix in PREFIXES else len(PREFIXES)
+
+
+def _structures(names: Sequence[str], chosen: Structure | None) -> tuple[dict[str, Structure], list[str]]:
     """Case to its structure, and warnings."""
     by_name = {name: of_case(name) for name in names}
-    if structure is not None:
-        chosen = named(structure)
+    if chosen is not None:
         other = [name for name, known in by_name.items() if known not in (None, chosen)]
         warning = f"taken for {chosen.title}, as --structure says, though the name says otherwise: {listed(other)}"
         return dict.fromkeys(names, chosen), [warning] if other else []
@@ -188,7 +196,7 @@ def _structures(names: Sequence[str], structure: str | None) -> tuple[dict[str, 
     if unknown:
         raise SelmaError(
             f"names that begin with no known structure: {listed(unknown)}. Say what they show with --structure, "
-            f"or name them <structure>_<number>; structures are {', '.join(PREFIXES)}"
+            f"for a new one with --kind, or name them <structure>_<number>; structures are {', '.join(PREFIXES)}"
         )
     return {name: known for name, known in by_name.items() if known is not None}, []
 

@@ -141,7 +141,7 @@ def _score(task: ScoreTask, method: str, reference: _Reference) -> CaseScore:
     score = CaseScore(
         method=method,
         case=case.name,
-        structure=case.structure.prefix,
+        structure=case.structure.key,
         official=rules.score(pair, case.structure),
         corrected=rules.corrected(pair, case.structure),
         extra=measure(pair, task.extras.suited_to(case.structure), case.spacing_um_zyx),
@@ -208,7 +208,7 @@ def _made_from(task: ScoreTask, method: str) -> dict[str, Any]:
         "form": _FORM,
         "version": __version__,
         "year": task.year,
-        "structure": case.structure.prefix,
+        "structure": case.structure.key,
         "foreground": task.foreground,
         "spacing": case.spacing_um_zyx,
         "extras": asdict(task.extras),

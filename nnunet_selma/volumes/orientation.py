@@ -58,11 +58,11 @@ class Placement:
 
     @property
     def warning(self) -> str | None:
-        """A sentence about turns or a difference, which names both files; None if there is nothing to say."""
+        """Words about turns or a difference, to stand behind the name of the file; None if there is nothing to say."""
         if self.turns:
-            return f"{self.path}: lies in another orientation than {self.like}, as their headers say, and was turned to it ({self.turns})"
+            return f"lies in another orientation than {self.like}, as their headers say, and was turned to it ({self.turns})"
         if self.difference:
-            return f"{self.path}: the header differs from that of {self.like}: {self.difference}; the voxels are taken as they lie"
+            return f"the header differs from that of {self.like}: {self.difference}; the voxels are taken as they lie"
         return None
 
     def apply(self, array: Array) -> Array:

@@ -95,7 +95,7 @@ def test_killed_while_finishing_leaves_no_case_of_another_run(tmp_path, monkeypa
 @pytest.mark.parametrize("spacing", [(0.5, 0.5, 0.5), (4.0, 1.8, 1.8), (1.0, 1.0, 1.0)])
 def test_a_voxel_size_is_read_back_unchanged_by_us_and_by_itk(spacing, tmp_path):
     """ITK, with which nnU-Net reads NIfTI, counts in mm and would divide numbers in µm by 1000."""
-    write_nifti(tmp_path / "a.nii.gz", np.zeros((2, 3, 4), np.uint16), spacing)
+    write_nifti(tmp_path / "a.nii.gz", np.zeros((2, 3, 4), np.uint16), spacing, in_um=spacing != (1.0, 1.0, 1.0))
     assert sitk.ReadImage(str(tmp_path / "a.nii.gz")).GetSpacing()[::-1] == pytest.approx(spacing)
     volume = open_volume(tmp_path / "a.nii.gz")
     assert volume.spacing_um_zyx == (None if spacing == (1.0, 1.0, 1.0) else pytest.approx(spacing))

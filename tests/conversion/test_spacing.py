@@ -36,6 +36,8 @@ def test_default(volumes, expected):
         (sources(header=(5.0, 2.0, 2.0)), "header", (5, 2, 2), "from the header"),
         (sources(header=(5.0, 2.0, 2.0)), "voxel", (1, 1, 1), "voxels"),
         (sources(header=(5.0, 2.0, 2.0)), (3.0, 2.0, 1.0), (3, 2, 1), "from --spacing"),
+        (sources(), (0.005, 0.002, 0.002), (0.005, 0.002, 0.002), "mm (z, y, x), from --spacing"),
+        (sources(), (1.0, 1.0, 1.0), (1, 1, 1), "voxels"),
         (sources(in_layout=False, header=(5.0, 2.0, 2.0)), "physical", (5, 2, 2), "from the header"),
         (sources(factor=(1.0, 2.0, 2.0)), "physical", (5, 1.08, 1.08), "times 1 × 2 × 2 for the level"),
         (sources(factor=(2.0, 2.0, 2.0)), (3.0, 2.0, 1.0), (6, 4, 2), "times 2 × 2 × 2 for the level"),

@@ -343,7 +343,7 @@ def test_bad_input_ends_in_a_sentence(data, harm, sentence, capsys):
     [
         (["--edition", "2025"], "the rules of SELMA3D 2025 cannot be followed"),
         (["--objects", "nearest"], "matching rule 'nearest'"),
-        (["--structure", "kidney"], "unknown structure 'kidney'"),
+        (["--structure", "kidney"], "kidney: is no structure of SELMA3D"),
         (["--against", "shifted=truth"], "two methods are called shifted"),
         (["--against", "shifted"], "there is no other method to compare with it"),
         (["--images", "raw"], "--images is for the pictures of the cases: give -o"),
@@ -563,3 +563,23 @@ def test_mistakes_are_told_apart():
     assert (shown[7, 1:4] == Mistake.MISSED).all()
     assert (shown[7, 10:12] == Mistake.EXTRA).all()
     assert (shown > 0).sum() == (truth | prediction).sum()
+
+
+@pytest.mark.parametrize("edition", ["2024", "2026"])
+@pytest.mark.parametrize(("kind", "known"), [("spot", "cfos_neuron"), ("tree", "blood_vessel")])
+def test_a_structure_of_a_laboratory_is_judged_by_its_kind(kind, known, edition, tmp_path, rng, capsys):
+    """As a structure of the same kind that the table knows is; its results are read back."""
+    truth = blobs(rng)
+    write_image(tmp_path / "truth" / "m1.nii.gz", truth)
+    write_image(tmp_path / "shifted" / "m1.nii.gz", np.roll(truth, 1, 2))
+    assert run(tmp_path, edition=edition) == 2
+    assert run(tmp_path, "--structure", "TH", edition=edition) == 2
+    assert "say with --kind whether" in capsys.readouterr().err
+    tables = []
+    for structure in (["TH", "--kind", kind], [known]):
+        folder = tmp_path / structure[0]
+        assert run(tmp_path, "--structure", *structure, "-o", str(folder), edition=edition) == 0
+        (score,) = read_evaluation(folder).scores
+        tables.append(score.official)
+    assert tables[0] == tables[1]
+    assert "TH" in capsys.readouterr().out

@@ -70,7 +70,6 @@ def test_every_orientation_is_brought_back(ending, affine, voxels, tmp_path):
         if np.array_equal(orientation, ORIENTATIONS[0]):
             assert placed.warning is None
         else:
-            assert str(path) in placed.warning
             assert "image.nii, as their headers say, and was turned to it" in placed.warning
 
 
@@ -114,7 +113,7 @@ def test_other_differences_change_nothing_and_are_named(affine, words, voxels, t
     placed = placement(label, like)
     assert placed.difference == words
     assert placed.warning == (
-        f"{tmp_path}/label.nii: the header differs from that of {tmp_path}/image.nii: {words}; the voxels are taken as they lie"
+        f"the header differs from that of {tmp_path}/image.nii: {words}; the voxels are taken as they lie"
     )
     np.testing.assert_array_equal(placed.apply(label.read()), voxels)
 
