@@ -72,7 +72,7 @@ def spacing_of(volume: SpacingSources, spacing: Spacing) -> WrittenSpacing:
         SelmaError: no source states the voxel size, or header and structure table contradict each other.
     """
     if spacing in ("voxel", VOXEL_UNITS):
-        return WrittenSpacing(VOXEL_UNITS, "voxels", "whatever their true size")
+        return WrittenSpacing(VOXEL_UNITS, "voxels", "not in µm")
     header, table = volume.header_um_zyx, volume.table_um_zyx
     at_level = "" if volume.level_factor == (1, 1, 1) else f", times {_sizes(volume.level_factor)} for the level"
     if not isinstance(spacing, str):

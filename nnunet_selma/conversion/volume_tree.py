@@ -121,7 +121,7 @@ def _identify(path: Path, source: Path, chosen: Structure | None) -> _VolumeFile
         and not _CHANNEL.match(part)
         and part.lower() != "raw"
         and "microscopy_image" not in part
-    ] or ["volume"]
+    ] or [source.resolve().name]
     return _VolumeFile(
         path,
         chosen or by_folder,
