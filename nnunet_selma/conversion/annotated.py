@@ -13,6 +13,7 @@ from nnunet_selma.conversion.channels import (
     check_stains,
     input_channels,
     numbered_within,
+    stained_files,
 )
 from nnunet_selma.conversion.checks import check_belonging, facts_as_json, read_patch
 from nnunet_selma.conversion.groups import given_groups
@@ -157,18 +158,13 @@ def _spacing_sources(patch: Patch, settings: AnnotatedSettings) -> SpacingSource
 def channel_files(patch: Patch, settings: AnnotatedSettings) -> tuple[Path, ...]:
     """Files of the channels of a patch; a file that holds all channels stands there for each."""
     files = tuple(patch.images.values())
-    return files * len(settings.stains) if settings.stains and len(files) == 1 else files
+    return stained_files(files, settings.stains) if settings.stains else files
 
 
 def _images_of_cases(patch: Patch, settings: AnnotatedSettings) -> list[tuple[str, tuple[Path, ...]]]:
     """For each case of a patch the end of its name, and the files of its channels."""
     if settings.stains:
-        files = channel_files(patch, settings)
-        if len(files) != len(settings.stains):
-            raise SelmaError(
-                f"{patch.label}: its image has {len(files)} channels, and --stains names {len(settings.stains)}; name each, in their order"
-            )
-        return [("", files)]
+        return [("", channel_files(patch, settings))]
     stains = patch.structure.channels if patch.structure else {0: "signal"}
     if nameless := sorted(patch.images.keys() - stains.keys()):
         raise SelmaError(

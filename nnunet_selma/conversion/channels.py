@@ -4,8 +4,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from nnunet_selma.errors import SelmaError
+from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.structures import Structure
+from nnunet_selma.volumes.segmented import channel_count
 
 VesselChannels = Literal["wga", "eb", "both", "separate"]
 """Channels of stains that have two: a single channel, both as two input channels, or each as a case."""
@@ -50,6 +51,20 @@ def check_stains(stains: Sequence[str]) -> None:
             raise SelmaError(f"--stains {stain}: nnU-Net takes this name for a normalisation; choose another name")
     if len(set(stains)) < len(stains):
         raise SelmaError(f"--stains {' '.join(stains)}: names a channel twice")
+
+
+def stained_files(files: Sequence[Path], stains: Sequence[str]) -> tuple[Path, ...]:
+    """Files of the channels that `--stains` names; a file that holds all channels stands there for each.
+
+    Raises:
+        SelmaError: there are more or fewer channels than names.
+    """
+    count = channel_count(files[0]) if len(files) == 1 else len(files)
+    if count != len(stains):
+        raise SelmaError(
+            f"{' and '.join(map(str, files))}: {counted(count, 'channel')}, and --stains names {len(stains)}; name each, in their order"
+        )
+    return tuple(files) * len(stains) if len(files) == 1 else tuple(files)
 
 
 def numbered_within(files: Sequence[Path]) -> list[tuple[Path, int | None]]:

@@ -126,22 +126,32 @@ def _inspect_patches(
             whole.append(patch)
         except SelmaError as error:
             result.problems.append(error.for_command(_OPTIONS))
+    datasets = {d for patch in whole if (d := _nnunet_dataset(patch)) is not None}
+    result.plans += [
+        f"use {d.name} as it is: a dataset that nnU-Net has already needs no conversion" for d in sorted(datasets)
+    ]
     groups = {patch.name: patch.group for patch in whole}
     result.relations = [r for r in find_relations(signatures) if groups[r.first] != groups[r.second]]
     result.warnings += [f"{r.first} and {r.second}: {r.reason}; they will share a fold" for r in result.relations]
     try:
-        cases, channels = plan_cases(whole, annotated)
+        cases, channels = plan_cases([patch for patch in whole if _nnunet_dataset(patch) is None], annotated)
         if not cases:
             return files.patches
         kinds = sorted({case.structure.title if case.structure else "an unnamed structure" for case in cases})
         sizes = "; ".join(sorted({str(case.spacing) for case in cases}))
         result.plans.append(
             f"convert annotated: {counted(len(cases), 'case')} of {', '.join(kinds)}, {counted(len(channels), 'input channel')}, "
-            f"voxel size {sizes}, {counted(len(set(groups.values())), 'group')} that no fold parts"
+            f"voxel size {sizes}, {counted(len({case.group for case in cases}), 'group')} that no fold parts"
         )
     except SelmaError as error:
         result.problems.append(error.for_command(_OPTIONS))
     return files.patches
+
+
+def _nnunet_dataset(patch: Patch) -> Path | None:
+    """Folder of the raw nnU-Net dataset that a patch belongs to; None for other patches."""
+    folder = patch.label.parent.parent
+    return folder if patch.label.parent.name == "labelsTr" and (folder / "dataset.json").is_file() else None
 
 
 def _inspect_patch(result: Inspection, patch: Patch, settings: AnnotatedSettings) -> list[Signature]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnunet_selma.conversion.channels import VesselChannels, channel_sets
+from nnunet_selma.conversion.channels import VesselChannels, channel_sets, stained_files
 from nnunet_selma.conversion.walk import Entry, passed_by, walk
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.structures import Structure, find_structure
@@ -146,14 +146,7 @@ def _stained_volumes(files: Sequence[_VolumeFile], stains: Sequence[str]) -> Ite
         samples.setdefault(file.prefix, []).append(file)
     for prefix, stained in samples.items():
         stained.sort(key=lambda file: -1 if file.channel is None else file.channel)
-        channels = tuple(file.path for file in stained)
-        if len(channels) == 1:
-            channels *= len(stains)
-        if len(channels) != len(stains):
-            raise SelmaError(
-                f"{stained[0].path.parent}: holds {len(channels)} channels ({', '.join(path.name for path in channels)}), and --stains names "
-                f"{len(stains)}; name each, in the order of the channels"
-            )
+        channels = stained_files([file.path for file in stained], stains)
         yield UnlabelledVolume(
             structure=stained[0].structure, name=prefix, channels=channels, in_layout=stained[0].in_layout
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from nnunet_selma.errors import counted
+from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.volumes import is_volume, stem
 from nnunet_selma.volumes.ome_zarr import is_zarr
 from nnunet_selma.volumes.segmented import is_segmentation_only
@@ -167,8 +167,9 @@ def _holds_annotated_images(folder: Path) -> bool:
 def _folder(folder: Path, visited: dict[Path, Path]) -> Iterator[Entry]:
     """The fate of a folder that is one image, or of all that it holds."""
     if is_zarr(folder):
-        labels = is_segmentation_only(folder)
-        yield Entry(folder, "mask", "OME-Zarr files of labels") if labels else Entry(folder, "volume")
+        yield (
+            Entry(folder, "mask", "OME-Zarr files of labels") if _holds_labels_only(folder) else Entry(folder, "volume")
+        )
         return
     if folder.suffix.lower() == ".n5" or (folder / "attributes.json").is_file():
         yield Entry(folder, "passed by", _UNREAD[".n5"])
@@ -178,11 +179,20 @@ def _folder(folder: Path, visited: dict[Path, Path]) -> Iterator[Entry]:
     pictures = [path for path in content if path.suffix.lower() in _PICTURES and path.is_file()]
     if len(pictures) > _FEW_PICTURES:
         yield Entry(folder, "passed by", "slices in a format that is not read; save them as TIFF", len(pictures))
-        content = [path for path in content if path not in pictures]
-    others = [entry for path in content if path not in slices for entry in _entries(path, visited)]
+        content = sorted({*content} - {*pictures})
+    taken = {*slices}
+    others = [entry for path in content if path not in taken for entry in _entries(path, visited)]
     below = any(entry.fate == "volume" and _is_below(entry.path, folder) for entry in others)
     yield from _tiff_files(folder, slices, visited, volumes_below=below)
     yield from others
+
+
+def _holds_labels_only(path: Path) -> bool:
+    """True for an OME-Zarr of labels; False for a damaged one, which opening it will name."""
+    try:
+        return is_segmentation_only(path)
+    except SelmaError:
+        return False
 
 
 def _is_below(volume: Path, folder: Path) -> bool:

@@ -139,3 +139,15 @@ def test_a_sample_is_read_slice_by_slice(tmp_path, monkeypatch, rng):
     (facts,) = inspect(tmp_path).volumes["blood_vessel_a"]
     assert set(depths) == {1}
     assert (facts.lowest, facts.highest, facts.saturated_share) == (7, 65535, 1 / 8)
+
+
+def test_a_dataset_of_nnunet_needs_no_conversion(tmp_path, rng):
+    dataset = tmp_path / "Dataset007_Mine"
+    voxels = rng.integers(0, 999, (8, 8, 8), dtype=np.uint16)
+    write_image(dataset / "imagesTr" / "a_0000.nii.gz", voxels)
+    write_image(dataset / "labelsTr" / "a.nii.gz", (voxels > 500).astype(np.uint8))
+    assert "no header states the voxel size" in inspect(tmp_path).problems[0]
+    (dataset / "dataset.json").write_text("{}")
+    result = inspect(tmp_path)
+    assert result.problems == []
+    assert result.plans == ["use Dataset007_Mine as it is: a dataset that nnU-Net has already needs no conversion"]

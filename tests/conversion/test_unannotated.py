@@ -269,8 +269,11 @@ def test_stains_become_named_input_channels(tmp_path, rng, folders):
             for channel in (0, 1):
                 image = sitk.GetArrayFromImage(sitk.ReadImage(str(dataset / f"imagesTr/{case}_{channel:04d}.nii.gz")))
                 np.testing.assert_array_equal(image, voxels[channel][z : z + 20, y : y + 20, x : x + 20])
-    with pytest.raises(SelmaError, match=r"holds 2 channels .*, and --stains names 3"):
-        convert_unannotated(tmp_path / "folders", replace(settings, dataset_id=502, stains=("a", "b", "c")), folders)
+    for source in ("folders", "pages"):
+        with pytest.raises(SelmaError, match="2 channels, and --stains names 3; name each"):
+            convert_unannotated(tmp_path / source, replace(settings, dataset_id=502, stains=("a", "b", "c")), folders)
+    with pytest.raises(SelmaError, match="2 channels, and --stains names 1; name each"):
+        convert_unannotated(tmp_path / "pages", replace(settings, dataset_id=502, stains=("a",)), folders)
 
 
 def test_masks_are_left_out_and_listed(tmp_path, rng, folders):

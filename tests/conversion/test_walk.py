@@ -146,3 +146,10 @@ def test_annotated_images_are_no_unlabelled_volumes(images, labels, tmp_path):
 def test_images_without_a_folder_of_labels_are_volumes(tmp_path):
     write_image(tmp_path / "images" / "a.nii.gz", VOXELS)
     assert fates(tmp_path) == {"images/a.nii.gz": "volume"}
+
+
+def test_a_damaged_ome_zarr_is_a_volume_that_opening_names(tmp_path):
+    (tmp_path / "a.zarr").mkdir()
+    (tmp_path / "a.zarr" / ".zattrs").write_text("{")
+    (tmp_path / "a.zarr" / ".zgroup").write_text("{")
+    assert fates(tmp_path) == {"a.zarr": "volume"}
