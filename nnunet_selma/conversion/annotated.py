@@ -15,14 +15,14 @@ from nnunet_selma.conversion.channels import (
     numbered_within,
     stained_files,
 )
-from nnunet_selma.conversion.checks import check_belonging, facts_as_json, read_patch
+from nnunet_selma.conversion.checks import check_belonging, check_several_slices, facts_as_json, open_label, read_patch
 from nnunet_selma.conversion.groups import given_groups
 from nnunet_selma.conversion.layouts import FoundPatches, Patch
 from nnunet_selma.conversion.raw_dataset import RawDataset, check_free_id, dataset_folder_name
 from nnunet_selma.conversion.relatives import Relation, Signature, find_relations, signature
 from nnunet_selma.conversion.spacing import Spacing, SpacingSources, WrittenSpacing, default_spacing, spacing_of
 from nnunet_selma.conversion.splits import joined_groups, make_splits
-from nnunet_selma.errors import SelmaError
+from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.nnunet.folders import Folders
 from nnunet_selma.running.fingerprints import fingerprint
 from nnunet_selma.running.json_files import write_json
@@ -88,8 +88,10 @@ class AnnotatedSettings:
         return None if self.structure is None else chosen_structure(self.structure, self.kind)
 
     def open_image(self, path: Path, channel: int | None = None) -> Volume:
-        """Open a file of images, with its channel."""
-        return open_volume(path, channel=self.channel if channel is None else channel)
+        """Open a file of images, with its channel; raises `SelmaError` for a single slice."""
+        volume = open_volume(path, channel=self.channel if channel is None else channel)
+        check_several_slices(volume)
+        return volume
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +115,8 @@ def find_annotated(source: Path | None, settings: AnnotatedSettings) -> FoundPat
     """Find the patches of a source, or of the folders of images and labels in the settings; raises `SelmaError` as `find_patches`."""
     structure = settings.chosen_structure
     if settings.images is not None and settings.labels is not None:
+        if source is not None:
+            raise SelmaError(f"{source}: give this folder, or those of images and labels, not both")
         return patches_of_folders(settings.images, settings.labels, structure=structure)
     if source is None:
         raise SelmaError("give a folder with patches", option="your own with --images DIR --labels DIR")
@@ -144,7 +148,7 @@ def plan_cases(patches: Sequence[Patch], settings: AnnotatedSettings) -> tuple[l
     if settings.stains:
         return cases, list(settings.stains)
     check_equal_counts(case.images for case in cases)
-    return cases, input_channels(cases[0].structure, len(cases[0].images)) if cases else ["light sheet"]
+    return cases, input_channels(cases[0].tabled, len(cases[0].images)) if cases else ["light sheet"]
 
 
 def _spacing_sources(patch: Patch, settings: AnnotatedSettings) -> SpacingSources:
@@ -165,7 +169,7 @@ def _images_of_cases(patch: Patch, settings: AnnotatedSettings) -> list[tuple[st
     """For each case of a patch the end of its name, and the files of its channels."""
     if settings.stains:
         return [("", channel_files(patch, settings))]
-    stains = patch.structure.channels if patch.structure else {0: "signal"}
+    stains = patch.tabled.channels if patch.tabled else {0: "signal"}
     if nameless := sorted(patch.images.keys() - stains.keys()):
         raise SelmaError(
             f"{patch.images[nameless[0]]}: is channel {nameless[0]}; name all channels with --stains, in their order"
@@ -218,10 +222,14 @@ def convert_annotated(
     if not source_files.patches:
         raise SelmaError(f"{place}: no raw image has a ground truth")
     patches = _grouped(source_files.patches, settings.group)
+    if settings.group is not None and len({patch.group for patch in patches}) == 1:
+        raise SelmaError(
+            f"{place}: all {counted(len(patches), 'patch', 'patches')} are one group, which no fold may part"
+        )
     cases, channels = plan_cases(patches, settings)
     for case in cases:
         images = [settings.open_image(*image) for image in numbered_within(case.images)]
-        check_belonging([*images, open_volume(case.label)])
+        check_belonging([*images, open_label(case.label)])
     files = sorted({path for case in cases for path in (*case.images, case.label)})
     identity = {
         **vars(settings),
@@ -271,7 +279,7 @@ def _grouped(patches: Sequence[Patch], group: str | None) -> list[Patch]:
 def _write_case(dataset: RawDataset, case: AnnotatedCase, settings: AnnotatedSettings) -> list[Signature]:
     """Write a case unless an earlier run has written it; returns the signatures of its images."""
     images = [settings.open_image(*image) for image in numbered_within(case.images)]
-    read, (mask, label_facts) = read_patch(images, open_volume(case.label), case.tabled, settings.foreground)
+    read, (mask, label_facts) = read_patch(images, open_label(case.label), case.tabled, settings.foreground)
     if not dataset.staged.has(case.name):
         record = {
             "structure": case.structure.prefix if case.structure else None,

@@ -81,6 +81,7 @@ def patches_of_folders(images: Path, labels: Path, *, structure: Structure | Non
     """
     for path in (images, labels):
         check_exists(path)
+    entries = [*walk(images), *([] if images.resolve() == labels.resolve() else walk(labels))]
     image_files, label_files = _volumes(images), _volumes(labels)
     if image_files == [images] and label_files == [labels]:
         names = {images: stem(images)}, {labels: stem(images)}
@@ -95,12 +96,12 @@ def patches_of_folders(images: Path, labels: Path, *, structure: Structure | Non
         ]
         names = names_below(image_files, images), names_below(label_files, labels)
     result = paired_by_name(*names, {path: _structure(path, structure) for path in names[0]})
-    if not result.patches:
+    if not result.patches and not result.problems:
         raise SelmaError(
             f"{images}: holds no image that has the name of a label in {labels}; an image mouse07_left.tif needs a label "
             "mouse07_left.tif or mouse07_left_mask.tif"
         )
-    return result
+    return replace(result, passed_by=passed_by(entry for entry in entries if entry.fate == "passed by"))
 
 
 def _volumes(path: Path) -> list[Path]:
@@ -153,14 +154,18 @@ def _folders_of_pairs(
     """Patches of each folder of images that has a folder of labels beside it."""
     by_folder: dict[Path, list[Path]] = {}
     for path in images:
-        folder = next((above for above in path.parents if label_folder(above) is not None), path.parent)
+        folder = next((above for above in (path, *path.parents) if label_folder(above) is not None), path.parent)
         by_folder.setdefault(folder, []).append(path)
     for folder, files in by_folder.items():
         beside = label_folder(folder)
         of_folder = [path for path in labels if beside is not None and path.is_relative_to(beside)]
         before = _names_above(folder.parent, source)
         names = [
-            {path: "/".join([*before, name]) for path, name in names_below(paths, root).items()}
+            # a folder that is one stack has no name below itself
+            {
+                path: "/".join([*before, *([] if path == root else [name])]) or "patch"
+                for path, name in names_below(paths, root).items()
+            }
             for paths, root in ((files, folder), (of_folder, beside or folder))
         ]
         yield paired_by_name(names[0], names[1], {path: _structure(path, structure) for path in files})

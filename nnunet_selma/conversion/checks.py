@@ -13,11 +13,12 @@ from nnunet_selma.volumes import Volume, to_intensities
 from nnunet_selma.volumes.base import Array, ShapeZYX, by_times
 from nnunet_selma.volumes.labels import read_mask
 from nnunet_selma.volumes.orientation import Placement, placement
+from nnunet_selma.volumes.segmented import open_labels
 
 MASK_BY_VALUES = "only two values, 0 and another, as a mask has"
 """The reason to leave out a volume that `is_mask`."""
 _SATURATION = 65535
-_MASK_SLICES = 3
+_MASK_SLICES = 9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +100,22 @@ def image_facts(voxels: Array, volume: Volume, tabled: Structure | None) -> Imag
         table_spacing_um_zyx=table,
         warnings=warnings,
     )
+
+
+def check_several_slices(volume: Volume) -> None:
+    """Raise `SelmaError` for a volume of one slice, which may be the rest of a copy that broke off."""
+    if volume.shape[0] == 1:
+        raise SelmaError(
+            f"{volume.path}: is a single slice, and a volume has several; give the folder with all slices, or copy the file again if it held more"
+        )
+
+
+def open_label(path: Path) -> Volume:
+    """Open a label, in an OME-Zarr the label image; raises `SelmaError` as `open_labels`."""
+    try:
+        return open_labels(path)
+    except SelmaError as error:
+        raise SelmaError(str(error)) from error  # options that choose a channel are for images
 
 
 def is_mask(volume: Volume) -> bool:

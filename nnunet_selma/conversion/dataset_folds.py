@@ -10,6 +10,7 @@ from nnunet_selma.conversion.relatives import find_relations, signature
 from nnunet_selma.conversion.splits import Split, joined_groups, make_splits
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.nnunet.folders import Folders
+from nnunet_selma.nnunet.raw_cases import raw_cases
 from nnunet_selma.running.json_files import read_json, write_json
 from nnunet_selma.running.progress import Progress, silent
 from nnunet_selma.structures import of_case
@@ -40,12 +41,14 @@ def write_folds(settings: FoldSettings, folders: Folders, progress: Progress[Any
     """
     name = folders.dataset(settings.dataset_id)
     raw, target = folders.raw / name, folders.preprocessed / name / "splits_final.json"
-    ending = _file_ending(raw)
-    cases = sorted(path.name.removesuffix(ending) for path in (raw / "labelsTr").glob(f"*{ending}"))
+    if not (raw / "dataset.json").is_file():
+        raise SelmaError(f"{raw / 'dataset.json'} is missing; give a raw dataset of nnU-Net")
+    files = {case: parts for case, parts in raw_cases(raw).items() if Path(parts["label"] or "").is_file()}
+    cases = sorted(case for case in files if not case.startswith("."))
     if not cases:
-        raise SelmaError(f"{raw / 'labelsTr'}: holds no label that ends in {ending}")
+        raise SelmaError(f"{raw / 'labelsTr'}: holds no label of the images in {raw / 'imagesTr'}")
     if settings.group is None:
-        images = {case: raw / "imagesTr" / f"{case}_0000{ending}" for case in cases}
+        images = {case: Path(files[case]["images"][0]) for case in cases}
         groups = _groups_by_tissue(images, progress)
     else:
         groups = given_groups(settings.group, {case: [case] for case in cases})
@@ -60,13 +63,6 @@ def write_folds(settings: FoldSettings, folders: Folders, progress: Progress[Any
     target.parent.mkdir(parents=True, exist_ok=True)
     write_json(target, splits)
     return splits
-
-
-def _file_ending(raw: Path) -> str:
-    """Ending of the files of a raw dataset."""
-    if not (raw / "dataset.json").is_file():
-        raise SelmaError(f"{raw / 'dataset.json'} is missing; give a raw dataset of nnU-Net")
-    return str(read_json(raw / "dataset.json")["file_ending"])
 
 
 def _groups_by_tissue(images: Mapping[str, Path], progress: Progress[Any]) -> dict[str, str]:

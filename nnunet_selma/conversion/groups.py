@@ -30,7 +30,7 @@ def _groups_of_pattern(pattern: str, cases: Sequence[str]) -> dict[str, str]:
     except re.error as error:
         raise SelmaError(f"--group {pattern}: is no regular expression ({error})") from error
     matches = {case: expression.search(case) for case in cases}
-    unmatched = [case for case, match in matches.items() if match is None]
+    unmatched = [case for case, match in matches.items() if not (match and match[match.re.groups and 1])]
     if unmatched:
         raise SelmaError(
             f"--group {pattern}: finds no group in {unmatched[0]} ({len(unmatched)} of {len(cases)} cases); give a table of all cases"
@@ -42,11 +42,18 @@ def _groups_of_table(path: Path, cases: Mapping[str, Sequence[str]]) -> dict[str
     """Case to its group in a CSV file."""
     if not path.is_file():
         raise SelmaError(f"{path}: there is no such file; give a CSV file with the columns case and group")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except UnicodeDecodeError as error:
+        raise SelmaError(f"{path}: is not written in UTF-8; save it as CSV UTF-8") from error
     if not rows or not {"case", "group"} <= set(rows[0]):
         raise SelmaError(f"{path}: has no columns case and group; write them into its first line, separated by a comma")
-    groups = {row["case"]: row["group"] for row in rows if row["group"]}
+    groups: dict[str, str] = {}
+    for row in rows:
+        case, group = (row["case"] or "").strip(), (row["group"] or "").strip()
+        if group and groups.setdefault(case, group) != group:
+            raise SelmaError(f"{path}: puts {case} into the groups {groups[case]} and {group}; keep one of them")
     known = {case: next((groups[name] for name in names if name in groups), None) for case, names in cases.items()}
     missing = [case for case, its_group in known.items() if its_group is None]
     if missing:

@@ -16,6 +16,7 @@ from nnunet_selma.conversion.checks import (
     LabelFacts,
     image_facts,
     is_mask,
+    open_label,
     read_patch,
 )
 from nnunet_selma.conversion.layouts import Patch
@@ -27,7 +28,7 @@ from nnunet_selma.conversion.walk import Entry, PassedBy, passed_by, walk
 from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.running.progress import Progress, silent
 from nnunet_selma.structures import Structure
-from nnunet_selma.volumes import Volume, check_exists, open_volume
+from nnunet_selma.volumes import Volume, check_exists
 from nnunet_selma.volumes.lost_chunks import lost_chunks
 
 _SAMPLED_SLICES = 8
@@ -87,7 +88,7 @@ def inspect(
     settings = settings or UnannotatedSettings()
     result = Inspection(source=str(source), sampled=not full)
     check_exists(source)
-    entries = walk(source)
+    entries = walk(source, settings.slice_pattern)
     patches = _inspect_patches(result, source, settings, entries, progress)
     used = {path for patch in patches for path in (*patch.images.values(), patch.label)}
     try:
@@ -100,6 +101,11 @@ def inspect(
         volumes = []
         result.problems.append(error.for_command(_OPTIONS))
     masks = _inspect_volumes(result, volumes, settings, progress, full=full)
+    if any(entry.fate == "mask" and entry.path not in used for entry in entries):
+        result.warnings.append(
+            "some masks or labels belong to no image by their names; if they label images, give both folders: nnunet-selma convert annotated "
+            "--images DIR --labels DIR"
+        )
     result.passed_by = passed_by([*(entry for entry in entries if entry.path not in used), *masks])
     return result
 
@@ -157,7 +163,7 @@ def _nnunet_dataset(patch: Patch) -> Path | None:
 def _inspect_patch(result: Inspection, patch: Patch, settings: AnnotatedSettings) -> list[Signature]:
     """Add the facts about a patch to the result; returns the signatures of its images."""
     images = [settings.open_image(*image) for image in numbered_within(channel_files(patch, settings))]
-    read, (_, label_facts) = read_patch(images, open_volume(patch.label), patch.tabled)
+    read, (_, label_facts) = read_patch(images, open_label(patch.label), patch.tabled)
     result.patches[patch.name] = ([facts for _, facts in read], label_facts)
     result.warnings += [f"{facts.file}: {warning}" for _, facts in read for warning in facts.warnings]
     result.warnings += [f"{label_facts.file}: {warning}" for warning in label_facts.warnings]

@@ -5,17 +5,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from nnunet_selma.conversion.layouts import FoundPatches, Patch
+from nnunet_selma.conversion.walk import LABEL_WORDS
 from nnunet_selma.structures import Structure
 from nnunet_selma.volumes import stem
 
-_LABEL_WORDS = "masks?|labels?|segmentations?|segs?|gt|ground[_-]?truth|truth|annotations?|annotated|manual"
 _IMAGE_WORDS = "images?|img|raw|signal|scan"
 _CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 
 
 def without_label_word(name: str) -> str:
     """A name without the word that marks labels, at its beginning or end: `mouse07_left_mask` and `mask-mouse07_left` give `mouse07_left`."""
-    return _without(_LABEL_WORDS, name)
+    return _without(LABEL_WORDS, name)
 
 
 def _without(words: str, name: str) -> str:
@@ -37,9 +37,10 @@ def paired_by_name(
         structures: image to the structure it shows.
     """
     problems, unpaired = [], []
+    label_names = {*labels.values(), *map(without_label_word, labels.values())}
     channels: dict[str, dict[int, Path]] = {}
     for path, name in images.items():
-        match = None if name in labels.values() else _CHANNEL.match(name)
+        match = None if name in label_names else _CHANNEL.match(name)
         case, channel = (match["case"], int(match["channel"])) if match else (name, 0)
         of_case = channels.setdefault(case, {})
         if channel in of_case:
@@ -58,13 +59,20 @@ def paired_by_name(
         else:
             files = dict(sorted(channels[case].items()))
             structure = structures[next(iter(files.values()))]
-            patch = _case_name(case, structure)
-            patches[case] = Patch(name=patch, group=patch, structure=structure, images=files, label=path)
+            case_name = _case_name(case, structure)
+            patches[case] = Patch(name=case_name, group=case_name, structure=structure, images=files, label=path)
     unpaired += [
         f"{path}: no label of this name"
         for case in channels.keys() - patches.keys()
         for path in channels[case].values()
     ]
+    names: dict[str, Patch] = {}
+    for patch in patches.values():
+        if (other := names.setdefault(patch.name, patch)) is not patch:
+            problems.append(
+                f"{patch.label} and {other.label} would both become the case {patch.name}, whose name has letters, digits, - and _ only; "
+                "rename one of them"
+            )
     return FoundPatches(layout="pairs", patches=list(patches.values()), problems=problems, unpaired=sorted(unpaired))
 
 
@@ -82,5 +90,6 @@ def names_below(paths: Iterable[Path], root: Path) -> dict[Path, str]:
 def labels_beside(images: Sequence[Path], masks: Sequence[Path]) -> dict[Path, Path]:
     """Mask to the image in the same folder that has its name without the word that marks labels."""
     by_name = {(path.parent, _CHANNEL.sub(r"\g<case>", stem(path))): path for path in images}
+    by_name |= {(path.parent, stem(path)): path for path in images}
     pairs = {mask: by_name.get((mask.parent, without_label_word(stem(mask)))) for mask in masks}
     return {mask: image for mask, image in pairs.items() if image is not None}

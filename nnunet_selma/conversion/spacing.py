@@ -71,6 +71,11 @@ def spacing_of(volume: SpacingSources, spacing: Spacing) -> WrittenSpacing:
     Raises:
         SelmaError: no source states the voxel size, or header and structure table contradict each other.
     """
+    if spacing in ("voxel", VOXEL_UNITS) and volume.level_factor != (1, 1, 1):
+        raise SelmaError(
+            f"{volume.name}: in voxels of a coarser level everything looks smaller; take the finest level, or give its voxel size with "
+            "--spacing Z,Y,X"
+        )
     if spacing in ("voxel", VOXEL_UNITS):
         return WrittenSpacing(VOXEL_UNITS, "voxels", "not in µm")
     header, table = volume.header_um_zyx, volume.table_um_zyx

@@ -16,7 +16,7 @@ from nnunet_selma.conversion.channels import (
     input_channels,
     numbered_within,
 )
-from nnunet_selma.conversion.checks import MASK_BY_VALUES, check_equal_shapes, is_mask
+from nnunet_selma.conversion.checks import MASK_BY_VALUES, check_equal_shapes, check_several_slices, is_mask
 from nnunet_selma.conversion.raw_dataset import RawDataset, check_free_id, dataset_folder_name
 from nnunet_selma.conversion.spacing import Spacing, SpacingSources, WrittenSpacing, default_spacing, spacing_of
 from nnunet_selma.conversion.staging import StagedDataset, StagedFolder
@@ -95,10 +95,7 @@ class UnannotatedSettings:
             on_bad_slice=self.on_bad_slice,
             slice_pattern=self.slice_pattern,
         )
-        if volume.shape[0] == 1:
-            raise SelmaError(
-                f"{path}: is a single slice, and a volume has several; give the folder with all slices, or copy the file again if it held more"
-            )
+        check_several_slices(volume)
         return volume
 
     def spacing_sources(self, volume: UnlabelledVolume, opened: Volume) -> SpacingSources:
@@ -162,7 +159,7 @@ def convert_unannotated(
     check_free_id(settings.dataset_id, folder_name, folders)
     if store is not None:  # raises errors of the plans before volumes are opened
         store_plans(store.plans_from, folder_name, folders, **store.choice)
-    entries = walk(source) if source.exists() else []
+    entries = walk(source, settings.slice_pattern) if source.exists() else []
     volumes, opened, masks = _open_images(settings.find(source, entries), settings, progress)
     sources = [settings.spacing_sources(v, channels[0]) for v, channels in zip(volumes, opened, strict=True)]
     spacings = _spacings(sources, settings.spacing, store, folders)
@@ -171,7 +168,7 @@ def convert_unannotated(
         "tiles": vars(settings.tiles),
         "source": source.resolve(),
         "volumes": {
-            v.name: [*(str(p) for p in v.channels), *(fingerprint(p) for p in v.channels), *o[0].shape]
+            v.name: [*(str(p) for p in v.channels), *(fingerprint(p) for p in dict.fromkeys(v.channels)), *o[0].shape]
             for v, o in zip(volumes, opened, strict=True)
         },
     }

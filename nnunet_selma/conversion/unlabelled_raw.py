@@ -12,6 +12,7 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.nnunet.folders import Folders
 from nnunet_selma.nnunet.plans import check_like_plans, store_plans
 from nnunet_selma.nnunet.raw_cases import raw_cases, raw_reader
+from nnunet_selma.running.fingerprints import fingerprint
 from nnunet_selma.running.json_files import read_json
 from nnunet_selma.running.parallel import run_tasks
 from nnunet_selma.running.progress import Progress, silent
@@ -65,7 +66,7 @@ def store_unlabelled(
     cases = raw_cases(raw)
     identity = {
         "source": raw,
-        "files": {case: [_stamp(path) for path in files["images"]] for case, files in cases.items()},
+        "files": {case: {path: fingerprint(Path(path)) for path in files["images"]} for case, files in cases.items()},
     }
     dataset = PreprocessedDataset(folders.preprocessed, target, plans, identity)
     if not dataset.staged.complete:
@@ -112,12 +113,6 @@ def _store_case(task: _CaseTask) -> Generator[int, None, None]:
             _check_whole(Path(path))
     task.dataset.write(task.case, images, None, (z, y, x), {"spacing_zyx": [z, y, x]})
     yield 1
-
-
-def _stamp(path: str) -> list[Any]:
-    """Path, size and time of change of a file, which differ between two files of the same name."""
-    facts = Path(path).stat()
-    return [path, facts.st_size, facts.st_mtime_ns]
 
 
 def _check_whole(path: Path) -> None:

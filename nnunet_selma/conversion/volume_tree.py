@@ -145,7 +145,11 @@ def _stained_volumes(files: Sequence[_VolumeFile], stains: Sequence[str]) -> Ite
     for file in files:
         samples.setdefault(file.prefix, []).append(file)
     for prefix, stained in samples.items():
-        stained.sort(key=lambda file: -1 if file.channel is None else file.channel)
+        if len(stained) > 1 and len({file.channel for file in stained} - {None}) < len(stained):
+            raise SelmaError(
+                f"{stained[0].path} and {stained[1].path} would both be {prefix}; channels of a volume lie in folders C00, C01, … or in one file"
+            )
+        stained.sort(key=lambda file: file.channel or 0)
         channels = stained_files([file.path for file in stained], stains)
         yield UnlabelledVolume(
             structure=stained[0].structure, name=prefix, channels=channels, in_layout=stained[0].in_layout

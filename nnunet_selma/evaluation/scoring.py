@@ -1,6 +1,5 @@
 """Scores and a picture of one case, for each method."""
 
-import hashlib
 import json
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +18,7 @@ from nnunet_selma.evaluation.metrics.editions import edition
 from nnunet_selma.evaluation.metrics.extras import Extras, measure
 from nnunet_selma.evaluation.metrics.mistakes import mistakes
 from nnunet_selma.evaluation.metrics.pair import Pair, Segmentation
+from nnunet_selma.running.fingerprints import fingerprint
 from nnunet_selma.running.json_files import read_json, without_nan, write_json
 from nnunet_selma.volumes import open_volume
 from nnunet_selma.volumes.base import Array
@@ -218,9 +218,7 @@ def _made_from(task: ScoreTask, method: str) -> dict[str, Any]:
 
 
 def _stamp(path: Path | None) -> list[Any] | None:
-    """Path of a volume, and a hash of size and time of its file, or of all files in its folder."""
+    """Path of a volume, and the fingerprint of its file or folder."""
     if path is None:
         return None
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    facts = [(str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return [str(path.resolve()), hashlib.sha256(repr(facts).encode()).hexdigest()]
+    return [str(path.resolve()), fingerprint(path)]

@@ -15,6 +15,8 @@ def raw_cases(dataset_folder: Path) -> dict[str, dict[str, Any]]:
 
     path, images = dataset_folder / "dataset.json", dataset_folder / "imagesTr"
     description = read_json(path)
+    if "file_ending" not in description:
+        raise SelmaError(f'{path}: names no file_ending; add it, as in "file_ending": ".nii.gz"')
     for entry in description.get("dataset", {}).values():
         entry.setdefault("label", "")  # nnU-Net needs the key
     cases: dict[str, dict[str, Any]] = {}

@@ -161,8 +161,9 @@ class OmeZarrVolume(Volume):
             )
         self._fixed = self._fixed_axes()
         self.shape = self._zyx(self._array.shape)
-        z, y, x = (float(round(a / b)) for a, b in zip(self._zyx(self._finest), self.shape, strict=True))
-        self.level_factor_zyx = (z, y, x)
+        if self.level_factor_zyx == (1, 1, 1):  # the scales do not tell
+            z, y, x = (float(round(a / b)) for a, b in zip(self._zyx(self._finest), self.shape, strict=True))
+            self.level_factor_zyx = (z, y, x)
         self.dtype = np.dtype(self._array.dtype)
         self.chunk_zyx = self._zyx(self._array.chunks)
         self.file_zyx = self._zyx(self._array.shards or self._array.chunks)
@@ -192,6 +193,8 @@ class OmeZarrVolume(Volume):
         spacing = None
         if len(space) == 3:
             finest, chosen = (_scale(multiscales[0], number)[space].tolist() for number in (0, level))
+            z, y, x = (c / f for c, f in zip(chosen, finest, strict=True))
+            self.level_factor_zyx = (z, y, x)
             spacing = spacing_in_um(chosen, [units[i] for i in space])
             if not any(units[i] for i in space):
                 guessed, self.spacing_guess = spacing_from_header(finest)

@@ -250,7 +250,8 @@ def ome_spacing(xml: str, file_name: str) -> SpacingUm | None:
 def _ome_image(xml: str, file_name: str) -> ElementTree.Element | None:
     """The `Pixels` of the image in OME-XML that names this file, or of the first image; None if the XML is damaged."""
     try:
-        root = ElementTree.fromstring(xml.encode())
+        # the text is decoded already, whatever encoding its declaration names
+        root = ElementTree.fromstring(re.sub(r"^\s*<\?xml.*?\?>", "", xml, flags=re.DOTALL).encode())
     except ElementTree.ParseError:
         return None
     images = [element for element in root.iter() if element.tag.rpartition("}")[2] == "Pixels"]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import tifffile
+import zarr
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from nnunet_selma.conversion.annotated import AnnotatedSettings, convert_annotated
@@ -307,3 +308,34 @@ def test_a_label_of_another_place_is_warned_of(tmp_path, rng, folders):
         nibabel.save(nibabel.Nifti1Image(voxels.T, affine), path)
     record = convert(tmp_path / "in", folders, spacing="voxel")["cases"]["AD_plaques_001"]
     assert any("another origin" in warning for warning in record["label"]["warnings"])
+
+
+def test_groups_of_the_user_that_are_one_are_refused(tmp_path, rng, folders):
+    write_cubes(tmp_path / "in", rng)
+    with pytest.raises(SelmaError, match="all 4 patches are one group"):
+        convert(tmp_path / "in", folders, spacing="voxel", group="mouse")
+
+
+def test_patches_of_one_slice_and_two_sources_are_refused(tmp_path, rng, folders):
+    for folder in ("images", "masks"):
+        write_image(tmp_path / "in" / folder / "a.nii.gz", rng.integers(0, 2, (1, 8, 8), dtype=np.uint8))
+    with pytest.raises(SelmaError, match="is a single slice"):
+        convert(tmp_path / "in", folders, spacing="voxel")
+    with pytest.raises(SelmaError, match="not both"):
+        convert(tmp_path, folders, images=tmp_path / "in" / "images", labels=tmp_path / "in" / "masks")
+
+
+def test_labels_as_predict_volume_writes_them(tmp_path, rng, folders):
+    image = rng.integers(0, 9999, (12, 14, 16), dtype=np.uint16)
+    write_tiff(tmp_path / "in" / "images" / "a.tif", image)
+    path = tmp_path / "in" / "labels" / "a.ome.zarr"
+    group = zarr.open_group(str(path), mode="w", zarr_format=2)
+    labels = group.create_group("labels")
+    labels.attrs["labels"] = ["segmentation"]
+    written = labels.create_group("segmentation")
+    written.create_array("0", data=(image > 8000).astype(np.uint8))
+    axes = [{"name": name, "type": "space"} for name in "zyx"]
+    written.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": [{"path": "0"}]}]
+    written.attrs["image-label"] = {}
+    convert(tmp_path / "in", folders, spacing="voxel")
+    np.testing.assert_array_equal(read(folders.raw / "Dataset510_SELMA3D/labelsTr/a.nii.gz")[0], image > 8000)

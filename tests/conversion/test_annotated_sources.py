@@ -104,3 +104,19 @@ def test_folders_without_pairs(tmp_path):
     write_tiff(tmp_path / "b" / "y.tif", LABEL)
     with pytest.raises(SelmaError, match="holds no image that has the name of a label"):
         patches_of_folders(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize(("images", "labels"), [("raw", "gt"), ("images", "masks")])
+def test_folders_that_are_stacks_themselves(images, labels, tmp_path):
+    for folder, voxels in ((images, IMAGE), (labels, LABEL)):
+        for z, plane in enumerate(voxels):
+            write_tiff(tmp_path / "mouse1" / folder / f"Z{z:03d}.tif", plane)
+    assert pairs(find_patches(tmp_path)) == {"mouse1": ([images], labels)}
+
+
+def test_what_is_passed_by_in_the_folders_that_the_user_names(tmp_path):
+    write_tiff(tmp_path / "a" / "x.tif", IMAGE)
+    write_tiff(tmp_path / "b" / "x.tif", LABEL)
+    (tmp_path / "a" / "y.czi").write_bytes(b"x")
+    (group,) = patches_of_folders(tmp_path / "a", tmp_path / "b").passed_by
+    assert "y.czi): Zeiss CZI" in str(group)

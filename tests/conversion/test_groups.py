@@ -21,8 +21,26 @@ def test_a_table_may_name_cases_or_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("group", "message"), [("(m", "is no regular expression"), ("x[0-9]", "finds no group in TH_m07_left")]
+    ("group", "message"),
+    [
+        ("(m", "is no regular expression"),
+        ("x[0-9]", "finds no group in TH_m07_left"),
+        ("x*", "finds no group"),
+        ("(?:d(\\d))?m", "finds no group"),
+    ],
 )
 def test_patterns_that_do_not_fit(group, message):
     with pytest.raises(SelmaError, match=message):
         given_groups(group, CASES)
+
+
+def test_tables_that_do_not_fit(tmp_path):
+    path = tmp_path / "groups.csv"
+    path.write_text("case,group\nm07_left, one \nm08_left,one\n")
+    assert set(given_groups(str(path), CASES).values()) == {"one"}
+    path.write_text("case,group\nm07_left,one\nm07_left,two\nm08_left,one\n")
+    with pytest.raises(SelmaError, match="puts m07_left into the groups one and two"):
+        given_groups(str(path), CASES)
+    path.write_text("case,group\nm07_left,Mäuse\n", encoding="latin-1")
+    with pytest.raises(SelmaError, match="save it as CSV UTF-8"):
+        given_groups(str(path), CASES)

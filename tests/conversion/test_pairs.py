@@ -40,6 +40,11 @@ def pairs(images, labels, structure=None):
         (["a_0000"], ["a"], {"a": (["a_0000"], "a")}),
         (["a_0001", "a_0000"], ["a"], {"a": (["a_0000", "a_0001"], "a")}),
         (["a_0000"], ["a_0000"], {"a_0000": (["a_0000"], "a_0000")}),
+        (
+            ["cube_0001", "cube_0002"],
+            ["cube_0001_mask", "cube_0002_mask"],
+            {f"cube_000{n}": ([f"cube_000{n}"], f"cube_000{n}_mask") for n in (1, 2)},
+        ),
         (["m_left"], ["m_left_mask"], {"m_left": (["m_left"], "m_left_mask")}),
         (["m_left_raw"], ["m_left_seg"], {"m_left_raw": (["m_left_raw"], "m_left_seg")}),
         (
@@ -76,3 +81,15 @@ def test_labels_in_the_folder_of_their_images():
     images = [Path("x/m7_left.tif"), Path("x/m7_right_0000.tif"), Path("y/m7_left.tif")]
     masks = [Path("x/m7_left_mask.tif"), Path("x/m7_right_gt.tif"), Path("z/m7_left_mask.tif")]
     assert labels_beside(images, masks) == {masks[0]: images[0], masks[1]: images[1]}
+
+
+@pytest.mark.parametrize("names", [("Maus_ä", "Maus_ö"), ("a b", "a-b"), ("TH_a", "a"), ("脑", "心")])
+def test_names_that_become_the_same_case_are_problems(names):
+    (problem,) = pairs(names, names, TH)[0].problems
+    assert "would both become the case TH_" in problem
+
+
+def test_numbers_of_four_digits_are_no_channels_beside_their_labels():
+    images = [Path(f"x/cube_000{n}.tif") for n in (1, 2)]
+    masks = [Path(f"x/cube_000{n}_mask.tif") for n in (1, 2)]
+    assert labels_beside(images, masks) == dict(zip(masks, images, strict=True))

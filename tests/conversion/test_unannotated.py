@@ -276,6 +276,21 @@ def test_stains_become_named_input_channels(tmp_path, rng, folders):
         convert_unannotated(tmp_path / "pages", replace(settings, dataset_id=502, stains=("a",)), folders)
 
 
+def test_two_copies_of_a_brain_are_no_stains(tmp_path, rng, folders):
+    voxels, header = brain_with_header(rng)
+    write_image(tmp_path / "in" / "mouse1.nii.gz", voxels, header)
+    write_image(tmp_path / "in" / "mouse1.nrrd", voxels, header)
+    with pytest.raises(SelmaError, match="would both be volume_mouse1"):
+        convert_unannotated(tmp_path / "in", UnannotatedSettings(stains=("TH", "auto")), folders)
+
+
+def test_a_coarser_level_is_not_measured_in_voxels(tmp_path, rng, folders):
+    voxels, _ = brain_with_header(rng)
+    write_zarr(tmp_path / "in" / "b.ome.zarr", [voxels, voxels[::2, ::2, ::2]], "micrometer")
+    with pytest.raises(SelmaError, match="in voxels of a coarser level everything looks smaller"):
+        convert_unannotated(tmp_path / "in", UnannotatedSettings(level=1, spacing="voxel", tiles=TILES), folders)
+
+
 def test_masks_are_left_out_and_listed(tmp_path, rng, folders):
     voxels, header = brain_with_header(rng)
     write_image(tmp_path / "in" / "brain.nii.gz", voxels, header)

@@ -93,7 +93,7 @@ def test_links_are_followed_but_not_in_circles_and_not_twice(tmp_path):
     (tmp_path / "in" / "e_linked").symlink_to(elsewhere)
     reasons = {entry.path.name: entry.reason for entry in walk(tmp_path / "in")}
     assert [entry.path.name for entry in walk(tmp_path / "in") if entry.fate == "volume"] == ["a_brain", "e_linked"]
-    assert reasons["b_again"] == reasons["c_up"] == "a link to what is taken already"
+    assert reasons["b_again"] == reasons["c_up"] == "a link to a folder that is taken already"
     assert "mend the link" in reasons["d_gone.tif"]
 
 
@@ -104,28 +104,51 @@ def test_hidden_and_other_files_have_a_fate_too(tmp_path):
     assert len(walk(tmp_path)) == 3
 
 
-@pytest.mark.parametrize(
-    ("name", "mask"),
-    [
-        ("brain_mask", True),
-        ("labels", True),
-        ("labelsTr", True),
-        ("Labels_2", True),
-        ("mouse7_seg", True),
-        ("segmentation", True),
-        ("Masks", True),
-        ("mouse7-gt", True),
-        ("gt", True),
-        ("registered_atlas", True),
-        ("brain7", False),
-        ("labelfree", False),
-        ("segregated_C00", False),
-        ("TH_labelled", False),
-        ("gtx", False),
-    ],
-)
-def test_names_of_masks(name, mask):
-    assert is_mask_name(name) == mask
+MASKS = [
+    "brain_mask",
+    "brainmask",
+    "labels",
+    "labelsTr",
+    "Labels_2",
+    "segmentation",
+    "Masks",
+    "gt",
+    "label",
+    "registered_atlas",
+    "m1_cp_masks",
+]
+LABEL_FILES = ["mouse7_seg", "mouse7-gt", "m_label", "m_manual", "m_truth", "mouse1_Object Predictions"]
+IMAGES = [
+    "brain7",
+    "labelfree",
+    "label-free_brain",
+    "segregated_C00",
+    "TH_labelled",
+    "gtx",
+    "GT-mouse3",
+    "seg12_mouse",
+    "brain1_masked",
+]
+
+
+@pytest.mark.parametrize("name", [*MASKS, *LABEL_FILES, *IMAGES])
+def test_names_of_masks(name):
+    assert is_mask_name(name) == (name in MASKS)
+    assert is_mask_name(name, is_file=True) == (name not in IMAGES)
+
+
+def test_a_source_that_is_called_like_masks_holds_masks(tmp_path):
+    path = write_image(tmp_path / "labelsTr" / "c1.nii.gz", VOXELS)
+    assert [entry.fate for entry in walk(tmp_path / "labelsTr")] == ["mask"]
+    assert [entry.fate for entry in walk(path)] == ["mask"]
+
+
+def test_links_to_files_are_files(tmp_path):
+    path = write_image(tmp_path / "Data" / "m0.nii.gz", VOXELS)
+    (tmp_path / "imagesTr").mkdir()
+    (tmp_path / "imagesTr" / "m0_0000.nii.gz").symlink_to(path)
+    write_image(tmp_path / "labelsTr" / "m0.nii.gz", (VOXELS > 9).astype(np.uint8))
+    assert list(fates(tmp_path).values()) == ["volume", "annotated", "mask"]
 
 
 @pytest.mark.parametrize(

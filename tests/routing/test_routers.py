@@ -176,7 +176,8 @@ def test_cases_of_a_fold_are_left_out_and_judged(folders, rng, tmp_path, capsys,
     write_json(splits, [{"train": [], "val": ["cfos_neuron_000", "cfos_neuron_002", "blood_vessel_001", "elsewhere"]}])
     monkeypatch.setattr("nnunet_selma.routing.router_training.class_probabilities", lambda *_: {"blood_vessel": 1.0})
     assert cli.main([*command, "-f", "0"]) == 0
-    vessels, cells = capsys.readouterr().out.splitlines()[:2]
+    device, vessels, cells = capsys.readouterr().out.splitlines()[:3]
+    assert device.startswith("device: cpu")
     assert vessels.startswith("blood_vessel: 2 cases, ")
     assert vessels.endswith("; 1 of 1 unseen cases recognised")
     assert cells.startswith("cfos_neuron: 1 case, ")

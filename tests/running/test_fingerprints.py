@@ -41,3 +41,12 @@ def test_a_folder_changes_with_its_files(tmp_path):
     (tmp_path / "b").unlink()
     prints.add(fingerprint(tmp_path))
     assert len(prints) == 5
+
+
+@pytest.mark.parametrize(("header", "voxels"), [("a.mhd", "a.raw"), ("a.nhdr", "a.raw.gz")])
+def test_voxels_beside_a_header_count_with_it(header, voxels, tmp_path):
+    (tmp_path / header).write_text("header")
+    (tmp_path / voxels).write_bytes(b"12")
+    first = fingerprint(tmp_path / header)
+    same_time(tmp_path / voxels, lambda file: file.write_bytes(b"34"))
+    assert fingerprint(tmp_path / header) != first
