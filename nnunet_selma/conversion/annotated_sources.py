@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from nnunet_selma.conversion.layouts import FoundPatches, numbered_patches, structure_above
-from nnunet_selma.conversion.pairs import labels_beside, names_below, paired_by_name, without_label_word
+from nnunet_selma.conversion.pairs import labels_beside, names_below, paired_by_name
 from nnunet_selma.conversion.walk import Entry, label_folder, passed_by, walk
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.structures import Structure, find_structure, of_case
@@ -81,19 +81,16 @@ def patches_of_folders(images: Path, labels: Path, *, structure: Structure | Non
     """
     for path in (images, labels):
         check_exists(path)
-    entries = [*walk(images), *([] if images.resolve() == labels.resolve() else walk(labels))]
-    image_files, label_files = _volumes(images), _volumes(labels)
+    same = images.resolve() == labels.resolve()
+    entries = [walk(images), [] if same else walk(labels)]
+    image_files, label_files = (_volumes(of_folder) for of_folder in entries)
     if image_files == [images] and label_files == [labels]:
         names = {images: stem(images)}, {labels: stem(images)}
     else:
-        if images.resolve() == labels.resolve():
-            names_of_images = {stem(path) for path in image_files}
-            label_files = [
-                path for path in label_files if without_label_word(stem(path)) in names_of_images - {stem(path)}
-            ]
-        image_files = [
-            p for p in image_files if p not in label_files and (labels == images or not p.is_relative_to(labels))
-        ]
+        if same:
+            label_files = [label for label, image in labels_beside(image_files, image_files).items() if label != image]
+        labelled = {*label_files}
+        image_files = [p for p in image_files if p not in labelled and (same or not p.is_relative_to(labels))]
         names = names_below(image_files, images), names_below(label_files, labels)
     result = paired_by_name(*names, {path: _structure(path, structure) for path in names[0]})
     if not result.patches and not result.problems:
@@ -101,12 +98,13 @@ def patches_of_folders(images: Path, labels: Path, *, structure: Structure | Non
             f"{images}: holds no image that has the name of a label in {labels}; an image mouse07_left.tif needs a label "
             "mouse07_left.tif or mouse07_left_mask.tif"
         )
-    return replace(result, passed_by=passed_by(entry for entry in entries if entry.fate == "passed by"))
+    return replace(
+        result, passed_by=passed_by(entry for of_folder in entries for entry in of_folder if entry.fate == "passed by")
+    )
 
 
-def _volumes(path: Path) -> list[Path]:
-    """The volumes at a path, images and masks alike; raises `SelmaError` where a folder leaves a question."""
-    entries = walk(path)
+def _volumes(entries: Sequence[Entry]) -> list[Path]:
+    """The volumes among entries, images and masks alike; raises `SelmaError` where a folder leaves a question."""
     for entry in entries:
         if entry.fate == "question":
             raise SelmaError(entry.reason)

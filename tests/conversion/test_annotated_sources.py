@@ -120,3 +120,9 @@ def test_what_is_passed_by_in_the_folders_that_the_user_names(tmp_path):
     (tmp_path / "a" / "y.czi").write_bytes(b"x")
     (group,) = patches_of_folders(tmp_path / "a", tmp_path / "b").passed_by
     assert "y.czi): Zeiss CZI" in str(group)
+
+
+def test_channels_and_labels_in_the_same_folder(tmp_path):
+    for name, voxels in (("x_0000", IMAGE), ("x_0001", IMAGE), ("x_mask", LABEL)):
+        write_tiff(tmp_path / f"{name}.tif", voxels)
+    assert pairs(patches_of_folders(tmp_path, tmp_path)) == {"x": (["x_0000.tif", "x_0001.tif"], "x_mask.tif")}
