@@ -78,9 +78,7 @@ class AnnotatedSettings:
             raise SelmaError("images and labels belong together; give both folders")
         if self.kind is not None and self.structure is None:
             raise SelmaError("a kind says what shape a structure has; name the structure, too")
-        if self.stains and self.channel is not None:
-            raise SelmaError("--stains takes all channels, and --channel a single one; choose one of them")
-        check_stains(self.stains)
+        check_stains(self.stains, self.channel)
 
     @property
     def chosen_structure(self) -> Structure | None:

@@ -44,8 +44,10 @@ def check_equal_counts(cases: Iterable[Collection[Any]]) -> None:
 _NORMALISATIONS = ("ct", "nonorm", "zscore", "rescale_to_0_1", "rgb_to_0_1")
 
 
-def check_stains(stains: Sequence[str]) -> None:
-    """Raise `SelmaError` for names of channels that nnU-Net would take for the name of a normalisation, and for equal ones."""
+def check_stains(stains: Sequence[str], channel: int | None) -> None:
+    """Raise `SelmaError` for names of channels that nnU-Net would take for a normalisation, for equal ones, and for a channel beside them."""
+    if stains and channel is not None:
+        raise SelmaError("--stains takes all channels, and --channel a single one; choose one of them")
     for stain in stains:
         if stain.casefold() in _NORMALISATIONS:
             raise SelmaError(f"--stains {stain}: nnU-Net takes this name for a normalisation; choose another name")

@@ -5,15 +5,13 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.nnunet.voxel_sizes import in_unit, unit_of
+from nnunet_selma.nnunet.voxel_sizes import as_text, in_unit, largest_factor, unit_of
 from nnunet_selma.structures import SpacingUm, Structure
-from nnunet_selma.volumes.base import by_times
 from nnunet_selma.volumes.units import VOXEL_UNITS
 
 Spacing = Literal["header", "physical", "voxel"] | SpacingUm
 """Voxel size to write: the header's, the true one (the structure table's for a download of SELMA3D or DELiVR, else the header's), 1 voxel,
-or a given one (z, y, x): in µm, or in mm if all edges are below
-0.1, for datasets in mm."""
+or a given one (z, y, x): in µm, or in mm if all edges are below 0.1, for datasets in mm."""
 
 _LARGEST_RATIO = 1.5
 """Header and structure table that are further apart on any axis contradict each other."""
@@ -49,7 +47,7 @@ class WrittenSpacing(NamedTuple):
 
     def __str__(self) -> str:
         """The voxel size, its unit and its source, for a sentence."""
-        return f"{_sizes(self.size_zyx)} {self.unit} (z, y, x), {self.source}"
+        return f"{as_text(self.size_zyx)} {self.unit} (z, y, x), {self.source}"
 
     def in_mm(self, source: str) -> "WrittenSpacing":
         """The same voxel size in mm; `source` says why, for a sentence."""
@@ -71,24 +69,24 @@ def spacing_of(volume: SpacingSources, spacing: Spacing) -> WrittenSpacing:
     Raises:
         SelmaError: no source states the voxel size, or header and structure table contradict each other.
     """
-    if spacing in ("voxel", VOXEL_UNITS) and volume.level_factor != (1, 1, 1):
-        raise SelmaError(
-            f"{volume.name}: in voxels of a coarser level everything looks smaller; take the finest level, or give its voxel size with "
-            "--spacing Z,Y,X"
-        )
     if spacing in ("voxel", VOXEL_UNITS):
+        if volume.level_factor != (1, 1, 1):
+            raise SelmaError(
+                f"{volume.name}: in voxels of a coarser level everything looks smaller; take the finest level, or give its voxel size with "
+                "--spacing Z,Y,X"
+            )
         return WrittenSpacing(VOXEL_UNITS, "voxels", "not in µm")
     header, table = volume.header_um_zyx, volume.table_um_zyx
-    at_level = "" if volume.level_factor == (1, 1, 1) else f", times {_sizes(volume.level_factor)} for the level"
+    at_level = "" if volume.level_factor == (1, 1, 1) else f", times {as_text(volume.level_factor)} for the level"
     if not isinstance(spacing, str):
         unit: Literal["µm", "mm"] = "mm" if unit_of(spacing) == "mm" else "µm"
         return WrittenSpacing(_times(spacing, volume.level_factor), unit, f"from --spacing{at_level}")
     if spacing == "physical" and table is not None:
         size = _times(table, volume.level_factor)
-        if header and any(max(a / b, b / a) > _LARGEST_RATIO for a, b in zip(header, size, strict=True)):
+        if header and largest_factor(header, size) > _LARGEST_RATIO:
             title = volume.structure.title if volume.structure else ""
             raise SelmaError(
-                f"{volume.name}: the header says {_sizes(header)} µm, the table of SELMA3D's structures {_sizes(size)} µm for {title} "
+                f"{volume.name}: the header says {as_text(header)} µm, the table of SELMA3D's structures {as_text(size)} µm for {title} "
                 "(z, y, x); say which is right with --spacing header or --spacing Z,Y,X"
             )
         return WrittenSpacing(size, "µm", f"from the table of SELMA3D's structures{at_level}")
@@ -109,7 +107,3 @@ def _remedy(volume: SpacingSources) -> str:
 def _times(size: SpacingUm, factor: SpacingUm) -> SpacingUm:
     z, y, x = (edge * times for edge, times in zip(size, factor, strict=True))
     return z, y, x
-
-
-def _sizes(size: SpacingUm) -> str:
-    return by_times([f"{edge:g}" for edge in size])

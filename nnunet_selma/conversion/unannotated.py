@@ -65,15 +65,12 @@ class UnannotatedSettings:
     """Channel of files with several, from 0."""
     level: int = 0
     """Resolution level of an OME-Zarr; 0 is the finest."""
-
     slice_pattern: str | None = None
     """Regular expression whose parenthesis finds the number of a slice in its name, as in 'Z([0-9]+)'; None: the number is found by rules."""
 
     def __post_init__(self) -> None:
         """Raise `SelmaError` for options that contradict each other."""
-        check_stains(self.stains)
-        if self.stains and self.channel is not None:
-            raise SelmaError("--stains takes all channels, and --channel a single one; choose one of them")
+        check_stains(self.stains, self.channel)
 
     def find(self, source: Path, entries: Sequence[Entry] | None = None) -> list[UnlabelledVolume]:
         """Find the chosen volumes of a source; raises `SelmaError` as `find_volumes`."""

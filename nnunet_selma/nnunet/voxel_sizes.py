@@ -17,6 +17,7 @@ from nnunet_selma.nnunet.folders import MANIFEST, Folders
 from nnunet_selma.nnunet.raw_cases import raw_cases, raw_reader
 from nnunet_selma.running.json_files import read_json
 from nnunet_selma.structures import SpacingUm
+from nnunet_selma.volumes.base import by_times
 from nnunet_selma.volumes.units import VOXEL_UNITS, um_in_header_unit
 
 Unit = Literal["voxel", "um", "mm"]
@@ -68,7 +69,7 @@ def largest_factor(first: Sequence[float], second: Sequence[float]) -> float:
 
 def as_text(spacing: Sequence[float]) -> str:
     """A voxel size for a sentence, as in 5 × 1.6 × 1.6."""
-    return " × ".join(f"{size:g}" for size in spacing)
+    return by_times(f"{size:g}" for size in spacing)
 
 
 def check_voxel_sizes(

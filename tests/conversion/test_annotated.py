@@ -298,6 +298,22 @@ def test_a_label_in_another_orientation_is_turned_to_its_image(codes, tmp_path, 
     assert any("lies in another orientation" in warning for warning in record["label"]["warnings"])
 
 
+def test_a_channel_in_another_orientation_is_turned_to_the_first(tmp_path, rng, folders):
+    stains = rng.integers(0, 9999, (2, 12, 14, 16), dtype=np.uint16)
+    change = ornt_transform(io_orientation(AFFINE), axcodes2ornt("SAR"))
+    for folder in ("images", "masks"):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+    nibabel.save(nibabel.Nifti1Image(stains[0].T, AFFINE), tmp_path / "in" / "images" / "a_0000.nii.gz")
+    turned = nibabel.Nifti1Image(stains[1].T, AFFINE).as_reoriented(change)
+    nibabel.save(turned, tmp_path / "in" / "images" / "a_0001.nii.gz")
+    label = nibabel.Nifti1Image((stains[0] > 8000).astype(np.uint8).T, AFFINE)
+    nibabel.save(label, tmp_path / "in" / "masks" / "a.nii.gz")
+    convert(tmp_path / "in", folders, stains=("TH", "cFos"))
+    for channel in (0, 1):
+        written = folders.raw / "Dataset510_SELMA3D" / "imagesTr" / f"a_{channel:04d}.nii.gz"
+        np.testing.assert_array_equal(read(written)[0], stains[channel])
+
+
 def test_a_label_of_another_place_is_warned_of(tmp_path, rng, folders):
     image = rng.integers(0, 9999, (12, 14, 16), dtype=np.uint16)
     away = AFFINE.copy()

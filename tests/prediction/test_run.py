@@ -13,6 +13,7 @@ import pytest
 import SimpleITK as sitk
 import tifffile
 import torch
+import zarr
 
 from nnunet_selma import cli, prediction
 from nnunet_selma.errors import SelmaError
@@ -344,6 +345,19 @@ def test_labels_go_into_an_input_that_is_an_ome_zarr(brain, tmp_path):
     predict_volume(beside, Execution())
     assert np.array_equal(segmentation(beside), segmentation(brain))
     assert np.array_equal(segmentation(replace(brain, output=own)), segmentation(brain))
+
+
+def test_a_voxel_size_that_is_given_is_that_of_the_finest_level(brain, tmp_path):
+    voxels = open_volume(brain.inputs[0]).read()
+    group = zarr.open_group(str(tmp_path / "in.ome.zarr"), mode="w", zarr_format=2)
+    for level, factor in enumerate((1, 2)):
+        group.create_array(str(level), data=voxels[::factor, ::factor, ::factor])
+    axes = [{"name": name, "type": "space"} for name in "zyx"]
+    group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": [{"path": "0"}, {"path": "1"}]}]
+    coarse = replace(brain, inputs=(tmp_path / "in.ome.zarr",), output=tmp_path / "out.ome.zarr", level=1)
+    predict_volume(coarse, Execution())
+    written = open_volume(coarse.output)
+    assert (written.shape, written.spacing_um_zyx) == ((25, 30, 60), (8, 4, 4))
 
 
 def test_nothing_but_earlier_results_is_overwritten(brain, tmp_path):

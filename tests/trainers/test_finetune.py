@@ -386,18 +386,18 @@ def test_a_pretraining_is_judged_alike_whether_it_was_found_or_named(folders, pr
     monkeypatch.setattr(nnUNetTrainer, "on_train_start", load_batches)
     physical = finished_pretraining(folders, "Dataset501_b", pretrained, age=1, **PHYSICAL)
     for setting in (str(physical), "newest"):
-        one = started(SelmaFinetuneTrainer, folders, pretrained=setting)
-        before = parameters(one)
+        fine_tuned = started(SelmaFinetuneTrainer, folders, pretrained=setting)
+        before = parameters(fine_tuned)
         with pytest.raises(SystemExit):
-            one.on_train_start()
+            fine_tuned.on_train_start()
         assert f"{physical}: pretraining had the voxel size 5 × 1.6 × 1.6, this training has 1 × 1 × 1" in (
             capsys.readouterr().err
         )
-        assert moved(one, before) == set()
+        assert moved(fine_tuned, before) == set()
     suits = finished_pretraining(folders, "Dataset500_a", pretrained, age=9)
-    one = started(SelmaFinetuneTrainer, folders, pretrained="newest")
-    one.on_train_start()
-    log = Path(one.log_file).read_text()
+    fine_tuned = started(SelmaFinetuneTrainer, folders, pretrained="newest")
+    fine_tuned.on_train_start()
+    log = Path(fine_tuned.log_file).read_text()
     assert f"WARNING: not taken: {physical}" in log
     assert f"Pretrained weights from {suits}" in log
 
@@ -408,9 +408,9 @@ def test_a_pretraining_of_another_network_is_found_if_its_weights_fit(folders, p
     summary = read_json(path.parent / "ssl_summary.json")
     summary["network"]["arch_kwargs"]["strides"][1] = [1, 2, 2]
     write_json(path.parent / "ssl_summary.json", summary)
-    one = started(SelmaFinetuneTrainer, folders, pretrained="newest")
-    one.on_train_start()
-    assert "100.0% of the parameters" in Path(one.log_file).read_text()
+    fine_tuned = started(SelmaFinetuneTrainer, folders, pretrained="newest")
+    fine_tuned.on_train_start()
+    assert "100.0% of the parameters" in Path(fine_tuned.log_file).read_text()
     torch.save({"network_weights": {"encoder.x": torch.ones(3)}}, path)
     with pytest.raises(SystemExit):
         started(SelmaFinetuneTrainer, folders, pretrained="newest").on_train_start()
@@ -425,13 +425,13 @@ def test_every_checkpoint_records_its_ancestor_and_a_run_that_goes_on_keeps_it(k
     facts = {"pretext": "MaskedInpainting", "dataset": "Dataset500_a", "epochs": 7}
     path = finished_pretraining(folders, "Dataset500_a", pretrained, age=1, **facts)
     digest = sha256(path.read_bytes()).hexdigest()
-    one = started(kind, folders, pretrained="newest")
-    one.on_train_start()
+    fine_tuned = started(kind, folders, pretrained="newest")
+    fine_tuned.on_train_start()
     assert f"Ancestor: {path}, by MaskedInpainting on Dataset500_a, 7 epoch(s), SHA-256 {digest}" in (
-        Path(one.log_file).read_text()
+        Path(fine_tuned.log_file).read_text()
     )
-    train(one, [0], steps=1)
-    checkpoint = saved(one)
+    train(fine_tuned, [0], steps=1)
+    checkpoint = saved(fine_tuned)
     ancestor = torch.load(checkpoint, weights_only=False)["selma_ancestor"]
     assert ancestor["weights"] == "pretrained"
     assert (ancestor["path"], ancestor["sha256"]) == (str(path), digest)
@@ -463,15 +463,15 @@ def test_weights_that_come_from_no_pretraining_are_recorded_as_such(folders, pre
 def test_nnunet_predicts_with_a_checkpoint_that_records_its_ancestor(folders, pretrained, monkeypatch):
     monkeypatch.setattr(nnUNetTrainer, "on_train_start", load_batches)
     finished_pretraining(folders, "Dataset500_a", pretrained, age=1)
-    one = started(SelmaFinetuneTrainer, folders, pretrained="newest")
-    one.on_train_start()
-    saved(one, "checkpoint_final.pth")
-    model = Path(one.output_folder).parent
+    fine_tuned = started(SelmaFinetuneTrainer, folders, pretrained="newest")
+    fine_tuned.on_train_start()
+    saved(fine_tuned, "checkpoint_final.pth")
+    model = Path(fine_tuned.output_folder).parent
     write_json(model / "plans.json", {**plans(), "continue_training": False})
     write_json(model / "dataset.json", DATASET)
     predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(str(model), (0,), "checkpoint_final.pth")
-    weights = bare(one.network).state_dict()
+    weights = bare(fine_tuned.network).state_dict()
     assert all(torch.equal(value, weights[key]) for key, value in predictor.network.state_dict().items())
 
 
@@ -484,13 +484,13 @@ def with_spacing(one, spacing):
 def test_plans_of_a_dataset_in_another_unit_are_refused_before_the_training(kind, folders, monkeypatch, capsys):
     monkeypatch.setattr(nnUNetTrainer, "on_train_start", load_batches)
     monkeypatch.setattr("nnunet_selma.trainers.ssl.shapes_of_cases", lambda *_: [])
-    one = trainer(kind, folders, finetuning=SEEDED)
-    with_spacing(one, [5.0, 1.6, 1.6])
+    fine_tuned = trainer(kind, folders, finetuning=SEEDED)
+    with_spacing(fine_tuned, [5.0, 1.6, 1.6])
     with pytest.raises(SystemExit):
-        one.on_train_start()
+        fine_tuned.on_train_start()
     assert "voxel size of 5 × 1.6 × 1.6, and the plans nnUNetPlans are for 1 × 1 × 1" in capsys.readouterr().err
-    with_spacing(one, [1.0, 1.0, 1.0])
-    one.on_train_start()
+    with_spacing(fine_tuned, [1.0, 1.0, 1.0])
+    fine_tuned.on_train_start()
 
 
 @pytest.mark.parametrize("kind", KINDS)

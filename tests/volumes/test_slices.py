@@ -19,7 +19,10 @@ def clock(seconds):
 
 # name of slice z, and the rule that is told
 NAMES = {
-    "UltraMicroscope": (lambda z: f"10-50-16_b 7_UltraII[00 x 00]_C00_xyz-Table Z{z:04d}.ome.tif", "Z####, 0 to 39, step 1"),
+    "UltraMicroscope": (
+        lambda z: f"10-50-16_b 7_UltraII[00 x 00]_C00_xyz-Table Z{z:04d}.ome.tif",
+        "Z####, 0 to 39, step 1",
+    ),
     "TeraStitcher": (lambda z: f"000000_000000_{z * 25:06d}.tif", "######, 0 to 975, step 25"),
     "rounded": (lambda z: f"b_{round(z * 1.5):06d}.tif", "b_######, 0 to 58, step 1.5"),
     "cut": (lambda z: f"b_{int(z * 1.25):06d}.tif", "b_######, 0 to 48, step 1.25"),
@@ -56,7 +59,7 @@ NAMES = {
     "two sides in turn": (lambda z: f"b_{'LR'[z % 2]}_{z:03d}.tif", "###, 0 to 39, step 1"),
     "place in a buffer": (lambda z: f"b_Z{z:04d}_buf{z % 8}.tif", "Z####, 0 to 39, step 1"),
     "capital within a word": (lambda z: f"brainZ{z:03d}T{40 - z}.tif", "brainZ###, 0 to 39, step 1"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("name", "rule"), NAMES.values(), ids=NAMES)
@@ -98,17 +101,29 @@ def test_a_gap_behind_z_counts_though_a_counter_has_none():
         (["a1.tif", "a2.tif", "other3.tif"], "other3.tif: is not named like the other slices (a#)"),
         (["a1.tif", "a2.tif", "a2 (1).tif"], "a2 (1).tif: is not named like"),
         (["a1.tif", "a01.tif"], "a1.tif and a01.tif have the same slice number 1"),
-        ([f"m{m:02d}_s{s:03d}.tif" for m in range(12) for s in range(5)], "neither m00 nor s000 in the name m00_s000.tif"),
+        (
+            [f"m{m:02d}_s{s:03d}.tif" for m in range(12) for s in range(5)],
+            "neither m00 nor s000 in the name m00_s000.tif",
+        ),
         ([f"Z{z}_C{c}.tif" for z in range(9) for c in (0, 1)], "neither Z0 nor C0"),
         # a section of each of twelve mice
-        ([f"m{m:02d}_s{CHECKSUMS[m] % 400:03d}.tif" for m in range(12)], "m00 and s000 in the name m00_s000.tif would order"),
+        (
+            [f"m{m:02d}_s{CHECKSUMS[m] % 400:03d}.tif" for m in range(12)],
+            "m00 and s000 in the name m00_s000.tif would order",
+        ),
         ([f"m{CHECKSUMS[m] % 90}_a{CHECKSUMS[m] % 77}.tif" for m in range(9)], "would order the slices differently"),
         ([f"{z}_{99 - z}.tif" for z in range(COUNT)], "0 in the name 0_99.tif would order the slices differently"),
         ([f"frame{z}_z{z % 20}.tif" for z in range(COUNT)], "frame0 and z0 in the name"),
-        ([f"mouse{'ABCDEFGHIJKL'[z]}_{z}.tif" for z in range(12)], "mouseA_0.tif and mouseB_1.tif are named differently"),
-        ([f"mouse{'AB'[z // 20]}_{z}.tif" for z in range(COUNT)], "mouseA_0.tif and mouseB_20.tif are named differently"),
+        (
+            [f"mouse{'ABCDEFGHIJKL'[z]}_{z}.tif" for z in range(12)],
+            "mouseA_0.tif and mouseB_1.tif are named differently",
+        ),
+        (
+            [f"mouse{'AB'[z // 20]}_{z}.tif" for z in range(COUNT)],
+            "mouseA_0.tif and mouseB_20.tif are named differently",
+        ),
     ],
-)  # fmt: skip
+)
 def test_names_that_give_no_clear_order(names, match):
     with pytest.raises(SelmaError, match=re.escape(match)):
         slice_numbers(names)
@@ -125,8 +140,13 @@ class TestPattern:
 
     @pytest.mark.parametrize(
         ("pattern", "numbers"),
-        [(r"b(\d+)", [7, 6, 5]), (r"a([-.\d]+)", [-1.5, 2, 3]), (r"(?<=b)\d", [7, 6, 5]), (r"(?:a|c)\S+b(\d)", [7, 6, 5])],
-    )  # fmt: skip
+        [
+            (r"b(\d+)", [7, 6, 5]),
+            (r"a([-.\d]+)", [-1.5, 2, 3]),
+            (r"(?<=b)\d", [7, 6, 5]),
+            (r"(?:a|c)\S+b(\d)", [7, 6, 5]),
+        ],
+    )
     def test_gives_the_numbers(self, pattern, numbers):
         assert list(slice_numbers(self.NAMES, pattern).numbers) == numbers
 
