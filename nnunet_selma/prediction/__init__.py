@@ -12,7 +12,8 @@ from math import prod
 from typing import Any
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.prediction.block_prediction import BlockToPredict, open_predictor, predict_block
+from nnunet_selma.prediction.block_prediction import BlocksToPredict, open_predictor, predict_blocks
+from nnunet_selma.prediction.columns import columns, share_of, tasks_of
 from nnunet_selma.prediction.finishing import complete_run, write_slices
 from nnunet_selma.prediction.place import check_place, complete_result, resolve_output
 from nnunet_selma.prediction.records import PredictionResult
@@ -128,15 +129,20 @@ def _read_here(run: Run, tasks: Sequence[SlabToRead]) -> Iterator[int]:
 
 
 def _predict_blocks(run: Run, execution: Execution, client: Any, meter: Meter) -> None:
-    """Predict the blocks of this share."""
-    share, shares = execution.share
-    to_do = [index for index in run.blocks_to_do() if index % shares == share]
-    voxels = {index: prod(lengths(run.blocks[index])) for index in to_do}
+    """Predict the blocks of this share, column by column."""
+    facts, blocks = run.facts, run.blocks
+    in_columns = columns(blocks, facts.axes[0], backwards=facts.flips[facts.axes[0]])
+    order = [index for column in in_columns for index in column]
+    costs = [float(run.tissue.touches(blocks[index])) for index in order]
+    mine = set(share_of(order, costs, *execution.share)) & set(run.blocks_to_do())
+    to_do = [index for index in order if index in mine]
+    voxels = {index: prod(lengths(blocks[index])) for index in to_do}
     if client is None:
         done: Iterable[int] = open_predictor(run.folder, run.id, execution.device).predict_all(to_do)
     else:
-        tasks = [BlockToPredict(run.folder, run.id, index, execution.device) for index in to_do]
-        done = (to_do[number] for number, *_ in submit_tasks(client, predict_block, tasks))
+        pieces = tasks_of([[index for index in column if index in mine] for column in in_columns])
+        tasks = [BlocksToPredict(run.folder, run.id, piece, execution.device) for piece in pieces]
+        done = (index for number, *_ in submit_tasks(client, predict_blocks, tasks) for index in pieces[number])
     _show(done, voxels, meter, "predicting", "blocks")
 
 

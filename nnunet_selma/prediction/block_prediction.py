@@ -1,28 +1,40 @@
-"""Predicting a block, independently of all others: read, normalise, resample, predict, write."""
+"""Predicting blocks: read, normalise, resample, predict, write.
+
+Each block can be predicted without any other one. Where a block follows the one before it in its column, what both need is kept: the image
+that their tiles share, and the sums of tiles that reach into both, so that each tile of a column is computed once.
+"""
 
 import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from threading import Lock
 
 import numpy as np
 import torch
+from nnunetv2.utilities.helpers import empty_cache
 
-from nnunet_selma.prediction.grids import BoxWork, Grids, make_grids, spacing_in_plans
+from nnunet_selma.errors import SelmaError
+from nnunet_selma.morphology.blocks import Box
+from nnunet_selma.prediction.columns import column_boxes
+from nnunet_selma.prediction.grids import BlockWork, Column, Grids, Layer, make_grids, spacing_in_plans
 from nnunet_selma.prediction.intensities import Normalisation, configured_normalisation
-from nnunet_selma.prediction.model import Model
+from nnunet_selma.prediction.model import Model, Window, all_finite
 from nnunet_selma.prediction.records import BlockRecord
 from nnunet_selma.prediction.resampling import Limits
 from nnunet_selma.prediction.run import Run
 from nnunet_selma.prediction.slab_reading import close_input, open_channels
+from nnunet_selma.prediction.sums import Sums
 from nnunet_selma.prediction.tiling import intersection, lengths, within
 from nnunet_selma.volumes import open_volume
 from nnunet_selma.volumes.base import Array, Volume
 from nnunet_selma.volumes.ome_zarr_writing import write_box
 from nnunet_selma.volumes.pyramids import level_array
+
+_PLANES = 32
+"""Planes that are read and normalised together, where they are not resampled."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +43,24 @@ class BlockInput:
 
     index: int
     """Number of the block."""
-    work: BoxWork
-    image: torch.Tensor
-    """Normalised, resampled and padded voxels of `work.around`, (c, z, y, x) with network axes."""
+    column: Column
+    work: BlockWork
+    layers: tuple[Layer, ...]
+    """Layers of tiles that are to be computed."""
+    window: Window
+    """Image around them."""
+    follows: bool
+    """True if the layers before these were computed for the block before this one."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Labels and probabilities of a block, network axes."""
+
+    labels: Array
+    """(z, y, x)."""
+    probabilities: Array | None
+    """(class, z, y, x); None if they are not asked for."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +69,10 @@ class BlockOutput:
 
     index: int
     """Number of the block."""
-    work: BoxWork
-    logits: Array
-    """Mean over the folds on the network's grid, (head, z, y, x) with network axes."""
-    seconds: float
-    """Time that the network took."""
+    work: BlockWork
+    answer: Answer | Array
+    """On the grid of the volume; or, if it differs from the network's, the logits on that one, (head, z, y, x)."""
+    record: BlockRecord
 
 
 @dataclass(frozen=True)
@@ -77,7 +103,10 @@ class BlockPredictor:
             return None
         model = self.model
         spacing = spacing_in_plans(self.run.facts.spacing_um_zyx, model.plans)
-        return make_grids(model.configuration, model.transpose, crop, spacing, model.tile, model.settings.step_size)
+        facts = self.run.facts
+        return make_grids(
+            model.configuration, facts.axes, facts.flips, crop, spacing, model.tile, model.settings.step_size
+        )
 
     @cached_property
     def _normalisation(self) -> Normalisation:
@@ -93,6 +122,8 @@ class BlockPredictor:
             return None
         axis = 0 if forward.across is None else self._grids.transpose[forward.across]
         low, high = self.run.intensities.limits(crop, axis)
+        if self._grids.flips[axis]:
+            low, high = low[:, ::-1], high[:, ::-1]
         if forward.across is None:
             low, high = low.min(axis=1, keepdims=True), high.max(axis=1, keepdims=True)
         return Limits(self._normalisation.apply(low), self._normalisation.apply(high))
@@ -101,81 +132,198 @@ class BlockPredictor:
     def _tiles_at_once(self) -> int:
         return self.run.tiles_at_once(self.model.batch)
 
-    def read(self, index: int) -> BlockInput | None:
-        """Read the input of a block; None if no tissue is in it."""
-        work = self._work(index)
-        if work is None or self._grids is None:
-            return None
-        voxels = np.stack([volume.read(*work.source) for volume in self._volumes])
-        normalised = self._normalisation.apply(self._grids.array_to_network(voxels))
-        resampled = self._grids.forward.apply(normalised, work.image, self._limits)
-        if work.image == work.around:
-            return BlockInput(index, work, torch.from_numpy(np.ascontiguousarray(resampled)))
-        padded = np.zeros((len(resampled), *lengths(work.around)), np.float32)
-        padded[(slice(None), *within(work.image, work.around))] = resampled
-        return BlockInput(index, work, torch.from_numpy(padded))
+    @cached_property
+    def _column_of(self) -> dict[int, Box]:
+        """Number of each block to the box of its column."""
+        facts = self.run.facts
+        return column_boxes(self.run.blocks, facts.axes[0])
 
-    def _work(self, index: int) -> BoxWork | None:
-        if self._grids is None:
+    @lru_cache(maxsize=2)  # noqa: B019  the predictor lives as long as the process works on the run
+    def _column(self, start: tuple[int, ...], stop: tuple[int, ...]) -> Column | None:
+        assert self._grids is not None
+        z, y, x = map(slice, start, stop)
+        return self._grids.column(intersection((z, y, x), self._grids.crop), self.run.tissue.touches)
+
+    def read(self, index: int, before: BlockInput | None = None) -> BlockInput | None:
+        """Read the input of a block; None if no tissue is in it.
+
+        Args:
+            index: number of the block.
+            before: input of the block that was read before; what both need is not read again if they follow each other in a column.
+        """
+        grids = self._grids
+        if grids is None:
             return None
-        box = intersection(self.run.blocks[index], self._grids.crop)
+        box = intersection(self.run.blocks[index], grids.crop)
         if min(lengths(box)) < 1 or not self.run.tissue.touches(box):
             return None
-        return self._grids.work(box, self.run.tissue.touches)
+        around = self._column_of[index]
+        column = self._column(tuple(b.start for b in around), tuple(b.stop for b in around))
+        work = None if column is None else grids.work(column, box)
+        if column is None or work is None:
+            return None
+        follows = before is not None and before.column is column and before.work.result[0].stop == work.result[0].start
+        earlier = before if follows else None
+        layers = work.after(None if earlier is None else earlier.work.layers[-1].planes.start)
+        window = self._window(column, layers, None if earlier is None else earlier.window)
+        return BlockInput(index, column, work, layers, window, follows)
 
-    def predict(self, block: BlockInput) -> BlockOutput:
-        """Compute the logits of a block."""
+    def _window(self, column: Column, layers: Sequence[Layer], before: Window | None) -> Window:
+        """The image around layers; planes that the window before it holds are copied from there."""
+        assert self._grids is not None
+        if not layers and before is not None:
+            return before
+        planes = slice(layers[0].planes.start, layers[-1].planes.stop)
+        voxels = torch.zeros(
+            (len(self._volumes), *lengths((planes, *column.across))), pin_memory=self.model.device.type == "cuda"
+        )
+        known = planes.start
+        if before is not None and before.box[0].start <= planes.start < before.box[0].stop:
+            known = min(before.box[0].stop, planes.stop)
+            kept = slice(planes.start - before.box[0].start, known - before.box[0].start)
+            voxels[:, : known - planes.start] = before.voxels[:, kept]
+        window = Window((planes, *column.across), voxels)
+        step = planes.stop - known if self._grids.forward.changes else _PLANES
+        for start in range(known, planes.stop, max(1, step)):
+            image = self._grids.image_box(column, slice(start, min(start + step, planes.stop)))
+            if min(lengths(image)) > 0:
+                target = voxels[(slice(None), *within(image, window.box))]
+                target.copy_(torch.from_numpy(np.ascontiguousarray(self._image(image))))
+        return window
+
+    def _image(self, image: Box) -> Array:
+        """Normalised and resampled voxels of a box of the network's grid, (c, z, y, x) with network axes."""
+        assert self._grids is not None
+        source = self._grids.source(image)
+        read = [volume.read(*source) for volume in self._volumes]
+        voxels = read[0][None] if len(read) == 1 else np.stack(read)
+        normalised = self._normalisation.apply(self._grids.array_to_network(voxels))
+        return self._grids.forward.apply(normalised, image, self._limits)
+
+    def predict(self, block: BlockInput, sums: Sums | None) -> tuple[BlockOutput, Sums | None]:
+        """Predict a block.
+
+        Args:
+            block: the block.
+            sums: sums of the block before it, if it follows one; they are changed.
+
+        Returns:
+            The output, and the sums for the block that follows; None if that one has to be computed without.
+
+        Raises:
+            SelmaError: logits are NaN or infinite also in single precision, or a tile does not fit into the device's memory.
+        """
         started = time.monotonic()
-        logits = self.model.logits(block.image, block.work, self._tiles_at_once)
-        return BlockOutput(block.index, block.work, logits.numpy(), time.monotonic() - started)
+        if block.follows and sums is None:
+            block = self._anew(block)
+        tiles = sum(len(layer.tiles) for layer in block.layers)
+        half = True
+        try:
+            logits, sums = self._logits(block, sums if block.follows else None)
+        except (
+            RuntimeError
+        ) as error:  # as in nnU-Net: cuDNN and cuBLAS have errors of their own for memory that runs out
+            if self.model.device.type == "cpu":
+                raise
+            empty_cache(self.model.device)
+            logits, sums = self._logits_with_little_memory(self._anew(block), error), None
+        if not all_finite(logits):  # nnU-Net ends here: sums in half precision end at 65504
+            again, half, sums = self._anew(block), False, None
+            tiles += sum(len(layer.tiles) for layer in again.layers)
+            logits, _ = self._logits(again, None, half=False)
+            self.model.check_finite_logits(logits)
+        assert self._grids is not None
+        answer = logits.cpu().numpy() if self._grids.backward.changes else self._answer(logits)
+        record = BlockRecord(tiles=tiles, seconds=round(time.monotonic() - started, 3), half=half)
+        return BlockOutput(block.index, block.work, answer, record), sums
+
+    def _anew(self, block: BlockInput) -> BlockInput:
+        """The same block with all its tiles, as if no block had been predicted before it."""
+        read = self.read(block.index) if block.follows else block
+        assert read is not None
+        return read
+
+    def _logits(self, block: BlockInput, sums: Sums | None, *, half: bool = True) -> tuple[torch.Tensor, Sums]:
+        """Logits of a block, (head, z, y, x), on the device of the sums, and the sums."""
+        model, (first, *across) = self.model, block.work.logits
+        planes = slice(first.start, max(first.stop, block.work.layers[-1].planes.stop))
+        if sums is None:
+            box = (planes, across[0], across[1])
+            size = lengths(box)[0] * lengths(box)[1] * lengths(box)[2] * (2 if half else 4)
+            fits = model.fits(size * (model.heads * (len(model.settings.folds) + 1) + 1))
+            sums = model.empty_sums(box, half=half, device=model.device if fits else torch.device("cpu"))
+        else:
+            sums.move(planes)
+        window = block.window
+        if model.fits(window.voxels.nbytes):
+            window = Window(window.box, window.voxels.to(model.device, non_blocking=True))
+        batch = self._tiles_at_once
+        model.add_tiles(sums, block.layers, window, batch=batch, half=half)
+        return sums.mean(block.work.logits), sums
+
+    def _logits_with_little_memory(self, block: BlockInput, error: RuntimeError) -> torch.Tensor:
+        """Logits of a block on the CPU, tile by tile, for a device whose memory ran out, as nnU-Net does."""
+        (first, *across), model = block.work.logits, self.model
+        planes = slice(first.start, max(first.stop, block.work.layers[-1].planes.stop))
+        sums = model.empty_sums((planes, across[0], across[1]), device=torch.device("cpu"))
+        try:
+            model.add_tiles(sums, block.layers, block.window, batch=1)
+        except RuntimeError:
+            raise SelmaError(
+                f"{model.settings.folder}: one tile of this model could not be computed on {model.device}, most likely for want of its memory "
+                f"({str(error).partition(chr(10))[0]}); take --device cpu"
+            ) from error
+        return sums.mean(block.work.logits)
+
+    def _answer(self, logits: torch.Tensor) -> Answer:
+        """Labels and probabilities from logits on any device."""
+        labels = self.model.labels(logits).cpu().numpy().astype(self.model.label_dtype, copy=False)
+        asked = self.run.settings.probabilities
+        return Answer(labels, self.model.probabilities(logits).cpu().numpy() if asked else None)
 
     def write(self, block: BlockOutput) -> int:
         """Write the labels of a block, and its probabilities if they are asked for, and record that it is written; returns its number."""
-        labels, probabilities = self._answer(block)
-        self.run.check_current()
-        z, y, x = (bounds.start for bounds in self.run.blocks[block.index])
-        write_box(self.run.labels, (z, y, x), labels)
-        if probabilities is not None:
-            write_box(self.run.probabilities, (z, y, x), probabilities)
-        foreground = int(np.count_nonzero(labels))
-        record = BlockRecord(tiles=len(block.work.tiles), foreground=foreground, seconds=round(block.seconds, 3))
-        self.run.record_block(block.index, record)
-        return block.index
-
-    def _answer(self, block: BlockOutput) -> tuple[Array, Array | None]:
-        """Labels of a block (z, y, x), and its probabilities (class, z, y, x) or None."""
         assert self._grids is not None
-        resampled = self._grids.backward.apply(block.logits, block.work.result)
+        answer = block.answer
+        if not isinstance(answer, Answer):
+            answer = self._answer(torch.from_numpy(self._grids.backward.apply(answer, block.work.result)))
         box = self.run.blocks[block.index]
         inner = intersection(box, self._grids.crop)
         tissue, inside = self.run.tissue.mask(inner), within(inner, box)
         labels = np.zeros(lengths(box), self.model.label_dtype)
-        labels[inside] = self._grids.array_to_volume(self.model.labels(resampled)) * tissue
-        if not self.run.settings.probabilities:
-            return labels, None
-        predicted = self._grids.array_to_volume(self.model.probabilities(resampled)) * tissue
-        probabilities = np.zeros((len(predicted), *labels.shape), np.uint8)
-        probabilities[(slice(None), *inside)] = predicted
-        return labels, probabilities
+        labels[inside] = self._grids.array_to_volume(answer.labels) * tissue
+        self.run.check_current()
+        z, y, x = (bounds.start for bounds in box)
+        write_box(self.run.labels, (z, y, x), labels)
+        if answer.probabilities is not None:
+            probabilities = np.zeros((len(answer.probabilities), *labels.shape), np.uint8)
+            probabilities[(slice(None), *inside)] = self._grids.array_to_volume(answer.probabilities) * tissue
+            write_box(self.run.probabilities, (z, y, x), probabilities)
+        self.run.record_block(block.index, replace(block.record, foreground=int(np.count_nonzero(labels))))
+        return block.index
 
     def predict_all(self, indices: Sequence[int]) -> Generator[int, None, None]:
         """Predict blocks one by one; yields the number of each when it is written.
 
         While a block is predicted, the next one is read and the last one written, by threads of their own.
+
+        Args:
+            indices: numbers of the blocks, those of a column one behind the other.
         """
         if not indices:
             return
         with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
-            reading, writing = reader.submit(self.read, indices[0]), None
+            reading, writing, sums = reader.submit(self.read, indices[0]), None, None
             for index, following in zip(indices, [*indices[1:], None], strict=True):
                 block = reading.result()
                 if following is not None:
-                    reading = reader.submit(self.read, following)
+                    reading = reader.submit(self.read, following, block)
                 if block is None:
+                    sums = None
                     self.run.record_block(index, BlockRecord())
                     yield index
                     continue
-                output = self.predict(block)
+                output, sums = self.predict(block, sums)
                 del block  # frees its image
                 if writing is not None:
                     yield writing.result()
@@ -199,31 +347,22 @@ def open_predictor(folder: Path, run_id: str, device: str) -> BlockPredictor:
     return BlockPredictor(run, device)
 
 
-_READING, _PREDICTING, _WRITING = Lock(), Lock(), Lock()
-"""Locks for the threads of a cluster's worker: memory is planned for one block that is read, one predicted and one written."""
+_PREDICTING = Lock()
+"""Lock for the threads of a cluster's worker: the memory is planned for one block that is read, one predicted and one written."""
 
 
 @dataclass(frozen=True)
-class BlockToPredict:
-    """One block of a run, for a process on any machine that sees the folder."""
+class BlocksToPredict:
+    """Blocks of a run, those of a column one behind the other, for a process on any machine that sees the folder."""
 
     folder: Path
     run_id: str
-    index: int
+    indices: tuple[int, ...]
     device: str
 
 
-def predict_block(task: BlockToPredict) -> Generator[int, None, None]:
-    """Predict one block and write it."""
-    with _READING:
-        predictor = open_predictor(task.folder, task.run_id, task.device)
-        block = predictor.read(task.index)
-    if block is None:
-        predictor.run.record_block(task.index, BlockRecord())
-    else:
-        with _PREDICTING:
-            output = predictor.predict(block)
-        del block  # frees its image
-        with _WRITING:
-            predictor.write(output)
-    yield 1
+def predict_blocks(task: BlocksToPredict) -> Generator[int, None, None]:
+    """Predict blocks and write them; yields 1 for each."""
+    with _PREDICTING:
+        for _ in open_predictor(task.folder, task.run_id, task.device).predict_all(task.indices):
+            yield 1

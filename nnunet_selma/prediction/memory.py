@@ -13,8 +13,10 @@ BASE_BYTES = 1.0 * GB
 """Python with PyTorch and nnU-Net."""
 _ACTIVATIONS = 8
 """Feature maps of full resolution that live at once while a tile is computed; the widest stages are those of the decoder."""
-_MOST_BLOCK = 1024
-"""Longest edge of a block, voxels; larger blocks save hardly any tile, and a killed run loses more."""
+_MOST_ACROSS = 2048
+"""Longest edge of a block across its column, voxels; wider ones save hardly any tile, and a killed run loses more."""
+_PIECE = 32
+"""Planes that are read and normalised together (`block_prediction`)."""
 _LEAST_BLOCK = 16
 _SLAB = 64
 """Slices that are read together, where the memory allows."""
@@ -44,16 +46,22 @@ class MemoryPlan:
     """True if probabilities are written too."""
     scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """Voxels of the network's grid for one of the volume, along each axis of the volume."""
+    along: int = 0
+    """Axis of the volume along which blocks of a column lie one behind the other."""
 
     @staticmethod
     def for_model(
-        model: Model, voxel_bytes: int, probabilities: bool, scale: tuple[float, float, float]
+        model: Model,
+        axes: tuple[int, int, int],
+        voxel_bytes: int,
+        probabilities: bool,
+        scale: tuple[float, float, float],
     ) -> "MemoryPlan":
-        """The plan for a model; the other arguments are the fields of the same name."""
+        """The plan for a model whose axes are these of the volume; the other arguments are the fields of the same name."""
         architecture = model.configuration["architecture"]["arch_kwargs"]
         features = architecture.get("features_per_stage") or [32]
         tile = [0, 0, 0]
-        for edge, axis in zip(model.tile, model.transpose, strict=True):
+        for edge, axis in zip(model.tile, axes, strict=True):
             tile[axis] = edge
         return MemoryPlan(
             channels=len(model.channels),
@@ -65,36 +73,43 @@ class MemoryPlan:
             weights=model.weight_bytes,
             probabilities=probabilities,
             scale=scale,
+            along=axes[0],
         )
 
     def bytes(self, block: ShapeZYX) -> float:
         """Peak memory of predicting blocks of a shape (z, y, x) one after another.
 
-        While one block is predicted, the image of the next one is in memory already, and the logits and labels of the last one still.
+        While one block is predicted, the image of the next one is read, and the labels or logits of the last one are written. The first
+        block of a column takes the image of all its tiles, a block that follows that of new tiles only.
         """
-        resampled = self.scale != (1.0, 1.0, 1.0)
-        logits = prod(edge * s + 2 for edge, s in zip(block, self.scale, strict=True))
-        image = prod(edge * s + 2 * t for edge, s, t in zip(block, self.scale, self.tile, strict=True))
-        source = image / prod(self.scale)
-        # as read, and normalised; both a second time for the block that is read meanwhile
-        images = 2 * self.channels * (source * (self.voxel_bytes + 4) + image * 4)
-        # a spline takes a channel in float64: its voxels, padded, filtered, and the result
-        images += resampled * 8 * (3 * source + image)
-        # of this block and the last one
-        sums = logits * 2 * (self.heads * (2 + (self.folds > 1)) + 1)
-        way_back = resampled * (8 * (logits + prod(block)) + 2 * self.heads * prod(block))
-        results = prod(block) * (3 + self.probabilities * self.heads * 3)
+        along, resampled = self.along, self.scale != (1.0, 1.0, 1.0)
+        edges = [edge * s + 2 for edge, s in zip(block, self.scale, strict=True)]
+        depth, tile = edges[along], self.tile[along]
+        face = prod(edges) / depth
+        around = prod(e + 2 * t for axis, (e, t) in enumerate(zip(edges, self.tile, strict=True)) if axis != along)
+        images = 4 * self.channels * around * (2 * depth + 3 * tile)
+        if resampled:  # a spline takes a channel in float64: its voxels, padded, filtered, and the result
+            image = around * (depth + 2 * tile)
+            source = image / prod(self.scale)
+            images += self.channels * source * (self.voxel_bytes + 4) + 8 * (3 * source + image)
+        else:
+            images += self.channels * around * _PIECE * (self.voxel_bytes + 4)
+        # of each fold, and once more while those of one fold are moved on; of weights
+        sums = 2 * (self.heads * (self.folds + 1) + 1) * face * (depth + tile)
+        logits = 2 * self.heads * face * depth * (1 + (self.folds > 1) + resampled)
+        way_back = resampled * (8 * (face * depth + prod(block)) + 2 * self.heads * prod(block))
+        results = prod(block) * (4 + self.probabilities * self.heads * 3)
         network = prod(self.tile) * (self.features * 4 * _ACTIVATIONS + self.heads * 12)
         # of each fold, in the network, and of a checkpoint that is loaded
         weights = self.weights * (self.folds + 2)
-        return BASE_BYTES + images + sums + way_back + results + network + weights
+        return BASE_BYTES + images + sums + logits + way_back + results + network + weights
 
     def choose_block(self, shape: ShapeZYX, edge: int | None, max_memory: float) -> tuple[ShapeZYX, int]:
         """Shape of the blocks of a volume (z, y, x), and the edge of the chunks that they are made of, in voxels.
 
         Args:
             shape: shape of the volume (z, y, x).
-            edge: edge of a block, voxels; None for the largest that fits into the memory.
+            edge: edge of a block, voxels; None for blocks as wide as the memory allows, and about as long as a tile along their column.
             max_memory: GB.
 
         Raises:
@@ -102,25 +117,41 @@ class MemoryPlan:
         """
         chunk = chunk_edge(shape)
         if edge is None:
-            return self.largest_block(shape, chunk, max_memory), chunk
+            return self.widest_block(shape, chunk, max_memory), chunk
         if edge < _LEAST_BLOCK or edge & (edge - 1):
             raise SelmaError(f"--block {edge}: give a power of two from {_LEAST_BLOCK} on, such as 256")
         chunk = min(chunk, edge)
-        block = _cut(edge, shape, chunk)
+        block = self._cut(edge, edge, shape, chunk)
         self._check_fits(block, max_memory)
         return block, chunk
 
-    def largest_block(self, shape: ShapeZYX, chunk: int, max_memory: float) -> ShapeZYX:
-        """Shape (z, y, x) of the largest block of whole chunks within the memory (GB), no longer than the volume along any axis.
+    def widest_block(self, shape: ShapeZYX, chunk: int, max_memory: float) -> ShapeZYX:
+        """Shape (z, y, x) of the block of whole chunks, within the memory (GB), whose columns share the fewest tiles.
 
         Raises:
             SelmaError: not even one chunk fits.
         """
-        edges = range(chunk, _MOST_BLOCK + 1, chunk)
-        fitting = [edge for edge in edges if self.bytes(_cut(edge, shape, chunk)) <= max_memory * GB]
-        if not fitting:
-            self._check_fits(_cut(chunk, shape, chunk), max_memory)
-        return _cut(fitting[-1], shape, chunk)
+        tile = self.tile[self.along] / self.scale[self.along]
+        # a halo around each block is resampled twice, so that those are made longer
+        depth = chunk * max(1, round(tile / chunk)) * (1 if self.scale == (1.0, 1.0, 1.0) else 2)
+        for length in sorted({depth, chunk}, reverse=True):
+            for widest in range(_MOST_ACROSS, 0, -chunk):
+                block = self._cut(length, widest, shape, chunk)
+                if self.bytes(block) <= max_memory * GB:
+                    return block
+        self._check_fits(block, max_memory)
+        return block
+
+    def _cut(self, length: int, widest: int, shape: ShapeZYX, chunk: int) -> ShapeZYX:
+        """A block of whole chunks of a length along its column; columns of at most a width share the volume evenly."""
+        edges = []
+        for axis, whole in enumerate(shape):
+            most = max(chunk, (length if axis == self.along else widest) // chunk * chunk)
+            parts = -(-whole // most)
+            even = most if axis == self.along else -(-whole // parts)
+            edges.append(min(-(-even // chunk), -(-whole // chunk)) * chunk)
+        z, y, x = edges
+        return z, y, x
 
     def _check_fits(self, block: ShapeZYX, max_memory: float) -> None:
         needed = self.bytes(block) / GB
@@ -129,12 +160,6 @@ class MemoryPlan:
             raise SelmaError(
                 f"--max-memory {max_memory:g}: a block of {size} voxels with this model takes about {needed:.1f} GB; give at least that"
             )
-
-
-def _cut(edge: int, shape: ShapeZYX, chunk: int) -> ShapeZYX:
-    """A cube of whole chunks; along an axis where the volume is shorter it ends with the volume's last chunk."""
-    z, y, x = (min(edge, -(-length // chunk) * chunk) for length in shape)
-    return z, y, x
 
 
 def chunk_edge(shape: ShapeZYX) -> int:

@@ -20,10 +20,11 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.morphology.blocks import Box
 from nnunet_selma.nnunet.checkpoints import check_finite
 from nnunet_selma.nnunet.folders import TRAINER_FOLDER
-from nnunet_selma.prediction.grids import BoxWork
-from nnunet_selma.prediction.tiling import intersection, lengths, within
+from nnunet_selma.prediction.grids import Layer
+from nnunet_selma.prediction.sums import Sums
+from nnunet_selma.prediction.tiling import within
 from nnunet_selma.running.json_files import read_json
-from nnunet_selma.volumes.base import Array, ShapeZYX
+from nnunet_selma.volumes.base import ShapeZYX
 
 _MOST_BATCH = 16
 """Largest number of tiles that go through the network together."""
@@ -44,6 +45,16 @@ _IN_CONFIGURATION = (
     "architecture",
     *(f"resampling_fn_{kind}{options}" for kind in ("data", "probabilities") for options in ("", "_kwargs")),
 )
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of the image as the network sees it."""
+
+    box: Box
+    """The part; network axes, resampled. It exceeds the volume where nnU-Net pads with zeros."""
+    voxels: torch.Tensor
+    """Normalised and resampled voxels, (c, z, y, x)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,85 +250,55 @@ class Model:
         return gaussian.reshape(self.tile).to(self.device)
 
     @torch.inference_mode()
-    def logits(self, image: torch.Tensor, work: BoxWork, batch: int) -> torch.Tensor:
-        """Logits of the box `work.logits`, (head, z, y, x): the weighted mean of the logits of tiles, and the mean over the folds.
-
-        Sums are in half precision and in nnU-Net's order, so that they are equal to nnU-Net's. Voxels that no tile covers are 0.
+    def add_tiles(self, sums: Sums, layers: Sequence[Layer], window: Window, *, batch: int, half: bool = True) -> None:
+        """Add the logits of layers of tiles to sums, fold by fold.
 
         Args:
-            image: normalised voxels of `work.around`, (c, z, y, x).
-            work: boxes on the network's grid.
-            batch: tiles that go through the network together.
-
-        Raises:
-            SelmaError: logits are NaN or infinite, or a tile does not fit into the device's memory.
+            sums: their box holds the layers' planes; they may lie on the CPU while the network is on a GPU.
+            layers: the layers, in nnU-Net's order.
+            window: the image around the tiles, on any device.
+            batch: tiles that go through the network together. Those of a batch are of one layer, so that they do not depend on where a run
+                was interrupted.
+            half: on a GPU, compute the network in half precision as nnU-Net does.
         """
         folds = self._predictor.list_of_parameters
-        if len(folds) == 1:  # its weights are in the network since it was built
-            return self._logits_of_fold(image, work, batch)
         network = getattr(self._predictor.network, "_orig_mod", self._predictor.network)
-        total: torch.Tensor | None = None
-        for weights in folds:
-            network.load_state_dict(weights)
-            logits = self._logits_of_fold(image, work, batch)
-            total = logits if total is None else total.add_(logits)
-        assert total is not None
-        return total.div_(len(folds))
+        weight = self._weight.to(sums.weights.device)
+        for fold, weights in enumerate(folds):
+            if len(folds) > 1:  # those of a single fold are in the network since it was built
+                network.load_state_dict(weights)
+            with torch.autocast("cuda", enabled=half and self.device.type == "cuda"):
+                for layer in layers:
+                    for first in range(0, len(layer.tiles), batch):
+                        tiles = layer.tiles[first : first + batch]
+                        for tile, logits in zip(tiles, self._predict(window, tiles), strict=True):
+                            sums.add(fold, tile, logits.to(weight.device), weight)
 
-    def _logits_of_fold(self, image: torch.Tensor, work: BoxWork, batch: int) -> torch.Tensor:
-        """Logits of the loaded fold, on the CPU; if a GPU is full, sums are kept on the CPU and tiles predicted one by one, as in nnU-Net."""
-        if self.device.type == "cpu":
-            return self._weighted_mean(image, work, batch, self.device)
-        where = self.device if self._fits(lengths(work.logits)) else torch.device("cpu")
-        try:
-            return self._weighted_mean(image, work, batch, where).cpu()
-        except RuntimeError:  # as in nnU-Net: cuDNN and cuBLAS have errors of their own for memory that runs out
-            empty_cache(self.device)
-        try:
-            return self._weighted_mean(image, work, 1, torch.device("cpu"))
-        except RuntimeError as error:
-            raise SelmaError(
-                f"{self.settings.folder}: one tile of this model could not be computed on {self.device}, most likely for want of its memory "
-                f"({str(error).partition(chr(10))[0]}); take --device cpu"
-            ) from error
-
-    def _weighted_mean(self, image: torch.Tensor, work: BoxWork, batch: int, where: torch.device) -> torch.Tensor:
-        """Weighted mean of the logits of tiles, with sums on the device `where`."""
-        shape = lengths(work.logits)
-        total = torch.zeros((self.heads, *shape), dtype=torch.half, device=where)
-        count = torch.zeros(shape, dtype=torch.half, device=where)
-        weight = self._weight.to(where)
-        with torch.autocast("cuda", enabled=self.device.type == "cuda"):
-            for first in range(0, len(work.tiles), batch):
-                together = work.tiles[first : first + batch]
-                for tile, prediction in zip(together, self._predict(image, work.around, together), strict=True):
-                    weighted = prediction.to(where)
-                    weighted *= weight
-                    shared = intersection(tile, work.logits)
-                    in_box, in_tile = within(shared, work.logits), within(shared, tile)
-                    total[(slice(None), *in_box)] += weighted[(slice(None), *in_tile)]
-                    count[in_box] += weight[in_tile]
-        count[count == 0] = 1
-        total /= count
-        if not all(bool(torch.isfinite(plane).all()) for plane in total.unbind(1)):
-            raise SelmaError(
-                f"{self.settings.folder}: the network computes NaN or infinite numbers, as it does after a training that diverged; train again"
-            )
-        return total
-
-    def _predict(self, image: torch.Tensor, around: Box, tiles: Sequence[Box]) -> torch.Tensor:
+    def _predict(self, window: Window, tiles: Sequence[Box]) -> torch.Tensor:
         """Logits of tiles, (tile, head, z, y, x)."""
-        patches = torch.stack([image[(slice(None), *within(tile, around))] for tile in tiles])
+        patches = torch.stack([window.voxels[(slice(None), *within(tile, window.box))] for tile in tiles])
         patches = patches.reshape(len(tiles), -1, *self.patch).to(self.device, non_blocking=True)
         prediction: torch.Tensor = self._predictor._internal_maybe_mirror_and_predict(patches)
         return prediction.reshape(len(tiles), -1, *self.tile)
 
-    def _fits(self, shape: Sequence[int]) -> bool:
-        """True if the sums over a box fit into half of the device's free memory."""
+    def empty_sums(self, box: Box, *, half: bool = True, device: torch.device | None = None) -> Sums:
+        """Sums of no tile for all folds, on the device of the network if not stated otherwise; in half precision as nnU-Net's, or in single."""
+        dtype = torch.half if half else torch.float32
+        return Sums.empty(box, self.heads, len(self.settings.folds), dtype, device or self.device)
+
+    def check_finite_logits(self, logits: torch.Tensor) -> None:
+        """Raise `SelmaError` if logits are NaN or infinite."""
+        if not all_finite(logits):
+            raise SelmaError(
+                f"{self.settings.folder}: the network computes NaN or infinite numbers, as it does after a training that diverged; train again"
+            )
+
+    def fits(self, tensor_bytes: float) -> bool:
+        """True if so many bytes fit into half of the free memory of the device; always on a CPU, whose memory is planned before."""
         if self.device.type != "cuda":
-            return False
+            return self.device.type == "cpu"
         free, _ = torch.cuda.mem_get_info(self.device)
-        return 2 * (self.heads + 1) * int(np.prod(shape)) < free / 2
+        return tensor_bytes < free / 2
 
     @cached_property
     def batch(self) -> int:
@@ -341,20 +322,34 @@ class Model:
         free, _ = torch.cuda.mem_get_info(self.device)
         return int(min(_MOST_BATCH, max(1, free / 2 // tile_bytes)))
 
-    def labels(self, logits: Array) -> Array:
-        """Labels (z, y, x) from logits (head, z, y, x), by nnU-Net's rule: argmax of classes, threshold of regions."""
-        decide = self._predictor.label_manager.convert_logits_to_segmentation
-        # a plane at a time, because nnU-Net returns int64
-        return np.stack(
-            [np.asarray(decide(logits[:, plane : plane + 1]), self.label_dtype)[0] for plane in range(logits.shape[1])]
+    def labels(self, logits: torch.Tensor) -> torch.Tensor:
+        """Labels (z, y, x) from logits (head, z, y, x) on any device, by nnU-Net's rule: argmax of classes, threshold of regions."""
+        manager = self._predictor.label_manager
+        result = torch.zeros(
+            logits.shape[1:], dtype=torch.uint8 if self.label_dtype.itemsize == 1 else torch.int32, device=logits.device
         )
+        for plane, labels in enumerate(result):  # a plane at a time, because regions become float32 and int16
+            if manager.has_regions:
+                labels.copy_(manager.convert_logits_to_segmentation(logits[:, plane]))
+                continue
+            highest = logits[0, plane]
+            for head in range(1, len(logits)):  # of equal logits the first wins, as in numpy's argmax
+                higher = logits[head, plane] > highest
+                labels.masked_fill_(higher, head)
+                highest = torch.where(higher, logits[head, plane], highest)
+        return result
 
-    def probabilities(self, logits: Array) -> Array:
-        """Probabilities of each class but background, 0 to 255, (class, z, y, x), from logits (head, z, y, x)."""
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Probabilities of each class but background, 0 to 255, (class, z, y, x), from logits (head, z, y, x) on any device."""
         manager = self._predictor.label_manager
         first = 0 if manager.has_regions else 1
-        result = np.empty((len(logits) - first, *logits.shape[1:]), np.uint8)
+        result = torch.empty((len(logits) - first, *logits.shape[1:]), dtype=torch.uint8, device=logits.device)
         for plane in range(logits.shape[1]):
-            probabilities = manager.apply_inference_nonlin(torch.from_numpy(logits[:, plane])).numpy()
-            result[:, plane] = np.rint(probabilities[first:] * 255)
+            probabilities = manager.apply_inference_nonlin(logits[:, plane])
+            result[:, plane] = (probabilities[first:] * 255).round()
         return result
+
+
+def all_finite(logits: torch.Tensor) -> bool:
+    """True if no value is NaN or infinite, looked at plane by plane for the sake of memory."""
+    return all(bool(torch.isfinite(plane).all()) for plane in logits.unbind(1))

@@ -23,6 +23,10 @@ class RunFacts:
     """Voxel size, µm (z, y, x); None where it is not known."""
     model: str
     """Fingerprint of the model."""
+    axes: tuple[int, int, int]
+    """Axis of the volume that becomes each axis of the network; blocks that lie one behind the other along the first one are a column."""
+    flips: tuple[bool, bool, bool]
+    """True for each axis of the volume (z, y, x) that runs the other way for the network."""
     block: ShapeZYX
     """Shape of a block, voxels (z, y, x)."""
     chunk: int
@@ -56,11 +60,13 @@ class BlockRecord:
     """Record of one block that was predicted or skipped."""
 
     tiles: int = 0
-    """Tiles that the network computed; 0 for a block without tissue."""
+    """Tiles that the network computed for it and not for the block before it; 0 for a block without tissue."""
     foreground: int = 0
     """Voxels above 0 in the result."""
     seconds: float = 0.0
     """Time that the network took."""
+    half: bool = True
+    """False if sums in half precision overflowed, so that the block was computed again in single precision."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +82,7 @@ class PredictionResult:
     blocks: int
     blocks_without_tissue: int
     tiles: int
-    """Tiles that the network computed; those that two blocks share count twice."""
+    """Tiles that the network computed; those that two columns of blocks share count twice."""
     seconds_of_prediction: float
     """Time that the network took, over all processes."""
     seconds_of_the_last_call: float

@@ -8,7 +8,7 @@ import numpy as np
 
 from nnunet_selma import __version__
 from nnunet_selma.morphology.tissue import mask_boxes
-from nnunet_selma.prediction.grids import make_grids, spacing_in_plans, trained_in_voxels
+from nnunet_selma.prediction.grids import make_grids, network_axes, spacing_in_plans, trained_in_voxels
 from nnunet_selma.prediction.memory import MemoryPlan, choose_slab
 from nnunet_selma.prediction.model import Model
 from nnunet_selma.prediction.records import RunFacts
@@ -82,8 +82,9 @@ def _facts(settings: VolumePrediction, model: Model, device: str) -> RunFacts:
         spacing = (depth, height, width)
     z, y, x = (slice(0, length) for length in first.shape)
     unit = spacing_in_plans(spacing, model.plans)
-    grids = make_grids(model.configuration, model.transpose, (z, y, x), unit, model.tile, settings.model.step_size)
-    plan = MemoryPlan.for_model(model, dtype.itemsize, settings.probabilities, grids.scale)
+    axes, flips = network_axes(model.plans, first.affine)
+    grids = make_grids(model.configuration, axes, flips, (z, y, x), unit, model.tile, settings.model.step_size)
+    plan = MemoryPlan.for_model(model, axes, dtype.itemsize, settings.probabilities, grids.scale)
     block, chunk = plan.choose_block(first.shape, settings.block, settings.max_memory)
     plane_wise = any(volume.plane_wise for volume in volumes)
     copied = not settings.beside_input and (plane_wise or settings.raw)
@@ -94,6 +95,8 @@ def _facts(settings: VolumePrediction, model: Model, device: str) -> RunFacts:
         channels=len(volumes),
         spacing_um_zyx=spacing,
         model=settings.model.fingerprint(),
+        axes=axes,
+        flips=flips,
         block=block,
         chunk=chunk,
         in_voxels=trained_in_voxels(model.plans),

@@ -28,8 +28,8 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_selma.prediction.grids import BoxWork
-from nnunet_selma.prediction.model import Model
+from nnunet_selma.prediction.grids import Layer
+from nnunet_selma.prediction.model import Model, Window
 from nnunet_selma.prediction.tiling import Tiling
 from tests.plans import plans
 from tests.prediction.models import write_model
@@ -79,13 +79,14 @@ def test_tiles_are_stitched_as_worked_out_by_hand(case, cut, folder):
     weights, folds, mirroring, logits, labels = BY_HAND[case]
     model = hand_made(folder, weights, folds, mirroring)
     tiling = Tiling(shape=(2, 2, 6), tile=(2, 2, 4), step=0.5)
-    image = torch.arange(10.0, 70.0, 10.0).expand(1, 2, 2, 6)
+    window = Window(WHOLE, torch.arange(10.0, 70.0, 10.0).expand(1, 2, 2, 6))
     parts = []
     for start in range(0, 6, cut):
         box = (slice(0, 2), slice(0, 2), slice(start, start + cut))
-        work = BoxWork(tiles=tiling.touching(box), around=WHOLE, image=WHOLE, logits=box, result=box, source=WHOLE)
-        parts.append(model.logits(image, work, 1).numpy())
-    stitched = np.concatenate(parts, axis=3)
+        sums = model.empty_sums(box)
+        model.add_tiles(sums, [Layer(planes=slice(0, 2), tiles=tuple(tiling.touching(box)))], window, batch=1)
+        parts.append(sums.mean(box))
+    stitched = torch.cat(parts, dim=3)
     assert np.array_equal(stitched[1], np.broadcast_to(logits, (2, 2, 6)))
     assert (stitched[0] == 22).all()
     assert np.array_equal(model.labels(stitched), np.broadcast_to(labels, (2, 2, 6)))
@@ -100,6 +101,6 @@ def test_tiles_that_touch_a_box():
 def test_probabilities_by_hand(folder):
     """With logits 0 and log(3) the class has 3 / (1 + 3) of 255: 191.25, rounded to 191."""
     model = hand_made(folder, UNIFORM, 1, False)
-    logits = np.zeros((2, 1, 1, 2), np.float32)
+    logits = torch.zeros((2, 1, 1, 2))
     logits[1, ..., 1] = np.log(3)
     assert model.probabilities(logits).tolist() == [[[[128, 191]]]]  # 127.5 is rounded to the even number

@@ -1,0 +1,83 @@
+"""Weighted sums of the logits of tiles, which move along a column of blocks; in nnU-Net's order and half precision, so that they equal nnU-Net's.
+
+Tiles that reach from one block into the next are computed once: their part of the next block's sums is kept.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from nnunet_selma.morphology.blocks import Box
+from nnunet_selma.prediction.tiling import intersection, within
+
+_PIECE = 8
+"""Planes of a tile that are added together on a CPU, whose cache they fit into."""
+
+
+@dataclass
+class Sums:
+    """Sums over a box of the network's grid, for each fold."""
+
+    box: Box
+    """The box; network axes, resampled."""
+    totals: list[torch.Tensor]
+    """Weighted sum of logits, (head, z, y, x), for each fold."""
+    weights: torch.Tensor
+    """Sum of the weights, (z, y, x); the same for all folds."""
+
+    @staticmethod
+    def empty(box: Box, heads: int, folds: int, dtype: torch.dtype, device: torch.device) -> "Sums":
+        """Sums of no tile."""
+        shape = tuple(bounds.stop - bounds.start for bounds in box)
+        return Sums(
+            box=box,
+            totals=[torch.zeros((heads, *shape), dtype=dtype, device=device) for _ in range(folds)],
+            weights=torch.zeros(shape, dtype=dtype, device=device),
+        )
+
+    def move(self, planes: slice) -> None:
+        """Let the sums cover other planes along the first axis, further on: those that were covered before keep their values."""
+        offset = planes.start - self.box[0].start
+        length = planes.stop - planes.start
+        for fold, total in enumerate(self.totals):
+            self.totals[fold] = _moved(total, 1, offset, length)
+            del total
+        self.weights = _moved(self.weights, 0, offset, length)
+        self.box = (planes, *self.box[1:])
+
+    def add(self, fold: int, tile: Box, logits: torch.Tensor, weight: torch.Tensor) -> None:
+        """Add the logits of a tile, (head, z, y, x), with a weight for each voxel of it, (z, y, x)."""
+        shared = intersection(tile, self.box)
+        in_box, in_tile = within(shared, self.box), within(shared, tile)
+        total, addend, factor = (
+            self.totals[fold][(slice(None), *in_box)],
+            logits[(slice(None), *in_tile)],
+            weight[in_tile],
+        )
+        step = _PIECE if total.device.type == "cpu" else max(1, total.shape[1])
+        for z in range(0, total.shape[1], step):
+            part = total[:, z : z + step]
+            # the product is rounded to the type of the logits and the sum to that of the total, as nnU-Net does
+            part.copy_(part.float().add_(addend[:, z : z + step] * factor[z : z + step]))
+        if fold == 0:
+            self.weights[in_box] += factor
+
+    def mean(self, box: Box) -> torch.Tensor:
+        """Weighted mean of the logits of a box, and mean over the folds, (head, z, y, x); 0 where no tile was added."""
+        inside = within(box, self.box)
+        weights = self.weights[inside]
+        weights = torch.where(weights == 0, 1, weights)
+        result = self.totals[0][(slice(None), *inside)] / weights
+        for total in self.totals[1:]:
+            result += total[(slice(None), *inside)] / weights
+        return result.div_(len(self.totals)) if len(self.totals) > 1 else result
+
+
+def _moved(values: torch.Tensor, axis: int, offset: int, length: int) -> torch.Tensor:
+    """The values from an offset on along an axis, as many as asked for; zeros behind the last one."""
+    kept = values.narrow(axis, offset, max(0, min(length, values.shape[axis] - offset))).clone()
+    shape = list(values.shape)
+    shape[axis] = length
+    result = values.new_zeros(shape)
+    result.narrow(axis, 0, kept.shape[axis]).copy_(kept)
+    return result
