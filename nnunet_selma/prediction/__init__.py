@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from nnunet_selma.errors import SelmaError
+from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.prediction.block_prediction import BlocksToPredict, open_predictor, predict_blocks
 from nnunet_selma.prediction.columns import columns, share_of, tasks_of
 from nnunet_selma.prediction.finishing import complete_run, write_slices
@@ -89,7 +89,13 @@ def predict_volume(
     result = complete_run(run, time.monotonic() - started, progress=progress)
     if result is None:
         say(f"this share is done; another one completes {settings.output}")
-    elif execution.also_tiff:
+        return None
+    if result.blocks_in_single_precision:
+        say(
+            f"logits are too large for half precision in {counted(result.blocks_in_single_precision, 'block')} of {result.blocks}, "
+            "which were computed again in single precision; nnUNetv2_predict would end with an error"
+        )
+    if execution.also_tiff:
         write_slices(settings, progress)
     return result
 

@@ -100,6 +100,7 @@ def _result(run: Run, seconds: float) -> PredictionResult:
         tiles=sum(block.tiles for block in blocks),
         seconds_of_prediction=round(sum(block.seconds for block in blocks), 1),
         seconds_of_the_last_call=round(seconds, 1),
+        blocks_in_single_precision=sum(not block.half for block in blocks),
     )
 
 

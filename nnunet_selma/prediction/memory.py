@@ -1,6 +1,7 @@
 """Memory of a prediction, and the largest blocks and slabs that a limit allows."""
 
 from dataclasses import dataclass
+from itertools import product
 from math import prod
 
 from nnunet_selma.errors import SelmaError
@@ -135,20 +136,41 @@ class MemoryPlan:
         # a halo around each block is resampled twice, so that those are made longer
         depth = chunk * max(1, round(tile / chunk)) * (1 if self.scale == (1.0, 1.0, 1.0) else 2)
         for length in sorted({depth, chunk}, reverse=True):
-            for widest in range(_MOST_ACROSS, 0, -chunk):
-                block = self._cut(length, widest, shape, chunk)
-                if self.bytes(block) <= max_memory * GB:
-                    return block
-        self._check_fits(block, max_memory)
-        return block
+            blocks = self._blocks_of(length, shape, chunk)
+            fitting = [block for block in blocks if self.bytes(block) <= max_memory * GB]
+            if fitting:
+                return min(fitting, key=lambda block: self._tiled_area(block, shape))
+        smallest = self._cut(chunk, chunk, shape, chunk)
+        self._check_fits(smallest, max_memory)
+        return smallest
+
+    def _blocks_of(self, length: int, shape: ShapeZYX, chunk: int) -> set[ShapeZYX]:
+        """Blocks of a length along their column, for every number of columns along the other axes."""
+        first, second = (axis for axis in range(3) if axis != self.along)
+        widths = range(chunk, _MOST_ACROSS + 1, chunk)
+        cuts = [self._cut(length, width, shape, chunk) for width in widths]
+        blocks = set()
+        for edge, other in product({cut[first] for cut in cuts}, {cut[second] for cut in cuts}):
+            block = list(cuts[0])
+            block[first], block[second] = edge, other
+            blocks.add((block[0], block[1], block[2]))
+        return blocks
+
+    def _tiled_area(self, block: ShapeZYX, shape: ShapeZYX) -> float:
+        """Area that the tiles of all columns cover, in tiles."""
+        columns = [-(-whole // edge) for whole, edge in zip(shape, block, strict=True)]
+        return prod(
+            (whole * self.scale[axis] + columns[axis] * self.tile[axis]) / self.tile[axis]
+            for axis, whole in enumerate(shape)
+            if axis != self.along
+        )
 
     def _cut(self, length: int, widest: int, shape: ShapeZYX, chunk: int) -> ShapeZYX:
         """A block of whole chunks of a length along its column; columns of at most a width share the volume evenly."""
         edges = []
         for axis, whole in enumerate(shape):
             most = max(chunk, (length if axis == self.along else widest) // chunk * chunk)
-            parts = -(-whole // most)
-            even = most if axis == self.along else -(-whole // parts)
+            even = most if axis == self.along else -(-whole // -(-whole // most))
             edges.append(min(-(-even // chunk), -(-whole // chunk)) * chunk)
         z, y, x = edges
         return z, y, x

@@ -87,6 +87,8 @@ class PredictionResult:
     """Time that the network took, over all processes."""
     seconds_of_the_last_call: float
     """Time that the call took that completed the run."""
+    blocks_in_single_precision: int = 0
+    """Blocks whose sums overflowed in half precision, and that were computed again in single precision."""
 
     def as_json(self) -> dict[str, Any]:
         """Content for a JSON file, whose keys have spaces."""

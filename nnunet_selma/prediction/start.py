@@ -4,6 +4,7 @@ from importlib.metadata import version
 from typing import Any
 from uuid import uuid4
 
+import nibabel
 import numpy as np
 
 from nnunet_selma import __version__
@@ -17,6 +18,7 @@ from nnunet_selma.prediction.slab_reading import open_channels, stored_dtype
 from nnunet_selma.prediction.volume_prediction import VolumePrediction
 from nnunet_selma.running.json_files import write_json
 from nnunet_selma.volumes import open_volume, stem
+from nnunet_selma.volumes.nifti import is_nifti
 from nnunet_selma.volumes.ome_zarr_writing import ImageLayout, create_image, create_labels
 
 _RAW_SHARD = 1024
@@ -82,7 +84,9 @@ def _facts(settings: VolumePrediction, model: Model, device: str) -> RunFacts:
         spacing = (depth, height, width)
     z, y, x = (slice(0, length) for length in first.shape)
     unit = spacing_in_plans(spacing, model.plans)
-    axes, flips = network_axes(model.plans, first.affine)
+    # nibabel has an affine also for a file that states none, and nnU-Net turns by that one
+    affine = nibabel.load(first.path).affine if is_nifti(first.path) else first.affine
+    axes, flips = network_axes(model.plans, affine)
     grids = make_grids(model.configuration, axes, flips, (z, y, x), unit, model.tile, settings.model.step_size)
     plan = MemoryPlan.for_model(model, axes, dtype.itemsize, settings.probabilities, grids.scale)
     block, chunk = plan.choose_block(first.shape, settings.block, settings.max_memory)

@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 
+import nibabel
 import numpy as np
 import pytest
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIOWithReorient
 
 from nnunet_selma.prediction import Execution, VolumePrediction, predict_volume
 from nnunet_selma.running.json_files import read_json
@@ -114,6 +116,44 @@ def test_blocks_give_what_nnunet_gives(case, tmp_path, rng):
     result = predict_volume(prediction, Execution())
     ours = open_volume(tmp_path / "brain.ome.zarr" / "labels" / "segmentation").read()
     assert result.blocks > 1 or max(shape) <= 32
+    assert len(np.unique(whole)) > 1
+    assert np.mean(ours != whole) <= SHARE
+
+
+TURNS = {
+    "RAS": np.diag([1.0, 1, 1, 1]),
+    "LPS, as ITK writes it": np.diag([-1.0, -1, 1, 1]),
+    "PIR": np.array([[0, 0, 1.0, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]]),
+    "ALI, voxels of three lengths": np.array([[0, -1.1, 0, 3], [1.9, 0, 0, 0], [0, 0, -1.4, 7], [0, 0, 0, 1]]),
+}
+
+
+@pytest.mark.parametrize("turn", TURNS)
+@pytest.mark.parametrize("make", [plans, turned], ids=["plain", "axes permuted by the plans"])
+def test_images_are_turned_where_nnunets_reader_turns_them(turn, make, tmp_path, rng):
+    """NibabelIOWithReorient turns an image to RAS+ before nnU-Net sees it, and the segmentation back."""
+    content = make() | {"image_reader_writer": "NibabelIOWithReorient"}
+    content["original_median_spacing_after_transp"] = [2.0] * 3
+    settings = write_model(tmp_path / "model", content)
+    image = texture(rng, (33, 40, 28), dark_border=3)[0]
+    path = tmp_path / "brain.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(image.T, TURNS[turn]), path)
+    pixels, properties = NibabelIOWithReorient().read_images([str(path)])
+    NibabelIOWithReorient().write_seg(
+        stock(settings, pixels, properties["spacing"]).astype(np.uint8), str(tmp_path / "whole.nii.gz"), properties
+    )
+    z, y, x = nibabel.affines.voxel_sizes(TURNS[turn])[::-1]
+    prediction = VolumePrediction(
+        inputs=(path,),
+        output=tmp_path / "brain.ome.zarr",
+        model=settings,
+        spacing_um_zyx=(z, y, x),
+        tissue_only=False,
+        block=16,
+    )
+    predict_volume(prediction, Execution())
+    ours = open_volume(tmp_path / "brain.ome.zarr" / "labels" / "segmentation").read()
+    whole = np.asarray(nibabel.load(tmp_path / "whole.nii.gz").dataobj).T
     assert len(np.unique(whole)) > 1
     assert np.mean(ours != whole) <= SHARE
 

@@ -13,6 +13,8 @@ FACTS = {
     "channels": 1,
     "spacing_um_zyx": [4.0, 2.0, 2.0],
     "model": "9d1a3b0c5e7f2468",
+    "axes": [0, 1, 2],
+    "flips": [False, False, False],
     "block": [32, 32, 32],
     "chunk": 32,
     "in voxels": True,

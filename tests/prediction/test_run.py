@@ -444,7 +444,8 @@ def half_done(settings):
     for index in range(len(run.slabs)):
         list(scan_slab(SlabToRead(run.folder, run.id, index)))
     predictor = open_predictor(run.folder, run.id, "cpu")
-    return predictor, predictor.predict(predictor.read(0))
+    output, _ = predictor.predict(predictor.read(0), None)
+    return predictor, output
 
 
 def test_a_process_that_outlives_its_run_writes_nothing_into_the_next_one(brain, tmp_path):
