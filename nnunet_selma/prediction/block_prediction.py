@@ -9,6 +9,7 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from math import prod
 from pathlib import Path
 from threading import Lock
 
@@ -35,6 +36,8 @@ from nnunet_selma.volumes.pyramids import level_array
 
 _PLANES = 32
 """Planes that are read and normalised together, where they are not resampled."""
+_PIECE = 8
+"""Planes whose labels are computed together after resampling."""
 
 
 @dataclass(frozen=True)
@@ -217,25 +220,28 @@ class BlockPredictor:
         if block.follows and sums is None:
             block = self._anew(block)
         tiles = sum(len(layer.tiles) for layer in block.layers)
-        half = True
+        carried: Sums | None
         try:
-            logits, sums = self._logits(block, sums if block.follows else None)
+            carried = self._sums(block, sums if block.follows else None)
+            answer = self._outcome(block, carried)
         except (
             RuntimeError
         ) as error:  # as in nnU-Net: cuDNN and cuBLAS have errors of their own for memory that runs out
             if self.model.device.type == "cpu":
                 raise
             empty_cache(self.model.device)
-            logits, sums = self._logits_with_little_memory(self._anew(block), error), None
-        if not all_finite(logits):  # nnU-Net ends here: sums in half precision end at 65504
-            again, half, sums = self._anew(block), False, None
+            answer, carried = self._outcome(block, self._sums_with_little_memory(self._anew(block), error)), None
+        half = answer is not None
+        if answer is None:  # nnU-Net ends here: sums in half precision end at 65504
+            again, carried = self._anew(block), None
             tiles += sum(len(layer.tiles) for layer in again.layers)
-            logits, _ = self._logits(again, None, half=False)
-            self.model.check_finite_logits(logits)
-        assert self._grids is not None
-        answer = logits.cpu().numpy() if self._grids.backward.changes else self._answer(logits)
-        record = BlockRecord(tiles=tiles, seconds=round(time.monotonic() - started, 3), half=half)
-        return BlockOutput(block.index, block.work, answer, record), sums
+            answer = self._outcome(again, self._sums(again, None, half=False))
+        if answer is None:
+            raise SelmaError(
+                f"{self.model.settings.folder}: the network computes NaN or infinite numbers, as it does after a training that diverged; train again"
+            )
+        record = BlockRecord(tiles=tiles, seconds=round(time.monotonic() - started, 3), half=half, predicted=True)
+        return BlockOutput(block.index, block.work, answer, record), carried
 
     def _anew(self, block: BlockInput) -> BlockInput:
         """The same block with all its tiles, as if no block had been predicted before it."""
@@ -243,29 +249,25 @@ class BlockPredictor:
         assert read is not None
         return read
 
-    def _logits(self, block: BlockInput, sums: Sums | None, *, half: bool = True) -> tuple[torch.Tensor, Sums]:
-        """Logits of a block, (head, z, y, x), on the device of the sums, and the sums."""
-        model, (first, *across) = self.model, block.work.logits
-        planes = slice(first.start, max(first.stop, block.work.layers[-1].planes.stop))
+    def _sums(self, block: BlockInput, sums: Sums | None, *, half: bool = True) -> Sums:
+        """Sums of all tiles of a block, on the device as its memory allows; those of the block before it are changed."""
+        model = self.model
+        box = _summed(block.work)
         if sums is None:
-            box = (planes, across[0], across[1])
-            size = lengths(box)[0] * lengths(box)[1] * lengths(box)[2] * (2 if half else 4)
-            fits = model.fits(size * (model.heads * (len(model.settings.folds) + 1) + 1))
-            sums = model.empty_sums(box, half=half, device=model.device if fits else torch.device("cpu"))
+            size = prod(lengths(box)) * (2 if half else 4) * (model.heads * (len(model.settings.folds) + 1) + 1)
+            sums = model.empty_sums(box, half=half, device=model.device if model.fits(size) else torch.device("cpu"))
         else:
-            sums.move(planes)
+            sums.move(box[0])
         window = block.window
         if model.fits(window.voxels.nbytes):
             window = Window(window.box, window.voxels.to(model.device, non_blocking=True))
-        batch = self._tiles_at_once
-        model.add_tiles(sums, block.layers, window, batch=batch, half=half)
-        return sums.mean(block.work.logits), sums
+        model.add_tiles(sums, block.layers, window, batch=self._tiles_at_once, half=half)
+        return sums
 
-    def _logits_with_little_memory(self, block: BlockInput, error: RuntimeError) -> torch.Tensor:
-        """Logits of a block on the CPU, tile by tile, for a device whose memory ran out, as nnU-Net does."""
-        (first, *across), model = block.work.logits, self.model
-        planes = slice(first.start, max(first.stop, block.work.layers[-1].planes.stop))
-        sums = model.empty_sums((planes, across[0], across[1]), device=torch.device("cpu"))
+    def _sums_with_little_memory(self, block: BlockInput, error: RuntimeError) -> Sums:
+        """Sums of all tiles of a block on the CPU, tile by tile, for a device whose memory ran out, as nnU-Net does."""
+        model = self.model
+        sums = model.empty_sums(_summed(block.work), device=torch.device("cpu"))
         try:
             model.add_tiles(sums, block.layers, block.window, batch=1)
         except RuntimeError:
@@ -273,7 +275,21 @@ class BlockPredictor:
                 f"{model.settings.folder}: one tile of this model could not be computed on {model.device}, most likely for want of its memory "
                 f"({str(error).partition(chr(10))[0]}); take --device cpu"
             ) from error
-        return sums.mean(block.work.logits)
+        return sums
+
+    def _outcome(self, block: BlockInput, sums: Sums) -> Answer | Array | None:
+        """The answer for a block, or its logits where they have to be resampled; None if logits are not finite."""
+        assert self._grids is not None
+        resampled = self._grids.backward.changes
+        answers, logits = [], []
+        for mean in sums.means(block.work.logits):
+            if not all_finite(mean):
+                return None
+            if resampled:
+                logits.append(mean.cpu().numpy())
+            else:
+                answers.append(self._answer(mean))
+        return np.concatenate(logits, axis=1) if resampled else _joined(answers)
 
     def _answer(self, logits: torch.Tensor) -> Answer:
         """Labels and probabilities from logits on any device."""
@@ -286,7 +302,8 @@ class BlockPredictor:
         assert self._grids is not None
         answer = block.answer
         if not isinstance(answer, Answer):
-            answer = self._answer(torch.from_numpy(self._grids.backward.apply(answer, block.work.result)))
+            logits = torch.from_numpy(self._grids.backward.apply(answer, block.work.result))
+            answer = _joined([self._answer(piece) for piece in torch.split(logits, _PIECE, dim=1)])
         box = self.run.blocks[block.index]
         inner = intersection(box, self._grids.crop)
         tissue, inside = self.run.tissue.mask(inner), within(inner, box)
@@ -331,6 +348,21 @@ class BlockPredictor:
                 del output
             if writing is not None:
                 yield writing.result()
+
+
+def _summed(work: BlockWork) -> Box:
+    """Box of the sums of a block: its logits, and what its tiles reach beyond them along the column."""
+    first, *across = work.logits
+    return slice(first.start, max(first.stop, work.layers[-1].planes.stop)), across[0], across[1]
+
+
+def _joined(answers: Sequence[Answer]) -> Answer:
+    """Answers of pieces that lie one behind the other along the first axis."""
+    probabilities = [answer.probabilities for answer in answers if answer.probabilities is not None]
+    return Answer(
+        np.concatenate([answer.labels for answer in answers]),
+        np.concatenate(probabilities, axis=1) if probabilities else None,
+    )
 
 
 @lru_cache(maxsize=1)

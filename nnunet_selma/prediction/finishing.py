@@ -96,7 +96,7 @@ def _result(run: Run, seconds: float) -> PredictionResult:
         foreground=sum(block.foreground for block in blocks),
         tissue_share=round(run.tissue.share, 4),
         blocks=len(blocks),
-        blocks_without_tissue=sum(not block.tiles for block in blocks),
+        blocks_without_tissue=sum(not block.predicted for block in blocks),
         tiles=sum(block.tiles for block in blocks),
         seconds_of_prediction=round(sum(block.seconds for block in blocks), 1),
         seconds_of_the_last_call=round(seconds, 1),

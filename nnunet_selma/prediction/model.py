@@ -286,13 +286,6 @@ class Model:
         dtype = torch.half if half else torch.float32
         return Sums.empty(box, self.heads, len(self.settings.folds), dtype, device or self.device)
 
-    def check_finite_logits(self, logits: torch.Tensor) -> None:
-        """Raise `SelmaError` if logits are NaN or infinite."""
-        if not all_finite(logits):
-            raise SelmaError(
-                f"{self.settings.folder}: the network computes NaN or infinite numbers, as it does after a training that diverged; train again"
-            )
-
     def fits(self, tensor_bytes: float) -> bool:
         """True if so many bytes fit into half of the free memory of the device; always on a CPU, whose memory is planned before."""
         if self.device.type != "cuda":
@@ -328,28 +321,24 @@ class Model:
         result = torch.zeros(
             logits.shape[1:], dtype=torch.uint8 if self.label_dtype.itemsize == 1 else torch.int32, device=logits.device
         )
-        for plane, labels in enumerate(result):  # a plane at a time, because regions become float32 and int16
-            if manager.has_regions:
-                labels.copy_(manager.convert_logits_to_segmentation(logits[:, plane]))
-                continue
-            highest = logits[0, plane]
-            for head in range(1, len(logits)):  # of equal logits the first wins, as in numpy's argmax
-                higher = logits[head, plane] > highest
-                labels.masked_fill_(higher, head)
-                highest = torch.where(higher, logits[head, plane], highest)
+        if manager.has_regions:
+            return result.copy_(manager.convert_logits_to_segmentation(logits))
+        highest = logits[0]
+        for head in range(1, len(logits)):  # of equal logits the first wins, as in numpy's argmax
+            higher = logits[head] > highest
+            result.masked_fill_(higher, head)
+            if head + 1 < len(logits):
+                highest = torch.where(higher, logits[head], highest)
         return result
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """Probabilities of each class but background, 0 to 255, (class, z, y, x), from logits (head, z, y, x) on any device."""
         manager = self._predictor.label_manager
         first = 0 if manager.has_regions else 1
-        result = torch.empty((len(logits) - first, *logits.shape[1:]), dtype=torch.uint8, device=logits.device)
-        for plane in range(logits.shape[1]):
-            probabilities = manager.apply_inference_nonlin(logits[:, plane])
-            result[:, plane] = (probabilities[first:] * 255).round()
-        return result
+        probabilities: torch.Tensor = manager.apply_inference_nonlin(logits)[first:]
+        return (probabilities * 255).round().to(torch.uint8)
 
 
 def all_finite(logits: torch.Tensor) -> bool:
-    """True if no value is NaN or infinite, looked at plane by plane for the sake of memory."""
-    return all(bool(torch.isfinite(plane).all()) for plane in logits.unbind(1))
+    """True if no value is NaN or infinite: their sum, in double precision, is neither then."""
+    return bool(torch.isfinite(logits.sum(dtype=torch.float64)))

@@ -60,11 +60,13 @@ class BlockRecord:
     """Record of one block that was predicted or skipped."""
 
     tiles: int = 0
-    """Tiles that the network computed for it and not for the block before it; 0 for a block without tissue."""
+    """Tiles that the network computed for it and not for the block before it."""
     foreground: int = 0
     """Voxels above 0 in the result."""
     seconds: float = 0.0
     """Time that the network took."""
+    predicted: bool = False
+    """False for a block without tissue."""
     half: bool = True
     """False if sums in half precision overflowed, so that the block was computed again in single precision."""
 

@@ -3,6 +3,7 @@
 Tiles that reach from one block into the next are computed once: their part of the next block's sums is kept.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from nnunet_selma.morphology.blocks import Box
 from nnunet_selma.prediction.tiling import intersection, within
 
 _PIECE = 8
-"""Planes of a tile that are added together on a CPU, whose cache they fit into."""
+"""Planes that are computed together on a CPU, whose cache they fit into."""
 
 
 @dataclass
@@ -62,22 +63,32 @@ class Sums:
         if fold == 0:
             self.weights[in_box] += factor
 
-    def mean(self, box: Box) -> torch.Tensor:
-        """Weighted mean of the logits of a box, and mean over the folds, (head, z, y, x); 0 where no tile was added."""
+    def means(self, box: Box) -> Iterator[torch.Tensor]:
+        """Yield the weighted mean of the logits of a box, averaged over the folds, a few planes at a time.
+
+        Yields:
+            Logits of planes one behind the other, (head, z, y, x); 0 where no tile was added.
+        """
         inside = within(box, self.box)
-        weights = self.weights[inside]
-        weights = torch.where(weights == 0, 1, weights)
-        result = self.totals[0][(slice(None), *inside)] / weights
-        for total in self.totals[1:]:
-            result += total[(slice(None), *inside)] / weights
-        return result.div_(len(self.totals)) if len(self.totals) > 1 else result
+        depth = box[0].stop - box[0].start
+        step = _PIECE if self.weights.device.type == "cpu" else depth
+        for start in range(0, depth, step):
+            first = inside[0].start + start
+            piece = (slice(first, min(first + step, inside[0].stop)), *inside[1:])
+            weights = self.weights[piece]
+            weights = torch.where(weights == 0, 1, weights)
+            mean = self.totals[0][(slice(None), *piece)] / weights
+            for total in self.totals[1:]:
+                mean += total[(slice(None), *piece)] / weights
+            yield mean.div_(len(self.totals)) if len(self.totals) > 1 else mean
 
 
 def _moved(values: torch.Tensor, axis: int, offset: int, length: int) -> torch.Tensor:
-    """The values from an offset on along an axis, as many as asked for; zeros behind the last one."""
+    """The values from an offset on along an axis, as many as asked for; zeros behind the last one. Values of that shape are overwritten."""
     kept = values.narrow(axis, offset, max(0, min(length, values.shape[axis] - offset))).clone()
     shape = list(values.shape)
     shape[axis] = length
-    result = values.new_zeros(shape)
+    result = values if shape == list(values.shape) else values.new_empty(shape)
     result.narrow(axis, 0, kept.shape[axis]).copy_(kept)
+    result.narrow(axis, kept.shape[axis], length - kept.shape[axis]).zero_()
     return result

@@ -85,7 +85,7 @@ def test_tiles_are_stitched_as_worked_out_by_hand(case, cut, folder):
         box = (slice(0, 2), slice(0, 2), slice(start, start + cut))
         sums = model.empty_sums(box)
         model.add_tiles(sums, [Layer(planes=slice(0, 2), tiles=tuple(tiling.touching(box)))], window, batch=1)
-        parts.append(sums.mean(box))
+        parts.extend(sums.means(box))
     stitched = torch.cat(parts, dim=3)
     assert np.array_equal(stitched[1], np.broadcast_to(logits, (2, 2, 6)))
     assert (stitched[0] == 22).all()
