@@ -10,7 +10,7 @@ import tifffile
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.objects import ObjectSettings, measure_objects, regions
-from nnunet_selma.objects.atlas import Atlas, open_atlas
+from nnunet_selma.objects.atlas import Atlas, Overlay, open_atlas
 from nnunet_selma.objects.regions import read_region_names, regions_of
 from tests.conftest import write_image
 from tests.objects.volumes import measured
@@ -92,10 +92,10 @@ def test_an_atlas_over_the_same_field_of_view(name, unit, sample, tmp_path):
 
 def test_edges_of_voxels_lie_on_each_other():
     """A sample of 2 µm below an atlas of 10 µm: five voxels each, none beyond the last."""
-    grid = SimpleNamespace(shape=(3, 3, 3))
-    coarse = Atlas(volume=grid, spacing_um_zyx=(10.0, 10.0, 10.0), registration=None)
-    centroids = np.repeat(np.arange(16.0)[:, None], 3, axis=1)
-    found = coarse.voxels_at(centroids, (2.0, 2.0, 2.0))
+    fine, coarse = (2.0, 2.0, 2.0), (10.0, 10.0, 10.0)
+    over = Overlay(sample_um_zyx=fine, atlas_um_zyx=coarse, extent_um_zyx=(32.0, 32.0, 32.0))
+    atlas = Atlas(volume=SimpleNamespace(shape=(3, 3, 3)), spacing_um_zyx=coarse, lies=over)
+    found = atlas.voxels_at(np.repeat(np.arange(16.0)[:, None], 3, axis=1))
     assert found[:, 0].tolist() == [0] * 5 + [1] * 5 + [2] * 5 + [3]
 
 
@@ -207,11 +207,12 @@ def test_an_atlas_that_lies_elsewhere_is_noted(sample, tmp_path):
 
 def test_pieces_give_what_the_whole_gives(rng, tmp_path, monkeypatch):
     values = rng.integers(0, 5, (9, 8, 7), dtype=np.uint16)
-    atlas = open_atlas(itk(tmp_path / "atlas.mha", values, (10.0,) * 3), sample=tmp_path, sample_um_zyx=(5.0, 5.0, 5.0))
+    grid = SimpleNamespace(shape=(18, 16, 14), spacing_um_zyx=None, origin_voxels_zyx=None, affine=None)
+    atlas = open_atlas(itk(tmp_path / "atlas.mha", values, (10.0,) * 3), sample=grid, sample_um_zyx=(5.0, 5.0, 5.0))
     objects = measured((rng.random((18, 16, 14)) < 0.03).astype(np.uint8), (18, 16, 14))[0]
-    whole = regions_of(atlas, objects, (5.0, 5.0, 5.0))
+    whole = regions_of(atlas, objects)
     monkeypatch.setattr(regions, "_PIECE_BYTES", 300)
-    pieces = regions_of(atlas, objects, (5.0, 5.0, 5.0))
+    pieces = regions_of(atlas, objects)
     np.testing.assert_array_equal(whole[0], pieces[0])
     assert whole[1] == pieces[1] == {i: (values == i).sum() for i in range(5)}
     at = np.floor((objects.centroid + 0.5) / 2).astype(int)
