@@ -223,7 +223,7 @@ def _laid(volume: Volume, overlay: Overlay, apart: NDArray[np.float64] | None, n
 
 
 def _text(lengths: NDArray[np.float64]) -> str:
-    return " × ".join(f"{length:.6g}" for length in lengths)
+    return " × ".join(f"{length:.6g}" for length in lengths + 0.0)  # no -0
 
 
 def _registration(
