@@ -163,7 +163,8 @@ def _turn(
     if registered and not (orientation or stated):
         raise SelmaError(
             f"{path}: brainreg writes its results in the orientation of its atlas ({ATLAS_ORIENTATION}), not in that of the stack that was registered; "
-            "say how the labels lie with --orientation, as in psl (the letters that brainreg was given)"
+            "say how the labels lie with --orientation, as in psl (the letters that brainreg was given). For an atlas that lies as the labels do, give the "
+            "same letters with --atlas-orientation"
         )
     if registered:
         atlas_orientation = atlas_orientation or ATLAS_ORIENTATION

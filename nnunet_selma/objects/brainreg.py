@@ -45,7 +45,7 @@ def brainreg_output(path: Path) -> BrainregOutput | None:
     if path.is_dir():
         names = [name for name in _ATLASES if (path / name).is_file()]
         if not names and not (path / _RECORD).is_file():
-            return None
+            return BrainregOutput(atlas=path) if _RESULT.search(path.name) else None
         if not names:
             raise SelmaError(f"{path}: is an output folder of brainreg without {_ATLASES[0]}; run brainreg to its end")
         folder, volume = path, path / names[0]

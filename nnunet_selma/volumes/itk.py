@@ -93,7 +93,8 @@ class ItkVolume(Volume):
         )
         if self._axes_xyz == (0, 1, 2):
             self.affine = _affine(reader)
-            self.origin_voxels_zyx = origin_in_voxels(self.affine)
+            if np.linalg.det(self.affine):
+                self.origin_voxels_zyx = origin_in_voxels(self.affine)
         self.read_whole = path.suffix.lower() in (".nrrd", ".nhdr") or _is_compressed(path)
         self._whole: Array | None = None
 

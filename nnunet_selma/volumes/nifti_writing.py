@@ -16,7 +16,7 @@ from nnunet_selma.running.whole_files import whole_file
 from nnunet_selma.volumes.base import Volume, check_exists
 from nnunet_selma.volumes.nifti import IN_UM, is_nifti
 
-_SLAB_BYTES = 2**26
+_SLAB_BYTES = 2**28
 """Bytes of slices that are read together."""
 _MOST_NIFTI1 = 2**15 - 1
 """Longest axis of a NIfTI-1 file, voxels."""

