@@ -70,5 +70,6 @@ def _options(parser: argparse.ArgumentParser) -> None:
     )
     regions = parser.add_argument_group("regions of an atlas that is registered already")
     add_options(regions, ObjectSettings, atlas=" FILE", transform=" FILE", atlas_spacing_um_zyx="--atlas-spacing")
+    add_options(regions, ObjectSettings, orientation=" LETTERS", atlas_orientation=" LETTERS")
     add_options(regions, ObjectSettings, region_names=" CSV", regions=" TABLE")
     parser.set_defaults(run=_objects, starts_anew=True)

@@ -25,7 +25,6 @@ def _predict_volume(chosen: argparse.Namespace) -> int:
         chosen,
         device=_device(chosen.device, chosen.scheduler),
         share=_share(chosen.shard),
-        also_tiff=chosen.also == "tiff",
     )
     print(f"model: {folder}, fold {', '.join(settings.model.folds)}", flush=True)
     result = predict_volume(
@@ -130,7 +129,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     )
     add_options(parser, VolumePrediction, probabilities="")
     parser.add_argument("--no-raw", dest="raw", action="store_false", help="do not put the image beside the labels")
-    parser.add_argument("--also", choices=("tiff",), help="write the labels as TIFF slices too")
+    add_options(parser, Execution, also="")
     add_options(parser, VolumePrediction, name="", version="--ome-zarr", max_memory=" GB", block=" VOXELS")
     device_argument(parser)
     scheduler_argument(parser)

@@ -15,6 +15,7 @@ from nnunet_selma import __version__
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.morphology.components import Connectivity
 from nnunet_selma.objects.atlas import Atlas, open_atlas
+from nnunet_selma.objects.brainreg import brainreg_output
 from nnunet_selma.objects.instance_image import InstanceImage, check_free, write_instances
 from nnunet_selma.objects.measuring import find_objects
 from nnunet_selma.objects.reading import Sources, open_sources
@@ -25,6 +26,7 @@ from nnunet_selma.objects.table_files import check_writable, write_table
 from nnunet_selma.running.json_files import read_json, without_nan, write_json
 from nnunet_selma.running.progress import Progress, silent
 from nnunet_selma.structures import SpacingUm
+from nnunet_selma.volumes import Volume
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +62,13 @@ class ObjectSettings:
     overwrite: bool = False
     """Replace instances that are there."""
     atlas: Path | None = None
-    """Volume of region numbers. Without a transform it covers the field of view of the labels, at any resolution."""
+    """Volume of region numbers, or an output folder of brainreg. Without a transform it covers the field of view of the labels, at any resolution."""
     transform: Path | None = None
-    """Transform from the sample (fixed image) to the atlas (moving image), as ITK and ANTs write it. Labels in NIfTI, NRRD and MHA are placed by their headers; others begin at 0."""
+    """Transform from the sample (fixed image) to the atlas (moving image), as ITK and ANTs write it. Labels in NIfTI, NRRD and MHA, or predicted from them, are placed by their headers; others by their origin."""
+    orientation: str | None = None
+    """Side from which the first voxel of each axis of the labels is, as BrainGlobe writes it: psl for posterior, superior, left; None: that in brainreg.json."""
+    atlas_orientation: str | None = None
+    """The same of the atlas; None: asr for what brainreg wrote."""
     atlas_spacing_um_zyx: SpacingUm | None = None
     """Voxel size of the atlas, µm; None: that of the file."""
     region_names: Path | None = None
@@ -76,6 +82,8 @@ class ObjectSettings:
             raise SelmaError("--min-voxels is at least 1, and --max-voxels no less than --min-voxels")
         of_atlas = {
             "--transform": self.transform,
+            "--orientation": self.orientation,
+            "--atlas-orientation": self.atlas_orientation,
             "--atlas-spacing": self.atlas_spacing_um_zyx,
             "--region-names": self.region_names,
             "--regions": self.regions,
@@ -114,11 +122,13 @@ def measure_objects(settings: ObjectSettings, progress: Progress[Any] = silent) 
         channel=settings.channel,
     )
     shape, edge = sources.labels.shape, sources.edge
-    spacing = settings.spacing_um_zyx or sources.spacing_um_zyx
+    registered = brainreg_output(settings.atlas) if settings.atlas else None
+    of_stack = registered.spacing_um_zyx if registered else None
+    spacing = settings.spacing_um_zyx or sources.spacing_um_zyx or of_stack
     instances = settings.instances and settings.instances.resolve()
     if instances is not None:
         check_free(instances, sources.paths, shape, overwrite=settings.overwrite)
-    atlas = _open_atlas(settings, sources.labels.path, spacing) if settings.atlas else None
+    atlas = _open_atlas(settings, sources.placed, spacing) if settings.atlas else None
     region_names = read_region_names(settings.region_names) if settings.region_names else {}
     if settings.summary.is_file() and "left_out_by_size" not in read_json(settings.summary):
         raise SelmaError(
@@ -128,13 +138,13 @@ def measure_objects(settings: ObjectSettings, progress: Progress[Any] = silent) 
     components, rows = find_objects(sources, settings.connectivity, progress)
     kept = (components.voxels >= settings.min_voxels) & (components.voxels <= (settings.max_voxels or np.inf))
     objects, left_out = components.select(kept), int(np.count_nonzero(~kept))
-    columns, notes = dict(table_of(objects, shape, spacing)), []
+    columns, notes = dict(table_of(objects, shape, spacing, sources.placed.origin_voxels_zyx)), []
     if atlas is not None and spacing is not None:
-        columns["region"], sizes = regions_of(atlas, objects, spacing)
+        columns["region"], sizes = regions_of(atlas, objects)
         write_table(
             settings.region_table, region_table(atlas, sizes, columns["region"], objects, spacing, region_names)
         )
-        notes = registration_notes(atlas, columns["region"], shape, spacing)
+        notes = registration_notes(atlas, columns["region"])
     settings.summary.unlink(missing_ok=True)  # the summary of an earlier table
     write_table(settings.output, columns)
 
@@ -142,7 +152,12 @@ def measure_objects(settings: ObjectSettings, progress: Progress[Any] = silent) 
     skeleton = trees(sources.read_labels, shape, edge, spacing, progress) if settings.trees else None
     if instances is not None:
         target = InstanceImage(
-            path=instances, shape=shape, edge=edge, spacing_um_zyx=spacing, connectivity=settings.connectivity
+            path=instances,
+            shape=shape,
+            edge=edge,
+            spacing_um_zyx=spacing,
+            like=sources.placed,
+            connectivity=settings.connectivity,
         )
         ids = np.where(kept, np.cumsum(kept), 0)[rows]
         write_instances(target, sources.read_labels, ids, progress)
@@ -159,7 +174,7 @@ def measure_objects(settings: ObjectSettings, progress: Progress[Any] = silent) 
     return summary
 
 
-def _open_atlas(settings: ObjectSettings, labels: Path, spacing: SpacingUm | None) -> Atlas:
+def _open_atlas(settings: ObjectSettings, labels: Volume, spacing: SpacingUm | None) -> Atlas:
     """The atlas that the settings name, for labels at a path; checks that the table of regions can be written."""
     assert settings.atlas is not None
     if spacing is None:
@@ -173,6 +188,8 @@ def _open_atlas(settings: ObjectSettings, labels: Path, spacing: SpacingUm | Non
         sample_um_zyx=spacing,
         transform=settings.transform,
         spacing_um_zyx=settings.atlas_spacing_um_zyx,
+        orientation=settings.orientation,
+        atlas_orientation=settings.atlas_orientation,
     )
 
 

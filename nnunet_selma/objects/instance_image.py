@@ -20,7 +20,7 @@ from nnunet_selma.morphology.blocks import Read, blocks
 from nnunet_selma.morphology.components import Connectivity, label
 from nnunet_selma.running.progress import Progress
 from nnunet_selma.structures import SpacingUm
-from nnunet_selma.volumes.base import ShapeZYX
+from nnunet_selma.volumes.base import ShapeZYX, Volume
 from nnunet_selma.volumes.segmented import has_image, is_label_image, levels
 
 _MOST_CHUNK = 64  # voxels
@@ -35,6 +35,8 @@ class InstanceImage:
     edge: ShapeZYX
     """Shape of the blocks, voxels."""
     spacing_um_zyx: SpacingUm | None
+    like: Volume
+    """The volume that it lies on."""
     connectivity: Connectivity
 
     @property
@@ -94,6 +96,7 @@ def write_instances(target: InstanceImage, read: Read, ids: NDArray[np.int64], p
         create_labels,
         fill_pyramid,
         image_version,
+        place_like,
         write_box,
     )
 
@@ -110,6 +113,7 @@ def write_instances(target: InstanceImage, read: Read, ids: NDArray[np.int64], p
         name=target.path.name.removesuffix(".zarr").removesuffix(".ome"),
         label_colours={},
         version=version,
+        **place_like(target.like),
     )
     shutil.rmtree(target.staging, ignore_errors=True)
     try:

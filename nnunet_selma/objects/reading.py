@@ -49,6 +49,12 @@ class Sources:
         return [volume.path for volume in (self.labels, self.raw) if volume is not None]
 
     @property
+    def placed(self) -> Volume:
+        """The volume that says where the labels lie: the image if it alone states a place, otherwise the labels."""
+        volumes = [self.labels] if self.raw is None else [self.labels, self.raw]
+        return next((volume for volume in volumes if volume.origin_voxels_zyx is not None), self.labels)
+
+    @property
     def edge(self) -> ShapeZYX:
         """Shape of the blocks that are read, voxels."""
         volumes = [self.labels] if self.raw is None else [self.labels, self.raw]

@@ -16,16 +16,16 @@ from nnunet_selma.objects.atlas import Atlas
 from nnunet_selma.objects.table import MOST_CLASSES, UM3_PER_MM3, Objects
 from nnunet_selma.objects.table_files import Columns
 from nnunet_selma.structures import SpacingUm
-from nnunet_selma.volumes.base import Array, ShapeZYX
+from nnunet_selma.volumes.base import Array
 
 OUTSIDE = 0
 """Region number of objects in no region: in the atlas's background, or beyond the atlas."""
 _PIECE_BYTES = 2**30
 
 
-def regions_of(atlas: Atlas, objects: Objects, sample_um_zyx: SpacingUm) -> tuple[NDArray[np.int64], dict[int, int]]:
+def regions_of(atlas: Atlas, objects: Objects) -> tuple[NDArray[np.int64], dict[int, int]]:
     """The region of each object, (n,), and the number of atlas voxels of each region."""
-    at = atlas.voxels_at(objects.centroid, sample_um_zyx)
+    at = atlas.voxels_at(objects.centroid)
     regions = np.full(len(at), OUTSIDE, np.int64)
     sizes: dict[int, int] = {}
     for z, voxels in _pieces(atlas):
@@ -88,18 +88,9 @@ def region_table(
     }
 
 
-def registration_notes(
-    atlas: Atlas, regions: NDArray[np.int64], shape: ShapeZYX, sample_um_zyx: SpacingUm
-) -> list[str]:
+def registration_notes(atlas: Atlas, regions: NDArray[np.int64]) -> list[str]:
     """Warnings about an atlas that does not seem to lie on the sample."""
-    notes = []
-    extent = [n * s for n, s in zip(shape, sample_um_zyx, strict=True)]
-    tolerance = np.maximum(atlas.spacing_um_zyx, sample_um_zyx)
-    if atlas.registration is None and (np.abs(np.subtract(atlas.extent_um_zyx, extent)) > tolerance).any():
-        of_atlas, of_sample = (" × ".join(f"{n:.6g}" for n in lengths) for lengths in (atlas.extent_um_zyx, extent))
-        notes.append(
-            f"the atlas measures {of_atlas} µm (z, y, x), the sample {of_sample}: they are taken to begin at the same corner"
-        )
+    notes = list(atlas.notes)
     if len(regions) and not regions.any():
         notes.append(
             "no object lies in a region of the atlas: check that the transform leads from the sample to the atlas, and the voxel sizes"

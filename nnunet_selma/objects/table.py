@@ -50,15 +50,28 @@ class Objects:
         return touches
 
 
-def table_of(objects: Objects, shape: ShapeZYX, spacing_um_zyx: SpacingUm | None) -> Columns:
-    """The columns of the table, one row an object; µm and intensities that are not known are NaN."""
+def table_of(
+    objects: Objects,
+    shape: ShapeZYX,
+    spacing_um_zyx: SpacingUm | None,
+    origin_voxels_zyx: SpacingUm | None = None,
+) -> Columns:
+    """The columns of the table, one row an object; µm and intensities that are not known are NaN.
+
+    Args:
+        objects: the objects.
+        shape: shape of the segmentation, voxels (z, y, x).
+        spacing_um_zyx: voxel size.
+        origin_voxels_zyx: `Volume.origin_voxels_zyx`, from which places in µm are counted; None: they are counted from the first voxel.
+    """
     spacing = spacing_um_zyx or (np.nan,) * 3
+    places = (objects.centroid + (origin_voxels_zyx or 0.0)) * spacing
     return {
         "id": np.arange(1, len(objects) + 1),
         "label": objects.label,
         "voxels": objects.voxels,
         "volume_um3": objects.voxels * prod(spacing),
-        **{f"centroid_{axis}_um": objects.centroid[:, i] * spacing[i] for i, axis in enumerate("zyx")},
+        **{f"centroid_{axis}_um": places[:, i] for i, axis in enumerate("zyx")},
         **_split("centroid", objects.centroid),
         **_split("start", objects.start),
         **_split("stop", objects.stop),

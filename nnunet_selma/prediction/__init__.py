@@ -14,14 +14,14 @@ from typing import Any
 from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.prediction.block_prediction import BlocksToPredict, open_predictor, predict_blocks
 from nnunet_selma.prediction.columns import columns, share_of, tasks_of
-from nnunet_selma.prediction.finishing import complete_run, write_slices
+from nnunet_selma.prediction.finishing import complete_run, write_also
 from nnunet_selma.prediction.place import check_place, complete_result, resolve_output
 from nnunet_selma.prediction.records import PredictionResult
 from nnunet_selma.prediction.run import Run, remove_leftovers
 from nnunet_selma.prediction.slab_reading import SlabToRead, scan_slab
 from nnunet_selma.prediction.start import start_run
 from nnunet_selma.prediction.tiling import lengths
-from nnunet_selma.prediction.volume_prediction import VolumePrediction
+from nnunet_selma.prediction.volume_prediction import AlsoFormat, VolumePrediction
 from nnunet_selma.running.cluster import connect_cluster, submit_tasks
 from nnunet_selma.running.progress import Meter, Progress, silent, silent_meter
 
@@ -38,8 +38,8 @@ class Execution:
     """Address of a Dask cluster; None: this process does the work."""
     share: tuple[int, int] = (0, 1)
     """This process does the i-th of n shares, from 0."""
-    also_tiff: bool = False
-    """Write the labels as TIFF slices too."""
+    also: tuple[AlsoFormat, ...] = ()
+    """Write the labels in these formats too: TIFF slices, or a NIfTI that lies over the input."""
     overwrite: bool = False
     """Start again, and replace an output that is there."""
 
@@ -66,10 +66,9 @@ def predict_volume(
     earlier = None if execution.overwrite else complete_result(settings)
     if earlier is not None:
         say(f"{settings.output}: is complete already")
-        if execution.also_tiff:
-            write_slices(settings, progress)
+        write_also(settings, execution.also, progress)
         return earlier
-    check_place(settings, tiff=execution.also_tiff, overwrite=execution.overwrite)
+    check_place(settings, also=execution.also, overwrite=execution.overwrite)
     started = time.monotonic()
     run = start_run(settings, execution.device, overwrite=execution.overwrite)
     facts = run.facts
@@ -95,8 +94,7 @@ def predict_volume(
             f"logits are too large for half precision in {counted(result.blocks_in_single_precision, 'block')} of {result.blocks}, "
             "which were computed again in single precision; nnUNetv2_predict would end with an error"
         )
-    if execution.also_tiff:
-        write_slices(settings, progress)
+    write_also(settings, execution.also, progress)
     return result
 
 

@@ -3,7 +3,7 @@
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from math import prod
@@ -14,10 +14,11 @@ import tifffile
 
 from nnunet_selma.prediction.records import PredictionResult
 from nnunet_selma.prediction.run import Run, remove_run
-from nnunet_selma.prediction.volume_prediction import VolumePrediction
+from nnunet_selma.prediction.volume_prediction import AlsoFormat, VolumePrediction
 from nnunet_selma.running.json_files import write_json
 from nnunet_selma.running.progress import Progress, silent
-from nnunet_selma.volumes import open_volume
+from nnunet_selma.volumes import Volume, open_volume
+from nnunet_selma.volumes.nifti_writing import write_label_nifti
 from nnunet_selma.volumes.ome_zarr_writing import create_labels, fill_pyramid, remove_partial_writes
 
 _SLICES_BYTES = 2**28
@@ -49,6 +50,8 @@ def complete_run(run: Run, seconds: float, *, progress: Progress[Any] = silent) 
             if (run.folder / part).is_dir():
                 place.parent.mkdir(exist_ok=True)
                 _move(run.folder / part, place)
+            elif run.overwrite and part == "nifti":
+                place.unlink(missing_ok=True)
             elif run.overwrite and (part == "tiff" or (part == "probabilities" and not settings.probabilities)):
                 shutil.rmtree(place, ignore_errors=True)  # of the run that was replaced
             shutil.rmtree(_old(place), ignore_errors=True)
@@ -105,9 +108,14 @@ def _result(run: Run, seconds: float) -> PredictionResult:
 
 
 def _record(run: Run, result: PredictionResult) -> dict[str, Any]:
+    labels = open_volume(run.labels) if run.labels.is_dir() else _labels(run.settings)
     return {
         "settings": run.settings.as_json(),
         "facts": run.facts.as_json(),
+        "place": {
+            "origin_um_zyx": labels.origin_um_zyx,
+            "affine": None if labels.affine is None else labels.affine.tolist(),
+        },
         "interpolated slices": run.repaired,
         "result": result.as_json(),
         "machine": {
@@ -117,15 +125,28 @@ def _record(run: Run, result: PredictionResult) -> dict[str, Any]:
     }
 
 
-def write_slices(settings: VolumePrediction, progress: Progress[Any] = silent) -> None:
-    """Write the labels of a complete run as TIFF slices, unless they are there already; the folder is whole or absent."""
+def write_also(settings: VolumePrediction, formats: Sequence[AlsoFormat], progress: Progress[Any] = silent) -> None:
+    """Write the labels of a complete run in more formats, unless they are there already."""
+    if "tiff" in formats:
+        _write_slices(settings, progress)
+    target = settings.products["nifti"]
+    if "nifti" in formats and not target.exists():
+        write_label_nifti(target, _labels(settings), settings.inputs[0], progress)
+
+
+def _labels(settings: VolumePrediction) -> Volume:
+    return open_volume(settings.output / "labels" / settings.name)
+
+
+def _write_slices(settings: VolumePrediction, progress: Progress[Any]) -> None:
+    """Write TIFF slices; the folder is whole or absent."""
     target = settings.products["tiff"]
     if target.exists():
         return
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    labels = open_volume(settings.output / "labels" / settings.name)
+    labels = _labels(settings)
     depth, height, width = labels.shape
     step, digits = max(1, _SLICES_BYTES // (height * width * labels.dtype.itemsize)), max(4, len(str(depth - 1)))
     for z in progress(range(0, depth, step), "writing TIFF slices"):

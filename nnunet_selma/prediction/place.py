@@ -2,13 +2,15 @@
 
 import os
 import re
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.prediction.records import PredictionResult
-from nnunet_selma.prediction.volume_prediction import VolumePrediction
+from nnunet_selma.prediction.volume_prediction import AlsoFormat, VolumePrediction
 from nnunet_selma.running.json_files import read_json
+from nnunet_selma.volumes.nifti_writing import is_label_nifti
 from nnunet_selma.volumes.ome_zarr import is_zarr
 from nnunet_selma.volumes.ome_zarr_writing import image_version
 from nnunet_selma.volumes.segmented import has_image
@@ -49,7 +51,7 @@ def complete_result(settings: VolumePrediction) -> PredictionResult | None:
     return PredictionResult.from_json(record["result"])
 
 
-def check_place(settings: VolumePrediction, *, tiff: bool, overwrite: bool) -> None:
+def check_place(settings: VolumePrediction, *, also: Collection[AlsoFormat], overwrite: bool) -> None:
     """Raise `SelmaError` if the output cannot be written, or a file is in its place that must not be replaced."""
     parent = settings.output.parent
     if not parent.is_dir():
@@ -59,7 +61,7 @@ def check_place(settings: VolumePrediction, *, tiff: bool, overwrite: bool) -> N
             raise SelmaError(f"{place}: cannot be written to; choose another -o")
     if settings.staging.exists() and not overwrite:
         return
-    unwanted = {"probabilities": not settings.probabilities, "tiff": not tiff}
+    unwanted = {"probabilities": not settings.probabilities, "tiff": "tiff" not in also, "nifti": "nifti" not in also}
     for part, place in settings.products.items():
         if not place.exists() or (unwanted.get(part) and not overwrite):
             continue
@@ -67,7 +69,7 @@ def check_place(settings: VolumePrediction, *, tiff: bool, overwrite: bool) -> N
             raise SelmaError(
                 f"{place}: exists already, and is of another run; choose another -o{' or --name' if settings.beside_input else ''}, or add --overwrite"
             )
-        if not (_is_slices(place, settings.name) if part == "tiff" else is_zarr(place)):
+        if not _is_written(part, place, settings.name):
             raise SelmaError(
                 f"{place}: was not written by this command, and is not overwritten; remove it, or choose another -o"
             )
@@ -76,7 +78,14 @@ def check_place(settings: VolumePrediction, *, tiff: bool, overwrite: bool) -> N
             raise SelmaError(f"{settings.output}: holds the input {path}; choose another -o")
 
 
+def _is_written(part: str, place: Path, name: str) -> bool:
+    """True if a product is of a kind that this program writes."""
+    if part == "nifti":
+        return is_label_nifti(place)
+    return _is_slices(place, name) if part == "tiff" else is_zarr(place)
+
+
 def _is_slices(folder: Path, name: str) -> bool:
-    """True if a folder holds nothing but slices that `write_slices` wrote."""
+    """True if a folder holds nothing but slices of labels."""
     pattern = rf"{re.escape(name)}_\d+\.tif"
     return folder.is_dir() and all(re.fullmatch(pattern, path.name) for path in folder.iterdir())

@@ -19,7 +19,7 @@ from nnunet_selma.prediction.volume_prediction import VolumePrediction
 from nnunet_selma.running.json_files import write_json
 from nnunet_selma.volumes import open_volume, stem
 from nnunet_selma.volumes.nifti import is_nifti
-from nnunet_selma.volumes.ome_zarr_writing import ImageLayout, create_image, create_labels
+from nnunet_selma.volumes.ome_zarr_writing import ImageLayout, create_image, create_labels, place_like
 
 _RAW_SHARD = 1024
 """Longest edge of a shard of the image, voxels."""
@@ -115,13 +115,14 @@ def _facts(settings: VolumePrediction, model: Model, device: str) -> RunFacts:
 def _create_images(run: Run, model: Model) -> None:
     """Create the images of a run, empty."""
     settings, facts = run.settings, run.facts
+    first = open_channels(settings, facts.channels)[0]
     common: dict[str, Any] = {
         "shape": facts.shape,
         "spacing_um_zyx": facts.spacing_um_zyx,
         "version": settings.version,
+        **place_like(first),
     }
     if run.raw is not None:
-        first = open_channels(settings, facts.channels)[0]
         middle = first.read(slice(facts.shape[0] // 2, facts.shape[0] // 2 + 1))
         low, high = (float(value) for value in np.percentile(middle, (0.1, 99.9)))
         flat = min(facts.chunk, 128)

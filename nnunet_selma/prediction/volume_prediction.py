@@ -4,12 +4,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nnunet_selma.prediction.model import ModelSettings
 from nnunet_selma.prediction.records import plain, with_tuples
 from nnunet_selma.volumes import OnBadSlice
 from nnunet_selma.volumes.ome_zarr_writing import OmeZarrVersion
+
+AlsoFormat = Literal["tiff", "nifti"]
+"""Format in which labels are written besides OME-Zarr."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +74,7 @@ class VolumePrediction:
         return {
             "probabilities": near.with_name(f"{near.name}_probabilities.ome.zarr"),
             "tiff": near.with_name(f"{near.name}_{self.name}"),
+            "nifti": near.with_name(f"{near.name}_{self.name}.nii.gz"),
             **(labels if self.beside_input else {"output": self.output}),
         }
 

@@ -28,6 +28,9 @@ class Volume(ABC):
     affine: NDArray[np.float64] | None = None
     """Matrix (4, 4) from the index (x, y, z) of a voxel to its place in the file's unit, in RAS+ as in NIfTI; None where the file states none."""
 
+    origin_voxels_zyx: SpacingUm | None = None
+    """Place of the centre of the first voxel along the axes of the array, in voxels; None where the file states no place."""
+
     spacing_guess: str | None = None
     """A sentence where the file states a voxel size without its unit, and the unit was guessed."""
 
@@ -48,6 +51,20 @@ class Volume(ABC):
 
     read_whole: bool = False
     """True if reading any part takes memory for the whole volume."""
+
+    @property
+    def origin_um_zyx(self) -> SpacingUm | None:
+        """Place of the centre of the first voxel along the axes of the array, µm; None where the file states no place or no voxel size.
+
+        For axes that are those of the world this is the origin in the file. Otherwise it is the origin turned into the axes of the array, so
+        that origin and voxel size place all files of one direction relative to each other; `affine` holds the direction.
+        """
+        if self.origin_voxels_zyx is None or self.spacing_um_zyx is None:
+            return None
+        z, y, x = (
+            round(place * edge, 6) for place, edge in zip(self.origin_voxels_zyx, self.spacing_um_zyx, strict=True)
+        )
+        return z, y, x
 
     @property
     def repaired(self) -> tuple[str, ...]:
@@ -72,6 +89,12 @@ class Volume(ABC):
                 raise ValueError(f"axis {axis}: a box is read with step 1, not {step}")
             box.append(slice(start, max(start, stop)))
         return self._read(*box)
+
+
+def origin_in_voxels(affine: NDArray[np.float64]) -> SpacingUm:
+    """Place of the first voxel along the axes of the array (z, y, x), in voxels, for a matrix from the index (x, y, z) to a place."""
+    x, y, z = np.linalg.solve(affine[:3, :3], affine[:3, 3]).tolist()
+    return z, y, x
 
 
 def stem(path: Path) -> str:

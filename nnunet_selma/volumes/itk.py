@@ -9,7 +9,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.volumes.base import Array, Volume, cut_short, damaged_file, three_axes
+from nnunet_selma.volumes.base import Array, Volume, cut_short, damaged_file, origin_in_voxels, three_axes
 from nnunet_selma.volumes.units import spacing_from_header
 
 _ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
@@ -93,6 +93,8 @@ class ItkVolume(Volume):
         )
         if self._axes_xyz == (0, 1, 2):
             self.affine = _affine(reader)
+            if np.linalg.det(self.affine):
+                self.origin_voxels_zyx = origin_in_voxels(self.affine)
         self.read_whole = path.suffix.lower() in (".nrrd", ".nhdr") or _is_compressed(path)
         self._whole: Array | None = None
 

@@ -10,7 +10,7 @@ from nibabel.affines import voxel_sizes
 from nibabel.filebasedimages import ImageFileError
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.volumes.base import Array, Volume, cut_short, damaged_file, three_axes
+from nnunet_selma.volumes.base import Array, Volume, cut_short, damaged_file, origin_in_voxels, three_axes
 from nnunet_selma.volumes.units import spacing_from_header
 
 IN_UM = b"voxel size in um"
@@ -57,7 +57,7 @@ class NiftiVolume(Volume):
         states_place = any(int(image.header[code]) for code in ("qform_code", "sform_code"))
         affine = np.asarray(image.affine, float)
         if states_place and self._axes_xyz == (0, 1, 2) and np.isfinite(affine).all() and np.linalg.det(affine):
-            self.affine = affine
+            self.affine, self.origin_voxels_zyx = affine, origin_in_voxels(affine)
         self._proxy = image.dataobj
 
     def _read(self, z: slice, y: slice, x: slice) -> Array:

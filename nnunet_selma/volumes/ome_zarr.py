@@ -5,7 +5,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from itertools import count, takewhile
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes.base import Array, ShapeZYX, Volume, chosen_channel
-from nnunet_selma.volumes.units import spacing_from_header, spacing_in_um
+from nnunet_selma.volumes.units import VOXEL_UNITS, spacing_from_header, spacing_in_um
 
 _DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile)
 """Exceptions of zarr and of missing metadata."""
@@ -21,6 +21,9 @@ _METADATA = ("zarr.json", ".zattrs", ".zgroup", ".zarray")
 _ZIPPED = (".zarr.zip", ".ozx")
 _USUAL_AXES = ("t", "c", "z", "y", "x")
 """Names of the axes where nothing names them; of fewer axes, the last ones."""
+PLACE = "nnunet_selma"
+"""Attribute of a group, beside OME-Zarr's metadata, with what OME-Zarr cannot express of a place: `affine` and `voxels_of_finest` (`Volume.affine`
+and `Volume.level_factor_zyx`, both of level 0)."""
 
 
 def is_zarr(path: Path) -> bool:
@@ -126,14 +129,29 @@ def axis_names(multiscale: Mapping[str, Any]) -> list[str]:
     return [str(axis["name"] if isinstance(axis, dict) else axis).lower() for axis in axes]
 
 
-def _scale(multiscale: Mapping[str, Any], level: int) -> NDArray[np.float64]:
-    """Voxel size of a level along the axes of the file, in the file's unit."""
-    scale = np.ones(len(axis_names(multiscale)))
+class _Transform(NamedTuple):
+    """Place of the voxels of a level along the axes of the file, in the file's unit: index times `scale`, plus `translation`."""
+
+    scale: NDArray[np.float64]
+    translation: NDArray[np.float64]
+    states_place: bool
+    """True if the file states a translation; without one, the first voxel is at 0."""
+
+
+def _transform(multiscale: Mapping[str, Any], level: int) -> _Transform:
+    """Transform of a level: those of its dataset, then those of the multiscale image, each in the order of the file.
+
+    Source: OME-Zarr 0.4 and 0.5, "multiscales" metadata. A level without a translation has its first voxel at 0, whatever the others state.
+    """
+    scale, translation, states_place = np.ones(axes := len(axis_names(multiscale))), np.zeros(axes), False
     for holder in (multiscale["datasets"][level], multiscale):
         for transform in holder.get("coordinateTransformations", []):
             if transform.get("type") == "scale":
-                scale = scale * np.asarray(transform["scale"], float)
-    return scale
+                factor = np.asarray(transform["scale"], float)
+                scale, translation = scale * factor, translation * factor
+            if transform.get("type") == "translation":
+                translation, states_place = translation + np.asarray(transform["translation"], float), True
+    return _Transform(scale, translation, states_place)
 
 
 class OmeZarrVolume(Volume):
@@ -192,15 +210,30 @@ class OmeZarrVolume(Volume):
         space = [names.index(name) for name in "zyx" if name in names]
         spacing = None
         if len(space) == 3:
-            finest, chosen = (_scale(multiscales[0], number)[space].tolist() for number in (0, level))
+            first, this = (_transform(multiscales[0], number) for number in (0, level))
+            finest, chosen = first.scale[space].tolist(), this.scale[space].tolist()
+            self._place(dict(node.attrs).get(PLACE, {}), first, this, space)
             z, y, x = (c / f for c, f in zip(chosen, finest, strict=True))
             self.level_factor_zyx = (z, y, x)
             spacing = spacing_in_um(chosen, [units[i] for i in space])
             if not any(units[i] for i in space):
-                guessed, self.spacing_guess = spacing_from_header(finest)
+                in_voxels = dict(node.attrs).get(PLACE, {}).get("voxels_of_finest") or VOXEL_UNITS
+                guessed, self.spacing_guess = spacing_from_header(np.divide(finest, in_voxels).tolist())
                 z, y, x = (g * c / f for g, c, f in zip(guessed or finest, chosen, finest, strict=True))
                 spacing = (z, y, x) if guessed else None
         return node[datasets[level]["path"]], names, spacing, len(datasets)
+
+    def _place(self, stated: Mapping[str, Any], first: _Transform, this: _Transform, space: list[int]) -> None:
+        """Set origin and affine of the level that is read; `stated` holds the affine of the first level, if there is one."""
+        if this.states_place:
+            z, y, x = (this.translation / this.scale)[space].tolist()
+            self.origin_voxels_zyx = (z, y, x)
+        if "affine" in stated:
+            to_first = np.eye(4)  # from the index (x, y, z) in this level to that in the first one
+            backwards = space[::-1]
+            to_first[:3, :3] = np.diag((this.scale / first.scale)[backwards])
+            to_first[:3, 3] = ((this.translation - first.translation) / first.scale)[backwards]
+            self.affine = np.array(stated["affine"], float) @ to_first
 
     def _fixed_axes(self) -> dict[str, int]:
         """Name of each axis other than z, y and x to the entry that is read."""

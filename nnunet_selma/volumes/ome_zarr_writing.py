@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.running.json_files import read_json, write_json
 from nnunet_selma.structures import SpacingUm
-from nnunet_selma.volumes.base import Array, ShapeZYX
-from nnunet_selma.volumes.ome_zarr import zarr_library
+from nnunet_selma.volumes.base import Array, ShapeZYX, Volume
+from nnunet_selma.volumes.ome_zarr import PLACE, zarr_library
 from nnunet_selma.volumes.pyramids import (
     Level,
     Reduction,
@@ -42,6 +43,7 @@ __all__ = [
     "create_labels",
     "fill_pyramid",
     "image_version",
+    "place_like",
     "remove_partial_writes",
     "write_box",
 ]
@@ -65,6 +67,12 @@ class ImageLayout:
     dtype: np.dtype[Any]
     spacing_um_zyx: SpacingUm | None
     """Voxel size in µm; None for voxels without a unit."""
+    level_factor_zyx: SpacingUm = VOXEL_UNITS
+    """Edges of a voxel without a unit, in voxels of the finest level of the volume that the image belongs to."""
+    origin_voxels_zyx: SpacingUm = (0.0, 0.0, 0.0)
+    """Place of the centre of the first voxel along the axes, voxels."""
+    affine: NDArray[np.float64] | None = None
+    """`Volume.affine` of the volume that the image belongs to; kept beside OME-Zarr's metadata, which have no directions."""
     shard_zyx: ShapeZYX
     """Shape of a shard, which is written whole, voxels; a multiple of `chunk_zyx`. OME-Zarr 0.4 has a file for each chunk instead."""
     chunk_zyx: ShapeZYX
@@ -91,7 +99,21 @@ class ImageLayout:
     @property
     def levels(self) -> list[Level]:
         """Resolution levels of the image, the finest first."""
-        return pyramid_levels(self.shape, self.spacing_um_zyx or VOXEL_UNITS)
+        return pyramid_levels(self.shape, self.scale_zyx)
+
+    @property
+    def scale_zyx(self) -> SpacingUm:
+        """Edges of a voxel in the unit of the image: µm, or voxels of the finest level."""
+        return self.spacing_um_zyx or self.level_factor_zyx
+
+
+def place_like(volume: Volume) -> dict[str, Any]:
+    """Those fields of an `ImageLayout` that place an image where a volume lies, except for the voxel size."""
+    return {
+        "level_factor_zyx": volume.level_factor_zyx,
+        "origin_voxels_zyx": volume.origin_voxels_zyx or (0.0, 0.0, 0.0),
+        "affine": volume.affine,
+    }
 
 
 def create_image(path: Path, layout: ImageLayout) -> None:
@@ -235,7 +257,6 @@ def _documents(path: Path, layout: ImageLayout) -> dict[str, Any]:
 def _attributes(path: Path, layout: ImageLayout, models: Any) -> dict[str, Any]:
     """Metadata of the image's group: axes, resolutions, and colours for viewers."""
     axis, dataset = models.axes.Axis, models.multiscales.Dataset
-    spacing = layout.spacing_um_zyx or VOXEL_UNITS
     unit = None if layout.spacing_um_zyx is None else "micrometer"
     channel_scale, channel_offset = ([1.0], [0.0]) if layout.channels else ([], [])
     multiscale = models.multiscales.Multiscale(
@@ -244,11 +265,14 @@ def _attributes(path: Path, layout: ImageLayout, models: Any) -> dict[str, Any]:
         datasets=[
             dataset.build(
                 path=str(i),
-                scale=[*channel_scale, *(s * f for s, f in zip(spacing, level.factors_zyx, strict=True))],
-                # from the centre of the first voxel of level 0 to that of this level
+                scale=[*channel_scale, *(s * f for s, f in zip(layout.scale_zyx, level.factors_zyx, strict=True))],
+                # the centre of the first voxel of level 0, and from there to that of this level
                 translation=[
                     *channel_offset,
-                    *(s * (f - 1) / 2 for s, f in zip(spacing, level.factors_zyx, strict=True)),
+                    *(
+                        round(s * (o + (f - 1) / 2), 9)
+                        for s, o, f in zip(layout.scale_zyx, layout.origin_voxels_zyx, level.factors_zyx, strict=True)
+                    ),
                 ],
             )
             for i, level in enumerate(layout.levels)
@@ -263,7 +287,17 @@ def _attributes(path: Path, layout: ImageLayout, models: Any) -> dict[str, Any]:
         content["omero"] = _as_json(_display(layout))
     else:
         content["image-label"] = _as_json(_label(layout.label_colours, path, layout.version, models.image_label_types))
-    return content if layout.version == "0.4" else {"ome": {"version": "0.5", **content}}
+    return (content if layout.version == "0.4" else {"ome": {"version": "0.5", **content}}) | _place(layout)
+
+
+def _place(layout: ImageLayout) -> dict[str, Any]:
+    """Attributes for what OME-Zarr cannot express of a place; empty if there is nothing of the kind."""
+    place: dict[str, Any] = {}
+    if layout.affine is not None:
+        place["affine"] = layout.affine.tolist()
+    if layout.spacing_um_zyx is None and layout.level_factor_zyx != VOXEL_UNITS:
+        place["voxels_of_finest"] = list(layout.level_factor_zyx)
+    return {PLACE: place} if place else {}
 
 
 def _label(

@@ -6,13 +6,14 @@ origin 0 where they know none, so a direction alone proves nothing.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 
+from nnunet_selma.errors import SelmaError
 from nnunet_selma.volumes.base import Array, ShapeZYX, Volume
 
 Affine = NDArray[np.float64]
@@ -71,6 +72,44 @@ class Placement:
         return np.ascontiguousarray(turned)
 
 
+class Turn(NamedTuple):
+    """Turns of an array: its axes in another order, then some of them reversed."""
+
+    axes: ShapeZYX = (0, 1, 2)
+    """For each axis after the turns, the number of the axis before them."""
+    flips: tuple[bool, bool, bool] = (False, False, False)
+    """For each axis after the turns, True if it is reversed."""
+
+
+IN_PLACE = Turn()
+
+
+def turn_between(source: str, target: str) -> Turn:
+    """The turns after which an array of one orientation lies as one of another orientation.
+
+    Args:
+        source: three letters that say, for each axis, from which side of the body the first voxel is: a or p (anterior, posterior), s or i
+            (superior, inferior), l or r (left, right), as in BrainGlobe.
+        target: three letters of the same kind.
+
+    Raises:
+        SelmaError: these are no three letters of that kind.
+    """
+    directions = {letter: axis for axis, letters in enumerate(("ap", "si", "lr")) for letter in letters}
+    for letters in (source, target):
+        if sorted(directions.get(letter, -1) for letter in letters.lower()) != [0, 1, 2]:
+            raise SelmaError(
+                f"orientation {letters}: is no orientation; give three letters, one of a and p, one of s and i, one of l and r, for the side from "
+                "which the first voxel of each axis is, as in psl"
+            )
+    along = [directions[letter] for letter in source.lower()]
+    z, y, x = (along.index(directions[letter]) for letter in target.lower())
+    back, down, across = (
+        source.lower()[axis] != letter for axis, letter in zip((z, y, x), target.lower(), strict=True)
+    )
+    return Turn((z, y, x), (back, down, across))
+
+
 def placement(volume: Volume, like: Volume) -> Placement:
     """Compare the headers of two volumes; reads no voxels.
 
@@ -80,7 +119,7 @@ def placement(volume: Volume, like: Volume) -> Placement:
     if volume.affine is None or like.affine is None:
         return Placement(path=volume.path, like=like.path, shape=volume.shape)
     relative = np.eye(4)
-    relative[:3, :3] = np.linalg.inv(_directions(like.affine)) @ _directions(volume.affine)
+    relative[:3, :3] = np.linalg.inv(directions(like.affine)) @ directions(volume.affine)
     orientation = io_orientation(
         relative
     )  # for each axis x, y, z of the volume: the axis of the other one, and 1 or -1
@@ -102,7 +141,7 @@ def placement(volume: Volume, like: Volume) -> Placement:
     )
 
 
-def _directions(affine: Affine) -> Affine:
+def directions(affine: Affine) -> Affine:
     """Directions of the axes x, y, z, one a column, of length 1."""
     return np.asarray(affine[:3, :3] / voxel_sizes(affine))
 
@@ -113,7 +152,7 @@ def _difference(affine: Affine, like: Affine, *, is_turned: bool) -> str | None:
     unit = next((factor for factor in _UNITS if np.allclose(sizes * factor, others, rtol=_SAME_SIZE, atol=0)), None)
     if unit is None:
         return f"another spacing (voxels of {_numbers(sizes)} instead of {_numbers(others)}, z, y, x)"
-    cosines = np.sum(_directions(affine) * _directions(like), axis=0)
+    cosines = np.sum(directions(affine) * directions(like), axis=0)
     if (angle := float(np.degrees(np.arccos(np.clip(cosines.min(), -1, 1))))) > _SAME_DEGREES:
         return f"another direction (axes are {angle:.3g}° apart)"
     away = np.linalg.solve(like[:3, :3], affine[:3, 3] * unit - like[:3, 3])

@@ -1,6 +1,7 @@
 """Regions of an atlas whose answers are known by hand."""
 
 import csv
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,8 +11,10 @@ import tifffile
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.objects import ObjectSettings, measure_objects, regions
-from nnunet_selma.objects.atlas import Atlas, open_atlas
+from nnunet_selma.objects.atlas import Atlas, Overlay, open_atlas
 from nnunet_selma.objects.regions import read_region_names, regions_of
+from nnunet_selma.volumes import open_volume
+from nnunet_selma.volumes.ome_zarr_writing import ImageLayout, create_image, write_box
 from tests.conftest import write_image
 from tests.objects.volumes import measured
 
@@ -92,10 +95,10 @@ def test_an_atlas_over_the_same_field_of_view(name, unit, sample, tmp_path):
 
 def test_edges_of_voxels_lie_on_each_other():
     """A sample of 2 µm below an atlas of 10 µm: five voxels each, none beyond the last."""
-    grid = SimpleNamespace(shape=(3, 3, 3))
-    coarse = Atlas(volume=grid, spacing_um_zyx=(10.0, 10.0, 10.0), registration=None)
-    centroids = np.repeat(np.arange(16.0)[:, None], 3, axis=1)
-    found = coarse.voxels_at(centroids, (2.0, 2.0, 2.0))
+    fine, coarse = (2.0, 2.0, 2.0), (10.0, 10.0, 10.0)
+    over = Overlay(sample_um_zyx=fine, atlas_um_zyx=coarse, extent_um_zyx=(32.0, 32.0, 32.0))
+    atlas = Atlas(volume=SimpleNamespace(shape=(3, 3, 3)), spacing_um_zyx=coarse, lies=over)
+    found = atlas.voxels_at(np.repeat(np.arange(16.0)[:, None], 3, axis=1))
     assert found[:, 0].tolist() == [0] * 5 + [1] * 5 + [2] * 5 + [3]
 
 
@@ -207,11 +210,12 @@ def test_an_atlas_that_lies_elsewhere_is_noted(sample, tmp_path):
 
 def test_pieces_give_what_the_whole_gives(rng, tmp_path, monkeypatch):
     values = rng.integers(0, 5, (9, 8, 7), dtype=np.uint16)
-    atlas = open_atlas(itk(tmp_path / "atlas.mha", values, (10.0,) * 3), sample=tmp_path, sample_um_zyx=(5.0, 5.0, 5.0))
+    grid = SimpleNamespace(shape=(18, 16, 14), spacing_um_zyx=None, origin_voxels_zyx=None, affine=None)
+    atlas = open_atlas(itk(tmp_path / "atlas.mha", values, (10.0,) * 3), sample=grid, sample_um_zyx=(5.0, 5.0, 5.0))
     objects = measured((rng.random((18, 16, 14)) < 0.03).astype(np.uint8), (18, 16, 14))[0]
-    whole = regions_of(atlas, objects, (5.0, 5.0, 5.0))
+    whole = regions_of(atlas, objects)
     monkeypatch.setattr(regions, "_PIECE_BYTES", 300)
-    pieces = regions_of(atlas, objects, (5.0, 5.0, 5.0))
+    pieces = regions_of(atlas, objects)
     np.testing.assert_array_equal(whole[0], pieces[0])
     assert whole[1] == pieces[1] == {i: (values == i).sum() for i in range(5)}
     at = np.floor((objects.centroid + 0.5) / 2).astype(int)
@@ -253,3 +257,67 @@ def test_what_is_wrong_with_an_atlas(sample, tmp_path):
     fractions = itk(tmp_path / "fractions.nrrd", halves((16, 12, 16)) / 7, (10.0,) * 3)
     with pytest.raises(SelmaError, match="holds fractions"):
         run(sample, fractions)
+
+
+def zarr_at(path, values, spacing, origin_voxels):
+    layout = ImageLayout(
+        shape=values.shape,
+        dtype=values.dtype,
+        spacing_um_zyx=spacing,
+        origin_voxels_zyx=origin_voxels,
+        shard_zyx=values.shape,
+        chunk_zyx=values.shape,
+        reduction="nearest",
+        name="labels",
+        label_colours={},
+    )
+    create_image(path, layout)
+    write_box(path, (0, 0, 0), values)
+    return path
+
+
+def test_a_crop_lies_in_the_atlas_of_the_whole(rng, tmp_path):
+    """Both files say where they lie: the crop begins at voxel (8, 10, 12) of the whole, whose atlas has voxels of 2³."""
+    regions = rng.integers(1, 200, (10, 12, 14), dtype=np.uint16)
+    cells = np.zeros((8, 8, 8), np.uint8)
+    cells[::2, ::2, ::2] = 1
+    atlas = zarr_at(tmp_path / "atlas.ome.zarr", regions, (8.0, 8.0, 8.0), (0.25, 0.25, 0.25))  # half a fine voxel
+    crop = zarr_at(tmp_path / "crop.ome.zarr", cells, (4.0, 4.0, 4.0), (8.0, 10.0, 12.0))
+    summary = measure_objects(ObjectSettings(labels=crop, output=tmp_path / "cells.csv", atlas=atlas))
+    with (tmp_path / "cells.csv").open(newline="") as file:
+        found = [int(row["region"]) for row in csv.DictReader(file)]
+    at = np.add(np.argwhere(cells), (8, 10, 12)) // 2
+    assert found == regions[tuple(at.T)].tolist()
+    assert any("laid by the places that their files state, " in note for note in summary["notes"])
+
+
+def test_places_that_contradict_equal_sizes_are_noted(sample, tmp_path):
+    path = itk(tmp_path / "atlas.nrrd", halves((16, 12, 16)), (10.0,) * 3, origin=(70.0, 0.0, 30.0))
+    found, summary = run(sample, path)
+    check(found, HALF, HALF)
+    assert "state different places, 30 × 0 × 70 µm apart (z, y, x), and measure the same" in summary["notes"][0]
+
+
+def test_labels_that_were_predicted_from_a_nifti_lie_where_it_lies(rng, tmp_path):
+    """The regions through a transform are those of the NIfTI, whose unit is mm, beside an atlas in µm."""
+    values = (rng.random((12, 14, 16)) < 0.02).astype(np.uint8)
+    direction = np.diag([-1.0, -1.0, 1.0])[[1, 0, 2]]
+    nifti = itk(tmp_path / "labels.nii.gz", values, (0.02, 0.03, 0.04), (0.41, 0.47, 0.025), direction)
+    volume = open_volume(nifti)
+    inside = zarr_at(tmp_path / "labels.ome.zarr", values, volume.spacing_um_zyx, volume.origin_voxels_zyx)
+    content = json.loads((inside / "zarr.json").read_text())
+    content["attributes"]["nnunet_selma"] = {"affine": volume.affine.tolist()}
+    (inside / "zarr.json").write_text(json.dumps(content))
+    path = itk(tmp_path / "atlas.nrrd", rng.integers(1, 9, (20, 20, 20), dtype=np.uint16), (30.0, 30.0, 30.0))
+    transform = sitk.AffineTransform(3)
+    transform.SetMatrix((np.eye(3) * 1e3).ravel().tolist())
+    transform.SetTranslation((7.0, 3.0, -2.0))
+    sitk.WriteTransform(transform, str(tmp_path / "t.tfm"))
+    regions = {}
+    for labels in (nifti, inside):
+        table = tmp_path / "cells.csv"
+        measure_objects(ObjectSettings(labels=labels, output=table, atlas=path, transform=tmp_path / "t.tfm"))
+        with table.open(newline="") as file:
+            regions[labels] = [row["region"] for row in csv.DictReader(file)]
+    assert regions[nifti] == regions[inside]
+    assert len(set(regions[nifti])) > 3

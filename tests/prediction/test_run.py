@@ -510,7 +510,7 @@ def test_probabilities_slices_and_labels_alone(brain, tmp_path):
     alone = replace(brain, output=tmp_path / "alone.ome.zarr", probabilities=True, raw=False, version="0.4")
     predict_volume(alone, Execution())
     assert not (tmp_path / "alone_segmentation").exists()
-    predict_volume(alone, Execution(also_tiff=True))  # complete already, but for these
+    predict_volume(alone, Execution(also=("tiff",)))  # complete already, but for these
     labels = segmentation(alone)
     assert np.array_equal(labels, segmentation(brain))
     probable = open_volume(tmp_path / "alone_probabilities.ome.zarr").read()

@@ -248,3 +248,29 @@ def test_without_units_the_numbers_of_the_finest_level_decide(scale, expected, v
     volume = open_volume(tmp_path / "a.ome.zarr", level=1)
     assert volume.spacing_um_zyx == (expected and pytest.approx(expected))
     assert (volume.spacing_guess is None) == (expected is None)
+
+
+def test_places_of_levels(version, tmp_path):
+    """Transforms of the dataset, then of the multiscale image, each in the order of the file; z is 2 (3 i + 10) + 5 µm at level 1."""
+    group = zarr.open_group(str(tmp_path / "v"), mode="w", zarr_format=version)
+    for level in range(3):
+        array = group.create_array(str(level), shape=(8 >> level,) * 3, dtype="u1")
+        array[...] = 1
+    axes = [{"name": name, "type": "space", "unit": "micrometer"} for name in "zyx"]
+    scale = {"type": "scale", "scale": [1.5, 1.0, 1.0]}
+    coarse = [{"type": "scale", "scale": [3.0, 2.0, 2.0]}, {"type": "translation", "translation": [10.0, 0.5, 0.5]}]
+    datasets = [
+        {"path": "0", "coordinateTransformations": [scale]},
+        {"path": "1", "coordinateTransformations": coarse},
+        {"path": "2", "coordinateTransformations": [{"type": "scale", "scale": [6.0, 4.0, 4.0]}]},
+    ]
+    whole = [{"type": "scale", "scale": [2.0] * 3}, {"type": "translation", "translation": [5.0, 0.0, -1.0]}]
+    put(group, {"multiscales": [{"axes": axes, "datasets": datasets, "coordinateTransformations": whole}]})
+    assert [open_volume(tmp_path / "v", level=level).origin_um_zyx for level in range(3)] == [
+        (5.0, 0.0, -1.0),
+        (25.0, 1.0, 0.0),
+        (5.0, 0.0, -1.0),
+    ]
+    put(group, {"multiscales": [{"axes": axes, "datasets": datasets}]})
+    volumes = [open_volume(tmp_path / "v", level=level) for level in range(3)]
+    assert [volume.origin_um_zyx for volume in volumes] == [None, (10.0, 0.5, 0.5), None]
