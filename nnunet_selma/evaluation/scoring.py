@@ -13,7 +13,7 @@ import numpy as np
 from nnunet_selma import __version__
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.evaluation import pictures
-from nnunet_selma.evaluation.cases import CaseFiles
+from nnunet_selma.evaluation.cases import CaseFiles, open_header
 from nnunet_selma.evaluation.metrics.editions import edition
 from nnunet_selma.evaluation.metrics.extras import Extras, measure
 from nnunet_selma.evaluation.metrics.mistakes import mistakes
@@ -172,7 +172,7 @@ def _raw(case: CaseFiles) -> tuple[Array | None, tuple[str, ...]]:
         return None, ()
     try:
         image = open_volume(case.image)
-        return placement(image, open_labels(labels)).apply(image.read()), ()
+        return placement(image, open_header(labels)).apply(image.read()), ()
     except SelmaError as error:
         return None, (f"{error} (not shown in the picture)",)
 
@@ -193,7 +193,7 @@ def _read_pair(case: CaseFiles, reference: _Reference) -> tuple[Pair, tuple[str,
     mask, _, odd = read_mask(prediction, truth=False)
     warnings = _named(case.prediction, odd)
     if reference.path is not None:
-        mask = placement(prediction, open_labels(reference.path)).apply(mask)
+        mask = placement(prediction, open_header(reference.path)).apply(mask)
     if reference.content is None:
         return Pair(mask, np.zeros_like(mask)), warnings
     truth, more = reference.content

@@ -24,9 +24,10 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.morphology.blocks import Read
 from nnunet_selma.objects.reading import as_labels
 from nnunet_selma.structures import SpacingUm
-from nnunet_selma.volumes import Volume, open_volume
+from nnunet_selma.volumes import Volume
 from nnunet_selma.volumes.itk import is_itk_file, itk_name
 from nnunet_selma.volumes.nifti import is_nifti
+from nnunet_selma.volumes.segmented import open_labels
 from nnunet_selma.volumes.units import spacing_from_header, um_in_header_unit
 
 _MM_BELOW = 1.0  # an atlas's voxel is never narrower than a µm nor wider than a mm
@@ -105,7 +106,7 @@ def open_atlas(
     Raises:
         SelmaError: a file cannot be read, or the voxel size is not known.
     """
-    volume = open_volume(path)
+    volume = open_labels(path)
     header = _read_header(path)
     stated = volume.spacing_um_zyx if header is None else _spacing_um(header)
     spacing = spacing_um_zyx or stated

@@ -16,8 +16,9 @@ from nnunet_selma.prediction.run import RUN, Run, new_content, remove_run
 from nnunet_selma.prediction.slab_reading import open_channels, stored_dtype
 from nnunet_selma.prediction.volume_prediction import VolumePrediction
 from nnunet_selma.running.json_files import write_json
-from nnunet_selma.volumes import open_volume, stem
+from nnunet_selma.volumes import stem
 from nnunet_selma.volumes.ome_zarr_writing import ImageLayout, create_image, create_labels
+from nnunet_selma.volumes.segmented import open_labels
 
 _RAW_SHARD = 1024
 """Longest edge of a shard of the image, voxels."""
@@ -154,4 +155,4 @@ def _create_images(run: Run, model: Model) -> None:
             ),
         )
     if settings.mask is not None:
-        np.save(run.folder / "mask.npy", mask_boxes(open_volume(settings.mask), facts.shape, facts.spacing_um_zyx))
+        np.save(run.folder / "mask.npy", mask_boxes(open_labels(settings.mask), facts.shape, facts.spacing_um_zyx))
