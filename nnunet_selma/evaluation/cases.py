@@ -62,7 +62,7 @@ def find_cases(
     """
     truths = _volumes(reference)
     guesses = {method: _volumes(folder) for method, folder in predictions.items()}
-    if _is_volume(reference) and all(_is_volume(folder) for folder in predictions.values()):
+    if is_single_volume(reference) and all(is_single_volume(folder) for folder in predictions.values()):
         guesses = {method: dict(zip(truths, files.values(), strict=True)) for method, files in guesses.items()}
     sides = {reference: truths, **{folder: guesses[method] for method, folder in predictions.items()}}
     names, warnings = _paired(list(sides.items()), missing)
@@ -117,7 +117,7 @@ def _paired(sides: Sequence[tuple[Path, Mapping[str, Path]]], missing: Missing) 
     return sorted(names), warnings
 
 
-def _is_volume(path: Path) -> bool:
+def is_single_volume(path: Path) -> bool:
     """True if the path is one volume: a file, an OME-Zarr, or a folder of TIFF slices."""
     if not path.is_dir():
         return True
@@ -131,7 +131,7 @@ def _volumes(path: Path) -> dict[str, Path]:
     """The volume at a path, or all volumes in the folder there: name without ending to path."""
     if not path.exists():
         raise SelmaError(f"{path}: there is no such file or folder")
-    files = [path] if _is_volume(path) else sorted(entry for entry in path.iterdir() if is_volume(entry))
+    files = [path] if is_single_volume(path) else sorted(entry for entry in path.iterdir() if is_volume(entry))
     if path.suffix == ".npz" or (not files and any(path.glob("*.npz"))):
         raise SelmaError(f"{path}: holds nnU-Net's probabilities (.npz); give the segmentations")
     if not files:
@@ -157,7 +157,7 @@ def _pictures(images: Path | None, names: Sequence[str]) -> tuple[dict[str, Path
         return {}, []
     files = _volumes(images)
     pictures = {name: files.get(f"{name}_0000", files.get(name)) for name in names}
-    if _is_volume(images) and len(names) == 1:
+    if is_single_volume(images) and len(names) == 1:
         pictures = {names[0]: images}
     lacking = [name for name, path in pictures.items() if path is None]
     warnings = [f"{images}: no image, so none in the picture, of {listed(lacking)}"] if lacking else []
