@@ -116,7 +116,7 @@ def _create_images(run: Run, model: Model) -> None:
     }
     if run.raw is not None:
         first = open_channels(settings, facts.channels)[0]
-        middle = first.read(slice(facts.shape[0] // 2, facts.shape[0] // 2 + 1))
+        middle = first.read(slice(facts.shape[0] // 2, facts.shape[0] // 2 + 1)).astype(facts.dtype)  # of booleans, 0/1
         low, high = (float(value) for value in np.percentile(middle, (0.1, 99.9)))
         flat = min(facts.chunk, 128)
         across = max(flat, min(_RAW_SHARD, -(-max(facts.shape[1:]) // flat) * flat))
