@@ -38,7 +38,14 @@ def _options(parser: argparse.ArgumentParser) -> None:
         "--edition", dest="year", type=int, required=True, metavar="2024|2026", help="edition whose rules count"
     )
     add_options(
-        parser, EvaluationSettings, corrected="", structure="", kind="", foreground=" VALUE", spacing_um_zyx="--spacing"
+        parser,
+        EvaluationSettings,
+        corrected="",
+        structure="",
+        kind="",
+        foreground=" VALUE",
+        per_class="",
+        spacing_um_zyx="--spacing",
     )
     parser.add_argument("-o", dest="output", type=path, help="folder for tables and pictures (default: print only)")
     parser.add_argument(

@@ -10,6 +10,7 @@ from nnunet_selma import __version__
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.evaluation import pictures, tables
 from nnunet_selma.evaluation.cases import CaseFiles, Missing, find_cases, listed
+from nnunet_selma.evaluation.classes import LabelClass, find_classes
 from nnunet_selma.evaluation.comparison import PairedDifference, Ranks, class_means, compare, rank
 from nnunet_selma.evaluation.metrics.editions import Edition, edition
 from nnunet_selma.evaluation.metrics.extras import Extras
@@ -38,6 +39,8 @@ class EvaluationSettings:
     """Shape of a new structure, which decides the metrics."""
     foreground: int | None = None
     """Value of the objects in the ground truths; None: every value above 0."""
+    per_class: bool = False
+    """Score each class of the label files on its own: those that dataset.json or the OME-Zarr names, else each value above 0."""
     missing: Missing = "error"
     """Treatment of cases that one side lacks."""
     spacing_um_zyx: SpacingUm | None = None
@@ -56,7 +59,7 @@ class Evaluation:
     reference: Path
     predictions: Mapping[str, Path]
     scores: list[CaseScore]
-    """One for each method and case: by method, then by structure in the order of the structure table, then by name."""
+    """One for each method and case, and class with `per_class`: by method, then by structure in the order of the structure table, then by name."""
     warnings: list[str]
 
     @property
@@ -136,6 +139,8 @@ def evaluate(
         raise SelmaError(
             f"{settings.against}: there is no other method to compare with it; methods are {', '.join(predictions)}"
         )
+    if settings.per_class and settings.foreground is not None:
+        raise SelmaError("--per-class scores every class; leave --foreground out")
     cases, warnings = find_cases(
         reference,
         predictions,
@@ -145,6 +150,10 @@ def evaluate(
         spacing_um_zyx=settings.spacing_um_zyx,
     )
     of_one_method = next(iter(cases.values()))
+    classes: tuple[LabelClass, ...] = ()
+    if settings.per_class:
+        every = [case for of_method in cases.values() for case in of_method]
+        classes = find_classes(reference, predictions.values(), every, workers=workers, progress=progress)
     _check_spacing(of_one_method, settings.extras)
     warnings += _warnings_of_useless(of_one_method, settings.extras)
     tabled = [
@@ -160,16 +169,17 @@ def evaluate(
             extras=settings.extras,
             output=output,
             sheets=sheets,
+            classes=classes,
         )
         for number in range(len(of_one_method))
     ]
     if output:
         output.mkdir(parents=True, exist_ok=True)
-    steps = len(tasks) * len(cases)
+    steps = len(tasks) * len(cases) * max(1, len(classes))
     by_case = run_tasks(
         score_case, tasks, steps=steps, workers=workers, label=f"scoring {steps} masks", progress=progress
     )
-    scores = [score for number in range(len(cases)) for score in (of_case[number] for of_case in by_case)]
+    scores = [score for method in cases for of_case in by_case for score in of_case if score.method == method]
     warnings += [warning for score in scores for warning in score.warnings]
     return Evaluation(settings, reference, dict(predictions), scores, list(dict.fromkeys(warnings)))
 
@@ -258,14 +268,13 @@ def read_evaluation(folder: Path) -> Evaluation:
 def _panels(evaluation: Evaluation) -> list[tuple[str, list[tuple[str, dict[str, list[float]]]]]]:
     """Rows of `pictures.score_boxes`."""
     rows = []
-    for prefix in dict.fromkeys(score.structure for score in evaluation.scores):
-        structure = named(prefix)
+    for group in dict.fromkeys(score.group for score in evaluation.scores):
         panels = []
-        for metric in evaluation.rules.metrics_of(structure):
+        for metric in evaluation.rules.metrics_of(named(group.structure)):
             values: dict[str, list[float]] = {method: [] for method in evaluation.predictions}
             for score in evaluation.scores:
-                if score.structure == prefix:
+                if score.group == group:
                     values[score.method].append(metric.scale * score.official[metric.key])
             panels.append((metric.heading, values))
-        rows.append((structure.title, panels))
+        rows.append((group.title, panels))
     return rows

@@ -7,10 +7,10 @@ from typing import Literal
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.structures import PREFIXES, SpacingUm, Structure, of_case
-from nnunet_selma.volumes import is_volume, open_volume, stem
+from nnunet_selma.volumes import Volume, is_volume, open_volume, stem
 from nnunet_selma.volumes.ome_zarr import is_zarr
 from nnunet_selma.volumes.orientation import Placement, placement
-from nnunet_selma.volumes.segmented import open_labels
+from nnunet_selma.volumes.segmented import label_path
 from nnunet_selma.volumes.tiff import is_stack_of_slices, is_tiff, tiff_slices
 
 Missing = Literal["error", "empty", "leave out"]
@@ -62,7 +62,7 @@ def find_cases(
     """
     truths = _volumes(reference)
     guesses = {method: _volumes(folder) for method, folder in predictions.items()}
-    if _is_volume(reference) and all(_is_volume(folder) for folder in predictions.values()):
+    if is_single_volume(reference) and all(is_single_volume(folder) for folder in predictions.values()):
         guesses = {method: dict(zip(truths, files.values(), strict=True)) for method, files in guesses.items()}
     sides = {reference: truths, **{folder: guesses[method] for method, folder in predictions.items()}}
     names, warnings = _paired(list(sides.items()), missing)
@@ -117,7 +117,7 @@ def _paired(sides: Sequence[tuple[Path, Mapping[str, Path]]], missing: Missing) 
     return sorted(names), warnings
 
 
-def _is_volume(path: Path) -> bool:
+def is_single_volume(path: Path) -> bool:
     """True if the path is one volume: a file, an OME-Zarr, or a folder of TIFF slices."""
     if not path.is_dir():
         return True
@@ -131,7 +131,7 @@ def _volumes(path: Path) -> dict[str, Path]:
     """The volume at a path, or all volumes in the folder there: name without ending to path."""
     if not path.exists():
         raise SelmaError(f"{path}: there is no such file or folder")
-    files = [path] if _is_volume(path) else sorted(entry for entry in path.iterdir() if is_volume(entry))
+    files = [path] if is_single_volume(path) else sorted(entry for entry in path.iterdir() if is_volume(entry))
     if path.suffix == ".npz" or (not files and any(path.glob("*.npz"))):
         raise SelmaError(f"{path}: holds nnU-Net's probabilities (.npz); give the segmentations")
     if not files:
@@ -157,7 +157,7 @@ def _pictures(images: Path | None, names: Sequence[str]) -> tuple[dict[str, Path
         return {}, []
     files = _volumes(images)
     pictures = {name: files.get(f"{name}_0000", files.get(name)) for name in names}
-    if _is_volume(images) and len(names) == 1:
+    if is_single_volume(images) and len(names) == 1:
         pictures = {names[0]: images}
     lacking = [name for name, path in pictures.items() if path is None]
     warnings = [f"{images}: no image, so none in the picture, of {listed(lacking)}"] if lacking else []
@@ -171,7 +171,7 @@ def _with_unfitting_image(cases: Iterable[CaseFiles]) -> list[str]:
         labels = case.reference or case.prediction
         if case.image is not None and labels is not None and case.name not in odd:
             try:
-                like = open_labels(labels)
+                like = open_header(labels)
                 fits = placement(open_volume(case.image), like).shape == like.shape
             except SelmaError:
                 fits = False
@@ -201,22 +201,27 @@ def _structures(names: Sequence[str], chosen: Structure | None) -> tuple[dict[st
     return {name: known for name, known in by_name.items() if known is not None}, []
 
 
+def open_header(path: Path) -> Volume:
+    """Open the labels at a path; reads no voxels, which are looked at when they are scored."""
+    return open_volume(label_path(path))
+
+
 def _spacing(path: Path | None) -> SpacingUm | None:
-    return None if path is None else open_labels(path).spacing_um_zyx
+    return None if path is None else open_header(path).spacing_um_zyx
 
 
 def _placement(case: CaseFiles) -> Placement | None:
     """Placement of the prediction against the reference; None where one of them is missing."""
     if case.reference is None or case.prediction is None:
         return None
-    return placement(open_labels(case.prediction), open_labels(case.reference))
+    return placement(open_header(case.prediction), open_header(case.reference))
 
 
 def _check_same_shapes(cases: Sequence[CaseFiles], placements: Sequence[Placement | None]) -> None:
     different: list[str] = []
     for case, placed in zip(cases, placements, strict=True):
         if placed is not None and case.reference is not None:
-            shapes = placed.shape, open_labels(case.reference).shape
+            shapes = placed.shape, open_header(case.reference).shape
             if shapes[0] != shapes[1]:
                 predicted, true = ("×".join(map(str, shape)) for shape in shapes)
                 different.append(f"{case.name} (prediction {predicted}, reference {true})")

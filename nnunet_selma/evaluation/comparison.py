@@ -10,7 +10,7 @@ from scipy.stats import bootstrap, rankdata, wilcoxon
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.evaluation.metrics.editions import Edition
-from nnunet_selma.evaluation.scoring import CaseScore
+from nnunet_selma.evaluation.scoring import CaseScore, Group
 from nnunet_selma.structures import STRUCTURES, named
 
 Means = Mapping[str, Mapping[str, Mapping[str, float]]]
@@ -30,7 +30,7 @@ class Ranks:
 
 
 def class_means(scores: Sequence[CaseScore], rules: Edition) -> dict[str, dict[str, dict[str, float]]]:
-    """Method to class to metric to mean over the cases; one NaN makes the mean NaN, as in the official evaluators."""
+    """Method to class to metric to mean over the cases, and over classes of labels that are scored apart; one NaN makes the mean NaN, as in the official evaluators."""
     gathered: dict[tuple[str, str, str], list[float]] = {}
     for score in scores:
         for metric, value in score.official.items():
@@ -96,32 +96,40 @@ class PairedDifference:
     better: int
     worse: int
     """Numbers of cases in which the method is better, and worse."""
+    label: str = ""
+    """Name of the class; empty where classes are not scored apart."""
+
+    @property
+    def group(self) -> Group:
+        """Structure and class."""
+        return Group(self.structure, self.label)
 
 
 def compare(
     scores: Sequence[CaseScore], method: str, other: str, rules: Edition, *, seed: int = 0
 ) -> list[PairedDifference]:
-    """Compare two methods case by case, for each structure and official metric.
+    """Compare two methods case by case, for each structure, each class where these are scored apart, and each official metric.
 
     Patches of one brain are more alike than patches of two brains: over patches, intervals are too narrow and p-values too small.
     """
-    by_case = {(score.method, score.case): score for score in scores}
-    gathered: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    by_case = {(score.method, score.case, score.label): score for score in scores}
+    gathered: dict[tuple[Group, str], list[tuple[float, float]]] = {}
     for score in scores:
-        partner = by_case.get((other, score.case))
+        partner = by_case.get((other, score.case, score.label))
         if score.method == method and partner is not None:
             for name, value in score.official.items():
-                gathered.setdefault((score.structure, name), []).append((value, partner.official[name]))
+                gathered.setdefault((score.group, name), []).append((value, partner.official[name]))
     rows = []
-    for (structure, key), values in gathered.items():
-        metric = next(m for m in rules.metrics_of(named(structure)) if m.key == key)
+    for (group, key), values in gathered.items():
+        metric = next(m for m in rules.metrics_of(named(group.structure)) if m.key == key)
         pairs = np.array([pair for pair in values if not np.isnan(pair).any()]).reshape(-1, 2)
         difference = pairs[:, 0] - pairs[:, 1]
         gain = difference if metric.higher_is_better else -difference
         low, high = _interval(difference, seed)
         rows.append(
             PairedDifference(
-                structure=structure,
+                structure=group.structure,
+                label=group.label,
                 metric=key,
                 cases=len(pairs),
                 without_value=len(values) - len(pairs),

@@ -1,26 +1,29 @@
-"""Scores and a picture of one case, for each method."""
+"""Scores and a picture of one case, for each method, and each class where classes are scored apart."""
 
 import json
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from math import nan
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from nnunet_selma import __version__
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.evaluation import pictures
-from nnunet_selma.evaluation.cases import CaseFiles
+from nnunet_selma.evaluation.cases import CaseFiles, open_header
+from nnunet_selma.evaluation.classes import LabelClass, class_mask
 from nnunet_selma.evaluation.metrics.editions import edition
 from nnunet_selma.evaluation.metrics.extras import Extras, measure
 from nnunet_selma.evaluation.metrics.mistakes import mistakes
 from nnunet_selma.evaluation.metrics.pair import Pair, Segmentation
+from nnunet_selma.morphology.blocks import Mask
 from nnunet_selma.running.fingerprints import fingerprint
 from nnunet_selma.running.json_files import read_json, without_nan, write_json
-from nnunet_selma.volumes import open_volume
+from nnunet_selma.structures import named
+from nnunet_selma.volumes import Volume, open_volume
 from nnunet_selma.volumes.base import Array
 from nnunet_selma.volumes.labels import read_mask
 from nnunet_selma.volumes.orientation import placement
@@ -45,16 +48,36 @@ class ScoreTask:
     """Folder for pictures and for scores, which a later run does not compute again; None keeps nothing."""
     sheets: bool
     """True if a picture of the case is drawn for each method."""
+    classes: tuple[LabelClass, ...] = ()
+    """Classes that are scored apart; empty takes every value above 0 as one."""
+    chosen: LabelClass | None = None
+    """The class to score; None scores all of them, one after the other."""
+
+    def file_name(self, method: str) -> str:
+        """Name of a method's files, without ending."""
+        return self.cases[method].name + (f"_class_{self.chosen.key}" if self.chosen else "")
 
     def kept(self, method: str) -> Path | None:
         """File for the scores of a method."""
-        return self.output and self.output / "scores" / method / f"{self.cases[method].name}.json"
+        return self.output and self.output / "scores" / method / f"{self.file_name(method)}.json"
 
     def sheet(self, method: str) -> Path | None:
         """File for the picture of a method."""
         return (
-            self.output / "sheets" / method / f"{self.cases[method].name}.png" if self.output and self.sheets else None
+            self.output / "sheets" / method / f"{self.file_name(method)}.png" if self.output and self.sheets else None
         )
+
+
+class Group(NamedTuple):
+    """Key of the scores that are averaged: a structure, and a class of it where classes are scored apart."""
+
+    structure: str
+    label: str
+
+    @property
+    def title(self) -> str:
+        """Name in tables and pictures."""
+        return f"{named(self.structure).title}, {self.label}" if self.label else named(self.structure).title
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +93,13 @@ class CaseScore:
     """Corrected values of metrics with corner cases; equal to the official value elsewhere."""
     extra: dict[str, float]
     warnings: tuple[str, ...] = ()
+    label: str = ""
+    """Name of the class; empty where classes are not scored apart."""
+
+    @property
+    def group(self) -> Group:
+        """Structure and class."""
+        return Group(self.structure, self.label)
 
     def as_json(self) -> dict[str, Any]:
         """The fields, with null for NaN, which JSON does not know."""
@@ -89,9 +119,14 @@ class CaseScore:
 def score_case(task: ScoreTask) -> Generator[int, None, list[CaseScore]]:
     """Score one case of every method; scores that an earlier run kept for the same files and settings are read instead.
 
-    The work of `run_tasks`, with one step for each method. The reference is read, labelled and thinned once for all methods.
+    The work of `run_tasks`, with one step for each method and class. The reference is read, labelled and thinned once for all methods.
     """
-    scores, reference = [], _Reference(next(iter(task.cases.values())).reference, task.foreground)
+    if task.classes and task.chosen is None:
+        scores = []
+        for label_class in task.classes:
+            scores += yield from score_case(replace(task, chosen=label_class))
+        return scores
+    scores, reference = [], _Reference(task)
     for method in task.cases:
         made_from = _made_from(task, method)
         score = _kept_score(task, method, made_from)
@@ -123,21 +158,29 @@ def _keep(task: ScoreTask, method: str, content: dict[str, Any]) -> None:
 class _Reference:
     """Ground truth of a case, read when a method first needs it."""
 
-    def __init__(self, path: Path | None, foreground: int | None) -> None:
-        self.path, self.foreground = path, foreground
+    def __init__(self, task: ScoreTask) -> None:
+        self.path, self._task = next(iter(task.cases.values())).reference, task
 
     @cached_property
     def content(self) -> tuple[Segmentation, tuple[str, ...]] | None:
         """Segmentation and warnings; None without a file."""
         if self.path is None:
             return None
-        mask, _, warnings = read_mask(open_labels(self.path), self.foreground)
-        return Segmentation(mask), _named(self.path, warnings)
+        mask, warnings = _objects(self._task, open_labels(self.path), truth=True)
+        return Segmentation(mask), warnings
+
+
+def _objects(task: ScoreTask, volume: Volume, *, truth: bool) -> tuple[Mask, tuple[str, ...]]:
+    """Mask of the objects, or of the chosen class, in a label file, and warnings."""
+    if task.chosen is not None:
+        return class_mask(volume, task.chosen, task.classes), ()
+    mask, _, warnings = read_mask(volume, task.foreground if truth else None, truth=truth)
+    return mask, tuple(f"{volume.path}: {warning}" for warning in warnings)
 
 
 def _score(task: ScoreTask, method: str, reference: _Reference) -> CaseScore:
     case, rules = task.cases[method], edition(task.year)
-    pair, warnings = _read_pair(case, reference)
+    pair, warnings = _read_pair(task, case, reference)
     score = CaseScore(
         method=method,
         case=case.name,
@@ -146,6 +189,7 @@ def _score(task: ScoreTask, method: str, reference: _Reference) -> CaseScore:
         corrected=rules.corrected(pair, case.structure),
         extra=measure(pair, task.extras.suited_to(case.structure), case.spacing_um_zyx),
         warnings=warnings,
+        label=task.chosen.name if task.chosen else "",
     )
     if (sheet := task.sheet(method)) is not None:
         sheet.parent.mkdir(parents=True, exist_ok=True)
@@ -156,7 +200,7 @@ def _score(task: ScoreTask, method: str, reference: _Reference) -> CaseScore:
         )
         pictures.evaluation_sheet(
             sheet,
-            title=f"{case.name} ({case.structure.title}), {method}\n{values}",
+            title=f"{case.name} ({score.group.title}), {method}\n{values}",
             raw=raw,
             truth=pair.reference.mask,
             prediction=pair.prediction.mask,
@@ -172,17 +216,12 @@ def _raw(case: CaseFiles) -> tuple[Array | None, tuple[str, ...]]:
         return None, ()
     try:
         image = open_volume(case.image)
-        return placement(image, open_labels(labels)).apply(image.read()), ()
+        return placement(image, open_header(labels)).apply(image.read()), ()
     except SelmaError as error:
         return None, (f"{error} (not shown in the picture)",)
 
 
-def _named(path: Path, warnings: Sequence[str]) -> tuple[str, ...]:
-    """Warnings with their file."""
-    return tuple(f"{path}: {warning}" for warning in warnings)
-
-
-def _read_pair(case: CaseFiles, reference: _Reference) -> tuple[Pair, tuple[str, ...]]:
+def _read_pair(task: ScoreTask, case: CaseFiles, reference: _Reference) -> tuple[Pair, tuple[str, ...]]:
     """Both sides of a case, and warnings; a side without file is empty."""
     if case.prediction is None:
         if reference.content is None:
@@ -190,10 +229,9 @@ def _read_pair(case: CaseFiles, reference: _Reference) -> tuple[Pair, tuple[str,
         truth, warnings = reference.content
         return Pair(np.zeros_like(truth.mask), truth), warnings
     prediction = open_labels(case.prediction)
-    mask, _, odd = read_mask(prediction, truth=False)
-    warnings = _named(case.prediction, odd)
+    mask, warnings = _objects(task, prediction, truth=False)
     if reference.path is not None:
-        mask = placement(prediction, open_labels(reference.path)).apply(mask)
+        mask = placement(prediction, open_header(reference.path)).apply(mask)
     if reference.content is None:
         return Pair(mask, np.zeros_like(mask)), warnings
     truth, more = reference.content
@@ -212,6 +250,7 @@ def _made_from(task: ScoreTask, method: str) -> dict[str, Any]:
         "foreground": task.foreground,
         "spacing": case.spacing_um_zyx,
         "extras": asdict(task.extras),
+        "class": task.chosen and asdict(task.chosen),
     }
     content: dict[str, Any] = json.loads(json.dumps({**files, **settings}))
     return content

@@ -10,7 +10,7 @@ import numpy as np
 
 from nnunet_selma.evaluation.comparison import PairedDifference, Ranks
 from nnunet_selma.evaluation.metrics.editions import Edition, Metric
-from nnunet_selma.evaluation.scoring import CaseScore
+from nnunet_selma.evaluation.scoring import CaseScore, Group
 from nnunet_selma.evaluation.sections import Table
 from nnunet_selma.structures import named
 
@@ -69,9 +69,9 @@ def _decimals(value: float, *, percent: bool) -> int:
 
 @dataclass(frozen=True)
 class Column:
-    """A metric of a structure."""
+    """A metric of a structure, or of a class of it."""
 
-    structure: str
+    group: Group
     metric: Metric
     corrected: bool
 
@@ -85,7 +85,7 @@ class Column:
         values = {
             score.case: (score.corrected if self.corrected else score.official)[self.metric.key]
             for score in scores
-            if score.method == method and score.structure == self.structure
+            if score.method == method and score.group == self.group
         }
         return Summary.over(values, ddof=ddof).cell(percent=self.metric.percent)
 
@@ -93,15 +93,15 @@ class Column:
 def columns(scores: Sequence[CaseScore], rules: Edition, *, corrected: bool) -> list[list[Column]]:
     """The columns of each table; with `corrected`, a metric stands twice where its official and corrected values differ in a case."""
     tables: list[list[Column]] = []
-    for structure in dict.fromkeys(score.structure for score in scores):
-        group = []
-        for metric in rules.metrics_of(named(structure)):
-            group.append(Column(structure, metric, corrected=False))
-            if corrected and any(_differs(score, metric.key) for score in scores if score.structure == structure):
-                group.append(Column(structure, metric, corrected=True))
-        if not tables or len(tables[-1]) + len(group) > _MOST_COLUMNS:
+    for group in dict.fromkeys(score.group for score in scores):
+        of_group = []
+        for metric in rules.metrics_of(named(group.structure)):
+            of_group.append(Column(group, metric, corrected=False))
+            if corrected and any(_differs(score, metric.key) for score in scores if score.group == group):
+                of_group.append(Column(group, metric, corrected=True))
+        if not tables or len(tables[-1]) + len(of_group) > _MOST_COLUMNS:
             tables.append([])
-        tables[-1].extend(group)
+        tables[-1].extend(of_group)
     return tables
 
 
@@ -114,17 +114,17 @@ def means(scores: Sequence[CaseScore], rules: Edition, *, corrected: bool) -> li
     """Methods in rows, structures and their metrics in columns, mean ± standard deviation: the paper's tables 4 and 5."""
     methods = list(dict.fromkeys(score.method for score in scores))
     tables = []
-    for group in columns(scores, rules, corrected=corrected):
-        structures = [column.structure for column in group]
-        rows = [[method, *(column.cell(scores, method, ddof=rules.ddof) for column in group)] for method in methods]
-        groups = [(named(structure).title, structures.count(structure)) for structure in dict.fromkeys(structures)]
-        tables.append(Table(head=["method", *(column.title for column in group)], rows=rows, groups=groups))
+    for of_table in columns(scores, rules, corrected=corrected):
+        groups = [column.group for column in of_table]
+        rows = [[method, *(column.cell(scores, method, ddof=rules.ddof) for column in of_table)] for method in methods]
+        heads = [(group.title, groups.count(group)) for group in dict.fromkeys(groups)]
+        tables.append(Table(head=["method", *(column.title for column in of_table)], rows=rows, groups=heads))
     return tables
 
 
 def case_counts(scores: Sequence[CaseScore]) -> str:
-    """A sentence that says how many cases each structure has."""
-    cases = dict.fromkeys((named(score.structure).title, score.case) for score in scores)
+    """A sentence that says how many cases each structure has, and each class of it."""
+    cases = dict.fromkeys((score.group.title, score.case) for score in scores)
     titles = [title for title, _ in cases]
     counted = [f"{title} {titles.count(title)}" for title in dict.fromkeys(titles)]
     return f"Mean ± standard deviation over cases ({', '.join(counted)})."
@@ -136,7 +136,9 @@ def without_value(scores: Sequence[CaseScore]) -> list[str]:
     for score in scores:
         for key, value in [*score.official.items(), *score.extra.items()]:
             if isnan(value):
-                lacking.setdefault((score.method, key), []).append(score.case)
+                lacking.setdefault((score.method, key), []).append(
+                    f"{score.case} ({score.label})" if score.label else score.case
+                )
     return [f"{method}: {key} has no value (NaN) in {', '.join(cases)}." for (method, key), cases in lacking.items()]
 
 
@@ -152,13 +154,13 @@ def extras(scores: Sequence[CaseScore], *, ddof: int, rule: str | None = None) -
     if not names:
         return None
     rows = []
-    for structure, method in dict.fromkeys((score.structure, score.method) for score in scores):
-        group = [score for score in scores if (score.structure, score.method) == (structure, method)]
+    for group, method in dict.fromkeys((score.group, score.method) for score in scores):
+        members = [score for score in scores if (score.group, score.method) == (group, method)]
         cells = []
         for name in names:
-            values = {score.case: score.extra[name] for score in group if name in score.extra}
+            values = {score.case: score.extra[name] for score in members if name in score.extra}
             cells.append(Summary.over(values, ddof=ddof, leave_out_nan=True).cell(percent=False) if values else "–")
-        rows.append([named(structure).title, method, *cells])
+        rows.append([group.title, method, *cells])
     notes = [f"Objects match by {rule}."] if rule else []
     return Table(head=["structure", "method", *names], rows=rows, names=2, notes=notes)
 
@@ -187,7 +189,7 @@ def paired(differences: Sequence[PairedDifference], method: str, other: str, rul
         )
         rows.append(
             [
-                named(row.structure).title,
+                row.group.title,
                 metric.heading,
                 f"{row.cases} ({row.without_value} NaN)" if row.without_value else str(row.cases),
                 mean,
@@ -205,14 +207,15 @@ def paired(differences: Sequence[PairedDifference], method: str, other: str, rul
 
 
 def cases_csv(scores: Sequence[CaseScore], *, corrected: bool) -> str:
-    """One row for each case and method; a cell is empty where the structure has no such metric, and nan where the metric has no value."""
+    """One row for each case, method, and class where these are scored apart; a cell is empty where the structure has no such metric, and nan where the metric has no value."""
     official = list(dict.fromkeys(key for score in scores for key in score.official))
     fixed = list(dict.fromkeys(key for score in scores for key in score.corrected)) if corrected else []
     extra = list(dict.fromkeys(key for score in scores for key in score.extra))
+    classes = ["class"] if any(score.label for score in scores) else []
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
-        ["method", "case", "structure", *official, *(f"{key}_corrected" for key in fixed), *extra, "warnings"]
+        ["method", "case", "structure", *classes, *official, *(f"{key}_corrected" for key in fixed), *extra, "warnings"]
     )
     for score in scores:
         values = [
@@ -221,5 +224,14 @@ def cases_csv(scores: Sequence[CaseScore], *, corrected: bool) -> str:
             *(score.extra.get(key) for key in extra),
         ]
         cells = ["" if value is None else f"{value:.10g}" for value in values]
-        writer.writerow([score.method, score.case, score.structure, *cells, "; ".join(score.warnings)])
+        writer.writerow(
+            [
+                score.method,
+                score.case,
+                score.structure,
+                *[score.label for _ in classes],
+                *cells,
+                "; ".join(score.warnings),
+            ]
+        )
     return text.getvalue()

@@ -28,10 +28,11 @@ from nnunet_selma.morphology.blocks import Read
 from nnunet_selma.objects.brainreg import ATLAS_ORIENTATION, BrainregOutput, brainreg_output
 from nnunet_selma.objects.reading import as_labels
 from nnunet_selma.structures import SpacingUm
-from nnunet_selma.volumes import Volume, open_volume
+from nnunet_selma.volumes import Volume
 from nnunet_selma.volumes.itk import is_itk_file, itk_name
 from nnunet_selma.volumes.nifti import is_nifti
 from nnunet_selma.volumes.orientation import IN_PLACE, Turn, directions, turn_between
+from nnunet_selma.volumes.segmented import open_labels
 from nnunet_selma.volumes.units import um_in_header_unit
 
 _MM_BELOW = 1.0  # an atlas's voxel is never narrower than a µm nor wider than a mm
@@ -132,7 +133,7 @@ def open_atlas(
     """
     registered = brainreg_output(path)
     path = registered.atlas if registered else path
-    volume = open_volume(path)
+    volume = open_labels(path)
     spacing = spacing_um_zyx or (registered and registered.atlas_um_zyx) or _stated_um(volume)
     if spacing is None:
         raise SelmaError(

@@ -15,10 +15,10 @@ import numpy as np
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.morphology.blocks import Read
 from nnunet_selma.structures import SpacingUm
-from nnunet_selma.volumes import Volume, open_volume
+from nnunet_selma.volumes import Volume
 from nnunet_selma.volumes.base import Array, ShapeZYX, check_finite_voxels
 from nnunet_selma.volumes.labels import label_values
-from nnunet_selma.volumes.segmented import class_names, has_image, label_image, levels
+from nnunet_selma.volumes.segmented import class_names, has_image, label_path, levels, open_labels
 
 SLAB_BYTES = 2**28
 """Bytes of one volume's slices that are kept in memory."""
@@ -74,7 +74,7 @@ class Sources:
 def open_sources(
     labels: Path, *, name: str | None, raw: Path | None, without_raw: bool, channel: int | None
 ) -> Sources:
-    """Open labels and their image; reads no voxels.
+    """Open labels and their image; reads a few boxes at most.
 
     Args:
         labels: any volume of labels, or an OME-Zarr image with label images.
@@ -84,14 +84,13 @@ def open_sources(
         channel: channel of the image, from 0.
 
     Raises:
-        SelmaError: there is no such file or label image, or labels and image differ in shape.
+        SelmaError: there is no such file or label image, the labels' values are those of an image, or labels and image differ in shape.
     """
-    inside = label_image(labels, name)
-    place = (inside or labels).resolve()
+    place = label_path(labels, name).resolve()
     around = place.parent.parent
     if raw is None and place.parent.name == "labels" and has_image(around):
         raw = around
-    volume = open_volume(place)
+    volume = open_labels(place)
     resolutions = () if raw is None or without_raw else levels(raw, channel)
     image = next((level for level in resolutions if level.shape == volume.shape), next(iter(resolutions), None))
     if image is not None and image.shape != volume.shape:

@@ -12,18 +12,21 @@ from math import prod
 from typing import Any
 
 from nnunet_selma.errors import SelmaError, counted
+from nnunet_selma.morphology.tissue import GRID_BOX
 from nnunet_selma.prediction.block_prediction import BlocksToPredict, open_predictor, predict_blocks
 from nnunet_selma.prediction.columns import columns, share_of, tasks_of
 from nnunet_selma.prediction.finishing import complete_run, write_also
 from nnunet_selma.prediction.place import check_place, complete_result, resolve_output
 from nnunet_selma.prediction.records import PredictionResult
 from nnunet_selma.prediction.run import Run, remove_leftovers
-from nnunet_selma.prediction.slab_reading import SlabToRead, scan_slab
+from nnunet_selma.prediction.slab_reading import SlabToRead, open_channels, scan_slab
 from nnunet_selma.prediction.start import start_run
 from nnunet_selma.prediction.tiling import lengths
 from nnunet_selma.prediction.volume_prediction import AlsoFormat, VolumePrediction
 from nnunet_selma.running.cluster import connect_cluster, submit_tasks
 from nnunet_selma.running.progress import Meter, Progress, silent, silent_meter
+from nnunet_selma.volumes.lost_chunks import lost_chunks
+from nnunet_selma.volumes.ome_zarr import is_zarr
 
 __all__ = ["Execution", "PredictionResult", "VolumePrediction", "predict_volume"]
 
@@ -80,6 +83,9 @@ def predict_volume(
         for name in run.repaired:
             say(f"interpolated: {name}")
         say(f"tissue: {run.tissue.share:.0%} of the volume, the rest is not predicted")
+        for volume in open_channels(settings, facts.channels) if any(map(is_zarr, settings.inputs)) else ():
+            if lost := lost_chunks(volume, run.tissue.boxes, GRID_BOX):
+                say(f"warning: {lost}")
         _predict_blocks(run, execution, client, meter)
     left = _blocks_left(run)
     if left:

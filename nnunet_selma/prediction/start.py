@@ -17,9 +17,10 @@ from nnunet_selma.prediction.run import RUN, Run, new_content, remove_run
 from nnunet_selma.prediction.slab_reading import open_channels, stored_dtype
 from nnunet_selma.prediction.volume_prediction import VolumePrediction
 from nnunet_selma.running.json_files import write_json
-from nnunet_selma.volumes import open_volume, stem
+from nnunet_selma.volumes import stem
 from nnunet_selma.volumes.nifti import is_nifti
 from nnunet_selma.volumes.ome_zarr_writing import ImageLayout, create_image, create_labels, place_like
+from nnunet_selma.volumes.segmented import open_labels
 
 _RAW_SHARD = 1024
 """Longest edge of a shard of the image, voxels."""
@@ -123,7 +124,7 @@ def _create_images(run: Run, model: Model) -> None:
         **place_like(first),
     }
     if run.raw is not None:
-        middle = first.read(slice(facts.shape[0] // 2, facts.shape[0] // 2 + 1))
+        middle = first.read(slice(facts.shape[0] // 2, facts.shape[0] // 2 + 1)).astype(facts.dtype)  # of booleans, 0/1
         low, high = (float(value) for value in np.percentile(middle, (0.1, 99.9)))
         flat = min(facts.chunk, 128)
         across = max(flat, min(_RAW_SHARD, -(-max(facts.shape[1:]) // flat) * flat))
@@ -162,4 +163,4 @@ def _create_images(run: Run, model: Model) -> None:
             ),
         )
     if settings.mask is not None:
-        np.save(run.folder / "mask.npy", mask_boxes(open_volume(settings.mask), facts.shape, facts.spacing_um_zyx))
+        np.save(run.folder / "mask.npy", mask_boxes(open_labels(settings.mask), facts.shape, facts.spacing_um_zyx))

@@ -1,5 +1,7 @@
 """Labels: whole numbers from 0, whatever type a file stores them in; and the mask of the objects in them."""
 
+from collections.abc import Collection, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -7,15 +9,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.volumes.base import Array, Volume
+from nnunet_selma.volumes.base import Array, ShapeZYX, Volume
 
 _MOST = 2**32 - 1
 _IGNORED = 255
 """Value by which several programs mark voxels that nobody annotated."""
 _MANY_VALUES = 100
 """Number of values above which a file may be an image."""
-_LEAST_EQUAL = 0.5
-"""Share of neighbours of the same value, among those above 0, below which a file of many values is an image."""
+_SEVERAL_VALUES = 16
+"""The same for a file without any 0: labels have a background, cameras an offset."""
+_CHANGING = 0.5
+"""Share of the voxels other than 0 whose neighbour has another value, also not 0, above which a file of many values is an image."""
+_SAMPLE: ShapeZYX = (16, 64, 64)
+"""Shape of the nine boxes by which labels are told from an image, voxels."""
+_SAMPLE_SLICES = 2
+"""The same of volumes whose slices are read whole."""
 _FEW_VOXELS = 10
 """Number of voxels in objects below which a ground truth may be a slip of the pen."""
 _LARGEST_SHARE = 0.5
@@ -52,10 +60,8 @@ def read_mask(volume: Volume, foreground: int | None = None, *, truth: bool = Tr
         raise SelmaError(
             f"{volume.path}: the foreground value {foreground} does not occur; the values are {_listed(values)}"
         )
-    if foreground is None and len(values) > _MANY_VALUES and _equal_neighbours(labels) < _LEAST_EQUAL:
-        raise SelmaError(
-            f"{volume.path}: holds {len(values)} values that change from voxel to voxel, as in an image; give the label"
-        )
+    if foreground is None:
+        _check_no_image(values.keys(), [labels], volume.path)
     if truth and foreground is None:
         _check_clear(values, volume.path)
     mask = labels > 0 if foreground is None else labels == foreground
@@ -84,15 +90,57 @@ def _check_clear(values: dict[int, int], path: Path) -> None:
         )
 
 
-def _equal_neighbours(labels: Array) -> float:
-    """Share of pairs of neighbours above 0 that have the same value, along the axis with the largest share; 1 where there is no pair."""
+def check_labels(volume: Volume) -> None:
+    """Check in a few boxes, about 600 000 voxels of any volume, that these are labels of objects, classes or regions, not an image.
+
+    Raises:
+        SelmaError: the boxes hold fractions, or many values that change from voxel to voxel.
+    """
+    boxes = list(_samples(volume))
+    finite = np.concatenate([box[np.isfinite(box)] for box in boxes])
+    if volume.dtype.kind == "f" and not (finite == np.rint(finite)).all():
+        raise _fractions(volume.path, float(finite.min()), float(finite.max()))
+    _check_no_image(set[float]().union(*(np.unique(box).tolist() for box in boxes)), boxes, volume.path)
+
+
+def _samples(volume: Volume) -> Iterator[Array]:
+    """Boxes at the middle, and at the quarters of all axes."""
+    depth = _SAMPLE_SLICES if volume.plane_wise else _SAMPLE[0]
+    edges = (depth, *_SAMPLE[1:])
+    bounds = []
+    for length, edge in zip(volume.shape, edges, strict=True):
+        starts = [max(0, int(length * quarters / 4) - edge // 2) for quarters in (1, 2, 3)]
+        bounds.append([slice(start, min(start + edge, length)) for start in starts])
+    for number, z in enumerate(bounds[0]):
+        places = [(1, 1)] if number == 1 else product((0, 2), (0, 2))
+        planes = volume.read(z) if volume.plane_wise else None
+        for row, column in places:
+            y, x = bounds[1][row], bounds[2][column]
+            yield volume.read(z, y, x) if planes is None else planes[:, y, x].copy()
+
+
+def _check_no_image(values: Collection[float], boxes: Sequence[Array], path: Path) -> None:
+    """Raise `SelmaError` if there are many values in boxes, and they change from voxel to voxel."""
+    if len(values) > (_MANY_VALUES if 0 in values else _SEVERAL_VALUES) and _changing(boxes) > _CHANGING:
+        raise SelmaError(
+            f"{path}: holds {len(values)} values that change from voxel to voxel, as in an image; give labels instead (a segmentation, "
+            "a mask or an atlas): a file of them, or an OME-Zarr that has them below labels/"
+        )
+
+
+def _changing(boxes: Sequence[Array]) -> float:
+    """Share of the voxels other than 0 that are followed by another value, also not 0, along the axis with the smallest share."""
     shares = []
-    for axis in range(labels.ndim):
-        lines = np.moveaxis(labels, axis, 0)
-        first, second = lines[:-1], lines[1:]
-        if pairs := np.count_nonzero((first > 0) & (second > 0)):
-            shares.append(np.count_nonzero((first == second) & (first > 0)) / pairs)
-    return max(shares, default=1.0)
+    for axis in range(3):
+        changes = voxels = 0
+        for box in boxes:
+            lines = np.moveaxis(box, axis, 0)
+            first, second = lines[:-1], lines[1:]
+            voxels += np.count_nonzero(first)
+            changes += np.count_nonzero((first != second) & (first != 0) & (second != 0))
+        if voxels:
+            shares.append(changes / voxels)
+    return min(shares, default=0.0)
 
 
 def _listed(values: dict[int, int]) -> str:
@@ -124,11 +172,15 @@ def label_values(values: Array, path: Path) -> Array:
             f"{path}: holds NaN or infinite values; labels are whole numbers from 0. Export the labels again"
         )
     if kind == "f" and not (values == np.rint(values)).all():
-        raise SelmaError(
-            f"{path}: holds fractions ({lowest:.3g} to {highest:.3g}), as images and probabilities do; threshold it, or give the labels"
-        )
+        raise _fractions(path, lowest, highest)
     if lowest < 0 or highest > _MOST:
         raise SelmaError(
             f"{path}: holds the values {lowest:g} to {highest:g}; labels are whole numbers from 0 to {_MOST}. Export the labels again"
         )
     return values.astype(np.uint32)
+
+
+def _fractions(path: Path, lowest: float, highest: float) -> SelmaError:
+    return SelmaError(
+        f"{path}: holds fractions ({lowest:.3g} to {highest:.3g}), as images and probabilities do; threshold it, or give the labels"
+    )

@@ -32,35 +32,58 @@ class _Coarse(NamedTuple):
     """True for each of its chunks that has a file."""
 
 
-def lost_chunks(volume: Volume) -> str | None:
+def lost_chunks(
+    volume: Volume, tissue: NDArray[np.bool_] | None = None, tissue_box: ShapeZYX = (1, 1, 1)
+) -> str | None:
     """A sentence about chunks of an OME-Zarr that were lost; None for an image without any, and for other formats.
 
     In shards, whole shards count as chunks.
+
+    Args:
+        volume: the image.
+        tissue: True for each box of a grid, (z, y, x), that is tissue; only chunks with such a box in them or beside them are judged and
+            counted, because a lost chunk itself reads as empty. None: all chunks.
+        tissue_box: shape of the grid's boxes, voxels; they begin at the first voxel.
     """
     if not isinstance(volume, OmeZarrVolume):
         return None
     stored = volume.stored_files()
-    if stored.all():
+    judged = ~stored if tissue is None else ~stored & _chunks_in(tissue, tissue_box, volume.file_zyx, stored.shape)
+    if not judged.any():
         return None
-    missing = f"{volume.path}: {stored.size - int(stored.sum())} of {stored.size} chunks have no file and read as empty"
+    place = "" if tissue is None else " in or beside tissue"
+    missing = f"{volume.path}: {int(judged.sum())} of {stored.size} chunks{place} have no file and read as empty"
     if not stored.any():
         return f"{missing}; the image is empty, or was not copied"
     coarse = _coarser_level(volume)
-    lost = [chunk for chunk in _candidates(stored) if _is_lost(volume, stored, coarse, chunk)]
+    lost = [chunk for chunk in _candidates(stored, judged) if _is_lost(volume, stored, coarse, chunk)]
     if not lost:
         return None
     first = ", ".join(f"{i * edge}" for i, edge in zip(lost[0], volume.file_zyx, strict=True))
     return f"{missing}; the image goes on at {len(lost)} of them or more, the first at voxel {first} (z, y, x). Copy the OME-Zarr again"
 
 
-def _candidates(stored: NDArray[np.bool_]) -> list[ShapeZYX]:
-    """Missing chunks, those with most stored neighbours first; of very many with the same number of neighbours, some."""
+def _chunks_in(
+    tissue: NDArray[np.bool_], tissue_box: ShapeZYX, chunk: ShapeZYX, grid: tuple[int, ...]
+) -> NDArray[np.bool_]:
+    """True for each chunk of a grid with a box in it, or directly beside it, that is True."""
+    for axis, count in enumerate(grid):
+        starts = np.arange(count) * chunk[axis]
+        first = np.maximum(starts // tissue_box[axis] - 1, 0)
+        stop = np.minimum(-(-(starts + chunk[axis]) // tissue_box[axis]) + 1, tissue.shape[axis])
+        before = np.insert(np.cumsum(tissue, axis, dtype=np.int32), 0, 0, axis)
+        tissue = before.take(stop, axis) > before.take(first, axis)
+    return tissue
+
+
+def _candidates(stored: NDArray[np.bool_], judged: NDArray[np.bool_]) -> list[ShapeZYX]:
+    """Missing chunks that are judged, those with most stored neighbours first; of very many with the same number of neighbours, some."""
     padded = np.pad(stored, 1).astype(np.uint8)
     beside = [np.roll(padded, step, axis) for axis, step in product(range(3), (1, -1))]
     neighbours = np.sum(beside, axis=0)[1:-1, 1:-1, 1:-1]
     candidates: list[ShapeZYX] = []
     for number in range(6, -1, -1):
-        places = np.argwhere(~stored & (neighbours == number))
+        places = np.argwhere(judged & (neighbours == number))
         every = max(1, -(-len(places) // _MOST_CHUNKS))
         candidates += [(int(z), int(y), int(x)) for z, y, x in places[::every]]
     return candidates

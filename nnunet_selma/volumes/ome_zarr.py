@@ -154,6 +154,21 @@ def _transform(multiscale: Mapping[str, Any], level: int) -> _Transform:
     return _Transform(scale, translation, states_place)
 
 
+def _other_axes(path: Path, axes: Sequence[str], shape: Sequence[int]) -> SelmaError:
+    """The error for an image whose axes are not z, y and x, and c and t besides; a two-dimensional one gets a hint."""
+    named = f"{path}: has {len(shape)} axes, named {', '.join(axes)}; z, y and x are needed, and besides them c and t at most"
+    if "z" in axes or not {"y", "x"} <= set(axes) or len(set(axes)) != len(shape):
+        return SelmaError(named)
+    stacked = [
+        f"{length} along {name}" for name, length in zip(axes, shape, strict=True) if name not in "yx" and length > 1
+    ]
+    if stacked:
+        hint = f"the image is two-dimensional, {' and '.join(stacked)}. If these are the slices of a volume, name their axis z in the metadata"
+    else:
+        hint = "the image is a single plane, as a projection or one slice is. If it is one of many, join them: a folder of TIFF slices is read"
+    return SelmaError(f"{named}; {hint}; otherwise give the volume itself")
+
+
 class OmeZarrVolume(Volume):
     """One resolution level and one channel of an OME-Zarr image, or a bare zarr array; its axes may stand in any order.
 
@@ -174,9 +189,7 @@ class OmeZarrVolume(Volume):
         except _DAMAGE as error:
             raise _damaged_metadata(path, error) from error
         if not set("zyx") <= set(self._axes) or len(set(self._axes)) != len(self._array.shape):
-            raise SelmaError(
-                f"{path}: has {len(self._array.shape)} axes, named {', '.join(self._axes)}; z, y and x are needed, and besides them c and t at most"
-            )
+            raise _other_axes(path, self._axes, self._array.shape)
         self._fixed = self._fixed_axes()
         self.shape = self._zyx(self._array.shape)
         if self.level_factor_zyx == (1, 1, 1):  # the scales do not tell

@@ -11,6 +11,7 @@ from typing import Any
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.volumes import Volume, open_volume
 from nnunet_selma.volumes.base import by_times
+from nnunet_selma.volumes.labels import check_labels
 from nnunet_selma.volumes.ome_zarr import axis_names, image_group, image_path, is_zarr, ome_metadata, zarr_node
 from nnunet_selma.volumes.tiff import is_tiff, slice_channels
 from nnunet_selma.volumes.tiff_pages import tiff_channels
@@ -35,7 +36,7 @@ class Segmented:
 
 
 def segmentation_at(path: Path, *, label: str | None = None, raw: Path | None = None) -> Segmented:
-    """Open the segmentation at a path, and its image in the same OME-Zarr or in another file; reads no voxels.
+    """Open the segmentation at a path, and its image in the same OME-Zarr or in another file; reads a few boxes at most.
 
     Args:
         path: an OME-Zarr with label images, one of these, or any other volume that is the segmentation itself.
@@ -43,20 +44,19 @@ def segmentation_at(path: Path, *, label: str | None = None, raw: Path | None = 
         raw: the image, instead of the one in the OME-Zarr.
 
     Raises:
-        SelmaError: nothing there, no such label image, or image and segmentation do not have the same number of voxels.
+        SelmaError: nothing there, no such label image, labels whose values are those of an image, or image and segmentation do not have the same number of voxels.
     """
-    inside = label_image(path, label)
-    labels = levels(inside or path)
-    place = inside or path.resolve()
+    labels = label_levels(path, label)
+    place = label_path(path, label).resolve()
     if raw is None and place.parent.name == "labels" and has_image(place.parent.parent):
         raw = place.parent.parent
     channels = tuple(levels(raw, channel) for channel in range(channel_count(raw))) if raw else ()
     check_same_voxels(labels, channels)
-    return Segmented(name=_name(path), labels=labels, channels=channels, classes=class_names(inside or path))
+    return Segmented(name=_name(path), labels=labels, channels=channels, classes=class_names(place))
 
 
 def image_at(path: Path, *, label: str | None = None, labels: Path | None = None) -> Segmented:
-    """Open the image at a path, and its segmentation in the same OME-Zarr or in another file, if there is one; reads no voxels.
+    """Open the image at a path, and its segmentation in the same OME-Zarr or in another file, if there is one; reads a few boxes at most.
 
     Args:
         path: an OME-Zarr, or any other volume that is the image itself.
@@ -111,13 +111,34 @@ def label_image(path: Path, name: str | None = None) -> Path | None:
     return root / "labels" / name
 
 
-def open_labels(path: Path) -> Volume:
-    """Open the label image in an OME-Zarr, or any other volume, which is the labels itself; reads no voxels.
+def label_path(path: Path, name: str | None = None) -> Path:
+    """Path of the labels that a path means: of the label image in an OME-Zarr, or the path itself; raises `SelmaError` as `label_image`."""
+    return label_image(path, name) or path
+
+
+def open_labels(path: Path, name: str | None = None) -> Volume:
+    """Open the label image in an OME-Zarr, or any other volume, which is the labels, mask or atlas itself.
+
+    A volume whose metadata do not mark it as labels is looked at in a few boxes.
+
+    Args:
+        path: the volume.
+        name: name of the label image in an OME-Zarr; None takes `segmentation`, or the only one.
 
     Raises:
-        SelmaError: the OME-Zarr holds several label images and none is called `segmentation`, or the volume cannot be opened.
+        SelmaError: the OME-Zarr has no such label image, or several and none is called `segmentation`; the volume cannot be opened; or its
+            values are those of an image (`labels.check_labels`).
     """
-    return open_volume(label_image(path) or path)
+    place = label_path(path, name)
+    volume = open_volume(place)
+    if not is_label_image(place):
+        check_labels(volume)
+    return volume
+
+
+def label_levels(path: Path, name: str | None = None) -> Levels:
+    """Open labels as `open_labels`, at every resolution that is stored, finest first."""
+    return (open_labels(path, name), *levels(label_path(path, name))[1:])
 
 
 def has_image(path: Path) -> bool:

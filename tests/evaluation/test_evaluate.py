@@ -320,7 +320,7 @@ def damaged(data):
         (other_shape, "cfos_neuron_1 (prediction 14×16×17, reference 14×16×18)"),
         (missing_prediction, "shifted: lacks 1 of the cases that another side has: cfos_neuron_1. --allow-missing"),
         (missing_reference, "truth: lacks 1 of the cases that another side has: cfos_neuron_1. --allow-missing"),
-        (probabilities, "cfos_neuron_1.nii.gz: holds fractions (0 to 1), as images and probabilities do"),
+        (probabilities, "cfos_neuron_1.nii.gz: holds fractions (0.143 to 0.786), as images and probabilities do"),
         (not_a_number, "cfos_neuron_1.nii.gz: holds NaN"),
         (only_probability_files, "holds nnU-Net's probabilities (.npz)"),
         (unknown_structure, "names that begin with no known structure: kidney_1. Say what they show with --structure"),
@@ -530,7 +530,7 @@ def test_an_image_in_place_of_a_prediction_is_refused(data, rng, capsys):
     zarr = pytest.importorskip("zarr")
     zarr.create_array(data / "cfos_neuron_1.zarr", data=rng.poisson(500, SHAPE).astype(np.uint16))
     assert run(data, reference="truth/cfos_neuron_1.nii.gz", prediction="cfos_neuron_1.zarr") == 2
-    assert "values that change from voxel to voxel, as in an image; give the label" in capsys.readouterr().err
+    assert "values that change from voxel to voxel, as in an image; give labels instead" in capsys.readouterr().err
 
 
 def test_the_objects_of_the_references_are_named(data, capsys):

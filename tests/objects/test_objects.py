@@ -239,7 +239,9 @@ def test_an_image_instead_of_labels(tmp_path, rng, monkeypatch):
     monkeypatch.setattr(reading, "BLOCK_VOXELS", 2**24)
     monkeypatch.setattr(reading, "SLAB_BYTES", 2**28)
     image = write_image(tmp_path / "raw.nii.gz", rng.integers(0, 65535, (32, 32, 32), dtype=np.uint16))
-    with pytest.raises(SelmaError, match=r"raw.nii.gz: looks like an image.*--raw"):
+    with pytest.raises(
+        SelmaError, match=r"raw.nii.gz: holds \d+ values that change from voxel to voxel, as in an image; give labels"
+    ):
         run(image, "-o", tmp_path / "a.csv")
 
 

@@ -7,7 +7,8 @@ from nnunet_selma.conversion.checks import read_label
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.objects.reading import as_labels
 from nnunet_selma.volumes import open_volume
-from nnunet_selma.volumes.labels import label_values, read_mask
+from nnunet_selma.volumes.base import Volume
+from nnunet_selma.volumes.labels import check_labels, label_values, read_mask
 from tests.conftest import write_image
 
 REFUSED = [
@@ -97,14 +98,15 @@ def test_a_ground_truth_that_leaves_a_doubt_is_asked_about(values, sentence, for
         read_mask(volume, 7)
 
 
+CHANGING = "change from voxel to voxel, as in an image"
+
+
 def test_an_image_in_place_of_a_label_is_refused(tmp_path, rng):
     values = np.arange(1200).reshape(10, 10, 12)
     image = rng.poisson(400, (20, 30, 40))  # hundreds of values, each in many voxels
     for voxels, count in ((values, 1200), (image, len(np.unique(image)))):
         for truth in (True, False):
-            with pytest.raises(
-                SelmaError, match=f"holds {count} values that change from voxel to voxel, as in an image"
-            ):
+            with pytest.raises(SelmaError, match=f"holds {count} values that {CHANGING}"):
                 read_mask(written(voxels, tmp_path), truth=truth)
 
 
@@ -115,3 +117,101 @@ def test_labels_of_many_objects_are_no_image(tmp_path):
     points = np.zeros((20, 20, 24), int)
     points[::2, ::2, ::2] = values  # objects of one voxel that touch no other
     assert read_mask(written(points, tmp_path)).mask.sum() == 1199
+
+
+class Voxels(Volume):
+    """An array that counts the voxels that are read."""
+
+    path = Path("v.tif")
+
+    def __init__(self, voxels, plane_wise=False):
+        self.voxels, self.plane_wise = voxels, plane_wise
+        self.shape, self.dtype = voxels.shape, voxels.dtype
+        self.count = 0
+
+    def _read(self, z, y, x):
+        box = self.voxels[z, y, x]
+        self.count += box.size
+        return box
+
+
+SHAPE = (40, 150, 160)
+
+
+def cubes(rng, dtype=np.uint16):
+    """Touching instances of 3 × 4 × 4 voxels, and background."""
+    few = [-(-n // edge) for n, edge in zip(SHAPE, (3, 4, 4), strict=True)]
+    numbers = rng.permutation(int(np.prod(few))).reshape(few) * (rng.random(few) < 0.8)
+    return numbers.repeat(3, 0).repeat(4, 1).repeat(4, 2)[: SHAPE[0], : SHAPE[1], : SHAPE[2]].astype(dtype)
+
+
+def smooth(rng, high):
+    from scipy.ndimage import gaussian_filter
+
+    return gaussian_filter(rng.random(SHAPE), 3) * high
+
+
+LABELS = {
+    "nothing": lambda rng: np.zeros(SHAPE, np.uint8),
+    "everything": lambda rng: np.ones(SHAPE, np.uint8),
+    "0 and 255": lambda rng: ((smooth(rng, 1) > 0.5) * 255).astype(np.uint8),
+    "a boolean mask": lambda rng: smooth(rng, 1) > 0.5,
+    "whole numbers as float": lambda rng: (smooth(rng, 1) > 0.5).astype(np.float32),
+    "float with NaN outside": lambda rng: np.where(smooth(rng, 1) > 0.5, 1.0, np.nan),
+    "touching instances": cubes,
+    "touching instances as float": lambda rng: cubes(rng, np.float64),
+    "points that touch here and there": lambda rng: np.where(
+        rng.random(SHAPE) < 0.05, np.arange(40 * 150 * 160).reshape(SHAPE), 0
+    ),
+    "regions drawn for each voxel": lambda rng: rng.choice([0, 1, 2, 3, 4, 614454277], SHAPE).astype(np.uint32),
+    "regions without a background": lambda rng: rng.integers(1, 17, SHAPE),
+    "large regions": lambda rng: rng.integers(0, 2**31, (4, 15, 16)).repeat(10, 0).repeat(10, 1).repeat(10, 2),
+    "regions of both sides": lambda rng: (
+        rng.integers(-1000, 1000, (4, 15, 16)).repeat(10, 0).repeat(10, 1).repeat(10, 2)
+    ),
+}
+IMAGES = {
+    "bright objects in noise": lambda rng: np.where(smooth(rng, 1) > 0.5, 3000, 120) + rng.integers(0, 20, SHAPE),
+    "few grey values": lambda rng: rng.integers(0, 30, SHAPE) * 100 + 50,
+    "16 bit": lambda rng: rng.poisson(400, SHAPE).astype(np.uint16),
+    "float": lambda rng: rng.poisson(400, SHAPE).astype(np.float32),
+    "without its background": lambda rng: np.where(smooth(rng, 1) > 0.5, rng.poisson(900, SHAPE), 0),
+    "smooth": lambda rng: smooth(rng, 20000).astype(np.uint16),
+    "signed": lambda rng: rng.normal(0, 300, SHAPE).astype(np.int16),
+}
+
+
+@pytest.mark.parametrize("plane_wise", [True, False])
+class TestLabelsAgainstImages:
+    @pytest.mark.parametrize("draw", LABELS.values(), ids=LABELS)
+    def test_labels_masks_and_atlases_pass(self, draw, plane_wise, rng):
+        check_labels(Voxels(draw(rng), plane_wise))
+
+    @pytest.mark.parametrize("draw", IMAGES.values(), ids=IMAGES)
+    def test_images_are_refused(self, draw, plane_wise, rng):
+        with pytest.raises(SelmaError, match=rf"^v\.tif: holds \d+ values that {CHANGING}; give labels instead"):
+            check_labels(Voxels(draw(rng), plane_wise))
+
+    def test_probabilities_are_refused(self, plane_wise, rng):
+        with pytest.raises(SelmaError, match=r"^v\.tif: holds fractions .* threshold it"):
+            check_labels(Voxels(smooth(rng, 1), plane_wise))
+
+    @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 300, 2), (300, 1, 1), (3, 5, 7)])
+    def test_every_shape_is_looked_at(self, shape, plane_wise):
+        check_labels(Voxels(np.ones(shape, np.uint8), plane_wise))
+        if np.prod(shape) > 100 and not (plane_wise and shape[0] > 100):  # of these, six slices of one voxel
+            with pytest.raises(SelmaError, match=CHANGING):
+                check_labels(Voxels(1000 + np.arange(np.prod(shape)).reshape(shape), plane_wise))
+
+    def test_few_voxels_are_read(self, plane_wise):
+        volume = Voxels(np.broadcast_to(np.uint8(1), (4000, 3000, 2000)), plane_wise)
+        check_labels(volume)
+        assert volume.count <= (6 * 3000 * 2000 if plane_wise else 9 * 16 * 64 * 64)
+
+
+def test_a_whole_file_is_judged_by_the_same_rule(tmp_path, rng):
+    image = IMAGES["bright objects in noise"](rng)[:20, :40, :40]
+    with pytest.raises(SelmaError, match=CHANGING):
+        read_mask(written(image, tmp_path), truth=False)
+    for draw in (cubes, LABELS["points that touch here and there"]):
+        read_mask(written(draw(rng), tmp_path, np.uint32), truth=False)

@@ -12,6 +12,8 @@ from tests.conftest import write_image
 zarr = pytest.importorskip("zarr", reason="zarr 3 needs Python 3.11")
 
 CHUNK = 16
+BOX = (8, 16, 16)
+"""Shape of the boxes of a map of tissue, voxels."""
 SHAPE = (96, 112, 128)
 
 
@@ -56,6 +58,14 @@ def lose(path, stored, level, lost):
         Path(file).unlink()
 
 
+def tissue_of(path):
+    """True for the grid boxes that hold values."""
+    voxels = open_volume(path).read() > 0
+    for axis, edge in enumerate(BOX):
+        voxels = np.logical_or.reduceat(voxels, np.arange(0, voxels.shape[axis], edge), axis)
+    return voxels
+
+
 @pytest.mark.parametrize("version", [2, 3])
 @pytest.mark.parametrize("levels", [1, 3])
 class TestAgainstEmptyChunks:
@@ -84,6 +94,26 @@ class TestAgainstEmptyChunks:
         missing = stored.size - int((stored & ~lost).sum())
         assert f"v.ome.zarr: {missing} of {stored.size} chunks have no file and read as empty" in sentence
         assert "the image goes on at" in sentence
+
+    def test_only_chunks_in_tissue_are_counted_with_a_map_of_tissue(self, path, rng):
+        assert lost_chunks(open_volume(path), tissue_of(path), BOX) is None
+        stored = open_volume(path).stored_files()
+        lost = rng.random(stored.shape) < 0.05
+        lose(path, stored, 0, lost)
+        tissue = tissue_of(path)
+        tissue[7:] = False
+        edges = np.array(BOX)
+        around = np.zeros(stored.shape, bool)  # by hand: each chunk, one box wider on each side
+        for place in np.ndindex(*stored.shape):
+            first = np.maximum(np.array(place) * CHUNK // edges - 1, 0)
+            stop = -(-(np.array(place) + 1) * CHUNK // edges) + 1
+            around[place] = tissue[tuple(map(slice, first, stop))].any()
+        missing = int((~(stored & ~lost) & around).sum())
+        assert 0 < missing < (~(stored & ~lost)).sum()
+        sentence = lost_chunks(open_volume(path), tissue, BOX)
+        assert f": {missing} of {stored.size} chunks in or beside tissue have no file" in sentence
+        assert "the image goes on at" in sentence
+        assert lost_chunks(open_volume(path), np.zeros_like(tissue), BOX) is None
 
     def test_levels_that_were_lost_as_well(self, path, levels):
         for level in range(levels):

@@ -117,6 +117,30 @@ def test_axes_without_z_y_and_x_are_refused(axes, version, voxels, tmp_path):
         open_volume(path)
 
 
+HINTS = {
+    "yx": r"single plane, .* a folder of TIFF slices is read; otherwise give the volume itself$",
+    "cyx": r"two-dimensional, 7 along c\. If these are the slices of a volume, name their axis z",
+    "tcyx": r"two-dimensional, 7 along c\. If",
+    "yxc": r"two-dimensional, 11 along c\. If",
+}
+
+
+@pytest.mark.parametrize(("axes", "hint"), HINTS.items())
+def test_a_two_dimensional_image_gets_a_hint(axes, hint, version, voxels, tmp_path):
+    path = tmp_path / "v.ome.zarr"
+    group = zarr.open_group(str(path), mode="w", zarr_format=version)
+    group.create_array("0", data={2: voxels[0], 3: voxels, 4: voxels[None]}[len(axes)])
+    put(group, {"multiscales": [{"axes": [{"name": name} for name in axes], "datasets": [{"path": "0"}]}]})
+    with pytest.raises(SelmaError, match=f"v.ome.zarr: has {len(axes)} axes, .* {hint}"):
+        open_volume(path)
+
+
+def test_a_bare_plane_gets_the_hint(voxels, tmp_path):
+    zarr.create_array(tmp_path / "v.zarr", data=voxels[0])
+    with pytest.raises(SelmaError, match="the image is a single plane"):
+        open_volume(tmp_path / "v.zarr")
+
+
 def test_axes_of_a_bare_array(voxels, tmp_path):
     zarr.create_array(tmp_path / "named.zarr", data=voxels.T, dimension_names=["x", "y", "z"])
     zarr.create_array(tmp_path / "plain.zarr", data=voxels[None], zarr_format=2)

@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.volumes.segmented import has_image, is_segmentation_only, label_image, levels, open_labels
+from nnunet_selma.objects.atlas import open_atlas
+from nnunet_selma.objects.reading import open_sources
+from nnunet_selma.volumes.segmented import (
+    has_image,
+    image_at,
+    is_segmentation_only,
+    label_image,
+    label_levels,
+    levels,
+    open_labels,
+    segmentation_at,
+)
 from tests.conftest import write_image
 from tests.volumes.test_ome_zarr import put, write, zipped
 
@@ -26,7 +37,7 @@ def mask(rng):
 def write_labels(path, mask, version, *, names=("segmentation",), image=True):
     """An OME-Zarr with label images, as `predict-volume` writes it."""
     if image:
-        write(path, mask + np.uint8(7), version)
+        write(path, mask + mask.dtype.type(7), version)
     root = zarr.open_group(str(path), mode="a", zarr_format=version)
     labels = root.create_group("labels")
     put(labels, {"labels": list(names)})
@@ -45,6 +56,32 @@ def test_labels_are_opened_by_the_path_of_the_zarr_or_their_own(image, version, 
     assert has_image(path) == image
     assert is_segmentation_only(path) != image
     assert is_segmentation_only(path / "labels" / "cells")
+
+
+OPENED = {
+    "labels, masks": open_labels,
+    "labels of objects": lambda path: open_sources(path, name=None, raw=None, without_raw=True, channel=None).labels,
+    "atlas": lambda path: open_atlas(path, sample=path, sample_um_zyx=(1, 1, 1), spacing_um_zyx=(1, 1, 1)).volume,
+    "overview": lambda path: segmentation_at(path).labels[0],
+    "view": lambda path: image_at(path, labels=path).labels[0],
+}
+
+
+@pytest.mark.parametrize("opened", OPENED.values(), ids=OPENED)
+def test_every_argument_opens_the_labels_and_refuses_an_image(opened, version, rng, mask, tmp_path):
+    path = write_labels(tmp_path / "v.ome.zarr", mask, version)
+    for place in (path, path / "labels" / "segmentation"):
+        np.testing.assert_array_equal(opened(place).read(), mask)
+    image = write(tmp_path / "image.ome.zarr", rng.poisson(300, mask.shape).astype(np.uint16), version)
+    for place in (image, image / "0"):
+        with pytest.raises(SelmaError, match="change from voxel to voxel, as in an image; give labels instead"):
+            opened(place)
+
+
+def test_what_is_marked_as_labels_is_not_doubted(version, rng, tmp_path):
+    numbers = rng.permutation(1000).reshape(10, 10, 10).astype(np.uint16)
+    path = write_labels(tmp_path / "v.ome.zarr", numbers, version)
+    assert [volume.shape for volume in label_levels(path)] == [(10, 10, 10)]
 
 
 def test_several_labels_are_asked_about(version, mask, tmp_path):

@@ -1,0 +1,202 @@
+"""`nnunet-selma evaluate --per-class` against the same command on masks of one class, made by hand."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from nnunet_selma import cli
+from nnunet_selma.errors import SelmaError
+from nnunet_selma.evaluation import EvaluationSettings, evaluate, read_evaluation, write_evaluation
+from nnunet_selma.volumes import open_volume
+from nnunet_selma.volumes.labels import label_values
+from tests.conftest import write_image
+
+SHAPE = (12, 14, 16)
+CASES = ("cfos_neuron_1", "cfos_neuron_2", "blood_vessel_1")
+METHODS = ("truth", "shifted", "noisy")
+
+
+def blobs(rng, values):
+    labels = np.zeros(SHAPE, np.uint8)
+    for value in values:
+        for z, y, x in rng.integers(0, 9, (3, 3)):
+            labels[z : z + 3, y : y + 4, x : x + 5] = value
+    return labels
+
+
+@pytest.fixture
+def data(tmp_path, rng):
+    """Three cases of the classes 1, 2 and 5, the last of which one case lacks, and three methods."""
+    for case in CASES:
+        truth = blobs(rng, (1, 2) if case == "cfos_neuron_2" else (1, 2, 5))
+        noisy = np.where(rng.random(SHAPE) < 0.1, rng.choice([0, 1, 2, 5], SHAPE), truth).astype(np.uint8)
+        for side, labels in (("truth", truth), ("shifted", np.roll(truth, 1, 2)), ("noisy", noisy)):
+            write_image(tmp_path / side / f"{case}.nii.gz", labels)
+    return tmp_path
+
+
+def describe(folder, **labels):
+    folder.mkdir(exist_ok=True)
+    (folder / "dataset.json").write_text(json.dumps({"labels": {"background": 0, **labels}}))
+
+
+def run(data, output, *arguments, methods=METHODS[1:]):
+    arguments = ["--edition", "2024", "--workers", "1", "--no-sheets", "-o", str(data / output), *arguments]
+    predictions = [str(data / method) for method in methods]
+    return cli.main(["evaluate", "--reference", str(data / "truth"), "--prediction", *predictions, *arguments])
+
+
+def binarised(data, values):
+    """The same files with these values as 1 and all others as 0."""
+    folder = data / f"only_{values}"
+    for side in METHODS:
+        for case in CASES:
+            labels = open_volume(data / side / f"{case}.nii.gz").read()
+            write_image(folder / side / f"{case}.nii.gz", np.isin(labels, values).astype(np.uint8))
+    return folder
+
+
+def rows(folder):
+    with (folder / "cases.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def content(folder):
+    return json.loads((folder / "evaluation.json").read_text())
+
+
+@pytest.mark.parametrize("names", [{"1": 1, "2": 2, "5": 5}, {"soma": 1, "cell": [1, 2], "vessel": 5}], ids=str)
+def test_each_class_has_the_scores_of_its_mask(names, data, capsys):
+    if "soma" in names:
+        describe(data / "shifted", **names)
+    more = ("--against", "noisy", "--objects", "iou:0.3", "--hd95", "--corrected", "--spacing", "1,1,1")
+    assert run(data, "out", "--per-class", *more) == 0
+    page = capsys.readouterr().out
+    together, found = content(data / "out"), rows(data / "out")
+    assert len(found) == len(together["cases"]) == 2 * len(CASES) * len(names)
+    means = {}
+    for name, values in names.items():
+        folder = binarised(data, values)
+        assert run(folder, "out", *more) == 0
+        alone = content(folder / "out")
+        of_class = [case for case in together["cases"] if case["label"] == name]
+        parts = ("method", "case", "structure", "official", "corrected", "extra")
+        assert [[c[part] for part in parts] for c in of_class] == [[c[part] for part in parts] for c in alone["cases"]]
+        of_class = [{**row, "label": ""} for row in together["against"]["shifted"] if row["label"] == name]
+        assert of_class == alone["against"]["shifted"]
+        in_table = [
+            {key: row[key] for key in row if key not in ("class", "warnings")} for row in found if row["class"] == name
+        ]
+        assert in_table == [{key: row[key] for key in row if key != "warnings"} for row in rows(folder / "out")]
+        capsys.readouterr()
+        for case in alone["cases"]:
+            kind = "tree-like" if "vessel" in case["case"] else "spot-like"
+            means.setdefault((case["method"], kind), []).append(case["official"]["dice"])
+        for text in (page, (data / "out/tables.md").read_text(), (data / "out/tables.tex").read_text()):
+            assert f"c-Fos+ cell, {name}" in text
+            assert f"blood vessel, {name}" in text
+    for (method, kind), values in means.items():
+        assert together["means"][method][kind]["dice"] == pytest.approx(np.mean(values))
+    places = {
+        method: [ranks["spot-like"]["dice"], ranks["tree-like"]["dice"]]
+        for method, ranks in together["ranks"]["metrics"].items()
+    }
+    for place, kind in enumerate(("spot-like", "tree-like")):
+        best = max(("shifted", "noisy"), key=lambda method: np.mean(means[method, kind]))
+        assert places[best][place] == 1
+    assert read_evaluation(data / "out").markdown() == (data / "out/tables.md").read_text()
+
+
+def test_without_the_option_every_value_is_foreground(data):
+    assert run(data, "out") == 0
+    folder = binarised(data, (1, 2, 5))
+    assert run(folder, "out") == 0
+    parts = ("method", "case", "structure", "official", "corrected", "extra", "label")
+    alone, together = ([[c[part] for part in parts] for c in content(f / "out")["cases"]] for f in (folder, data))
+    assert alone == together
+    assert "class" not in rows(data / "out")[0]
+
+
+def test_scores_of_classes_are_kept(data, monkeypatch):
+    assert run(data, "out", "--per-class") == 0
+    before = (data / "out/tables.md").read_text()
+    assert len(list((data / "out/scores").rglob("*_class_*.json"))) == 18
+    monkeypatch.setattr("nnunet_selma.evaluation.scoring._score", None)
+    assert run(data, "out", "--per-class") == 0
+    assert (data / "out/tables.md").read_text() == before
+
+
+def test_the_classes_of_an_ome_zarr_have_its_names(data):
+    pytest.importorskip("zarr")
+    import zarr
+
+    from tests.volumes.test_segmented import write_labels
+
+    labels = label_values(open_volume(data / "truth/cfos_neuron_1.nii.gz").read(), data)
+    path = write_labels(data / "cfos_neuron_1.ome.zarr", labels, 3)
+    group = zarr.open_group(str(path / "labels/segmentation"))
+    properties = [{"label-value": 1, "class": "soma"}, {"label-value": 5, "class": "soma"}]
+    group.attrs["ome"] = {**group.attrs["ome"], "image-label": {"properties": properties}}
+    settings = EvaluationSettings(year=2024, per_class=True)
+    evaluation = evaluate(data / "truth/cfos_neuron_1.nii.gz", {"zarr": path}, settings)
+    assert [score.label for score in evaluation.scores] == ["soma", "2"]
+    assert [score.official["dice"] for score in evaluation.scores] == [1.0, 1.0]
+    write_evaluation(evaluation, data / "out")
+    assert (data / "out/scores.png").is_file()
+
+
+def other_classes(data):
+    describe(data / "truth", soma=1, cell=2, vessel=5)
+    describe(data / "shifted", cell=1, soma=2, vessel=5)
+
+
+def unknown_value(data):
+    describe(data / "truth", soma=1, cell=2)
+
+
+def ignored_voxels(data):
+    describe(data / "truth", soma=1, cell=2, ignore=5)
+
+
+def empty_files(data):
+    for path in data.rglob("*.nii.gz"):
+        write_image(path, np.zeros(SHAPE, np.uint8))
+
+
+def instances(data):
+    write_image(
+        data / "noisy/cfos_neuron_1.nii.gz", np.arange(np.prod(SHAPE) // 8).repeat(8).reshape(SHAPE).astype(np.uint16)
+    )
+
+
+def image(data):
+    write_image(data / "noisy/cfos_neuron_1.nii.gz", np.random.default_rng(0).poisson(900, SHAPE).astype(np.uint16))
+
+
+def old_description(data):
+    (data / "truth/dataset.json").write_text(json.dumps({"labels": {"0": "background", "1": "soma"}}))
+
+
+@pytest.mark.parametrize(
+    ("harm", "sentence"),
+    [
+        (other_classes, "shifted/dataset.json: names other classes or values (cell 1, soma 2, vessel 5) than"),
+        (unknown_value, "holds the values 5, which dataset.json gives to no class"),
+        (ignored_voxels, "holds the values 5, which dataset.json gives to no class"),
+        (empty_files, "no file holds a value above 0"),
+        (instances, "noisy/cfos_neuron_1.nii.gz: holds 336 values, as files of instances do; classes are 64 at most"),
+        (image, "noisy/cfos_neuron_1.nii.gz: holds"),
+        (old_description, "truth/dataset.json: its labels are not those of nnU-Net v2"),
+    ],
+)
+def test_what_has_no_classes_ends_in_a_sentence(harm, sentence, data, capsys):
+    harm(data)
+    assert run(data, "out", "--per-class") == 2
+    assert sentence in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_a_foreground_value_is_refused(data):
+    with pytest.raises(SelmaError, match="--per-class scores every class; leave --foreground out"):
+        evaluate(data / "truth", {"a": data / "noisy"}, EvaluationSettings(year=2024, per_class=True, foreground=1))
