@@ -20,6 +20,7 @@ from nnunet_selma.prediction.run import Run, remove_leftovers
 from nnunet_selma.prediction.slab_reading import SlabToRead, scan_slab
 from nnunet_selma.prediction.start import start_run
 from nnunet_selma.prediction.tiling import lengths
+from nnunet_selma.prediction.tissue_map import report_tissue
 from nnunet_selma.prediction.volume_prediction import VolumePrediction
 from nnunet_selma.running.cluster import connect_cluster, submit_tasks
 from nnunet_selma.running.progress import Meter, Progress, silent, silent_meter
@@ -79,7 +80,7 @@ def predict_volume(
         _read_slabs(run, execution, client, meter)
         for name in run.repaired:
             say(f"interpolated: {name}")
-        say(f"tissue: {run.tissue.share:.0%} of the volume, the rest is not predicted")
+        report_tissue(run, say)
         _predict_blocks(run, execution, client, meter)
     left = _blocks_left(run)
     if left:
