@@ -36,8 +36,9 @@ def report_tissue(run: Run, say: Callable[[str], None]) -> None:
         draw_tissue(partial, run.means, tissue, run.facts.spacing_um_zyx)
         os.replace(partial, picture)
     say(f"tissue: {tissue.share:.0%} of the volume, the rest is not predicted; {picture} shows it")
-    shares = ", ".join(f"{share:.0%}" for share in shares_along_z(tissue.boxes))
-    say(f"tissue along z, in equal parts from slice 0: {shares}")
+    if not tissue.boxes.all():
+        shares = ", ".join(f"{share:.0%}" for share in shares_along_z(tissue.boxes))
+        say(f"predicted along z, in equal parts from slice 0: {shares}")
     if run.facts.by_image and settings.statistics == "volume" and tissue.share < _MOSTLY_EMPTY:
         say(
             f"warning: the model normalises by the mean and deviation of the volume, of which {1 - tissue.share:.0%} is empty; its training images "
@@ -64,7 +65,7 @@ def draw_tissue(path: Path, means: Array, tissue: TissueGrid, spacing_um_zyx: Sp
     from nnunet_selma.pictures.figures import new_figure, save
 
     edges = [edge * size for edge, size in zip(tissue.box, spacing_um_zyx or (1.0, 1.0, 1.0), strict=True)]
-    figure = new_figure(10.5, 7.2)
+    figure = new_figure(8.4, 5.8)
     low, high = float(means.min()), float(means.max())
     for axis, (name, across, along) in enumerate((("z", "y", "x"), ("y", "z", "x"), ("x", "z", "y"))):
         aspect = edges["zyx".index(across)] / edges["zyx".index(along)]
@@ -80,7 +81,7 @@ def draw_tissue(path: Path, means: Array, tissue: TissueGrid, spacing_um_zyx: Sp
                 rows, columns = (np.arange(-1, length + 1) for length in predicted.shape)
                 panel.contour(columns, rows, np.pad(predicted, 1).astype(float), [0.5], colors=_OUTLINE, linewidths=1.2)
             panel.set(xticks=[], yticks=[], xlabel=along, ylabel=across)
-            panel.set_title(title, fontsize=10)
+            panel.set_title(title, fontsize=9)
     figure.suptitle(
         f"predicted: {tissue.share:.0%} of the volume, within the outline (grey: logarithm of the intensity)",
         fontsize=11,
