@@ -127,7 +127,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help="predict empty space too, as nnUNetv2_predict does",
     )
-    add_options(parser, VolumePrediction, probabilities="")
+    add_options(parser, VolumePrediction, statistics="", probabilities="")
     parser.add_argument("--no-raw", dest="raw", action="store_false", help="do not put the image beside the labels")
     add_options(parser, Execution, also="")
     add_options(parser, VolumePrediction, name="", version="--ome-zarr", max_memory=" GB", block=" VOXELS")

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_selma.errors import SelmaError
+from nnunet_selma.morphology.blocks import Mask
 from nnunet_selma.morphology.tissue import box_means, find_tissue, intensity_unit, log_intensity
 from nnunet_selma.volumes.base import Array, ShapeZYX, Volume
 
@@ -104,17 +105,28 @@ def tissue_map(volume: Volume, tile: int) -> TissueMap:
         raise SelmaError(
             f"{volume.path}: holds NaN or infinite values; replace them (the background's value will do) and try again"
         )
-    tissue, threshold = find_tissue(means)  # (tile, box)
-    # the median, because a box that the edge of the tissue cuts has the largest standard deviation of all
-    inside = np.ma.array(deviations, mask=~tissue, dtype=np.float64)  # type: ignore[no-untyped-call]
+    tissue, threshold = _tissue_of_tiles(means, volume.shape, tiles)  # (tile, box)
+    # bright boxes and the median, because a box that the edge of the tissue cuts has the largest standard deviation of all
+    inside = np.ma.array(deviations, mask=means <= threshold, dtype=np.float64)  # type: ignore[no-untyped-call]
     signal = np.ma.median(inside, axis=1).filled(0.0)  # type: ignore[no-untyped-call]
     return TissueMap(tiles, tissue.mean(axis=1), signal, threshold, unit)
+
+
+def _tissue_of_tiles(means: NDArray[np.float64], shape: ShapeZYX, tiles: Sequence[Tile]) -> tuple[Mask, float]:
+    """Tissue among the boxes of tiles, both (tile, box), and its log threshold; the boxes of all tiles lie side by side in one grid."""
+    edges = tiles[0].shape
+    counts = [length // edge for length, edge in zip(shape, edges, strict=True)]
+    slices, rows, columns = _box_counts(edges)
+    apart = means.reshape(*counts, slices, rows, columns)
+    grid = apart.transpose(0, 3, 1, 4, 2, 5)
+    tissue, threshold = find_tissue(grid.reshape([a * b for a, b in zip(counts, apart.shape[3:], strict=True)]))
+    return tissue.reshape(grid.shape).transpose(0, 2, 4, 1, 3, 5).reshape(means.shape), threshold
 
 
 def _layer_boxes(volume: Volume, layer: Sequence[Tile], unit: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and standard deviation of the log intensity in boxes of each tile of one layer, both (tile, box)."""
     first, depth = layer[0].start[0], layer[0].shape[0]
-    count = min(_BOXES, depth)
+    count, _, _ = _box_counts(layer[0].shape)
     samples = np.unique(first + (np.arange(count) + 0.5) * depth // count).astype(int)
     y, x = (slice(layer[0].start[axis], layer[-1].start[axis] + layer[-1].shape[axis]) for axis in (1, 2))
     means, deviations = [], []
@@ -129,7 +141,7 @@ def _layer_boxes(volume: Volume, layer: Sequence[Tile], unit: float) -> tuple[ND
 
 def _box_statistics(part: Array, unit: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and standard deviation of the log intensity in each whole box of one slice (y, x) of a tile."""
-    edge_y, edge_x = (min(length, max(_LEAST_BOX, length // _BOXES)) for length in part.shape)
+    edge_y, edge_x = (_box_edge(length) for length in part.shape)
     height, width = (length // edge * edge for length, edge in zip(part.shape, (edge_y, edge_x), strict=True))
     lines = part[:height, :width].reshape(-1, edge_y, width)[:, :: max(1, edge_y // _LINES)]
     edges = (lines.shape[1], edge_x)
@@ -137,6 +149,17 @@ def _box_statistics(part: Array, unit: float) -> tuple[NDArray[np.float64], NDAr
     means = box_means(logged, edges)
     differences = logged - means.repeat(edges[0], axis=0).repeat(edges[1], axis=1)
     return means.ravel(), np.sqrt(box_means(differences**2, edges)).ravel()
+
+
+def _box_edge(length: int) -> int:
+    """Edge of a box along y or x of a tile of this length, voxels."""
+    return min(length, max(_LEAST_BOX, length // _BOXES))
+
+
+def _box_counts(tile: ShapeZYX) -> ShapeZYX:
+    """Slices that are read of a tile (z, y, x), and boxes along y and x in each of them."""
+    z, y, x = tile
+    return min(_BOXES, z), y // _box_edge(y), x // _box_edge(x)
 
 
 def choose_tiles(tissue: TissueMap, settings: TileSettings) -> list[Tile]:

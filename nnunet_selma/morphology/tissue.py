@@ -1,61 +1,133 @@
 """Where the tissue of a volume is: boxes of a coarse grid whose mean log intensity exceeds a threshold.
 
 Training tiles are chosen by it (`conversion/tiles.py`, which looks at a few slices of each tile), and so are the blocks to predict
-(`prediction`, which looks at every eighth slice). Memory: one slice as float32, and one number for each box.
+(`prediction`, which looks at the middle slice of each grid box). Memory: one slice as float32, and one number for each box.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import binary_dilation, uniform_filter
-from skimage.filters import threshold_otsu
+from scipy.ndimage import (
+    binary_dilation,
+    binary_fill_holes,
+    binary_propagation,
+    generate_binary_structure,
+    uniform_filter,
+)
+from skimage.filters import threshold_multiotsu, threshold_otsu
 
-from nnunet_selma.errors import SelmaError
 from nnunet_selma.morphology.blocks import Box, Mask
 from nnunet_selma.volumes.base import Array, ShapeZYX, Volume
 
 ALL_TISSUE = -1.0
 """A log threshold that every voxel exceeds."""
 GRID_BOX: ShapeZYX = (8, 16, 16)
-"""Size of a grid box, voxels (z, y, x)."""
+"""Size of a grid box in a large volume, voxels (z, y, x)."""
+_LEAST_BOX = 4
+"""Shortest edge of a grid box in a small volume, voxels; noise and single cells would decide about smaller ones."""
+_BOXES = 48
+"""Grid boxes along an axis below which they are halved: at 40 µm, 16 voxels are two thirds of a millimetre."""
 _MARGIN = 2
-"""Grid boxes around tissue that are predicted too: the border of tissue is dim, and only one slice of eight is looked at."""
+"""Grid boxes around tissue that are predicted too, where they are as small as `GRID_BOX` against the volume; else half as many."""
+_NEIGHBOURS = generate_binary_structure(3, 2)
 _SMOOTHING = 9
 """Width in voxels of the box mean before the threshold is applied to voxels."""
-# A threshold is used only if it parts the boxes into two camps: by Otsu's criterion (share of the variance that lies between
-# the camps; 0.64 for one Gaussian, 0.75 for a uniform ramp), in brightness (a factor of 1.5), and if tissue is more than a few
-# bright cells (a fiftieth of the boxes).
-_SEPARATION, _LOG_RATIO, _LEAST_TISSUE = 0.75, float(np.log(1.5)), 0.02
+_DIM = 0.25
+"""Brightness from which a box beside tissue is tissue too: this share of the way from the outside to the dimmest tissue."""
+_LOG_RATIO = float(np.log(1.5))
+"""Least difference of log intensity between outside and tissue: a factor of 1.5."""
+_RAMP = 0.8
+"""Most variance that may remain within camps, as a share of what would within equal parts of a uniform ramp.
+
+Two camps hold then at least 0.8 of the variance between them, and three 0.91; halves of a ramp hold 0.75, those of a Gaussian 0.64.
+"""
+_LEAST_CAMP = 0.02
+"""Share of the boxes below which a camp is set aside: a few bright cells, or slices of zeros."""
 
 
-def find_tissue(means: NDArray[np.floating]) -> tuple[Mask, float]:
+@dataclass(frozen=True)
+class _Camps:
+    """Mean log intensity of the outside, and of the dimmest tissue."""
+
+    outside: float
+    tissue: float
+
+    def between(self, share: float) -> float:
+        """Log intensity at a share of the way from the outside to the tissue."""
+        return self.outside + share * (self.tissue - self.outside)
+
+
+def find_tissue(means: NDArray[np.floating], box: ShapeZYX = GRID_BOX) -> tuple[Mask, float]:
     """Decide which boxes are tissue.
 
+    The boxes are parted into two camps of brightness, or three, by Otsu's criterion. The darkest camp is parted again as long as it falls into
+    camps itself, because a bright injection site makes two camps with all else, and dim tissue would count as outside. The threshold lies in
+    the middle between the last outside and the camp above it. In a grid of three axes, tissue takes in what is dim beside it, such as its
+    border, and what it encloses.
+
     Args:
-        means: mean log intensity of each box, an array of any shape.
+        means: mean log intensity of each box, (z, y, x) for neighbours in space, or an array of any other number of axes.
+        box: edges of these boxes, voxels (z, y, x). Camps are those of means over whole boxes of `GRID_BOX`, because noise widens the camps of
+            smaller ones.
 
     Returns:
-        True for each box that is tissue, in the same shape, and the threshold that tissue exceeds: midway between the means of
-        tissue and outside, or `ALL_TISSUE` where the boxes do not fall into two camps.
+        True for each box that is tissue, in the same shape, and the log threshold, or `ALL_TISSUE` where the boxes do not fall into camps.
     """
-    threshold = _tissue_threshold(means.ravel().astype(np.float64))
-    return means > threshold, threshold
+    camps = _find_camps(_pooled(means, box) if means.ndim == len(box) else means)
+    if camps is None:
+        return np.ones(means.shape, np.bool_), ALL_TISSUE
+    threshold = camps.between(0.5)
+    tissue = means > threshold
+    if means.ndim == len(box):
+        dim = means > camps.between(_DIM)
+        tissue = binary_fill_holes(binary_propagation(tissue, _NEIGHBOURS, mask=dim))
+    return np.asarray(tissue), threshold
 
 
-def _tissue_threshold(means: NDArray[np.float64]) -> float:
-    if np.ptp(means) < _LOG_RATIO:
-        return ALL_TISSUE
-    otsu = threshold_otsu(means)
-    below, above = means[means <= otsu], means[means > otsu]
-    if min(len(below), len(above)) == 0 or len(above) < _LEAST_TISSUE * len(means):
-        return ALL_TISSUE
-    distance = above.mean() - below.mean()
-    between = len(below) * len(above) / len(means) ** 2 * distance**2
-    if between / means.var() < _SEPARATION or distance < _LOG_RATIO:
-        return ALL_TISSUE
-    # midway between the camps: Otsu's own value may lie just above the darker one, where noise crosses it
-    return float(below.mean() + above.mean()) / 2
+def _find_camps(means: NDArray[np.floating]) -> _Camps | None:
+    """Outside and dimmest tissue among boxes; None where these do not fall into camps."""
+    camps: _Camps | None = None
+    rest: NDArray[np.float64] = means.ravel().astype(np.float64)
+    least = _LEAST_CAMP * len(rest)
+    while (parts := _parted(rest)) is not None:
+        darkest, brighter, *_ = parts
+        if len(darkest) < least:
+            rest = rest[rest > darkest.max()]
+            continue
+        if len(rest) - len(darkest) >= least:
+            camps = _Camps(float(darkest.mean()), float(brighter.mean()))
+        rest = darkest
+    return camps
+
+
+def _parted(means: NDArray[np.float64]) -> list[NDArray[np.float64]] | None:
+    """Two camps of boxes, or three where two do not part them, the darkest first; None if they are one."""
+    if means.size == 0 or np.ptp(means) < _LOG_RATIO:
+        return None
+    for count in (2, 3):
+        try:
+            cuts = [threshold_otsu(means)] if count == 2 else threshold_multiotsu(means, count, nbins=128)
+        except ValueError:  # fewer values than camps
+            return None
+        camp = np.digitize(means, cuts, right=True)
+        camps = [means[camp == index] for index in range(count)]
+        if min(map(len, camps)) == 0:
+            continue
+        between = sum(len(part) * (part.mean() - means.mean()) ** 2 for part in camps) / means.size
+        if between / means.var() >= 1 - _RAMP / count**2 and camps[1].mean() - camps[0].mean() >= _LOG_RATIO:
+            return camps
+    return None
+
+
+def _pooled(means: NDArray[np.floating], box: ShapeZYX) -> NDArray[np.float64]:
+    """Means over as many boxes (z, y, x) as lie in one of `GRID_BOX`; those at the end of an axis may hold fewer."""
+    pooled = np.asarray(means, np.float64)
+    for axis, (edge, whole) in enumerate(zip(box, GRID_BOX, strict=True)):
+        starts = np.arange(0, pooled.shape[axis], max(1, whole // edge))
+        counts = np.diff(starts, append=pooled.shape[axis])
+        pooled = np.add.reduceat(pooled, starts, axis) / np.expand_dims(counts, tuple({0, 1, 2} - {axis}))
+    return pooled
 
 
 def tissue_voxels(voxels: Array, log_threshold: float, unit: float = 1.0) -> NDArray[np.uint8]:
@@ -88,7 +160,7 @@ def box_means(plane: NDArray[np.floating], edges_yx: tuple[int, int]) -> NDArray
     return sums / np.outer(np.diff(rows, append=plane.shape[0]), np.diff(columns, append=plane.shape[1]))
 
 
-def grid_means(slab: Array, first: int, depth: int, unit: float) -> NDArray[np.float32]:
+def grid_means(slab: Array, first: int, depth: int, unit: float, box: ShapeZYX = GRID_BOX) -> NDArray[np.float32]:
     """Mean log intensity of the grid boxes whose middle slice lies in a slab; over channels the largest.
 
     Args:
@@ -96,61 +168,40 @@ def grid_means(slab: Array, first: int, depth: int, unit: float) -> NDArray[np.f
         first: index of its first slice in the volume.
         depth: slices of the volume.
         unit: intensities are divided by it.
+        box: edges of a grid box, voxels (z, y, x).
 
     Returns:
         (grid boxes along z whose middle slice is in the slab, grid boxes along y, grid boxes along x).
     """
-    middles = [min(z + GRID_BOX[0] // 2, depth - 1) for z in range(0, depth, GRID_BOX[0])]
-    planes = [slab[:, z - first] for z in middles if first <= z < first + slab.shape[1]]
-    means = np.zeros((len(planes), *grid_shape((1, *slab.shape[2:]))[1:]), np.float32)
-    for plane, result in zip(planes, means, strict=True):
-        for channel in plane:
-            np.maximum(result, box_means(log_intensity(channel, unit), GRID_BOX[1:]), out=result)
-    return means
-
-
-def grid_shape(shape: tuple[int, ...]) -> ShapeZYX:
-    """Number of grid boxes along each axis of a volume (z, y, x)."""
-    z, y, x = (-(-length // edge) for length, edge in zip(shape, GRID_BOX, strict=True))
-    return z, y, x
-
-
-def mask_boxes(mask: Volume, shape: ShapeZYX, spacing_um_zyx: tuple[float, float, float] | None) -> Mask:
-    """Grid boxes of a volume that a mask `> 0` of the same field of view marks; the mask may have another resolution.
-
-    Args:
-        mask: the mask.
-        shape: shape of the volume, voxels (z, y, x).
-        spacing_um_zyx: voxel size of the volume, µm; None where it is not known.
-
-    Raises:
-        SelmaError: the mask does not cover the same field of view.
-    """
-    scales = [length / whole for length, whole in zip(mask.shape, shape, strict=True)]
-    if spacing_um_zyx is not None and mask.spacing_um_zyx is not None:
-        # how many times as long as the volume the mask is
-        ratios = [s * size / whole for s, size, whole in zip(scales, mask.spacing_um_zyx, spacing_um_zyx, strict=True)]
-        same = all(0.9 < ratio < 1.1 for ratio in ratios)
-    else:  # slices are often thicker in one of them; y and x are alike
-        same = 2 / 3 < scales[1] / scales[2] < 1.5
-    if not same:
-        raise SelmaError(
-            f"{mask.path}: has {mask.shape} voxels and the volume {shape} (z, y, x): they do not cover the same field of view; give a mask "
-            "drawn on this volume, at any resolution"
-        )
-    z_bounds, y_bounds, x_bounds = (
-        [
-            (int(a * scale), max(int(a * scale) + 1, int(np.ceil(min(a + edge, length) * scale))))
-            for a in range(0, length, edge)
-        ]
-        for scale, edge, length in zip(scales, GRID_BOX, shape, strict=True)
+    planes = middle_planes(slab, first, depth, box[0])
+    means = [
+        np.max([box_means(log_intensity(channel, unit), box[1:]) for channel in plane], axis=0) for plane in planes
+    ]
+    return np.array(means, np.float32).reshape(
+        len(planes), *(-(-n // e) for n, e in zip(slab.shape[2:], box[1:], strict=True))
     )
-    boxes = np.zeros(grid_shape(shape), np.bool_)
-    for layer, (low, high) in zip(boxes, z_bounds, strict=True):
-        face: Mask = np.any(mask.read(slice(low, high)) > 0, axis=0)
-        rows = np.stack([face[a:b].any(axis=0) for a, b in y_bounds])
-        layer[...] = np.stack([rows[:, a:b].any(axis=1) for a, b in x_bounds], axis=1)
-    return boxes
+
+
+def middle_planes(slab: Array, first: int, depth: int, edge: int) -> list[Array]:
+    """Middle slices (c, y, x) of the grid boxes of this edge along z that lie in a slab (c, z, y, x), which begins at slice `first`."""
+    middles = [min(z + edge // 2, depth - 1) for z in range(0, depth, edge)]
+    return [slab[:, z - first] for z in middles if first <= z < first + slab.shape[1]]
+
+
+def grid_box(shape: ShapeZYX) -> ShapeZYX:
+    """Edges of the grid boxes of a volume of a shape, both voxels (z, y, x): `GRID_BOX`, halved along axes with fewer than 48 of them."""
+    edges = []
+    for length, edge in zip(shape, GRID_BOX, strict=True):
+        while edge > _LEAST_BOX and length < _BOXES * edge:
+            edge //= 2
+        edges.append(edge)
+    return edges[0], edges[1], edges[2]
+
+
+def grid_shape(shape: ShapeZYX) -> ShapeZYX:
+    """Number of grid boxes along each axis of a volume (z, y, x)."""
+    z, y, x = (-(-length // edge) for length, edge in zip(shape, grid_box(shape), strict=True))
+    return z, y, x
 
 
 @dataclass(frozen=True)
@@ -159,17 +210,23 @@ class TissueGrid:
 
     boxes: Mask
     """True for each grid box that is predicted, (z, y, x)."""
+    box: ShapeZYX = GRID_BOX
+    """Edges of a grid box, voxels."""
 
     @staticmethod
-    def from_means(means: NDArray[np.float32]) -> "TissueGrid":
-        """Grid boxes that are tissue and their neighbours; all of them where there is no empty outside."""
-        tissue, _ = find_tissue(means)
-        return TissueGrid(np.asarray(binary_dilation(tissue, np.ones((3, 3, 3)), iterations=_MARGIN)))
+    def from_means(means: NDArray[np.float32], box: ShapeZYX = GRID_BOX) -> "TissueGrid":
+        """Grid boxes that are tissue and their neighbours; all of them where there is no empty outside.
+
+        The margin is two boxes of `GRID_BOX`, and one where boxes were made smaller, which are large against the volume still.
+        """
+        tissue, _ = find_tissue(means, box)
+        margin = _MARGIN if box == GRID_BOX else _MARGIN // 2
+        return TissueGrid(np.asarray(binary_dilation(tissue, _NEIGHBOURS, iterations=margin)), box)
 
     @staticmethod
     def whole(shape: ShapeZYX) -> "TissueGrid":
         """All grid boxes of a volume."""
-        return TissueGrid(np.ones(grid_shape(shape), np.bool_))
+        return TissueGrid(np.ones(grid_shape(shape), np.bool_), grid_box(shape))
 
     @property
     def share(self) -> float:
@@ -178,17 +235,16 @@ class TissueGrid:
 
     def touches(self, box: Box) -> bool:
         """True if a box of voxels (z, y, x) shares voxels with a grid box that is predicted."""
-        return bool(self.boxes[_boxes_around(box)].any())
+        return bool(self.boxes[self._boxes_around(box)].any())
 
     def mask(self, box: Box) -> Mask:
         """True for each voxel of a box (z, y, x) that is predicted."""
-        part = self.boxes[_boxes_around(box)]
-        for axis, (bounds, edge) in enumerate(zip(box, GRID_BOX, strict=True)):
+        part = self.boxes[self._boxes_around(box)]
+        for axis, (bounds, edge) in enumerate(zip(box, self.box, strict=True)):
             part = part.take(np.arange(bounds.start, bounds.stop) // edge - bounds.start // edge, axis)
         return part
 
-
-def _boxes_around(box: Box) -> Box:
-    """The grid boxes that share voxels with a box."""
-    z, y, x = (slice(b.start // edge, -(-b.stop // edge)) for b, edge in zip(box, GRID_BOX, strict=True))
-    return z, y, x
+    def _boxes_around(self, box: Box) -> Box:
+        """The grid boxes that share voxels with a box of voxels."""
+        z, y, x = (slice(b.start // edge, -(-b.stop // edge)) for b, edge in zip(box, self.box, strict=True))
+        return z, y, x

@@ -12,7 +12,6 @@ from math import prod
 from typing import Any
 
 from nnunet_selma.errors import SelmaError, counted
-from nnunet_selma.morphology.tissue import GRID_BOX
 from nnunet_selma.prediction.block_prediction import BlocksToPredict, open_predictor, predict_blocks
 from nnunet_selma.prediction.columns import columns, share_of, tasks_of
 from nnunet_selma.prediction.finishing import complete_run, write_also
@@ -22,6 +21,7 @@ from nnunet_selma.prediction.run import Run, remove_leftovers
 from nnunet_selma.prediction.slab_reading import SlabToRead, open_channels, scan_slab
 from nnunet_selma.prediction.start import start_run
 from nnunet_selma.prediction.tiling import lengths
+from nnunet_selma.prediction.tissue_map import report_tissue
 from nnunet_selma.prediction.volume_prediction import AlsoFormat, VolumePrediction
 from nnunet_selma.running.cluster import connect_cluster, submit_tasks
 from nnunet_selma.running.progress import Meter, Progress, silent, silent_meter
@@ -82,9 +82,9 @@ def predict_volume(
         _read_slabs(run, execution, client, meter)
         for name in run.repaired:
             say(f"interpolated: {name}")
-        say(f"tissue: {run.tissue.share:.0%} of the volume, the rest is not predicted")
+        report_tissue(run, say)
         for volume in open_channels(settings, facts.channels) if any(map(is_zarr, settings.inputs)) else ():
-            if lost := lost_chunks(volume, run.tissue.boxes, GRID_BOX):
+            if lost := lost_chunks(volume, run.tissue.boxes, run.tissue.box):
                 say(f"warning: {lost}")
         _predict_blocks(run, execution, client, meter)
     left = _blocks_left(run)

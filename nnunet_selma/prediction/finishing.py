@@ -14,6 +14,7 @@ import tifffile
 
 from nnunet_selma.prediction.records import PredictionResult
 from nnunet_selma.prediction.run import Run, remove_run
+from nnunet_selma.prediction.tissue_map import TISSUE_MAP
 from nnunet_selma.prediction.volume_prediction import AlsoFormat, VolumePrediction
 from nnunet_selma.running.json_files import write_json
 from nnunet_selma.running.progress import Progress, silent
@@ -55,6 +56,8 @@ def complete_run(run: Run, seconds: float, *, progress: Progress[Any] = silent) 
             elif run.overwrite and (part == "tiff" or (part == "probabilities" and not settings.probabilities)):
                 shutil.rmtree(place, ignore_errors=True)  # of the run that was replaced
             shutil.rmtree(_old(place), ignore_errors=True)
+        if (run.folder / TISSUE_MAP).is_file():
+            os.replace(run.folder / TISSUE_MAP, settings.tissue_map)
         list_labels(settings)
         remove_run(run.folder)
         return result

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.morphology.blocks import Box
+from nnunet_selma.morphology.blocks import Box, Mask
+from nnunet_selma.morphology.tissue import box_means, grid_box, middle_planes
 from nnunet_selma.prediction.tiling import lengths
 from nnunet_selma.volumes.base import Array, ShapeZYX
 from nnunet_selma.volumes.moments import Moments
@@ -45,6 +46,8 @@ class Intensities:
     """Number of voxels that are 0."""
     empty: Planes
     """Number of voxels that are 0 in every channel; has a single channel."""
+    tissue: tuple[Moments, ...] | None = None
+    """Moments of each channel over tissue, by which the whole volume is normalised; None: by those of all its voxels."""
 
     @staticmethod
     def measure(slab: Array) -> "Intensities":
@@ -164,6 +167,54 @@ def join_parts(parts: Iterable[Intensities], axis: int) -> Intensities:
     return reduce(lambda before, behind: before.join(behind, axis), parts)
 
 
+def box_moments(slab: Array, first: int, shape: ShapeZYX) -> NDArray[np.float32]:
+    """Mean and standard deviation of the middle slice of each grid box that has it in a slab.
+
+    Args:
+        slab: grey values, (c, z, y, x); all of y and x, or parts of them that begin with a grid box.
+        first: index of its first slice in the volume.
+        shape: shape of the volume, voxels (z, y, x).
+
+    Returns:
+        (channel, grid box along z, y, x, 2).
+    """
+    depth, *edges = grid_box(shape)
+    layers = []
+    for planes in middle_planes(slab, first, shape[0], depth):
+        wide = planes.astype(np.float64)
+        means = np.stack([box_means(plane, (edges[0], edges[1])) for plane in wide])
+        around = means.repeat(edges[0], 1)[:, : wide.shape[1]].repeat(edges[1], 2)[:, :, : wide.shape[2]]
+        variances = [box_means(plane, (edges[0], edges[1])) for plane in (wide - around) ** 2]
+        layers.append(np.stack([means, np.sqrt(variances)], axis=-1))
+    empty = np.zeros((len(slab), 0, *(-(-n // e) for n, e in zip(slab.shape[2:], edges, strict=True)), 2))
+    result: NDArray[np.float32] = np.concatenate([empty, *(layer[:, None] for layer in layers)], 1, dtype=np.float32)
+    return result
+
+
+def moments_in_boxes(moments: NDArray[np.float32], boxes: Mask, shape: ShapeZYX) -> list[Moments]:
+    """Moments of each channel over some grid boxes, from the means and deviations of `box_moments`.
+
+    Args:
+        moments: (channel, grid box along z, y, x, 2), some layers along z of the volume's grid.
+        boxes: True for the boxes that count, in the same layers.
+        shape: shape of the volume, voxels (z, y, x).
+    """
+    sizes = [np.minimum(edge, n - np.arange(0, n, edge)) for n, edge in zip(shape, grid_box(shape), strict=True)]
+    counts = np.broadcast_to(np.outer(sizes[1], sizes[2]), boxes.shape)[boxes]
+    total, joined = int(counts.sum()), []
+    for channel in moments:
+        means, deviations = channel[boxes].astype(np.float64).T
+        mean = float(counts @ means) / max(total, 1)
+        joined.append(Moments(total, mean, float(counts @ (deviations**2 + (means - mean) ** 2))))
+    return joined
+
+
+def depends_on_statistics(configuration: Mapping[str, Any]) -> bool:
+    """True if each image is normalised by its mean and deviation, and no instance norm of the network takes a tile's shift and scale out again."""
+    norm = str(configuration["architecture"]["arch_kwargs"].get("norm_op"))
+    return "ZScoreNormalization" in configuration["normalization_schemes"] and "instancenorm" not in norm.lower()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Normalisation:
     """Normalisation of an image: values are clipped to bounds, then become (value - offset) / scale."""
@@ -202,7 +253,7 @@ def configured_normalisation(
     box = intensities.box
     assert box is not None
     has_holes = int(intensities.empty[0].sum()) > prod(intensities.shape) - prod(lengths(box))
-    moments, (lows, highs) = intensities.moments_within(box), intensities.limits(box, 0)
+    moments, (lows, highs) = intensities.tissue or intensities.moments_within(box), intensities.limits(box, 0)
     rows: list[tuple[float, float, tuple[float, float] | None]] = []
     for channel, (scheme, masked) in enumerate(
         zip(configuration["normalization_schemes"], configuration["use_mask_for_norm"], strict=True)

@@ -43,6 +43,8 @@ class RunFacts:
     """`half` on a GPU and `single` elsewhere; blocks of both do not belong into one result."""
     versions: Mapping[str, str]
     """Version of each library that the result depends on."""
+    by_image: bool = False
+    """True if the statistics of the image reach the network: it is normalised by them, and no instance norm takes them out again."""
 
     def as_json(self) -> dict[str, Any]:
         """Content for a JSON file."""

@@ -16,8 +16,8 @@ is not needed any more is renamed before it is removed, so that a run is never t
 import os
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,15 @@ import numpy as np
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.morphology.blocks import Box, blocks
-from nnunet_selma.morphology.tissue import TissueGrid
-from nnunet_selma.prediction.intensities import Intensities, join_parts
+from nnunet_selma.morphology.masks import StoredMask
+from nnunet_selma.morphology.tissue import TissueGrid, find_tissue, grid_box
+from nnunet_selma.prediction.intensities import Intensities, join_parts, moments_in_boxes
 from nnunet_selma.prediction.records import BlockRecord, RunFacts, plain
 from nnunet_selma.prediction.volume_prediction import VolumePrediction
 from nnunet_selma.running.json_files import read_json, write_json
 from nnunet_selma.running.whole_files import whole_file
 from nnunet_selma.volumes.base import Array
+from nnunet_selma.volumes.moments import Moments
 
 RUN = "run.json"
 _DAY = 24 * 3600.0
@@ -153,7 +155,9 @@ class Run:
         done = {name for name in os.listdir(self.folder / part) if name.endswith(ending)}
         return [index for index in range(count) if f"{index:06d}{ending}" not in done]
 
-    def record_slab(self, index: int, intensities: Intensities, means: Array, repaired: Sequence[str]) -> None:
+    def record_slab(
+        self, index: int, intensities: Intensities, means: Array, repaired: Sequence[str], moments: Array | None = None
+    ) -> None:
         """Record that a slab was read.
 
         Args:
@@ -161,12 +165,14 @@ class Run:
             intensities: intensities of the slab.
             means: mean log intensity of its grid boxes (z, y, x).
             repaired: names of slices that were interpolated.
+            moments: mean and standard deviation of its grid boxes (c, z, y, x, 2), where the volume is normalised by those of tissue.
         """
+        extra = {} if moments is None else {"box_moments": moments}
         self.check_current()
         path = self.folder / "slabs" / f"{index:06d}.npz"
         # another process may read the same slab
         with whole_file(path, shared=True) as partial, partial.open("wb") as file:
-            np.savez_compressed(file, means=means, repaired=np.array(repaired, str), **intensities.as_arrays())  # type: ignore[arg-type]
+            np.savez_compressed(file, means=means, repaired=np.array(repaired, str), **intensities.as_arrays(), **extra)  # type: ignore[arg-type]
 
     def record_block(self, index: int, record: BlockRecord) -> None:
         """Record that a block is written."""
@@ -180,29 +186,47 @@ class Run:
     @cached_property
     def intensities(self) -> Intensities:
         """Intensities of the whole volume; needs all slabs."""
-        return join_parts((Intensities.from_arrays(arrays) for arrays in self._slab_files()), axis=0)
+        whole = join_parts((Intensities.from_arrays(arrays) for arrays in self._slab_files()), axis=0)
+        return whole if self.settings.statistics == "volume" else replace(whole, tissue=self._tissue_moments())
+
+    def _tissue_moments(self) -> tuple[Moments, ...]:
+        """Moments of each channel over the grid boxes of the mask, or those that are tissue."""
+        mask = StoredMask.open(self.folder, self.facts.shape)
+        boxes = find_tissue(self.means, grid_box(self.facts.shape))[0] if mask is None else mask.boxes
+        total, first = [Moments()] * self.facts.channels, 0
+        for arrays in self._slab_files():
+            moments = arrays["box_moments"]
+            layers = boxes[first : first + moments.shape[1]]
+            parts = moments_in_boxes(moments, layers, self.facts.shape)
+            total = [before + part for before, part in zip(total, parts, strict=True)]
+            first += len(layers)
+        return tuple(total)
+
+    @property
+    def means(self) -> Array:
+        """Mean log intensity of each grid box (z, y, x); needs all slabs."""
+        return np.concatenate([arrays["means"] for arrays in self._slab_files()])
 
     @cached_property
     def tissue(self) -> TissueGrid:
         """Part of the volume that is predicted; needs all slabs."""
-        mask = self.folder / "mask.npy"
-        if mask.is_file():
-            return TissueGrid(np.load(mask))
+        mask = StoredMask.open(self.folder, self.facts.shape)
+        if mask is not None:
+            return mask
         if not self.settings.tissue_only:
             return TissueGrid.whole(self.facts.shape)
-        return TissueGrid.from_means(np.concatenate([arrays["means"] for arrays in self._slab_files()]))
+        return TissueGrid.from_means(self.means, grid_box(self.facts.shape))
 
     @property
     def repaired(self) -> list[str]:
         """Names of the slices that were interpolated; needs all slabs."""
         return sorted({str(name) for arrays in self._slab_files() for name in arrays["repaired"]})
 
-    def _slab_files(self) -> list[dict[str, Array]]:
-        files = []
+    def _slab_files(self) -> Iterator[Mapping[str, Array]]:
+        """Arrays of each slab; they are read when they are taken, and the file is closed after that."""
         for index in range(len(self.slabs)):
             with np.load(self.folder / "slabs" / f"{index:06d}.npz") as arrays:
-                files.append(dict(arrays))
-        return files
+                yield arrays
 
     def changed_setting(self, settings: VolumePrediction, facts: RunFacts) -> str | None:
         """The first setting or fact that differs from the run's, with both values; None if the result would be the same."""

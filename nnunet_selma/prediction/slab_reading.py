@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_selma.errors import SelmaError, counted
-from nnunet_selma.morphology.tissue import grid_means, intensity_unit
-from nnunet_selma.prediction.intensities import Intensities, join_parts
+from nnunet_selma.morphology.tissue import grid_box, grid_means, intensity_unit
+from nnunet_selma.prediction.intensities import Intensities, box_moments, join_parts
 from nnunet_selma.prediction.run import Run
 from nnunet_selma.prediction.volume_prediction import VolumePrediction
 from nnunet_selma.volumes import open_volume
@@ -108,7 +108,7 @@ def _scan_slab(task: SlabToRead) -> None:
     run, volumes, unit = _open_input(task.folder, task.run_id)
     planes, facts = run.slabs[task.index], run.facts
     depth, height, _ = facts.shape
-    parts, means = [], []
+    parts, means, moments = [], [], []
     for y in range(0, height, facts.rows):
         rows = slice(y, min(y + facts.rows, height))
         slab = np.stack([volume.read(planes, rows) for volume in volumes]).astype(facts.dtype, copy=False)
@@ -119,10 +119,13 @@ def _scan_slab(task: SlabToRead) -> None:
                 f"{volumes[0].path}: holds {error} in slices {planes.start} to {planes.stop - 1}; replace them (the background's value will "
                 "do) and run the command again, which goes on from here"
             ) from error
-        means.append(grid_means(slab, planes.start, depth, unit))
+        means.append(grid_means(slab, planes.start, depth, unit, grid_box(facts.shape)))
+        if run.settings.statistics == "tissue":
+            moments.append(box_moments(slab, planes.start, facts.shape))
         if run.raw is not None:
             run.check_current()
             write_box(run.raw, (planes.start, 0, 0), slab if len(volumes) > 1 else slab[0])  # whole planes
     brightness: NDArray[np.float32] = np.concatenate(means, axis=1)
     repaired = [name for volume in volumes for name in volume.repaired]
-    run.record_slab(task.index, join_parts(parts, axis=1), brightness, repaired)
+    in_boxes = np.concatenate(moments, axis=2) if moments else None
+    run.record_slab(task.index, join_parts(parts, axis=1), brightness, repaired, in_boxes)

@@ -8,8 +8,9 @@ import nibabel
 import numpy as np
 
 from nnunet_selma import __version__
-from nnunet_selma.morphology.tissue import mask_boxes
+from nnunet_selma.morphology.masks import store_mask
 from nnunet_selma.prediction.grids import make_grids, network_axes, spacing_in_plans, trained_in_voxels
+from nnunet_selma.prediction.intensities import depends_on_statistics
 from nnunet_selma.prediction.memory import MemoryPlan, choose_slab
 from nnunet_selma.prediction.model import Model
 from nnunet_selma.prediction.records import RunFacts
@@ -109,6 +110,7 @@ def _facts(settings: VolumePrediction, model: Model, device: str) -> RunFacts:
         rows=rows,
         copied=copied,
         precision="half" if device.startswith("cuda") else "single",
+        by_image=depends_on_statistics(model.configuration),
         versions={"nnunet_selma": __version__, "nnunetv2": version("nnunetv2")},
     )
 
@@ -163,4 +165,4 @@ def _create_images(run: Run, model: Model) -> None:
             ),
         )
     if settings.mask is not None:
-        np.save(run.folder / "mask.npy", mask_boxes(open_labels(settings.mask), facts.shape, facts.spacing_um_zyx))
+        store_mask(open_labels(settings.mask), run.folder, facts.shape, facts.spacing_um_zyx)

