@@ -7,18 +7,19 @@ killed run continues where it stopped.
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.prediction.block_prediction import BlockToPredict, open_predictor, predict_block
-from nnunet_selma.prediction.finishing import complete_run, write_slices
-from nnunet_selma.prediction.place import check_place, complete_result, resolve_output
+from nnunet_selma.prediction.finishing import add_slices, complete_run
+from nnunet_selma.prediction.place import check_place, complete_result, resolve_output, uncertain_sources
 from nnunet_selma.prediction.records import PredictionResult
 from nnunet_selma.prediction.run import Run, remove_leftovers
 from nnunet_selma.prediction.slab_reading import SlabToRead, scan_slab
-from nnunet_selma.prediction.start import start_run
+from nnunet_selma.prediction.sources import Sources
+from nnunet_selma.prediction.start import StartedRun, start_run
 from nnunet_selma.prediction.tiling import lengths
 from nnunet_selma.prediction.volume_prediction import VolumePrediction
 from nnunet_selma.running.cluster import connect_cluster, submit_tasks
@@ -62,25 +63,31 @@ def predict_volume(
         raise SelmaError(
             "--overwrite: shares would remove what others have done; remove the output first, or overwrite without shares"
         )
-    earlier = None if execution.overwrite else complete_result(settings)
+    sources = Sources(settings)
+    earlier = None if execution.overwrite else complete_result(settings, sources)
     if earlier is not None:
         say(f"{settings.output}: is complete already")
+        for line in uncertain_sources(settings, sources):
+            say(line)
         if execution.also_tiff:
-            write_slices(settings, progress)
+            add_slices(settings, progress)
         return earlier
-    check_place(settings, tiff=execution.also_tiff, overwrite=execution.overwrite)
+    check_place(settings, sources, tiff=execution.also_tiff, overwrite=execution.overwrite)
     started = time.monotonic()
-    run = start_run(settings, execution.device, overwrite=execution.overwrite)
+    begun = start_run(settings, execution.device, overwrite=execution.overwrite, sources=sources)
+    run = begun.run
     facts = run.facts
     say(f"{'×'.join(map(str, facts.shape))} voxels, blocks of {'×'.join(map(str, facts.block))}: {run.folder}")
     if facts.in_voxels:
         say("the model was trained in units of voxels: the volume is taken as it is, whatever its voxel size")
     with connect_cluster(execution.scheduler, threads=2) if execution.scheduler else nullcontext() as client:
-        _read_slabs(run, execution, client, meter)
+        _read_slabs(begun, execution, client, meter)
         for name in run.repaired:
             say(f"interpolated: {name}")
         say(f"tissue: {run.tissue.share:.0%} of the volume, the rest is not predicted")
-        _predict_blocks(run, execution, client, meter)
+        if run.raw is not None:  # blocks are read from there, and some files are in memory whole
+            begun = replace(begun, volumes=())
+        _predict_blocks(begun, execution, client, meter)
     left = _blocks_left(run)
     if left:
         say(f"this share is done; {left} blocks of others are not. The last one completes {settings.output}")
@@ -89,7 +96,7 @@ def predict_volume(
     if result is None:
         say(f"this share is done; another one completes {settings.output}")
     elif execution.also_tiff:
-        write_slices(settings, progress)
+        add_slices(settings, progress)
     return result
 
 
@@ -101,9 +108,9 @@ def _blocks_left(run: Run) -> int:
         return 0
 
 
-def _read_slabs(run: Run, execution: Execution, client: Any, meter: Meter) -> None:
+def _read_slabs(begun: StartedRun, execution: Execution, client: Any, meter: Meter) -> None:
     """Read the slabs of this share, then those that other shares have not read yet."""
-    share, shares = execution.share
+    run, (share, shares) = begun.run, execution.share
     to_do = run.slabs_to_do()
     order = [index for index in to_do if index % shares == share]
     order += [index for index in reversed(to_do) if index % shares != share]
@@ -111,29 +118,30 @@ def _read_slabs(run: Run, execution: Execution, client: Any, meter: Meter) -> No
     _, height, width = run.facts.shape
     voxels = {index: (run.slabs[index].stop - run.slabs[index].start) * height * width for index in to_do}
     done = (
-        _read_here(run, tasks)
+        _read_here(begun, tasks)
         if client is None
         else (order[number] for number, *_ in submit_tasks(client, scan_slab, tasks))
     )
     _show(done, voxels, meter, "reading", "slabs")
 
 
-def _read_here(run: Run, tasks: Sequence[SlabToRead]) -> Iterator[int]:
+def _read_here(begun: StartedRun, tasks: Sequence[SlabToRead]) -> Iterator[int]:
     """Read slabs in this process; yields the number of each."""
     for task in tasks:
-        if task.index in run.slabs_to_do():  # or another share was faster
-            for _ in scan_slab(task):
+        if task.index in begun.run.slabs_to_do():  # or another share was faster
+            for _ in scan_slab(task, begun.volumes):
                 pass
         yield task.index
 
 
-def _predict_blocks(run: Run, execution: Execution, client: Any, meter: Meter) -> None:
+def _predict_blocks(begun: StartedRun, execution: Execution, client: Any, meter: Meter) -> None:
     """Predict the blocks of this share."""
-    share, shares = execution.share
+    run, (share, shares) = begun.run, execution.share
     to_do = [index for index in run.blocks_to_do() if index % shares == share]
     voxels = {index: prod(lengths(run.blocks[index])) for index in to_do}
     if client is None:
-        done: Iterable[int] = open_predictor(run.folder, run.id, execution.device).predict_all(to_do)
+        predictor = open_predictor(run.folder, run.id, execution.device, begun.model, begun.volumes)
+        done: Iterable[int] = predictor.predict_all(to_do)
     else:
         tasks = [BlockToPredict(run.folder, run.id, index, execution.device) for index in to_do]
         done = (to_do[number] for number, *_ in submit_tasks(client, predict_block, tasks))

@@ -127,7 +127,7 @@ class Model:
 
     def __init__(self, settings: ModelSettings, device: str) -> None:
         settings.check_complete()
-        self.settings, self.device = settings, torch.device(device)
+        self.settings = settings
         plans = read_json(settings.folder / "plans.json")
         lacking = [name for name in _IN_PLANS if name not in plans]
         if lacking:
@@ -151,6 +151,7 @@ class Model:
             )
         self.intensity_properties: dict[str, Any] = plans["foreground_intensity_properties_per_channel"]
         self.transpose: tuple[int, int, int] = tuple(plans["transpose_forward"])
+        self.to(device)
 
     def _load(self, settings: ModelSettings) -> Any:
         from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
@@ -159,9 +160,9 @@ class Model:
             predictor = nnUNetPredictor(
                 tile_step_size=settings.step_size,
                 use_mirroring=settings.mirroring,
-                device=self.device,
+                device=torch.device("cpu"),
                 allow_tqdm=False,
-                perform_everything_on_device=self.device.type == "cuda",
+                perform_everything_on_device=False,
             )
         try:
             with _trainers_registered():
@@ -180,11 +181,20 @@ class Model:
             ) from error
         for fold, weights in zip(settings.folds, predictor.list_of_parameters, strict=True):
             check_finite(weights, str(settings.checkpoint_of(fold)))
+        return predictor
+
+    def to(self, device: str) -> "Model":
+        """This model, moved to a device; raises `SelmaError` if the device cannot take it."""
+        self.device = torch.device(device)
+        for name in ("_weight", "batch"):
+            self.__dict__.pop(name, None)  # those of the device before
+        if self.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # as in nnU-Net
         try:
-            predictor.network = predictor.network.to(self.device).eval()
+            self._predictor.network = self._predictor.network.to(self.device).eval()
         except (RuntimeError, AssertionError) as error:  # the latter from a PyTorch without CUDA
             raise SelmaError(f"--device {self.device}: cannot take the model here ({error}); choose another") from error
-        return predictor
+        return self
 
     @property
     def channels(self) -> tuple[str, ...]:

@@ -440,7 +440,7 @@ def test_a_kill_at_any_moment_of_the_end_leaves_what_the_next_call_completes(bra
 
 def half_done(settings):
     """A run with one block that is predicted and not written yet."""
-    run = start_run(settings, "cpu", overwrite=False)
+    run = start_run(settings, "cpu", overwrite=False).run
     for index in range(len(run.slabs)):
         list(scan_slab(SlabToRead(run.folder, run.id, index)))
     predictor = open_predictor(run.folder, run.id, "cpu")
@@ -451,7 +451,7 @@ def test_a_process_that_outlives_its_run_writes_nothing_into_the_next_one(brain,
     settings = resolve_output(replace(brain, output=tmp_path / "brain.ome.zarr"))
     predictor, block = half_done(settings)
     other = replace(settings, model=write_model(tmp_path / "other", seed=9))
-    new = start_run(other, "cpu", overwrite=True)
+    new = start_run(other, "cpu", overwrite=True).run
     with pytest.raises(SelmaError, match="another process has completed or replaced this run"):
         predictor.write(block)
     with pytest.raises(SelmaError, match="another process has completed or replaced this run"):
@@ -479,7 +479,7 @@ def test_overwriting_goes_on_where_it_was_interrupted(brain, tmp_path, monkeypat
                 predict_volume(settings, Execution(overwrite=overwrite))
     known = read_json(settings.staging / "run.json")["id"]
     stamp = max(one.stat().st_mtime_ns for one in settings.staging.glob("blocks/*"))
-    again = start_run(resolve_output(settings), "cpu", overwrite=True)
+    again = start_run(resolve_output(settings), "cpu", overwrite=True).run
     assert again.id == known
     assert max(one.stat().st_mtime_ns for one in settings.staging.glob("blocks/*")) == stamp
     predict_volume(settings, Execution(overwrite=True))
