@@ -21,6 +21,8 @@ from nnunet_selma.morphology.blocks import Box
 from nnunet_selma.nnunet.checkpoints import check_finite
 from nnunet_selma.nnunet.folders import TRAINER_FOLDER
 from nnunet_selma.prediction.grids import BoxWork
+from nnunet_selma.prediction.model_folder import check_model_folder
+from nnunet_selma.prediction.plan_entries import check_entries
 from nnunet_selma.prediction.tiling import intersection, lengths, within
 from nnunet_selma.running.json_files import read_json
 from nnunet_selma.volumes.base import Array, ShapeZYX
@@ -34,8 +36,9 @@ _IN_PLANS = (
     "transpose_forward",
     "transpose_backward",
     "original_median_spacing_after_transp",
-    "foreground_intensity_properties_per_channel",
 )
+_INTENSITIES = ("foreground_intensity_properties_per_channel", "foreground_intensity_properties_by_modality")
+"""Names of one entry, the second in older plans."""
 _IN_CONFIGURATION = (
     "patch_size",
     "spacing",
@@ -67,12 +70,7 @@ class ModelSettings:
 
     def check_complete(self) -> None:
         """Raise `SelmaError` if a file of the model is missing, or the step size is not above 0 and at most 1."""
-        lacking = [name for name in self._files if not (self.folder / name).is_file()]
-        if lacking:
-            raise SelmaError(
-                f"{self.folder}: is no complete model, {', '.join(lacking)} is missing; give the folder that holds plans.json and the fold "
-                "folders, and the trained folds with -f"
-            )
+        check_model_folder(self.folder, self.folds, self.checkpoint)
         if not 0 < self.step_size <= 1:
             raise SelmaError(f"-step_size {self.step_size}: a step is above 0 and at most 1 patch")
 
@@ -130,26 +128,25 @@ class Model:
         self.settings = settings
         plans = read_json(settings.folder / "plans.json")
         lacking = [name for name in _IN_PLANS if name not in plans]
+        if not any(name in plans for name in _INTENSITIES):
+            lacking.append(_INTENSITIES[0])
         if lacking:
             raise SelmaError(
                 f"{settings.folder / 'plans.json'}: are no plans of nnU-Net v2, without {', '.join(lacking)}; models of version 1 have to be trained "
                 "again"
             )
         self.plans = plans
+        check_entries("plans.json", plans, settings.folder / "plans.json")
         self._predictor = self._load(settings)
-        manager = self._predictor.configuration_manager
-        if manager.previous_stage_name is not None:
-            raise SelmaError(
-                f"{settings.folder}: is the second stage of a cascade, which needs the segmentation of the first; take 3d_fullres"
-            )
-        self.configuration: dict[str, Any] = manager.configuration
+        self.configuration: dict[str, Any] = self._predictor.configuration_manager.configuration
+        check_entries("configuration", self.configuration, settings.folder / "plans.json")
         lacking = [name for name in _IN_CONFIGURATION if name not in self.configuration]
         if lacking:
             raise SelmaError(
                 f"{settings.folder / 'plans.json'}: are plans of another version of nnU-Net, without {', '.join(lacking)}; train the model with this "
                 "version, or predict with the one that trained it"
             )
-        self.intensity_properties: dict[str, Any] = plans["foreground_intensity_properties_per_channel"]
+        self.intensity_properties: dict[str, Any] = next(plans[name] for name in _INTENSITIES if name in plans)
         self.transpose: tuple[int, int, int] = tuple(plans["transpose_forward"])
         self.to(device)
 

@@ -251,6 +251,18 @@ def without(*names):
     return spoil
 
 
+def saying(name, value):
+    """Plans, or their configuration, with another value of an entry."""
+
+    def spoil(folder):
+        plans = read_json(folder / "plans.json")
+        configuration = plans["configurations"]["3d_fullres"]
+        (configuration if name in configuration else plans)[name] = value
+        write_json(folder / "plans.json", plans)
+
+    return spoil
+
+
 def of_a_network_elsewhere(folder):
     plans = read_json(folder / "plans.json")
     plans["configurations"]["3d_fullres"]["architecture"]["network_class_name"] = "of_another_version.Network"
@@ -280,6 +292,9 @@ def of_numbers_that_are_none(folder):
         (without("foreground_intensity_properties_per_channel"), "foreground_intensity_properties_per_channel"),
         (without("resampling_fn_data", "normalization_schemes"), "without normalization_schemes, resampling_fn_data"),
         (of_a_network_elsewhere, "this nnU-Net cannot build the model"),
+        (saying("preprocessor_name", "MyLogPreprocessor"), "has the preprocessor_name MyLogPreprocessor"),
+        (saying("label_manager", "MyLabelManager"), "has the label_manager MyLabelManager"),
+        (saying("image_reader_writer", "MyIO"), "has the image_reader_writer MyIO"),
         (cut_short(0), "copy it again"),
         (cut_short(0.5), "checkpoint"),
         (lambda folder: (folder / "fold_0" / "checkpoint_final.pth").write_text("weights"), "copy it again"),
@@ -317,6 +332,19 @@ def test_folds_are_those_that_are_trained(brain, tmp_path, capsys):
     assert cli.main(command(replace(brain, model=model), tmp_path / "both.ome.zarr")) == 0
     assert "fold 0, 1" in capsys.readouterr().out
     assert read_json(tmp_path / "both_segmentation.json")["settings"]["model"]["folds"] == ["0", "1"]
+
+
+def test_folds_and_checkpoints_are_named_as_nnunet_names_them(brain, tmp_path, capsys):
+    model = write_model(tmp_path / "model")
+    out = ["-o", str(tmp_path / "out.ome.zarr"), "--spacing", "4,2,2"]
+    start = ["predict-volume", str(brain.inputs[0]), *out]
+    assert cli.main([*start, "-m", str(model.folder / "fold_0")]) == 2
+    assert f"{model.folder}, and -f 0" in capsys.readouterr().err
+    fold = model.folder / "fold_0"
+    (fold / "checkpoint_final.pth").rename(fold / "checkpoint_best.pth")
+    assert cli.main([*start, "-m", str(model.folder), "-f", "fold_0"]) == 2
+    assert "give -chk checkpoint_best.pth" in capsys.readouterr().err
+    assert cli.main([*start, "-m", str(model.folder), "-f", "fold_0", "-chk", "checkpoint_best.pth"]) == 0
 
 
 def test_a_slice_that_cannot_be_read_is_named_and_what_was_done_is_kept(brain, tmp_path, capsys):
