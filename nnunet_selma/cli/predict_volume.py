@@ -16,7 +16,7 @@ def _predict_volume(chosen: argparse.Namespace) -> int:
     from nnunet_selma.prediction.model import ModelSettings
 
     folder = chosen.model_folder or _trained(chosen)
-    folds = tuple(chosen.folds or _trained_folds(folder, chosen.checkpoint))
+    folds = tuple(fold.removeprefix("fold_") for fold in chosen.folds or _trained_folds(folder, chosen.checkpoint))
     settings = settings_from(
         VolumePrediction, chosen, model=settings_from(ModelSettings, chosen, folder=folder, folds=folds)
     )
@@ -44,8 +44,14 @@ def _trained(chosen: argparse.Namespace) -> Path:
     if chosen.dataset_id is None:
         raise SelmaError("give the model: its folder with -m, or the dataset it was trained on with -d")
     where = folders()
-    name = where.dataset(chosen.dataset_id)
-    return where.results / name / f"{chosen.trainer}__{chosen.plans}__{chosen.configuration}"
+    results = where.results / where.dataset(chosen.dataset_id)
+    model = results / f"{chosen.trainer}__{chosen.plans}__{chosen.configuration}"
+    trained = sorted(path.name for path in results.glob("*__*__*") if path.is_dir())
+    if not model.is_dir() and trained:
+        raise SelmaError(
+            f"{model}: there is no such folder; trained are {', '.join(trained)}: choose with -tr, -p and -c"
+        )
+    return model
 
 
 def _trained_folds(folder: Path, checkpoint: str) -> list[str]:
@@ -116,7 +122,14 @@ def _options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         help="folds, averaged, or all (default: those of 0 to 4 that are trained)",
     )
-    add_options(parser, ModelSettings, checkpoint="", step_size="-step_size", mirroring="--tta")
+    parser.add_argument(
+        "-chk",
+        "--checkpoint",
+        default="checkpoint_final.pth",
+        metavar="NAME",
+        help="file of the weights in the folder of a fold (default: %(default)s)",
+    )
+    add_options(parser, ModelSettings, step_size="-step_size", mirroring="--tta")
     add_options(parser, VolumePrediction, spacing_um_zyx="--spacing", level="", channels="--channel", on_bad_slice="")
     add_options(parser, VolumePrediction, slice_pattern=" REGEX")
     region = parser.add_mutually_exclusive_group()

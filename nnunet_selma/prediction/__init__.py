@@ -7,7 +7,7 @@ killed run continues where it stopped.
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -15,11 +15,12 @@ from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.prediction.block_prediction import BlocksToPredict, open_predictor, predict_blocks
 from nnunet_selma.prediction.columns import columns, share_of, tasks_of
 from nnunet_selma.prediction.finishing import complete_run, write_also
-from nnunet_selma.prediction.place import check_place, complete_result, resolve_output
+from nnunet_selma.prediction.place import check_place, complete_result, resolve_output, uncertain_sources
 from nnunet_selma.prediction.records import PredictionResult
 from nnunet_selma.prediction.run import Run, remove_leftovers
-from nnunet_selma.prediction.slab_reading import SlabToRead, open_channels, scan_slab
-from nnunet_selma.prediction.start import start_run
+from nnunet_selma.prediction.slab_reading import SlabToRead, scan_slab
+from nnunet_selma.prediction.sources import Sources
+from nnunet_selma.prediction.start import StartedRun, start_run
 from nnunet_selma.prediction.tiling import lengths
 from nnunet_selma.prediction.tissue_map import report_tissue
 from nnunet_selma.prediction.volume_prediction import AlsoFormat, VolumePrediction
@@ -66,27 +67,33 @@ def predict_volume(
         raise SelmaError(
             "--overwrite: shares would remove what others have done; remove the output first, or overwrite without shares"
         )
-    earlier = None if execution.overwrite else complete_result(settings)
+    sources = Sources(settings)
+    earlier = None if execution.overwrite else complete_result(settings, sources)
     if earlier is not None:
         say(f"{settings.output}: is complete already")
+        for line in uncertain_sources(settings, sources):
+            say(line)
         write_also(settings, execution.also, progress)
         return earlier
-    check_place(settings, also=execution.also, overwrite=execution.overwrite)
+    check_place(settings, sources, also=execution.also, overwrite=execution.overwrite)
     started = time.monotonic()
-    run = start_run(settings, execution.device, overwrite=execution.overwrite)
+    begun = start_run(settings, execution.device, overwrite=execution.overwrite, sources=sources)
+    run = begun.run
     facts = run.facts
     say(f"{'×'.join(map(str, facts.shape))} voxels, blocks of {'×'.join(map(str, facts.block))}: {run.folder}")
     if facts.in_voxels:
         say("the model was trained in units of voxels: the volume is taken as it is, whatever its voxel size")
     with connect_cluster(execution.scheduler, threads=2) if execution.scheduler else nullcontext() as client:
-        _read_slabs(run, execution, client, meter)
+        _read_slabs(begun, execution, client, meter)
         for name in run.repaired:
             say(f"interpolated: {name}")
         report_tissue(run, say)
-        for volume in open_channels(settings, facts.channels) if any(map(is_zarr, settings.inputs)) else ():
+        for volume in begun.volumes if any(map(is_zarr, settings.inputs)) else ():
             if lost := lost_chunks(volume, run.tissue.boxes, run.tissue.box):
                 say(f"warning: {lost}")
-        _predict_blocks(run, execution, client, meter)
+        if run.raw is not None:  # blocks are read from there, and some files are in memory whole
+            begun = replace(begun, volumes=())
+        _predict_blocks(begun, execution, client, meter)
     left = _blocks_left(run)
     if left:
         say(f"this share is done; {left} blocks of others are not. The last one completes {settings.output}")
@@ -112,9 +119,9 @@ def _blocks_left(run: Run) -> int:
         return 0
 
 
-def _read_slabs(run: Run, execution: Execution, client: Any, meter: Meter) -> None:
+def _read_slabs(begun: StartedRun, execution: Execution, client: Any, meter: Meter) -> None:
     """Read the slabs of this share, then those that other shares have not read yet."""
-    share, shares = execution.share
+    run, (share, shares) = begun.run, execution.share
     to_do = run.slabs_to_do()
     order = [index for index in to_do if index % shares == share]
     order += [index for index in reversed(to_do) if index % shares != share]
@@ -122,24 +129,25 @@ def _read_slabs(run: Run, execution: Execution, client: Any, meter: Meter) -> No
     _, height, width = run.facts.shape
     voxels = {index: (run.slabs[index].stop - run.slabs[index].start) * height * width for index in to_do}
     done = (
-        _read_here(run, tasks)
+        _read_here(begun, tasks)
         if client is None
         else (order[number] for number, *_ in submit_tasks(client, scan_slab, tasks))
     )
     _show(done, voxels, meter, "reading", "slabs")
 
 
-def _read_here(run: Run, tasks: Sequence[SlabToRead]) -> Iterator[int]:
+def _read_here(begun: StartedRun, tasks: Sequence[SlabToRead]) -> Iterator[int]:
     """Read slabs in this process; yields the number of each."""
     for task in tasks:
-        if task.index in run.slabs_to_do():  # or another share was faster
-            for _ in scan_slab(task):
+        if task.index in begun.run.slabs_to_do():  # or another share was faster
+            for _ in scan_slab(task, begun.volumes):
                 pass
         yield task.index
 
 
-def _predict_blocks(run: Run, execution: Execution, client: Any, meter: Meter) -> None:
+def _predict_blocks(begun: StartedRun, execution: Execution, client: Any, meter: Meter) -> None:
     """Predict the blocks of this share, column by column."""
+    run = begun.run
     facts, blocks = run.facts, run.blocks
     in_columns = columns(blocks, facts.axes[0], backwards=facts.flips[facts.axes[0]])
     order = [index for column in in_columns for index in column]
@@ -148,7 +156,8 @@ def _predict_blocks(run: Run, execution: Execution, client: Any, meter: Meter) -
     to_do = [index for index in order if index in mine]
     voxels = {index: prod(lengths(blocks[index])) for index in to_do}
     if client is None:
-        done: Iterable[int] = open_predictor(run.folder, run.id, execution.device).predict_all(to_do)
+        predictor = open_predictor(run.folder, run.id, execution.device, begun.model, begun.volumes)
+        done: Iterable[int] = predictor.predict_all(to_do)
     else:
         pieces = tasks_of([[index for index in column if index in mine] for column in in_columns])
         tasks = [BlocksToPredict(run.folder, run.id, piece, execution.device) for piece in pieces]

@@ -84,11 +84,15 @@ class BlockPredictor:
 
     run: Run
     device: str
+    opened_model: Model | None = None
+    """The model, where this process has opened it already."""
+    opened_volumes: tuple[Volume, ...] = ()
+    """The volumes, where this process has opened them already."""
 
     @cached_property
     def model(self) -> Model:
         """The model on the device."""
-        return Model(self.run.settings.model, self.device)
+        return (self.opened_model or Model(self.run.settings.model, "cpu")).to(self.device)
 
     @cached_property
     def _volumes(self) -> list[Volume]:
@@ -96,7 +100,7 @@ class BlockPredictor:
         count = self.run.facts.channels
         if self.run.raw is not None:
             return [open_volume(self.run.raw, channel=channel if count > 1 else None) for channel in range(count)]
-        return open_channels(self.run.settings, count)
+        return list(self.opened_volumes) or open_channels(self.run.settings, count)
 
     @cached_property
     def _grids(self) -> Grids | None:
@@ -366,8 +370,10 @@ def _joined(answers: Sequence[Answer]) -> Answer:
 
 
 @lru_cache(maxsize=1)
-def open_predictor(folder: Path, run_id: str, device: str) -> BlockPredictor:
-    """Open a run for predicting blocks, once in each process.
+def open_predictor(
+    folder: Path, run_id: str, device: str, model: Model | None = None, volumes: tuple[Volume, ...] = ()
+) -> BlockPredictor:
+    """Open a run for predicting blocks, once in each process; the model and the volumes are opened unless they are given.
 
     Raises:
         SelmaError: the folder holds another run by now.
@@ -376,7 +382,7 @@ def open_predictor(folder: Path, run_id: str, device: str) -> BlockPredictor:
     close_input()
     run = Run(folder)
     run.check_current(run_id)
-    return BlockPredictor(run, device)
+    return BlockPredictor(run, device, model, volumes)
 
 
 _PREDICTING = Lock()

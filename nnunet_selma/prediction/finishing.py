@@ -3,8 +3,7 @@
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
@@ -16,7 +15,9 @@ from nnunet_selma.prediction.records import PredictionResult
 from nnunet_selma.prediction.run import Run, remove_run
 from nnunet_selma.prediction.tissue_map import TISSUE_MAP
 from nnunet_selma.prediction.volume_prediction import AlsoFormat, VolumePrediction
-from nnunet_selma.running.json_files import write_json
+from nnunet_selma.prediction.written import Manifest, check_replaceable, manifest, manifests_as_json
+from nnunet_selma.running.json_files import read_json, write_json
+from nnunet_selma.running.locks import exclusive
 from nnunet_selma.running.progress import Progress, silent
 from nnunet_selma.volumes import Volume, open_volume
 from nnunet_selma.volumes.nifti_writing import write_label_nifti
@@ -36,11 +37,15 @@ def complete_run(run: Run, seconds: float, *, progress: Progress[Any] = silent) 
 
     Returns:
         The result, or None if another process is completing or has completed the run.
+
+    Raises:
+        SelmaError: somebody has added to an earlier result, or put something into the place of the new one.
     """
-    with _lock(run.folder) as locked:
+    with exclusive(run.folder / "lock") as locked:
         if not locked:
             return None
         settings = run.settings
+        _check_nothing_is_lost(run)
         result = _result(run, seconds)
         remove_partial_writes(run.folder)
         for image in (run.output if settings.raw and run.facts.copied else None, run.labels, run.probabilities):
@@ -51,11 +56,9 @@ def complete_run(run: Run, seconds: float, *, progress: Progress[Any] = silent) 
             if (run.folder / part).is_dir():
                 place.parent.mkdir(exist_ok=True)
                 _move(run.folder / part, place)
-            elif run.overwrite and part == "nifti":
-                place.unlink(missing_ok=True)
-            elif run.overwrite and (part == "tiff" or (part == "probabilities" and not settings.probabilities)):
-                shutil.rmtree(place, ignore_errors=True)  # of the run that was replaced
-            shutil.rmtree(_old(place), ignore_errors=True)
+            elif _is_removed(run, part):
+                _set_aside(place)  # of the run that is replaced
+            _remove(_old(place))
         if (run.folder / TISSUE_MAP).is_file():
             os.replace(run.folder / TISSUE_MAP, settings.tissue_map)
         list_labels(settings)
@@ -63,30 +66,16 @@ def complete_run(run: Run, seconds: float, *, progress: Progress[Any] = silent) 
         return result
 
 
-@contextmanager
-def _lock(folder: Path) -> Iterator[bool]:
-    """Yield True if this process holds the lock of a run; the system releases the lock of a process that is killed."""
-    try:
-        import fcntl
-    except ImportError:  # Windows has other locks
-        yield folder.is_dir()
-        return
-    try:
-        file = (folder / "lock").open("w")
-    except FileNotFoundError:
-        yield False  # completed already
-        return
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        try:
-            same = os.path.samestat(os.fstat(file.fileno()), (folder / "lock").stat())
-        except FileNotFoundError:
-            same = False  # another process has completed it just before
-        yield same
+def _check_nothing_is_lost(run: Run) -> None:
+    """Raise `SelmaError` if a result is in the way that the run must not replace; a run takes long, and others work meanwhile."""
+    for part, place in run.settings.products.items():
+        if place.exists() and ((run.folder / part).is_dir() or _is_removed(run, part)):
+            check_replaceable(place, [run.replaced[part]] if part in run.replaced else [])
+
+
+def _is_removed(run: Run, part: str) -> bool:
+    """True if a run that overwrites another one does not write a product that the other one may have."""
+    return run.overwrite and (part in ("tiff", "nifti") or (part == "probabilities" and not run.settings.probabilities))
 
 
 def list_labels(settings: VolumePrediction) -> None:
@@ -110,9 +99,19 @@ def _result(run: Run, seconds: float) -> PredictionResult:
     )
 
 
+def _written(run: Run) -> dict[str, Any]:
+    """Manifest of each product of a run; after a kill that of the record, because products may have their final names already."""
+    record = read_json(run.settings.record) if run.settings.record.is_file() else {}
+    if record.get("run") == run.id:
+        return dict(record["written"])
+    parts = {part: run.folder / part for part in run.settings.products}
+    return manifests_as_json({part: manifest(folder) for part, folder in parts.items() if folder.is_dir()})
+
+
 def _record(run: Run, result: PredictionResult) -> dict[str, Any]:
     labels = open_volume(run.labels) if run.labels.is_dir() else _labels(run.settings)
     return {
+        "run": run.id,
         "settings": run.settings.as_json(),
         "facts": run.facts.as_json(),
         "place": {
@@ -121,6 +120,7 @@ def _record(run: Run, result: PredictionResult) -> dict[str, Any]:
         },
         "interpolated slices": run.repaired,
         "result": result.as_json(),
+        "written": _written(run),
         "machine": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "numpy", "zarr")},
@@ -129,12 +129,19 @@ def _record(run: Run, result: PredictionResult) -> dict[str, Any]:
 
 
 def write_also(settings: VolumePrediction, formats: Sequence[AlsoFormat], progress: Progress[Any] = silent) -> None:
-    """Write the labels of a complete run in more formats, unless they are there already."""
-    if "tiff" in formats:
-        _write_slices(settings, progress)
-    target = settings.products["nifti"]
-    if "nifti" in formats and not target.exists():
-        write_label_nifti(target, _labels(settings), settings.inputs[0], progress)
+    """Write the labels of a complete run in more formats, unless they are there already, and note them in the record."""
+    written: dict[str, Manifest] = {}
+    for part in formats:
+        target = settings.products[part]
+        if not target.exists():
+            if part == "tiff":
+                _write_slices(settings, progress)
+            else:
+                write_label_nifti(target, _labels(settings), settings.inputs[0], progress)
+            written[part] = manifest(target)
+    if written:
+        record = read_json(settings.record)
+        write_json(settings.record, record | {"written": record.get("written", {}) | manifests_as_json(written)})
 
 
 def _labels(settings: VolumePrediction) -> Volume:
@@ -160,10 +167,23 @@ def _write_slices(settings: VolumePrediction, progress: Progress[Any]) -> None:
 
 def _move(source: Path, target: Path) -> None:
     """Rename a folder; an existing one of that name is renamed first, and deleted later."""
-    shutil.rmtree(_old(target), ignore_errors=True)
-    if target.exists():
-        target.rename(_old(target))
+    _set_aside(target)
     source.rename(target)
+
+
+def _set_aside(target: Path) -> None:
+    """Give a folder the name under which it is deleted, whole, so that no part of it is left under its name."""
+    if target.exists():
+        _remove(_old(target))
+        target.rename(_old(target))
+
+
+def _remove(path: Path) -> None:
+    """Delete a file or folder, if it is there."""
+    if path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _old(target: Path) -> Path:

@@ -21,6 +21,8 @@ from nnunet_selma.morphology.blocks import Box
 from nnunet_selma.nnunet.checkpoints import check_finite
 from nnunet_selma.nnunet.folders import TRAINER_FOLDER
 from nnunet_selma.prediction.grids import Layer
+from nnunet_selma.prediction.model_folder import check_model_folder
+from nnunet_selma.prediction.plan_entries import check_entries
 from nnunet_selma.prediction.sums import Sums
 from nnunet_selma.prediction.tiling import within
 from nnunet_selma.running.json_files import read_json
@@ -35,8 +37,9 @@ _IN_PLANS = (
     "transpose_forward",
     "transpose_backward",
     "original_median_spacing_after_transp",
-    "foreground_intensity_properties_per_channel",
 )
+_INTENSITIES = ("foreground_intensity_properties_per_channel", "foreground_intensity_properties_by_modality")
+"""Names of one entry, the second in older plans."""
 _IN_CONFIGURATION = (
     "patch_size",
     "spacing",
@@ -78,12 +81,7 @@ class ModelSettings:
 
     def check_complete(self) -> None:
         """Raise `SelmaError` if a file of the model is missing, or the step size is not above 0 and at most 1."""
-        lacking = [name for name in self._files if not (self.folder / name).is_file()]
-        if lacking:
-            raise SelmaError(
-                f"{self.folder}: is no complete model, {', '.join(lacking)} is missing; give the folder that holds plans.json and the fold "
-                "folders, and the trained folds with -f"
-            )
+        check_model_folder(self.folder, self.folds, self.checkpoint)
         if not 0 < self.step_size <= 1:
             raise SelmaError(f"-step_size {self.step_size}: a step is above 0 and at most 1 patch")
 
@@ -138,30 +136,30 @@ class Model:
 
     def __init__(self, settings: ModelSettings, device: str) -> None:
         settings.check_complete()
-        self.settings, self.device = settings, torch.device(device)
+        self.settings = settings
         plans = read_json(settings.folder / "plans.json")
         lacking = [name for name in _IN_PLANS if name not in plans]
+        if not any(name in plans for name in _INTENSITIES):
+            lacking.append(_INTENSITIES[0])
         if lacking:
             raise SelmaError(
                 f"{settings.folder / 'plans.json'}: are no plans of nnU-Net v2, without {', '.join(lacking)}; models of version 1 have to be trained "
                 "again"
             )
         self.plans = plans
+        check_entries("plans.json", plans, settings.folder / "plans.json")
         self._predictor = self._load(settings)
-        manager = self._predictor.configuration_manager
-        if manager.previous_stage_name is not None:
-            raise SelmaError(
-                f"{settings.folder}: is the second stage of a cascade, which needs the segmentation of the first; take 3d_fullres"
-            )
-        self.configuration: dict[str, Any] = manager.configuration
+        self.configuration: dict[str, Any] = self._predictor.configuration_manager.configuration
+        check_entries("configuration", self.configuration, settings.folder / "plans.json")
         lacking = [name for name in _IN_CONFIGURATION if name not in self.configuration]
         if lacking:
             raise SelmaError(
                 f"{settings.folder / 'plans.json'}: are plans of another version of nnU-Net, without {', '.join(lacking)}; train the model with this "
                 "version, or predict with the one that trained it"
             )
-        self.intensity_properties: dict[str, Any] = plans["foreground_intensity_properties_per_channel"]
+        self.intensity_properties: dict[str, Any] = next(plans[name] for name in _INTENSITIES if name in plans)
         self.transpose: tuple[int, int, int] = tuple(plans["transpose_forward"])
+        self.to(device)
 
     def _load(self, settings: ModelSettings) -> Any:
         from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
@@ -170,9 +168,9 @@ class Model:
             predictor = nnUNetPredictor(
                 tile_step_size=settings.step_size,
                 use_mirroring=settings.mirroring,
-                device=self.device,
+                device=torch.device("cpu"),
                 allow_tqdm=False,
-                perform_everything_on_device=self.device.type == "cuda",
+                perform_everything_on_device=False,
             )
         try:
             with _trainers_registered():
@@ -191,11 +189,20 @@ class Model:
             ) from error
         for fold, weights in zip(settings.folds, predictor.list_of_parameters, strict=True):
             check_finite(weights, str(settings.checkpoint_of(fold)))
+        return predictor
+
+    def to(self, device: str) -> "Model":
+        """This model, moved to a device; raises `SelmaError` if the device cannot take it."""
+        self.device = torch.device(device)
+        for name in ("_weight", "batch"):
+            self.__dict__.pop(name, None)  # those of the device before
+        if self.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # as in nnU-Net
         try:
-            predictor.network = predictor.network.to(self.device).eval()
+            self._predictor.network = self._predictor.network.to(self.device).eval()
         except (RuntimeError, AssertionError) as error:  # the latter from a PyTorch without CUDA
             raise SelmaError(f"--device {self.device}: cannot take the model here ({error}); choose another") from error
-        return predictor
+        return self
 
     @property
     def channels(self) -> tuple[str, ...]:

@@ -4,16 +4,20 @@ import os
 import re
 from collections.abc import Collection
 from dataclasses import replace
-from pathlib import Path
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.prediction.records import PredictionResult
-from nnunet_selma.prediction.volume_prediction import AlsoFormat, VolumePrediction
+from nnunet_selma.prediction.records import PredictionResult, RunFacts, first_difference
+from nnunet_selma.prediction.run import Run
+from nnunet_selma.prediction.sources import Sources
+from nnunet_selma.prediction.volume_prediction import AlsoFormat, VolumePrediction, identity
+from nnunet_selma.prediction.written import Manifest, check_replaceable, manifests_from_json
 from nnunet_selma.running.json_files import read_json
-from nnunet_selma.volumes.nifti_writing import is_label_nifti
-from nnunet_selma.volumes.ome_zarr import is_zarr
 from nnunet_selma.volumes.ome_zarr_writing import image_version
 from nnunet_selma.volumes.segmented import has_image
+
+_NAME = r"[\w-]([\w.-]*[\w-])?"
+_METADATA = ("zarr.json",)
+"""Names that a label image cannot have, because a file of that name lies beside it."""
 
 
 def resolve_output(settings: VolumePrediction) -> VolumePrediction:
@@ -23,8 +27,10 @@ def resolve_output(settings: VolumePrediction) -> VolumePrediction:
         SelmaError: the output has a name that is not allowed, or is an input that cannot hold labels.
     """
     settings = replace(settings, output=settings.output.resolve())
-    if not re.fullmatch(r"[\w.-]+", settings.name):
-        raise SelmaError(f"--name {settings.name}: use letters, digits, ., - and _ only")
+    if not re.fullmatch(_NAME, settings.name) or settings.name in _METADATA:
+        raise SelmaError(
+            f"--name {settings.name}: use letters, digits, ., - and _ only, without a . at the beginning or the end"
+        )
     if settings.beside_input:
         version = image_version(settings.output)
         if version is None or not has_image(settings.output):
@@ -37,21 +43,38 @@ def resolve_output(settings: VolumePrediction) -> VolumePrediction:
     return settings
 
 
-def complete_result(settings: VolumePrediction) -> PredictionResult | None:
-    """The result of the same prediction if it is complete already, else None."""
+def complete_result(settings: VolumePrediction, sources: Sources) -> PredictionResult | None:
+    """The result of the same prediction, from the same contents of all files, if it is complete already; else None."""
     *_, labels = settings.products.values()
     if settings.staging.exists() or not settings.record.is_file() or not labels.exists():
         return None
     record = read_json(settings.record)
-    settings.model.check_complete()
-    # the memory does not change the result
-    asked = {**settings.as_json(), "max_memory": record.get("settings", {}).get("max_memory")}
-    if record.get("settings") != asked or record["facts"]["model"] != settings.model.fingerprint():
+    if not _is_record(record) or _difference(record, settings, sources):
         return None
     return PredictionResult.from_json(record["result"])
 
 
-def check_place(settings: VolumePrediction, *, also: Collection[AlsoFormat], overwrite: bool) -> None:
+def uncertain_sources(settings: VolumePrediction, sources: Sources) -> list[str]:
+    """Sentences about files of a complete result that are too large to be compared whole, and were changed or copied since."""
+    facts = RunFacts.from_json(read_json(settings.record)["facts"])
+    return [
+        f"{path}: was changed or copied since, and the bytes that were compared are the same; add --overwrite if it holds something else now"
+        for path in sources.uncertain(facts.files)
+    ]
+
+
+def _is_record(content: dict[str, object]) -> bool:
+    return {"settings", "facts", "result"} <= content.keys()
+
+
+def _difference(record: dict[str, dict[str, object]], settings: VolumePrediction, sources: Sources) -> str | None:
+    """Words for the first setting or file that differs from those of a record."""
+    changed = first_difference(identity(record["settings"]), identity(settings.as_json()))
+    facts = RunFacts.from_json(record["facts"])
+    return changed or sources.changed(facts.model, facts.files)
+
+
+def check_place(settings: VolumePrediction, sources: Sources, *, also: Collection[AlsoFormat], overwrite: bool) -> None:
     """Raise `SelmaError` if the output cannot be written, or a file is in its place that must not be replaced."""
     parent = settings.output.parent
     if not parent.is_dir():
@@ -59,33 +82,42 @@ def check_place(settings: VolumePrediction, *, also: Collection[AlsoFormat], ove
     for place in (parent, settings.output):
         if place.exists() and not os.access(place, os.W_OK):
             raise SelmaError(f"{place}: cannot be written to; choose another -o")
-    if settings.staging.exists() and not overwrite:
+    for path in settings.paths_read:
+        for place in settings.products.values():
+            if path.resolve().is_relative_to(place):
+                holds = "is" if path.resolve() == place else "holds"
+                raise SelmaError(f"{place}: {holds} the input {path}; choose another -o")
+    known = settings.record.is_file() and _is_record(read_json(settings.record))
+    if settings.record.exists() and not known:
+        raise SelmaError(
+            f"{settings.record}: was not written by this command, and would be lost; move it, or choose another -o"
+        )
+    if overwrite:
+        replaceable(settings)
+        return
+    if settings.staging.exists():
         return
     unwanted = {"probabilities": not settings.probabilities, "tiff": "tiff" not in also, "nifti": "nifti" not in also}
     for part, place in settings.products.items():
-        if not place.exists() or (unwanted.get(part) and not overwrite):
-            continue
-        if not overwrite:
+        if place.exists() and not unwanted.get(part):
+            difference = _difference(read_json(settings.record), settings, sources) if known else None
             raise SelmaError(
-                f"{place}: exists already, and is of another run; choose another -o{' or --name' if settings.beside_input else ''}, or add --overwrite"
+                f"{place}: exists already, and is of another {difference or 'run'}; choose another "
+                f"-o{' or --name' if settings.beside_input else ''}, or add --overwrite"
             )
-        if not _is_written(part, place, settings.name):
-            raise SelmaError(
-                f"{place}: was not written by this command, and is not overwritten; remove it, or choose another -o"
-            )
-    for path in settings.inputs:
-        if settings.output in path.resolve().parents:
-            raise SelmaError(f"{settings.output}: holds the input {path}; choose another -o")
 
 
-def _is_written(part: str, place: Path, name: str) -> bool:
-    """True if a product is of a kind that this program writes."""
-    if part == "nifti":
-        return is_label_nifti(place)
-    return _is_slices(place, name) if part == "tiff" else is_zarr(place)
+def replaceable(settings: VolumePrediction) -> dict[str, Manifest]:
+    """Manifest of each product that is there and may be deleted.
 
-
-def _is_slices(folder: Path, name: str) -> bool:
-    """True if a folder holds nothing but slices of labels."""
-    pattern = rf"{re.escape(name)}_\d+\.tif"
-    return folder.is_dir() and all(re.fullmatch(pattern, path.name) for path in folder.iterdir())
+    Raises:
+        SelmaError: a product was not written by this program, or somebody has added to it or changed it.
+    """
+    written = [Run(settings.staging).replaced] if settings.staging.exists() else []
+    if settings.record.is_file():
+        written.insert(0, manifests_from_json(read_json(settings.record).get("written", {})))
+    return {
+        part: check_replaceable(place, [known[part] for known in written if part in known])
+        for part, place in settings.products.items()
+        if place.exists() or place.is_symlink()
+    }

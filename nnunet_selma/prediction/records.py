@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nnunet_selma.running.fingerprints import Contents
 from nnunet_selma.volumes.base import ShapeZYX
 
 
@@ -45,6 +46,17 @@ class RunFacts:
     """Version of each library that the result depends on."""
     by_image: bool = False
     """True if the statistics of the image reach the network: it is normalised by them, and no instance norm takes them out again."""
+    files: Mapping[str, Contents] = field(default_factory=dict)
+    """Fingerprint of each volume and of the mask; empty in records of earlier versions."""
+
+    def changed(self, now: "RunFacts") -> str | None:
+        """Name and both values of the first fact about the volume or the model that differs; None if the result would be the same.
+
+        Sizes of blocks and slabs do not change the result, and fingerprints are compared by `Sources`.
+        """
+        apart = ("model", "block", "chunk", "slab", "rows", "files")
+        stored = {name: value for name, value in self.as_json().items() if name not in apart}
+        return first_difference(stored, now.as_json())
 
     def as_json(self) -> dict[str, Any]:
         """Content for a JSON file."""
@@ -54,7 +66,9 @@ class RunFacts:
     @staticmethod
     def from_json(content: Mapping[str, Any]) -> "RunFacts":
         """Facts from the content of a JSON file."""
-        return RunFacts(**{key.replace(" ", "_"): value for key, value in with_tuples(content).items()})
+        fields = {key.replace(" ", "_"): value for key, value in with_tuples(content).items()}
+        files = {name: Contents.from_json(value) for name, value in content.get("files", {}).items()}
+        return RunFacts(**{**fields, "files": files})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +122,14 @@ def plain(content: Mapping[str, Any]) -> dict[str, Any]:
     """The content as a JSON file gives it back: lists for tuples, absolute paths as text."""
     result: dict[str, Any] = json.loads(json.dumps(content, default=_absolute))
     return result
+
+
+def first_difference(stored: Any, asked: Any, name: str = "") -> str | None:
+    """Name and both values of the first entry that differs; None if there is none."""
+    if not (isinstance(stored, dict) and isinstance(asked, dict)):
+        return None if stored == asked else f"{name} ({stored} there, {asked} now)"
+    differences = (first_difference(stored[key], asked.get(key), key.replace("_", " ")) for key in stored)
+    return next((difference for difference in differences if difference), None)
 
 
 def with_tuples(content: Mapping[str, Any]) -> dict[str, Any]:

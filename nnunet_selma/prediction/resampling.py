@@ -17,6 +17,9 @@ from nnunet_selma.morphology.blocks import Box
 from nnunet_selma.prediction.tiling import lengths
 from nnunet_selma.volumes.base import Array, ShapeZYX
 
+_THRESHOLD = ("separate_z_anisotropy_threshold",)
+_OPTIONS = {"is_seg", "order", "order_z", "force_separate_z", *_THRESHOLD}
+"""Options of nnU-Net's default resampling."""
 _HALO = 24
 """Width of the halo, voxels; 0.27 to the power of 24 is 1e-14."""
 _EDGE = 12
@@ -187,11 +190,15 @@ def configured_resampling(
     across = None
     if before != after:
         smooth = kind == "probabilities" and options.get("order", 3) > 1
-        if function != "resample_data_or_seg_to_shape" or options.get("order_z", 0) or options.get("is_seg") or smooth:
+        unknown = options.keys() - _OPTIONS
+        other = function != "resample_data_or_seg_to_shape" or options.get("order_z", 0) or options.get("is_seg")
+        if other or smooth or unknown:
             raise SelmaError(
                 f"the plans resample {kind} with {function} ({options}), which cannot be done block by block; predict a volume whose voxel "
                 "size is that of the plans, or plan with nnU-Net's default resampling"
             )
-        apart, axis = determine_do_sep_z_and_axis(options.get("force_separate_z", False), spacing, target)
+        apart, axis = determine_do_sep_z_and_axis(
+            options.get("force_separate_z", False), spacing, target, *(options[n] for n in _THRESHOLD if n in options)
+        )
         across = int(axis) if apart and axis is not None else None
     return Resampling(before=before, after=after, order=options.get("order", 3), across=across)

@@ -1,7 +1,7 @@
 """The folder of a run, from which any process, on any machine that sees the folder, can continue it.
 
     .OUT.ome.zarr.partial/
-        run.json        settings, the model's fingerprint, sizes of slabs and blocks
+        run.json        settings, fingerprints of all files, sizes of slabs and blocks, the results that it replaces
         slabs/          for each slab that was read: its intensities, and the brightness of its grid boxes
         blocks/         for each block that is written: tiles, foreground, time
         tiles_at_once.json  number of tiles that go through the network together
@@ -30,8 +30,10 @@ from nnunet_selma.morphology.blocks import Box, blocks
 from nnunet_selma.morphology.masks import StoredMask
 from nnunet_selma.morphology.tissue import TissueGrid, find_tissue, grid_box
 from nnunet_selma.prediction.intensities import Intensities, join_parts, moments_in_boxes
-from nnunet_selma.prediction.records import BlockRecord, RunFacts, plain
-from nnunet_selma.prediction.volume_prediction import VolumePrediction
+from nnunet_selma.prediction.records import BlockRecord, RunFacts, first_difference, plain
+from nnunet_selma.prediction.sources import Sources
+from nnunet_selma.prediction.volume_prediction import VolumePrediction, identity
+from nnunet_selma.prediction.written import Manifest, manifests_as_json, manifests_from_json
 from nnunet_selma.running.json_files import read_json, write_json
 from nnunet_selma.running.whole_files import whole_file
 from nnunet_selma.volumes.base import Array
@@ -39,9 +41,7 @@ from nnunet_selma.volumes.moments import Moments
 
 RUN = "run.json"
 _DAY = 24 * 3600.0
-_FORMAT = 1
-_IDENTITY = ("format", "settings", "facts")
-"""Parts of `run.json` that decide the result."""
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,11 @@ class Run:
     def overwrite(self) -> bool:
         """True if the run replaces an earlier result."""
         return bool(self._content["overwrite"])
+
+    @property
+    def replaced(self) -> dict[str, Manifest]:
+        """Manifest of each earlier result that the run replaces."""
+        return manifests_from_json(self._content.get("replaces", {}))
 
     def check_current(self, run_id: str | None = None) -> None:
         """Raise `SelmaError` if the folder belongs to another run by now, into which nothing may be written."""
@@ -228,23 +233,44 @@ class Run:
             with np.load(self.folder / "slabs" / f"{index:06d}.npz") as arrays:
                 yield arrays
 
-    def changed_setting(self, settings: VolumePrediction, facts: RunFacts) -> str | None:
-        """The first setting or fact that differs from the run's, with both values; None if the result would be the same."""
+    def changed_setting(self, settings: VolumePrediction, facts: RunFacts, sources: Sources) -> str | None:
+        """The first setting, fact or file that differs from the run's; None if the result would be the same."""
         stored = read_json(self.folder / RUN)  # anew, because another process may have replaced the run
-        asked = new_content(settings, facts, overwrite=False)
-        return _first_difference({key: stored.get(key) for key in _IDENTITY}, asked)
+        if stored.get("format") != _FORMAT:
+            return f"format ({stored.get('format')} there, {_FORMAT} now)"
+        block = stored["settings"]["block"]
+        if settings.block not in (None, block):
+            return f"block ({block} there, {settings.block} now)"
+        begun = RunFacts.from_json(stored["facts"])
+        return (
+            first_difference(identity(stored["settings"]), identity(settings.as_json()))
+            or begun.changed(facts)
+            or sources.changed(begun.model, begun.files)
+        )
 
-    def check_same(self, settings: VolumePrediction, facts: RunFacts) -> None:
-        """Raise `SelmaError` if the run has other settings or facts, so that its result would be another one."""
-        changed = self.changed_setting(settings, facts)
+    def check_same(self, settings: VolumePrediction, facts: RunFacts, sources: Sources) -> None:
+        """Raise `SelmaError` if the run has other settings, facts or files, so that its result would be another one."""
+        changed = self.changed_setting(settings, facts, sources)
         if changed:
             raise SelmaError(
                 f"{self.folder}: holds an interrupted run with another {changed}; repeat the command as it was to go on with it, or add "
                 "--overwrite to begin anew"
             )
 
+    def go_on(self, settings: VolumePrediction, facts: RunFacts) -> "Run":
+        """The run with the paths and the memory of this call, which do not change the result; those of the first call may be gone."""
+        self.check_current()
+        stored = self._content
+        begun = {**stored["facts"], "rows": facts.rows}
+        content = {**stored, "settings": settings.as_json() | {"block": stored["settings"]["block"]}, "facts": begun}
+        if content != stored:
+            write_json(self.folder / RUN, content)
+        return Run(self.folder)
 
-def new_content(settings: VolumePrediction, facts: RunFacts, *, overwrite: bool) -> dict[str, Any]:
+
+def new_content(
+    settings: VolumePrediction, facts: RunFacts, *, overwrite: bool, replaces: Mapping[str, Manifest]
+) -> dict[str, Any]:
     """Content of `run.json` for a new run."""
     return plain(
         {
@@ -253,16 +279,9 @@ def new_content(settings: VolumePrediction, facts: RunFacts, *, overwrite: bool)
             "facts": facts.as_json(),
             "id": uuid4().hex,
             "overwrite": overwrite,
+            "replaces": manifests_as_json(replaces),
         }
     )
-
-
-def _first_difference(stored: Any, asked: Any, name: str = "") -> str | None:
-    """Name and both values of the first entry that differs."""
-    if not (isinstance(stored, dict) and isinstance(asked, dict)):
-        return None if stored == asked else f"{name} ({stored} there, {asked} now)"
-    differences = (_first_difference(stored[key], asked.get(key), key.replace("_", " ")) for key in stored)
-    return next((difference for difference in differences if difference), None)
 
 
 def remove_run(folder: Path) -> None:

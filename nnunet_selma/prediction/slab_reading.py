@@ -80,12 +80,12 @@ class SlabToRead:
 
 
 @lru_cache(maxsize=1)
-def _open_input(folder: Path, run_id: str) -> tuple[Run, list[Volume], float]:
+def _open_input(folder: Path, run_id: str, volumes: tuple[Volume, ...]) -> tuple[Run, list[Volume], float]:
     """The run of a folder, its channels, and the unit of their intensities; opened once in each process."""
     run = Run(folder)
     run.check_current(run_id)
-    volumes = open_channels(run.settings, run.facts.channels)
-    return run, volumes, max(intensity_unit(volume) for volume in volumes)
+    channels = list(volumes) or open_channels(run.settings, run.facts.channels)
+    return run, channels, max(intensity_unit(volume) for volume in channels)
 
 
 def close_input() -> None:
@@ -97,15 +97,15 @@ _READING = Lock()
 """Lock for reading: a worker of a cluster may have several threads, and the memory is planned for one slab."""
 
 
-def scan_slab(task: SlabToRead) -> Generator[int, None, None]:
-    """Read one slab, record its intensities and, if the image is to be copied, write it in chunks."""
+def scan_slab(task: SlabToRead, volumes: tuple[Volume, ...] = ()) -> Generator[int, None, None]:
+    """Read one slab, record its intensities and, if the image is to be copied, write it in chunks; volumes are opened unless they are given."""
     with _READING:
-        _scan_slab(task)
+        _scan_slab(task, volumes)
     yield 1
 
 
-def _scan_slab(task: SlabToRead) -> None:
-    run, volumes, unit = _open_input(task.folder, task.run_id)
+def _scan_slab(task: SlabToRead, opened: tuple[Volume, ...]) -> None:
+    run, volumes, unit = _open_input(task.folder, task.run_id, opened)
     planes, facts = run.slabs[task.index], run.facts
     depth, height, _ = facts.shape
     parts, means, moments = [], [], []

@@ -69,6 +69,11 @@ class VolumePrediction:
         return plain(asdict(self))
 
     @property
+    def paths_read(self) -> tuple[Path, ...]:
+        """Every path that is read."""
+        return (*self.inputs, *((self.mask,) if self.mask else ()), self.model.folder)
+
+    @property
     def products(self) -> dict[str, Path]:
         """Subfolder of the run to the final path of that result; the labels last."""
         near = self.output.parent / re.sub(r"(\.ome)?\.zarr$", "", self.output.name)
@@ -101,3 +106,11 @@ class VolumePrediction:
         fields["mask"] = Path(content["mask"]) if content["mask"] else None
         fields["model"] = ModelSettings(**{**model, "folder": Path(model["folder"])})
         return VolumePrediction(**fields)
+
+
+def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a prediction's settings, as in a JSON file, that decide the result; files count by their contents instead of their paths."""
+    kept = {key: value for key, value in settings.items() if key not in ("output", "max_memory", "block")}
+    model = {key: value for key, value in settings["model"].items() if key != "folder"}
+    given = None if settings["mask"] is None else "given"
+    return {**kept, "inputs": len(settings["inputs"]), "mask": given, "model": model}

@@ -81,14 +81,26 @@ def test_a_run_of_an_earlier_version_is_read(run):
     assert 2 not in run.blocks_to_do()
 
 
+class SameFiles:
+    """Files that are those of any run."""
+
+    def changed(self, model, files):
+        return None
+
+
 def test_a_run_of_an_earlier_version_is_the_same_run(run):
-    assert run.changed_setting(run.settings, run.facts) is None
+    assert run.changed_setting(run.settings, run.facts, SameFiles()) is None
     stored = read_json(run.folder / "run.json")
-    write_json(run.folder / "run.json", stored | {"facts": FACTS | {"slab": 32}})
-    with pytest.raises(SelmaError, match=r"another slab \(32 there, 64 now\)"):
-        run.check_same(run.settings, run.facts)
+    write_json(run.folder / "run.json", stored | {"facts": FACTS | {"slab": 32, "block": [64, 64, 64]}})
+    assert run.changed_setting(run.settings, run.facts, SameFiles()) is None
+    write_json(run.folder / "run.json", stored | {"facts": FACTS | {"dtype": "uint8"}})
+    with pytest.raises(SelmaError, match=r"another dtype \(uint8 there, uint16 now\)"):
+        run.check_same(run.settings, run.facts, SameFiles())
 
 
 def test_records_keep_their_format():
-    assert RunFacts.from_json(FACTS).as_json() == FACTS
+    files = {"input": {"hash": "ab", "whole": True, "times": "cd"}}
+    for content in (FACTS | {"files": files}, FACTS | {"files": {}}):
+        assert RunFacts.from_json(content).as_json() == content
+    assert RunFacts.from_json(FACTS) == RunFacts.from_json(FACTS | {"files": {}})
     assert PredictionResult.from_json(RESULT).as_json() == RESULT

@@ -253,6 +253,18 @@ def without(*names):
     return spoil
 
 
+def saying(name, value):
+    """Plans, or their configuration, with another value of an entry."""
+
+    def spoil(folder):
+        plans = read_json(folder / "plans.json")
+        configuration = plans["configurations"]["3d_fullres"]
+        (configuration if name in configuration else plans)[name] = value
+        write_json(folder / "plans.json", plans)
+
+    return spoil
+
+
 def of_a_network_elsewhere(folder):
     plans = read_json(folder / "plans.json")
     plans["configurations"]["3d_fullres"]["architecture"]["network_class_name"] = "of_another_version.Network"
@@ -282,6 +294,9 @@ def of_numbers_that_are_none(folder):
         (without("foreground_intensity_properties_per_channel"), "foreground_intensity_properties_per_channel"),
         (without("resampling_fn_data", "normalization_schemes"), "without normalization_schemes, resampling_fn_data"),
         (of_a_network_elsewhere, "this nnU-Net cannot build the model"),
+        (saying("preprocessor_name", "MyLogPreprocessor"), "has the preprocessor_name MyLogPreprocessor"),
+        (saying("label_manager", "MyLabelManager"), "has the label_manager MyLabelManager"),
+        (saying("image_reader_writer", "MyIO"), "has the image_reader_writer MyIO"),
         (cut_short(0), "copy it again"),
         (cut_short(0.5), "checkpoint"),
         (lambda folder: (folder / "fold_0" / "checkpoint_final.pth").write_text("weights"), "copy it again"),
@@ -319,6 +334,19 @@ def test_folds_are_those_that_are_trained(brain, tmp_path, capsys):
     assert cli.main(command(replace(brain, model=model), tmp_path / "both.ome.zarr")) == 0
     assert "fold 0, 1" in capsys.readouterr().out
     assert read_json(tmp_path / "both_segmentation.json")["settings"]["model"]["folds"] == ["0", "1"]
+
+
+def test_folds_and_checkpoints_are_named_as_nnunet_names_them(brain, tmp_path, capsys):
+    model = write_model(tmp_path / "model")
+    out = ["-o", str(tmp_path / "out.ome.zarr"), "--spacing", "4,2,2"]
+    start = ["predict-volume", str(brain.inputs[0]), *out]
+    assert cli.main([*start, "-m", str(model.folder / "fold_0")]) == 2
+    assert f"{model.folder}, and -f 0" in capsys.readouterr().err
+    fold = model.folder / "fold_0"
+    (fold / "checkpoint_final.pth").rename(fold / "checkpoint_best.pth")
+    assert cli.main([*start, "-m", str(model.folder), "-f", "fold_0"]) == 2
+    assert "give -chk checkpoint_best.pth" in capsys.readouterr().err
+    assert cli.main([*start, "-m", str(model.folder), "-f", "fold_0", "-chk", "checkpoint_best.pth"]) == 0
 
 
 def test_a_slice_that_cannot_be_read_is_named_and_what_was_done_is_kept(brain, tmp_path, capsys):
@@ -442,7 +470,7 @@ def test_a_kill_at_any_moment_of_the_end_leaves_what_the_next_call_completes(bra
 
 def half_done(settings):
     """A run with one block that is predicted and not written yet."""
-    run = start_run(settings, "cpu", overwrite=False)
+    run = start_run(settings, "cpu", overwrite=False).run
     for index in range(len(run.slabs)):
         list(scan_slab(SlabToRead(run.folder, run.id, index)))
     predictor = open_predictor(run.folder, run.id, "cpu")
@@ -454,7 +482,7 @@ def test_a_process_that_outlives_its_run_writes_nothing_into_the_next_one(brain,
     settings = resolve_output(replace(brain, output=tmp_path / "brain.ome.zarr"))
     predictor, block = half_done(settings)
     other = replace(settings, model=write_model(tmp_path / "other", seed=9))
-    new = start_run(other, "cpu", overwrite=True)
+    new = start_run(other, "cpu", overwrite=True).run
     with pytest.raises(SelmaError, match="another process has completed or replaced this run"):
         predictor.write(block)
     with pytest.raises(SelmaError, match="another process has completed or replaced this run"):
@@ -482,7 +510,7 @@ def test_overwriting_goes_on_where_it_was_interrupted(brain, tmp_path, monkeypat
                 predict_volume(settings, Execution(overwrite=overwrite))
     known = read_json(settings.staging / "run.json")["id"]
     stamp = max(one.stat().st_mtime_ns for one in settings.staging.glob("blocks/*"))
-    again = start_run(resolve_output(settings), "cpu", overwrite=True)
+    again = start_run(resolve_output(settings), "cpu", overwrite=True).run
     assert again.id == known
     assert max(one.stat().st_mtime_ns for one in settings.staging.glob("blocks/*")) == stamp
     predict_volume(settings, Execution(overwrite=True))
