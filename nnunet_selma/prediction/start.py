@@ -1,6 +1,7 @@
 """Beginning a run: its folder, the facts that follow from settings and files, and the empty images."""
 
 from importlib.metadata import version
+from math import ceil
 from typing import Any
 from uuid import uuid4
 
@@ -9,18 +10,17 @@ import numpy as np
 from nnunet_selma import __version__
 from nnunet_selma.morphology.tissue import mask_boxes
 from nnunet_selma.prediction.grids import make_grids, spacing_in_plans, trained_in_voxels
-from nnunet_selma.prediction.memory import MemoryPlan, choose_slab
+from nnunet_selma.prediction.memory import MemoryPlan
 from nnunet_selma.prediction.model import Model
 from nnunet_selma.prediction.records import RunFacts
 from nnunet_selma.prediction.run import RUN, Run, new_content, remove_run
 from nnunet_selma.prediction.slab_reading import open_channels, stored_dtype
+from nnunet_selma.prediction.slabs import choose_slab, copy_layout, is_ill_chunked
 from nnunet_selma.prediction.volume_prediction import VolumePrediction
 from nnunet_selma.running.json_files import write_json
 from nnunet_selma.volumes import open_volume, stem
 from nnunet_selma.volumes.ome_zarr_writing import ImageLayout, create_image, create_labels
 
-_RAW_SHARD = 1024
-"""Longest edge of a shard of the image, voxels."""
 _COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
 """Colours of classes, red, green, blue: those of Okabe and Ito, which the colour-blind can distinguish."""
 
@@ -86,8 +86,10 @@ def _facts(settings: VolumePrediction, model: Model, device: str) -> RunFacts:
     plan = MemoryPlan.for_model(model, dtype.itemsize, settings.probabilities, grids.scale)
     block, chunk = plan.choose_block(first.shape, settings.block, settings.max_memory)
     plane_wise = any(volume.plane_wise for volume in volumes)
-    copied = not settings.beside_input and (plane_wise or settings.raw)
-    slab, rows = choose_slab(volumes, dtype.itemsize, settings.max_memory, whole_planes=copied or plane_wise)
+    halo_z, halo_y, halo_x = (ceil(edge / scale / 2) for edge, scale in zip(plan.tile, grids.scale, strict=True))
+    copied = is_ill_chunked(volumes, block, (halo_z, halo_y, halo_x), chunk)
+    copied |= not settings.beside_input and (plane_wise or settings.raw)
+    slab, rows = choose_slab(volumes, dtype.itemsize, settings.max_memory, copied=copied)
     return RunFacts(
         shape=first.shape,
         dtype=str(dtype),
@@ -117,14 +119,13 @@ def _create_images(run: Run, model: Model) -> None:
         first = open_channels(settings, facts.channels)[0]
         middle = first.read(slice(facts.shape[0] // 2, facts.shape[0] // 2 + 1))
         low, high = (float(value) for value in np.percentile(middle, (0.1, 99.9)))
-        flat = min(facts.chunk, 128)
-        across = max(flat, min(_RAW_SHARD, -(-max(facts.shape[1:]) // flat) * flat))
+        shard, raw_chunk = copy_layout(facts.shape, facts.slab, facts.rows, facts.chunk)
         create_image(
             run.raw,
             ImageLayout(
                 dtype=np.dtype(facts.dtype),
-                shard_zyx=(facts.slab, across, across),
-                chunk_zyx=(min(facts.slab, facts.chunk), flat, flat),
+                shard_zyx=shard,
+                chunk_zyx=raw_chunk,
                 reduction="mean",
                 name=stem(settings.output),
                 window=(low, high) if high > low else None,
@@ -139,7 +140,7 @@ def _create_images(run: Run, model: Model) -> None:
     common |= {"shard_zyx": facts.block, "chunk_zyx": (facts.chunk,) * 3}
     create_image(
         run.labels,
-        ImageLayout(dtype=model.label_dtype, reduction="mode", name=settings.name, label_colours=colours, **common),
+        ImageLayout(dtype=model.label_dtype, reduction="any", name=settings.name, label_colours=colours, **common),
     )
     create_labels(run.output, [settings.name], settings.version)
     if settings.probabilities:
