@@ -50,10 +50,10 @@ _PARTS = {
 class FreeNetwork(torch.nn.Module):
     """A network whose logits are blobs that were made once, whatever the input."""
 
-    def __init__(self, _channels: int, heads: int, *, patch: list[int], **_options: Any) -> None:
+    def __init__(self, *, num_classes: int, patch: list[int], **_options: Any) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
-        noise = np.random.default_rng(0).random((heads, *patch), np.float32)
+        noise = np.random.default_rng(0).random((num_classes, *patch), np.float32)
         blobs = gaussian_filter(noise, (0, 2, 2, 2), mode="wrap")
         self.register_buffer("logits", torch.from_numpy(blobs)[None], persistent=False)
 
@@ -110,14 +110,14 @@ def start_ours(kind: str, shape: ShapeZYX, part: str) -> Measure:
         "arch_kwargs": {"patch": [patch_edge] * 3, "features_per_stage": [4, 8]},
         "_kw_requires_import": [],
     }
+    configuration["spacing"] = [1.5 if kind == "resampled" else 1.0] * 3
+    content["original_median_spacing_after_transp"] = [1.0] * 3
     write_model(root / "model", content)
-    edge = 2 / 3 if kind == "resampled" else 1.0
-    spacing = tuple(edge * size for size in configuration["spacing"])
     settings = VolumePrediction(
         inputs=(source,),
         output=root / "out.ome.zarr",
         model=ModelSettings(folder=root / "model", folds=("0",)),
-        spacing_um_zyx=(spacing[0], spacing[1], spacing[2]),
+        spacing_um_zyx=(1.0, 1.0, 1.0),
         tissue_only=False,
     )
 
