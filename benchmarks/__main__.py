@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from benchmarks import judging, loading, table, training, whole_volume
+from benchmarks import around_the_network, judging, loading, table, training, whole_volume
 from benchmarks.pairs import Comparison, compare
 from nnunet_selma.running.json_files import write_json
 
@@ -22,6 +22,7 @@ def comparisons(quick: bool = False) -> list[Comparison]:
         *loading.conversion_comparisons(quick),
         *judging.comparisons(quick),
         *whole_volume.comparisons(quick),
+        *around_the_network.comparisons(quick),
     ]
 
 

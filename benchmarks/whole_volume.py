@@ -135,7 +135,7 @@ def volume(edge: int, *, empty: bool) -> Array:
     return image
 
 
-def _model(folder: Path, content: dict[str, Any]) -> None:
+def write_model(folder: Path, content: dict[str, Any]) -> None:
     """A model of random weights."""
     import torch
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -211,14 +211,14 @@ predictor.predict_from_files_sequential(source, target)
 
 
 def _prepared(task: Task) -> Path:
-    root = _scratch()
+    root = scratch()
     (root / "in").mkdir()
     write_nifti(root / "in" / "brain_0000.nii.gz", volume(task.edge, empty=task.empty), (1.0, 1.0, 1.0))
-    _model(root / "model", task.plans())
+    write_model(root / "model", task.plans())
     return root
 
 
-def _scratch() -> Path:
+def scratch() -> Path:
     """A folder that is removed when the process ends."""
     root = Path(tempfile.mkdtemp(prefix="selma_benchmark_"))
     atexit.register(shutil.rmtree, root, ignore_errors=True)
@@ -234,7 +234,7 @@ def _spots(edge: int) -> Path:
     """A mask with spots as an array in chunks of 64³."""
     import zarr
 
-    path = _scratch() / "spots.zarr"
+    path = scratch() / "spots.zarr"
     noise = gaussian_filter(np.random.default_rng(0).random((edge,) * 3, np.float32), 1.5)
     mask = (noise > np.percentile(noise, 97)).astype(np.uint8)
     array: Any = zarr.create_array(str(path), shape=mask.shape, chunks=(64, 64, 64), dtype="u1")

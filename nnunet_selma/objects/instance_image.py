@@ -109,7 +109,7 @@ def write_instances(target: InstanceImage, read: Read, ids: NDArray[np.int64], p
         spacing_um_zyx=target.spacing_um_zyx,
         shard_zyx=shard,
         chunk_zyx=chunk,
-        reduction="nearest",
+        reduction="any",
         name=target.path.name.removesuffix(".zarr").removesuffix(".ome"),
         label_colours={},
         version=version,

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
+import numpy as np
+
 from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.prediction.block_prediction import BlocksToPredict, open_predictor, predict_blocks
 from nnunet_selma.prediction.columns import columns, share_of, tasks_of
@@ -81,6 +83,11 @@ def predict_volume(
     run = begun.run
     facts = run.facts
     say(f"{'×'.join(map(str, facts.shape))} voxels, blocks of {'×'.join(map(str, facts.block))}: {run.folder}")
+    if run.raw is not None and run.raw != run.output:
+        size = prod(facts.shape) * facts.channels * np.dtype(facts.dtype).itemsize / 10**9
+        say(
+            f"the image is copied into chunks that blocks can read, at most {size:.1f} GB of disk until the run is complete: {run.raw}"
+        )
     if facts.in_voxels:
         say("the model was trained in units of voxels: the volume is taken as it is, whatever its voxel size")
     with connect_cluster(execution.scheduler, threads=2) if execution.scheduler else nullcontext() as client:

@@ -48,7 +48,7 @@ def complete_run(run: Run, seconds: float, *, progress: Progress[Any] = silent) 
         _check_nothing_is_lost(run)
         result = _result(run, seconds)
         remove_partial_writes(run.folder)
-        for image in (run.output if settings.raw and run.facts.copied else None, run.labels, run.probabilities):
+        for image in (run.output if run.raw == run.output else None, run.labels, run.probabilities):
             if image is not None and image.is_dir():  # if not, it has been moved already
                 fill_pyramid(image, progress)
         write_json(settings.record, _record(run, result))

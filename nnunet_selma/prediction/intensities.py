@@ -4,7 +4,8 @@ They are its non-zero box and the mean, standard deviation, lowest and highest v
 nnU-Net adds up float32 numbers, so that its mean may differ in the seventh digit. No other step changes a bit of the normalised voxels.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from math import prod
@@ -21,8 +22,10 @@ from nnunet_selma.volumes.base import Array, ShapeZYX
 from nnunet_selma.volumes.moments import Moments
 
 _EPSILON = 1e-8  # nnU-Net's
-_PIECE = 2**22
-"""Voxels that are converted to float64 together."""
+_PIECE = 2**20
+"""Voxels of numbers with fractions that are converted to float64 together."""
+_BAND = 2**16
+"""Voxels that are measured together."""
 _PLANES = ("low", "high", "zeros", "empty")
 """Fields of `Intensities` that hold `Planes`."""
 
@@ -53,25 +56,21 @@ class Intensities:
     def measure(slab: Array) -> "Intensities":
         """Measure a slab (c, z, y, x).
 
+        Every plane is looked at in bands of rows that stay in the processor's cache, so that the slab is read from memory once.
+
         Raises:
             ValueError: NaN or infinite values.
         """
-        moments = tuple(map(_nonzero_moments, slab))
+        channels = [_Channel.measure(channel) for channel in slab]
+        moments = tuple(channel.moments for channel in channels)
         if not np.isfinite([part.squares for part in moments]).all():
             raise ValueError("NaN or infinite values")
-        zero = slab == 0
-        low = high = slab
-        if zero.any():
-            low, high = np.where(zero, _highest(slab.dtype), slab), np.where(zero, _lowest(slab.dtype), slab)
-        _, z, y, x = slab.shape
-        return Intensities(
-            shape=(z, y, x),
-            moments=moments,
-            low=_by_planes(low, np.min),
-            high=_by_planes(high, np.max),
-            zeros=_by_planes(zero, np.sum),
-            empty=_by_planes(zero.all(axis=0, keepdims=True), np.sum),
+        low, high, zeros = (
+            _stacked([getattr(channel, name) for channel in channels]) for name in ("low", "high", "zeros")
         )
+        empty = zeros if len(slab) == 1 else _stacked([_counts((slab == 0).all(axis=0))])
+        _, z, y, x = slab.shape
+        return Intensities(shape=(z, y, x), moments=moments, low=low, high=high, zeros=zeros, empty=empty)
 
     def join(self, behind: "Intensities", axis: int) -> "Intensities":
         """Intensities of this part and the one that lies behind it along an axis."""
@@ -138,6 +137,77 @@ class Intensities:
         return Intensities(shape=(z, y, x), moments=tuple(moments), **planes)
 
 
+_Lines = tuple[Array, Array, Array]
+"""A number for each plane of one channel across z, y and x: three arrays (plane)."""
+
+
+@dataclass(frozen=True)
+class _Channel:
+    """Intensities of one channel of a slab."""
+
+    moments: Moments
+    low: _Lines
+    high: _Lines
+    zeros: _Lines
+
+    @staticmethod
+    def measure(voxels: Array) -> "_Channel":
+        """Measure an array (z, y, x)."""
+        depth, height, width = voxels.shape
+        lowest, highest = _limits(voxels.dtype)
+        low, high = np.full(depth, highest, voxels.dtype), np.full(depth, lowest, voxels.dtype)
+        low_face, high_face = (np.full((height, width), value, voxels.dtype) for value in (highest, lowest))
+        zeros, zero_face = np.zeros(depth, np.int64), np.zeros((height, width), np.uint32)
+        exact, sums, squares = voxels.dtype.kind in "ui" and voxels.dtype.itemsize <= 2, 0, 0
+        step = max(1, _BAND // width)
+        for z, y in itertools.product(range(depth), range(0, height, step)):
+            rows = slice(y, y + step)
+            band = voxels[z, rows]
+            if exact:
+                wide = band.astype(
+                    np.float64
+                ).ravel()  # sums of a band are whole numbers below 2**53, in whatever order
+                sums, squares = sums + int(wide.sum()), squares + int(wide @ wide)
+            zero = band == 0
+            count = int(np.count_nonzero(zero))
+            small = large = band
+            if count:
+                zeros[z] += count
+                zero_face[rows] += zero
+                small = np.where(zero, low.dtype.type(highest), band)
+                large = band if lowest == 0 else np.where(zero, high.dtype.type(lowest), band)
+            low[z], high[z] = min(low[z], small.min()), max(high[z], large.max())
+            np.minimum(low_face[rows], small, out=low_face[rows])
+            np.maximum(high_face[rows], large, out=high_face[rows])
+        return _Channel(
+            moments=Moments.of_sums(voxels.size - int(zeros.sum()), sums, squares)
+            if exact
+            else _nonzero_moments(voxels),
+            low=(low, low_face.min(axis=1), low_face.min(axis=0)),
+            high=(high, high_face.max(axis=1), high_face.max(axis=0)),
+            zeros=(zeros, zero_face.sum(axis=1, dtype=np.int64), zero_face.sum(axis=0, dtype=np.int64)),
+        )
+
+
+def _limits(dtype: np.dtype[Any]) -> tuple[Any, Any]:
+    """The lowest and the highest number of a type."""
+    if dtype.kind == "f":
+        return -np.inf, np.inf
+    return np.iinfo(dtype).min, np.iinfo(dtype).max
+
+
+def _counts(marked: Array) -> _Lines:
+    """Number of marked voxels of an array (z, y, x) in each plane across z, y and x."""
+    face = marked.sum(axis=0)
+    return marked.sum(axis=(1, 2)), face.sum(axis=1), face.sum(axis=0)
+
+
+def _stacked(channels: Sequence[_Lines]) -> Planes:
+    """Numbers of each channel as three arrays (channel, plane)."""
+    z, y, x = (np.stack(lines) for lines in zip(*channels, strict=True))
+    return z, y, x
+
+
 def _nonzero_moments(channel: Array) -> Moments:
     """Moments of the voxels that are not 0."""
     flat, total = channel.reshape(-1), Moments()
@@ -146,20 +216,6 @@ def _nonzero_moments(channel: Array) -> Moments:
             piece = flat[start : start + _PIECE]
             total += Moments.measure(piece[piece != 0])
     return total
-
-
-def _highest(dtype: np.dtype[Any]) -> Any:
-    return dtype.type(np.inf if dtype.kind == "f" else np.iinfo(dtype).max)
-
-
-def _lowest(dtype: np.dtype[Any]) -> Any:
-    return dtype.type(-np.inf if dtype.kind == "f" else np.iinfo(dtype).min)
-
-
-def _by_planes(values: Array, reduction: Callable[..., Array]) -> Planes:
-    """A reduction of (c, z, y, x) over the planes across each axis."""
-    lines, face = reduction(values, axis=3), reduction(values, axis=1)  # (c, z, y), (c, y, x)
-    return reduction(lines, axis=2), reduction(lines, axis=1), reduction(face, axis=1)
 
 
 def join_parts(parts: Iterable[Intensities], axis: int) -> Intensities:

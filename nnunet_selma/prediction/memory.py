@@ -1,13 +1,12 @@
-"""Memory of a prediction, and the largest blocks and slabs that a limit allows."""
+"""Memory of a prediction, and the largest blocks that a limit allows."""
 
 from dataclasses import dataclass
 from itertools import product
 from math import prod
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.morphology.tissue import GRID_BOX
 from nnunet_selma.prediction.model import Model
-from nnunet_selma.volumes.base import ShapeZYX, Volume
+from nnunet_selma.volumes.base import ShapeZYX
 
 GB = 10**9
 BASE_BYTES = 1.0 * GB
@@ -19,10 +18,6 @@ _MOST_ACROSS = 2048
 _PIECE = 32
 """Planes that are read and normalised together (`block_prediction`)."""
 _LEAST_BLOCK = 16
-_SLAB = 64
-"""Slices that are read together, where the memory allows."""
-_SLAB_COPIES = 6
-"""Arrays as large as a slab that are in memory at once while it is read: raw, converted, mask of zeros, and pieces in float64."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,36 +182,3 @@ class MemoryPlan:
 def chunk_edge(shape: ShapeZYX) -> int:
     """Edge of a chunk, voxels: the cube that a viewer reads at once."""
     return 128 if max(shape) > 2048 else 64 if max(shape) > 256 else 32
-
-
-def choose_slab(volumes: list[Volume], voxel_bytes: int, max_memory: float, *, whole_planes: bool) -> tuple[int, int]:
-    """Slices, and lines of a slice, that are read together.
-
-    Args:
-        volumes: the channels.
-        voxel_bytes: bytes of a voxel of one channel, as it is kept.
-        max_memory: GB.
-        whole_planes: slices cannot be read, or not be written, in part.
-
-    Raises:
-        SelmaError: a file that is read whole, or one slice, does not fit into the memory.
-    """
-    _, height, width = volumes[0].shape
-    line = width * voxel_bytes * len(volumes) * _SLAB_COPIES
-    slices, rows, room = _SLAB, height, max(max_memory * GB - BASE_BYTES, BASE_BYTES / 4)
-    while slices > 1 and slices * rows * line > room:
-        if whole_planes or rows <= GRID_BOX[1]:
-            slices //= 2
-        else:
-            rows = -(-rows // 2 // GRID_BOX[1]) * GRID_BOX[1]
-    whole = [volume for volume in volumes if volume.read_whole]
-    if whole and (taken := sum(prod(volume.shape) * volume.dtype.itemsize for volume in whole)) > room / 2:
-        raise SelmaError(
-            f"{whole[0].path}: files of this kind cannot be read in part, and with --max-memory {max_memory:g} it is too large to be read "
-            f"whole ({taken / GB:.1f} GB); save it as OME-Zarr, TIFF slices or NIfTI, or give more memory"
-        )
-    if slices * rows * line > max(room, max_memory * GB):
-        raise SelmaError(
-            f"--max-memory {max_memory:g}: reading one slice of all channels takes about {(slices * rows * line + BASE_BYTES) / GB:.1f} GB; give at least that"
-        )
-    return slices, rows

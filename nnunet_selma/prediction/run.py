@@ -6,7 +6,7 @@
         blocks/         for each block that is written: tiles, foreground, time
         tiles_at_once.json  number of tiles that go through the network together
         output/         becomes OUT.ome.zarr
-        image/          the image in chunks, if the output is to have none
+        image/          the image in chunks that blocks can read, if the output is to have none
         probabilities/  becomes OUT_probabilities.ome.zarr
 
 A slab or block is done when its file is there. The file is written after the voxels, under a temporary name, and renamed. A folder that
@@ -110,7 +110,8 @@ class Run:
         """The OME-Zarr from which blocks read the image; None if they read the input itself."""
         if not self.facts.copied:
             return None
-        return self.output if self.settings.raw else self.folder / "image"
+        kept = self.settings.raw and not self.settings.beside_input
+        return self.output if kept else self.folder / "image"
 
     @property
     def slabs(self) -> list[slice]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from math import ceil
 from typing import Any
 from uuid import uuid4
 
@@ -14,24 +15,23 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.morphology.masks import store_mask
 from nnunet_selma.prediction.grids import make_grids, network_axes, spacing_in_plans, trained_in_voxels
 from nnunet_selma.prediction.intensities import depends_on_statistics
-from nnunet_selma.prediction.memory import GB, MemoryPlan, choose_slab
+from nnunet_selma.prediction.memory import GB, MemoryPlan
 from nnunet_selma.prediction.model import Model
 from nnunet_selma.prediction.place import replaceable
 from nnunet_selma.prediction.records import RunFacts
 from nnunet_selma.prediction.run import RUN, Run, new_content, remove_run
 from nnunet_selma.prediction.slab_reading import open_channels, stored_dtype
+from nnunet_selma.prediction.slabs import choose_slab, copy_layout, is_ill_chunked
 from nnunet_selma.prediction.sources import Sources
 from nnunet_selma.prediction.volume_prediction import VolumePrediction
 from nnunet_selma.running.json_files import write_json
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes import stem
-from nnunet_selma.volumes.base import Volume
+from nnunet_selma.volumes.base import ShapeZYX, Volume
 from nnunet_selma.volumes.nifti import is_nifti
 from nnunet_selma.volumes.ome_zarr_writing import ImageLayout, create_image, create_labels, place_like
 from nnunet_selma.volumes.segmented import open_labels
 
-_RAW_SHARD = 1024
-"""Longest edge of a shard of the image, voxels."""
 _COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
 """Colours of classes, red, green, blue: those of Okabe and Ito, which the colour-blind can distinguish."""
 
@@ -127,12 +127,12 @@ def _facts(
     """Facts that follow from the settings, the volume and the model; sizes of blocks and slabs are those of a run that was begun."""
     first, dtype = volumes[0], stored_dtype(list(volumes))
     axes, flips = _network_axes(model, first)
-    if begun is None:
-        plan = _memory_plan(settings, model, volumes)
-        block, chunk = plan.choose_block(first.shape, settings.block, settings.max_memory)
-    else:
-        block, chunk = begun.block, begun.chunk
-    slab, rows = _slab(settings, model, volumes)
+    plan = _memory_plan(settings, model, volumes)
+    block, chunk = (
+        (begun.block, begun.chunk) if begun else plan.choose_block(first.shape, settings.block, settings.max_memory)
+    )
+    copied = _is_copied(settings, volumes, plan, block, chunk)
+    slab, rows = (begun.slab, begun.rows) if begun else _slab(settings, model, volumes, copied=copied)
     return RunFacts(
         shape=first.shape,
         dtype=str(dtype),
@@ -144,9 +144,9 @@ def _facts(
         block=block,
         chunk=chunk,
         in_voxels=trained_in_voxels(model.plans),
-        slab=begun.slab if begun else slab,
-        rows=min(rows, begun.rows) if begun else rows,
-        copied=_is_copied(settings, volumes),
+        slab=slab,
+        rows=rows,
+        copied=copied,
         precision="half" if device.startswith("cuda") else "single",
         by_image=depends_on_statistics(model.configuration),
         versions={"nnunet_selma": __version__, "nnunetv2": version("nnunetv2")},
@@ -180,16 +180,25 @@ def _network_axes(model: Model, volume: Volume) -> tuple[tuple[int, int, int], t
     return network_axes(model.plans, affine)
 
 
-def _is_copied(settings: VolumePrediction, volumes: Sequence[Volume]) -> bool:
+def _is_copied(
+    settings: VolumePrediction, volumes: Sequence[Volume], plan: MemoryPlan, block: ShapeZYX, chunk: int
+) -> bool:
     """True if the image is copied into chunks, from which blocks are read."""
-    return not settings.beside_input and (settings.raw or any(volume.plane_wise for volume in volumes))
+    # along a column nothing is read again
+    z, y, x = (
+        0 if axis == plan.along else ceil(edge / scale / 2)
+        for axis, (edge, scale) in enumerate(zip(plan.tile, plan.scale, strict=True))
+    )
+    plane_wise = any(volume.plane_wise for volume in volumes)
+    return is_ill_chunked(volumes, block, (z, y, x), chunk) or (
+        not settings.beside_input and (plane_wise or settings.raw)
+    )
 
 
-def _slab(settings: VolumePrediction, model: Model, volumes: Sequence[Volume]) -> tuple[int, int]:
+def _slab(settings: VolumePrediction, model: Model, volumes: Sequence[Volume], *, copied: bool) -> tuple[int, int]:
     """Slices, and lines of a slice, that are read together within the memory that the open model leaves."""
-    whole_planes = _is_copied(settings, volumes) or any(volume.plane_wise for volume in volumes)
     left = settings.max_memory - model.weight_bytes * (len(settings.model.folds) + 1) / GB
-    return choose_slab(list(volumes), stored_dtype(list(volumes)).itemsize, left, whole_planes=whole_planes)
+    return choose_slab(list(volumes), stored_dtype(list(volumes)).itemsize, left, copied=copied)
 
 
 def _check_fits(run: Run, settings: VolumePrediction, model: Model, volumes: Sequence[Volume]) -> None:
@@ -202,11 +211,11 @@ def _check_fits(run: Run, settings: VolumePrediction, model: Model, volumes: Seq
             f"--max-memory {memory:g}: {run.folder} was begun with blocks of {size} voxels, which take about {needed:.1f} GB; give at least that "
             "to go on with it, or add --overwrite to begin anew with smaller blocks"
         )
-    slab, _ = _slab(settings, model, volumes)
-    if slab < facts.slab and run.slabs_to_do():
+    slab, rows = _slab(settings, model, volumes, copied=facts.copied)
+    if slab * rows < facts.slab * facts.rows and run.slabs_to_do():
         raise SelmaError(
-            f"--max-memory {memory:g}: {run.folder} was begun with slabs of {facts.slab} slices, of which not all are read, and {slab} slices "
-            f"fit; give the {run.settings.max_memory:g} GB of then until they are read, or add --overwrite to begin anew"
+            f"--max-memory {memory:g}: {run.folder} was begun with slabs of {facts.slab} slices, of which not all are read, and "
+            f"{max(1, slab * rows // facts.rows)} slices fit; give the {run.settings.max_memory:g} GB of then until they are read, or add --overwrite to begin anew"
         )
 
 
@@ -222,16 +231,14 @@ def _create_images(run: Run, model: Model, volumes: Sequence[Volume]) -> None:
     }
     if run.raw is not None:
         middle = first.read(slice(facts.shape[0] // 2, facts.shape[0] // 2 + 1)).astype(facts.dtype)  # of booleans, 0/1
-        middle = volumes[0].read(slice(facts.shape[0] // 2, facts.shape[0] // 2 + 1))
         low, high = (float(value) for value in np.percentile(middle, (0.1, 99.9)))
-        flat = min(facts.chunk, 128)
-        across = max(flat, min(_RAW_SHARD, -(-max(facts.shape[1:]) // flat) * flat))
+        shard, raw_chunk = copy_layout(facts.shape, facts.slab, facts.rows, facts.chunk)
         create_image(
             run.raw,
             ImageLayout(
                 dtype=np.dtype(facts.dtype),
-                shard_zyx=(facts.slab, across, across),
-                chunk_zyx=(min(facts.slab, facts.chunk), flat, flat),
+                shard_zyx=shard,
+                chunk_zyx=raw_chunk,
                 reduction="mean",
                 name=stem(settings.output),
                 window=(low, high) if high > low else None,
@@ -246,7 +253,7 @@ def _create_images(run: Run, model: Model, volumes: Sequence[Volume]) -> None:
     common |= {"shard_zyx": facts.block, "chunk_zyx": (facts.chunk,) * 3}
     create_image(
         run.labels,
-        ImageLayout(dtype=model.label_dtype, reduction="mode", name=settings.name, label_colours=colours, **common),
+        ImageLayout(dtype=model.label_dtype, reduction="any", name=settings.name, label_colours=colours, **common),
     )
     create_labels(run.output, [settings.name], settings.version)
     if settings.probabilities:

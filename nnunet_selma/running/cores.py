@@ -70,6 +70,11 @@ def _quota(file: Path) -> int:
         return 2**31
 
 
+def compute_threads() -> int:
+    """Number of threads for computing, decoding and compressing in this process: OMP_NUM_THREADS, or else all cores it may use."""
+    return _number(os.environ, "OMP_NUM_THREADS") or usable_cores()
+
+
 def keep_freed_memory(environment: Mapping[str, str]) -> bool:
     """Let glibc keep freed memory for the next step instead of giving it back to the system; True if it now does.
 

@@ -4,16 +4,18 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from multiprocessing.connection import wait
 from queue import Empty
-from typing import Any
+from typing import Any, TypeVar
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.running.progress import Progress, ResultT, TaskT, Work, do_task, silent
+
+ItemT = TypeVar("ItemT")
 
 _POLL_SECONDS = 0.2
 _steps_of_this_worker: Any = None  # queue for the steps of a worker, set when the worker starts
@@ -60,6 +62,17 @@ def run_tasks(
     for _ in bar:
         pass
     return results
+
+
+def in_threads(work: Callable[[ItemT], ResultT], items: Sequence[ItemT], threads: int) -> list[ResultT]:
+    """Results of a function for each item, in the order of the items, from a few threads; for work that releases Python's lock.
+
+    An error of an item is raised, and items that have not begun by then are left out.
+    """
+    if min(threads, len(items)) < 2:
+        return [work(item) for item in items]
+    with ThreadPoolExecutor(min(threads, len(items))) as pool:
+        return list(pool.map(work, items))
 
 
 def _here(work: Work[TaskT, ResultT], tasks: Sequence[TaskT], results: list[ResultT]) -> Generator[int, None, None]:

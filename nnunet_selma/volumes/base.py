@@ -46,6 +46,9 @@ class Volume(ABC):
     slices_apart: bool = False
     """True if each slice is its own file, so that single slices are cheap to read; otherwise each read starts from the front."""
 
+    read_in_threads: bool = False
+    """True if several threads may read slices at once, and are faster together."""
+
     chunk_zyx: ShapeZYX | None = None
     """Shape of the chunks that are read whole, voxels; None for slices and memory maps."""
 

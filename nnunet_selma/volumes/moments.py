@@ -31,6 +31,13 @@ class Moments:
         wide -= mean
         return Moments(wide.size, mean, float(wide @ wide))
 
+    @staticmethod
+    def of_sums(count: int, total: int, squares: int) -> "Moments":
+        """Moments of whole numbers from their count, sum and sum of squares, which lose no digits in Python's integers."""
+        if not count:
+            return Moments()
+        return Moments(count, total / count, (count * squares - total * total) / count)
+
     def __add__(self, other: "Moments") -> "Moments":
         count = self.count + other.count
         if not count:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_selma.errors import SelmaError
+from nnunet_selma.running.cores import compute_threads
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes.base import Array, ShapeZYX, Volume, chosen_channel
 from nnunet_selma.volumes.units import VOXEL_UNITS, spacing_from_header, spacing_in_um
@@ -36,13 +37,18 @@ def _is_zipped(path: Path) -> bool:
 
 
 def zarr_library() -> Any:
-    """The zarr module; raises `SelmaError` that says how to install it."""
+    """The zarr module, which decodes and compresses on as many threads as this process computes with.
+
+    Raises:
+        SelmaError: zarr is not installed; says how to install it.
+    """
     try:
         import zarr
     except ImportError as error:
         raise SelmaError(
             "OME-Zarr needs zarr; install it with: pip install 'nnunet-selma[brains]', or 'nnunet-selma[zarr]' to read only"
         ) from error
+    zarr.config.set({"async.concurrency": compute_threads()})
     return zarr
 
 

@@ -27,7 +27,6 @@ from nnunet_selma.volumes.pyramids import (
     Reduction,
     fill_pyramid,
     level_array,
-    one_thread,
     open_zarr_group,
     pyramid_levels,
     reduced,
@@ -197,8 +196,7 @@ def write_box(path: Path, start_zyx: ShapeZYX, voxels: Array) -> None:
             raise ValueError(
                 f"{path}: voxels {b.start} to {b.stop} of {end} along an axis are not whole shards of {unit}"
             )
-    with one_thread():
-        array[(..., *box)] = voxels
+    array[(..., *box)] = voxels
 
 
 def remove_partial_writes(path: Path) -> None:

@@ -130,6 +130,7 @@ class TiffSlices(Volume):
     """
 
     slices_apart = True
+    read_in_threads = True
 
     def __init__(
         self, path: Path, *, channel: int | None = None, interpolate: bool = False, slice_pattern: str | None = None

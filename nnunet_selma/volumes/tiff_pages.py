@@ -163,6 +163,8 @@ class TiffPages(Volume):
         SelmaError: not a TIFF, colour, pages that do not form one image, or several channels or time points and no choice.
     """
 
+    read_in_threads = True
+
     def __init__(self, path: Path, *, channel: int | None = None) -> None:
         self.path = path
         layout = page_layout(path)

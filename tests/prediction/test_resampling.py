@@ -36,7 +36,25 @@ def test_a_box_is_that_box_of_the_whole(before, after, spacing, target, order, d
     limits = Limits(voxels.min(axes).reshape(shape).astype(float), voxels.max(axes).reshape(shape).astype(float))
     found = own.apply(voxels[(slice(None), *own.needed(tuple(box)))], tuple(box), limits)
     assert found.dtype == whole.dtype
+    shared = own.apply(voxels[(slice(None), *own.needed(tuple(box)))], tuple(box), limits, threads=3)
+    np.testing.assert_array_equal(found, shared)
     np.testing.assert_allclose(found, whole[(slice(None), *box)], rtol=0, atol=0 if order == 1 else 1e-6)
+
+
+@pytest.mark.parametrize("factor", [6 / 5, 4 / 3, 3 / 2, 2, 3])
+@pytest.mark.parametrize("spacing", [1.0, 6.0])
+def test_half_precision_ties_are_rounded_as_scipy_does(factor, spacing):
+    """Neighbours that differ by one unit in the last place, at weights of sixths and quarters: every other value is a tie."""
+    before = (12, 40, 42)
+    after = tuple(round(n * factor) for n in before)
+    steps = np.random.default_rng(1).integers(0, 4, (1, *before))
+    voxels = (np.float16(1.0) + steps * np.finfo(np.float16).eps).astype(np.float16)
+    spacings = (spacing, 1.0, 1.0), (spacing / factor, 1 / factor, 1 / factor)
+    whole = resample_data_or_seg_to_shape(voxels, after, *spacings, **{**OPTIONS, "order": 1})
+    box = (slice(1, after[0] - 1), slice(5, after[1]), slice(0, after[2] - 3))
+    own = configured_resampling(configuration(1), "data", before, after, *spacings)
+    found = own.apply(voxels[(slice(None), *own.needed(box))], box)
+    np.testing.assert_array_equal(found, whole[(slice(None), *box)])
 
 
 @given(before=lengths, after=lengths, spacing=spacings, target=spacings, data=st.data())

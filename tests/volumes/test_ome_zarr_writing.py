@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -34,7 +35,7 @@ ome_zarr_models = pytest.importorskip("ome_zarr_models", reason="ome-zarr-models
 
 VERSIONS = ("0.5", "0.4")
 COLOURS = {1: ("vessel", (255, 0, 0, 255)), 2: ("nucleus", (0, 255, 0, 128))}
-DTYPES = {"mean": np.uint16, "mode": np.uint8, "nearest": np.uint32}
+DTYPES = {"mean": np.uint16, "mode": np.uint8, "nearest": np.uint32, "any": np.uint32}
 
 
 @pytest.fixture
@@ -88,7 +89,8 @@ def by_windows(voxels, steps, reduction):
             total = sum(int(v) for v in window.flat)
             made[index] = (2 * total + window.size) // (2 * window.size)
         else:
-            values, counts = np.unique(window, return_counts=True)
+            chosen = window[window != 0] if reduction == "any" and window.any() else window
+            values, counts = np.unique(chosen, return_counts=True)
             made[index] = values[counts == counts.max()].max()
     return made
 
@@ -123,7 +125,7 @@ class TestLevels:
 
 
 class TestReduced:
-    @pytest.mark.parametrize("reduction", ["mean", "mode", "nearest"])
+    @pytest.mark.parametrize("reduction", ["mean", "mode", "nearest", "any"])
     @settings(max_examples=60)
     @given(data=st.data())
     def test_is_its_definition(self, reduction, data):
@@ -145,6 +147,8 @@ class TestReduced:
     def test_by_hand(self):
         window = np.array([[[0, 7], [7, 0]], [[9, 1], [2, 3]]], np.uint8)
         assert reduced(window, (2, 2, 2), "mode").item() == 7  # 0 and 7 stand twice; foreground wins
+        assert reduced(np.array([[[0, 0], [0, 5]]]), (1, 2, 2), "any").item() == 5
+        assert reduced(np.array([[[5, 4], [4, 0]]]), (1, 2, 2), "any").item() == 4
         assert reduced(window, (2, 2, 2), "mean").item() == 4  # 29 / 8
         assert reduced(window, (2, 2, 2), "nearest").item() == 0
         assert reduced(np.array([[[0, 1]]], np.uint8), (1, 1, 2), "mean").item() == 1  # halves up
@@ -222,11 +226,14 @@ class TestImages:
         ]
         assert multiscale["name"] == "vessels"
 
-    def test_workers_make_the_same_pyramid(self, rng, tmp_path, monkeypatch):
+    @pytest.mark.parametrize("reduction", ["mean", "mode", "any"])
+    def test_threads_make_the_same_pyramid(self, reduction, rng, tmp_path, monkeypatch):
         monkeypatch.setattr(pyramids, "_SMALL", 8)  # level 1, of two shards, is the last
         voxels = rng.integers(0, 3, (8, 8, 16), dtype=np.uint8)
-        alone = write(tmp_path / "alone", voxels, layout(voxels.shape))
-        shared = write(tmp_path / "shared", voxels, layout(voxels.shape), fill=False)
+        image = layout(voxels.shape, reduction=reduction)
+        alone = write(tmp_path / "alone", voxels, image)
+        shared = write(tmp_path / "shared", voxels, image, fill=False)
+        monkeypatch.setattr(pyramids, "compute_threads", lambda: 4)
         seen = []
 
         def counted(items, label):
@@ -234,9 +241,52 @@ class TestImages:
                 seen.append(label)
                 yield item
 
-        fill_pyramid(shared, counted, workers=2)
+        fill_pyramid(shared, counted)
         assert files(shared) == files(alone)
         assert seen == ["level 1"] * 2
+
+    def test_levels_on_record_are_not_made_again(self, rng, tmp_path, small_pyramids):
+        voxels = rng.integers(1, 3, (8, 8, 16), dtype=np.uint8)
+        whole = write(tmp_path / "whole", voxels, layout(voxels.shape))
+        path, record = write(tmp_path / "v", voxels, layout(voxels.shape), fill=False), tmp_path / "levels.json"
+        stop, seen = threading.Event(), []
+
+        def stopped(items, label):
+            for item in items:
+                if label == "level 2":
+                    stop.set()
+                seen.append(label)
+                yield item
+
+        fill_pyramid(path, stopped, record=record, stop=stop)
+        assert seen[-1] == "level 2"
+        assert files(path) != files(whole)
+        seen.clear()
+        stop.clear()
+        fill_pyramid(path, lambda items, label: seen.append(label) or items, record=record)
+        assert seen == ["level 2", "level 3"]
+        assert files(path) == files(whole)
+        seen.clear()
+        fill_pyramid(path, lambda items, label: seen.append(label) or items, record=record)
+        assert not seen
+
+    @pytest.mark.parametrize("reduction", ["any", "mode", "nearest"])
+    def test_a_median_cell_is_there_at_the_level_that_is_shown_first(self, reduction, tmp_path):
+        """A cell 5 voxels across in a volume 4096 wide; napari shows the coarsest level first."""
+        place = np.indices((5, 5, 5)) - 2
+        cell = np.asarray((place**2).sum(axis=0) < 7, np.uint8)
+        image = layout(
+            (64, 64, 4096), shard_zyx=(64, 64, 512), chunk_zyx=(32,) * 3, reduction=reduction, spacing_um_zyx=(1.0,) * 3
+        )
+        create_image(tmp_path / "v", image)
+        voxels = np.zeros((64, 64, 512), np.uint8)
+        voxels[18:23, 37:42, 101:106] = cell
+        write_box(tmp_path / "v", (0, 0, 512), voxels)
+        fill_pyramid(tmp_path / "v")
+        levels = zarr.open(str(tmp_path / "v"))
+        coarsest = levels[str(len(image.levels) - 1)]
+        assert max(coarsest.shape) == 256
+        assert bool(np.any(coarsest[:])) == (reduction == "any")
 
     def test_a_second_run_replaces_what_the_first_made(self, tmp_path, small_pyramids):
         image = layout((4, 8, 16))
