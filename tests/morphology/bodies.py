@@ -33,7 +33,8 @@ def split_whole(mask, spacing, neck, connectivity=26, probability=None):
         height = height * (np.maximum(probability, 1) / 255)
     height = np.rint(height).astype(int)
     seeds, _ = scipy_label(local_maxima(height, connectivity=rank) & mask, generate_binary_structure(3, rank))
-    basins = watershed(-height, seeds, mask=mask, connectivity=rank)
+    depth = np.where(seeds > 0, -height - 0.5 + np.arange(mask.size).reshape(mask.shape) / (4 * mask.size), -height)
+    basins = watershed(depth, seeds, mask=mask, connectivity=rank)  # equal seeds grow in raster order
     summit = {int(number): height[basins == number].max() for number in np.unique(basins[basins > 0])}
     passes = sorted((-level, pair) for pair, level in neighbours(basins, height, rank).items())
     joined = {number: {number} for number in summit}  # each basin to all that it is joined with

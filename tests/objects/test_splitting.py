@@ -13,6 +13,7 @@ from nnunet_selma import objects
 from nnunet_selma.demo.phantom.shapes import irregular_ellipsoid
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.morphology.blocks import blocks, reader
+from nnunet_selma.morphology.components import label
 from nnunet_selma.objects import ObjectSettings, measure_objects, reading, splitting
 from nnunet_selma.objects.measuring import find_objects
 from nnunet_selma.objects.splitting import Splitting, split_touching
@@ -43,8 +44,7 @@ def in_blocks(values, edge, raw=None, *, neck=0.85, connectivity=26, spacing=SPA
     image, ids, offset = np.zeros(values.shape, np.int64), numbers[touching.first[rows]], 0
     draw = touching.drawing(numbers)
     for block in blocks(values.shape, edge):
-        labels = cc3d.connected_components(values[block.box], connectivity=connectivity)
-        n = int(labels.max())
+        labels, n = label(values[block.box], connectivity)
         core = np.concatenate([[0], ids[offset : offset + n]])[labels[block.core]]
         draw(block, core)
         image[tuple(slice(a, b) for a, b in zip(block.start, block.stop, strict=True))] = core
@@ -249,25 +249,30 @@ def touching_nuclei(rng, spacing, radius_um, closest, shape_um=110.0):
     return numbers
 
 
-NUCLEI = [((1.0, 1.0, 1.0), 6.0), ((3.0, 1.0, 1.0), 6.0), ((5.0, 1.6, 1.6), 8.0), ((4.0, 2.0, 2.0), 8.0)]
+NUCLEI = [
+    ((1.0, 1.0, 1.0), 6.0, 0.02),
+    ((3.0, 1.0, 1.0), 6.0, 0.05),
+    ((4.0, 2.0, 2.0), 8.0, 0.11),
+    ((5.0, 1.6, 1.6), 8.0, 0.2),
+]
+"""Voxel size and radius, µm, and the error of the count: the fewer voxels across a nucleus, the larger."""
 
 
-@pytest.mark.parametrize(("spacing", "radius"), NUCLEI)
-def test_touching_nuclei_are_counted(spacing, radius):
-    """Within 10 % of the nuclei that were drawn, where components are less than half as many; docs/whole-brains.md has the counts."""
+@pytest.mark.parametrize(("spacing", "radius", "error"), NUCLEI)
+def test_touching_nuclei_are_counted(spacing, radius, error):
+    """Nearly as many as were drawn, where components are less than a third; docs/whole-brains.md has more counts."""
     numbers = touching_nuclei(np.random.default_rng(7), np.array(spacing), radius, closest=0.85)
     truth, values = len(np.unique(numbers)) - 1, (numbers > 0).astype(np.uint8)
     summary = in_blocks(values, (32, 32, 32), spacing=spacing)[0].summary()
-    print(spacing, radius, truth, summary)
-    assert summary["components"] < 0.6 * truth
-    assert abs(summary["objects"] - truth) < 0.1 * truth
+    assert summary["components"] < 0.3 * truth
+    assert abs(summary["objects"] - truth) <= error * truth
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (3.0, 1.0, 1.0)])
 def test_single_uneven_nuclei_stay_whole(spacing):
     values = np.zeros((120, 120, 120), np.uint8)
     rng, drawn = np.random.default_rng(3), 0
-    for centre in np.stack(np.meshgrid(*[np.arange(12, 120, 20)] * 3), axis=-1).reshape(-1, 3):
+    for centre in np.stack(np.meshgrid(*[np.arange(12, 110, 20)] * 3), axis=-1).reshape(-1, 3):
         at = irregular_ellipsoid(centre.astype(float), 6 * rng.uniform(0.8, 1.25, 3) / spacing, rng)
         values[tuple(at.T)], drawn = 1, drawn + 1
     summary = in_blocks(values, (64, 64, 64), spacing=spacing)[0].summary()
@@ -281,5 +286,4 @@ def test_real_nuclei_are_split_as_in_the_whole(real_data, spacing):
     (labels,) = (real_data / "selma3d_crops").rglob("shannel_cells/gt/*.nii.gz")
     values = open_volume(labels).read().astype(np.uint8)
     touching = check_equal(values, (32, 40, 24), values, spacing=spacing)
-    print(spacing, touching.summary())
     assert touching.summary()["components"] == 242
