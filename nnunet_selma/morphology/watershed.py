@@ -6,7 +6,7 @@ first, where the pass between them is higher than a share of the lower summit: t
 so that one number serves large and small bodies.
 
 The nearest voxel outside of a component touches it, and no two components touch. Therefore a component is split alone, in its box and one layer
-around it, with the same result as in a whole volume. Memory: about 60 bytes for each voxel of the box.
+around it, with the same result as in a whole volume. Memory: about 110 bytes for each voxel of the box.
 """
 
 from itertools import product

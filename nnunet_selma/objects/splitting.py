@@ -2,7 +2,7 @@
 
 A second pass reads the same blocks. A component that lies in one block is split there; of one that goes on, the parts are kept until its last
 voxel is read. Therefore the result does not depend on the blocks. A component whose box has more than `MOST_VOXELS` is left whole, and counted.
-Memory: a block; 60 bytes for each voxel of the largest box that is split; a bit for each voxel in the boxes of parts that wait, with their
+Memory: a block; 110 bytes for each voxel of the largest box that is split; a bit for each voxel in the boxes of parts that wait, with their
 intensities and probabilities; and, for an image of instances, the compressed shapes of split components.
 """
 
@@ -30,8 +30,8 @@ from nnunet_selma.volumes import open_volume
 from nnunet_selma.volumes.base import Array, ShapeZYX, by_times
 from nnunet_selma.volumes.segmented import channel_count
 
-MOST_VOXELS = 2**24
-"""Voxels of the largest box in which a component is split: 256³, about 1 GB."""
+MOST_VOXELS = 2**23
+"""Voxels of the largest box in which a component is split: about 200³, 0.9 GB."""
 ReadProbability = Callable[[Block, Array], Array]
 """Returns the probability, 0 to 255, of the label at each voxel of a block's core, from the labels there."""
 

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.ndimage import distance_transform_edt
 from skimage.measure import regionprops
+from skimage.morphology import h_maxima
+from skimage.segmentation import watershed
 
 from nnunet_selma import objects
 from nnunet_selma.demo.phantom.shapes import irregular_ellipsoid
@@ -268,6 +271,32 @@ def test_touching_nuclei_are_counted(spacing, radius, error):
     assert abs(summary["objects"] - truth) <= error * truth
 
 
+STUDY = {
+    ((1.0, 1.0, 1.0), 6.0): {0.7: (91, 384, 430), 0.85: (112, 441, 490), 1.0: (167, 449, 511)},
+    ((3.0, 1.0, 1.0), 6.0): {0.7: (75, 370, 404), 0.85: (89, 431, 460), 1.0: (124, 449, 481)},
+    ((4.0, 2.0, 2.0), 8.0): {0.7: (10, 308, 329), 0.85: (24, 403, 413), 1.0: (35, 434, 447)},
+    ((5.0, 1.6, 1.6), 8.0): {0.7: (10, 286, 313), 0.85: (23, 386, 412), 1.0: (35, 438, 452)},
+}
+"""For 450 nuclei: components, objects after splitting, and basins of h-maxima of a tenth of the radius; docs/whole-brains.md shows them."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("spacing", "radius"), STUDY)
+@pytest.mark.parametrize("closest", [0.7, 0.85, 1.0])
+def test_counts_are_those_of_the_documentation(spacing, radius, closest):
+    counts = np.zeros(3, np.int64)
+    for seed in (1, 2, 3):
+        numbers = touching_nuclei(np.random.default_rng(seed), np.array(spacing), radius, closest)
+        assert len(np.unique(numbers)) == 151
+        summary = in_blocks((numbers > 0).astype(np.uint8), (32, 32, 32), spacing=spacing)[0].summary()
+        distance = distance_transform_edt(numbers > 0, spacing)
+        maxima = cc3d.connected_components(h_maxima(distance, 0.1 * radius))
+        basins = watershed(-distance, maxima, mask=numbers > 0)
+        counts += summary["components"], summary["objects"], basins.max()
+    assert counts[:2].tolist() == list(STUDY[spacing, radius][closest][:2])
+    assert abs(counts[2] - STUDY[spacing, radius][closest][2]) <= 5  # versions of scikit-image differ
+
+
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (3.0, 1.0, 1.0)])
 def test_single_uneven_nuclei_stay_whole(spacing):
     values = np.zeros((120, 120, 120), np.uint8)
@@ -281,9 +310,10 @@ def test_single_uneven_nuclei_stay_whole(spacing):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (5.0, 0.54, 0.54)])
-def test_real_nuclei_are_split_as_in_the_whole(real_data, spacing):
+@pytest.mark.parametrize(("spacing", "expected"), [((1.0, 1.0, 1.0), 264), ((5.0, 0.54, 0.54), 289)])
+def test_real_nuclei_are_split_as_in_the_whole(real_data, spacing, expected):
     (labels,) = (real_data / "selma3d_crops").rglob("shannel_cells/gt/*.nii.gz")
     values = open_volume(labels).read().astype(np.uint8)
     touching = check_equal(values, (32, 40, 24), values, spacing=spacing)
     assert touching.summary()["components"] == 242
+    assert touching.summary()["objects"] == expected
