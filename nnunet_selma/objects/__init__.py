@@ -1,7 +1,7 @@
 """A table of the objects of a segmentation of any size: volume, place, intensity and atlas region of each, and a summary of all.
 
-One pass over the blocks finds and measures the objects. Further passes are made only when asked for: topology, skeletons (`trees`), and
-the image of object numbers (`instances`). Memory: a block and what is computed of it (0.7 GB where it holds little, 1.5 GB where it is
+One pass over the blocks finds and measures the objects. Further passes are made only when asked for: objects that touch (`splitting`), topology,
+skeletons (`trees`), and the image of object numbers (`instances`). Memory: a block and what is computed of it (0.7 GB where it holds little, 1.5 GB where it is
 full), slabs of slices (`reading`) and the objects (`measuring`). It does not grow with the volume otherwise.
 """
 
@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 
 from nnunet_selma import __version__
-from nnunet_selma.errors import SelmaError
+from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.morphology.components import Connectivity
+from nnunet_selma.morphology.watershed import NECK
 from nnunet_selma.objects.atlas import Atlas, open_atlas
 from nnunet_selma.objects.brainreg import brainreg_output
 from nnunet_selma.objects.instance_image import InstanceImage, check_free, write_instances
 from nnunet_selma.objects.measuring import find_objects
 from nnunet_selma.objects.reading import Sources, open_sources
 from nnunet_selma.objects.regions import read_region_names, region_table, regions_of, registration_notes
+from nnunet_selma.objects.splitting import MOST_VOXELS, SplitObjects, Splitting, probability_reader, split_touching
 from nnunet_selma.objects.summary import HALO, counts, topology, trees
 from nnunet_selma.objects.table import table_of
 from nnunet_selma.objects.table_files import check_writable, write_table
@@ -53,6 +55,12 @@ class ObjectSettings:
     """Smallest object that is listed, voxels."""
     max_voxels: int | None = None
     """Largest object that is listed, voxels."""
+    split_touching: bool = False
+    """Part objects that touch, by a watershed of each component, which reads the labels once more."""
+    neck: float | None = None
+    """Bodies are parted where the neck between them is at most this share of the smaller one's radius. None: 0.85."""
+    probabilities: Path | None = None
+    """The OUT_probabilities.ome.zarr of predict-volume: touching objects are also parted where the probability drops between them."""
     topology: bool = False
     """Count components, loops and cavities (β0, β1, β2) of everything above 0, which reads the labels once more."""
     trees: bool = False
@@ -91,6 +99,12 @@ class ObjectSettings:
         given = [option for option, value in of_atlas.items() if value is not None]
         if self.atlas is None and given:
             raise SelmaError(f"{given[0]} is for an atlas: give it with --atlas FILE")
+        if self.neck is not None and not 0 < self.neck <= 1:
+            raise SelmaError("--neck is a share above 0 and up to 1")
+        of_touching = {"--neck": self.neck, "--probabilities": self.probabilities}
+        given = [option for option, value in of_touching.items() if value is not None]
+        if given and not self.split_touching:
+            raise SelmaError(f"{given[0]} is for objects that touch: add --split-touching")
         if not self.output.name:
             raise SelmaError(f"{self.output}: is a folder; give the name of a file")
         if self.region_table == self.output:
@@ -135,10 +149,25 @@ def measure_objects(settings: ObjectSettings, progress: Progress[Any] = silent) 
             f"{settings.summary}: would be replaced by the summary of the table, and is none; give -o another name"
         )
 
-    components, rows = find_objects(sources, settings.connectivity, progress)
-    kept = (components.voxels >= settings.min_voxels) & (components.voxels <= (settings.max_voxels or np.inf))
-    objects, left_out = components.select(kept), int(np.count_nonzero(~kept))
+    probability = probability_reader(settings.probabilities, sources) if settings.probabilities else None
+
+    objects, rows = find_objects(sources, settings.connectivity, progress)
+    touching = None
+    if settings.split_touching:
+        splitting = Splitting(
+            neck=settings.neck or NECK,
+            connectivity=settings.connectivity,
+            spacing_um_zyx=spacing,
+            probability=probability,
+        )
+        touching = split_touching(sources, objects, rows, splitting, progress, keep_shapes=instances is not None)
+        objects, rows = touching.objects, touching.first[rows]
+    kept = (objects.voxels >= settings.min_voxels) & (objects.voxels <= (settings.max_voxels or np.inf))
+    numbers = np.where(kept, np.cumsum(kept), 0)
+    objects, left_out = objects.select(kept), int(np.count_nonzero(~kept))
     columns, notes = dict(table_of(objects, shape, spacing, sources.placed.origin_voxels_zyx)), []
+    if touching is not None:
+        columns["component"] = touching.component[kept] + 1
     if atlas is not None and spacing is not None:
         columns["region"], sizes = regions_of(atlas, objects)
         write_table(
@@ -159,15 +188,16 @@ def measure_objects(settings: ObjectSettings, progress: Progress[Any] = silent) 
             like=sources.placed,
             connectivity=settings.connectivity,
         )
-        ids = np.where(kept, np.cumsum(kept), 0)[rows]
-        write_instances(target, sources.read_labels, ids, progress)
+        draw = {} if touching is None else {"draw": touching.drawing(numbers)}
+        write_instances(target, sources.read_labels, numbers[rows], progress, **draw)
     summary: dict[str, Any] = without_nan(
         {
             **_description(settings, sources, spacing),
             **counts(objects, left_out, shape, spacing, sources.classes),
+            "touching": touching and touching.summary(),
             "betti": betti and betti._asdict(),
             "trees": skeleton,
-            "notes": [*_notes(settings, spacing, left_out, skeleton), *notes],
+            "notes": [*_notes(settings, spacing, left_out, skeleton, touching), *notes],
         }
     )
     write_json(settings.summary, summary)
@@ -210,13 +240,24 @@ def _description(settings: ObjectSettings, sources: Sources, spacing: SpacingUm 
 
 
 def _notes(
-    settings: ObjectSettings, spacing: SpacingUm | None, left_out: int, skeleton: dict[str, Any] | None
+    settings: ObjectSettings,
+    spacing: SpacingUm | None,
+    left_out: int,
+    skeleton: dict[str, Any] | None,
+    touching: SplitObjects | None,
 ) -> list[str]:
     """Remarks that a reader of the numbers needs."""
     notes = []
     if spacing is None:
         notes.append(
             "the voxel size is not known, and columns in µm are empty; give it with --spacing Z,Y,X, or use the columns in voxels"
+        )
+    if touching is not None and spacing is None:
+        notes.append("touching objects were split as if voxels were cubes")
+    if touching is not None and touching.left_whole:
+        notes.append(
+            f"touching objects: {counted(touching.left_whole, 'component was', 'components were')} left whole, "
+            f"because a box of more than {MOST_VOXELS} voxels is not split"
         )
     of_foreground = ["β0, β1, β2"] * settings.topology + ["skeleton"] * settings.trees
     if of_foreground and (left_out or settings.connectivity == 6):

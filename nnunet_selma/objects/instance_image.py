@@ -6,7 +6,7 @@ object each belongs to. Memory: a block, and 8 bytes for each object of each blo
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.morphology.blocks import Read, blocks
+from nnunet_selma.morphology.blocks import Block, Read, blocks
 from nnunet_selma.morphology.components import Connectivity, label
 from nnunet_selma.running.progress import Progress
 from nnunet_selma.structures import SpacingUm
-from nnunet_selma.volumes.base import ShapeZYX, Volume
+from nnunet_selma.volumes.base import Array, ShapeZYX, Volume
 from nnunet_selma.volumes.segmented import has_image, is_label_image, levels
 
 _MOST_CHUNK = 64  # voxels
@@ -81,7 +81,13 @@ def check_free(path: Path, sources: Sequence[Path], shape: ShapeZYX, *, overwrit
         raise SelmaError(f"{path.parent}: there is no such folder; make it first")
 
 
-def write_instances(target: InstanceImage, read: Read, ids: NDArray[np.int64], progress: Progress[Any]) -> None:
+def write_instances(
+    target: InstanceImage,
+    read: Read,
+    ids: NDArray[np.int64],
+    progress: Progress[Any],
+    draw: Callable[[Block, Array], None] = lambda _block, _core: None,
+) -> None:
     """Write the image under a hidden name, with all its resolutions, and rename it; an earlier image is replaced.
 
     Args:
@@ -89,6 +95,7 @@ def write_instances(target: InstanceImage, read: Read, ids: NDArray[np.int64], p
         read: reader of boxes of the labels.
         ids: number of the object of each component of each block, in the order of blocks; 0 for objects that are left out.
         progress: shows the blocks.
+        draw: called with each block and the numbers in its core, to write those of objects that are no whole components.
     """
     from nnunet_selma.volumes.ome_zarr_writing import (
         ImageLayout,
@@ -123,8 +130,10 @@ def write_instances(target: InstanceImage, read: Read, ids: NDArray[np.int64], p
             labels, n = label(read(*block.box), target.connectivity)
             block_numbers = np.concatenate([numbers[:1], numbers[offset + 1 : offset + 1 + n]])
             offset += n
-            if block_numbers.any():  # boxes that are not written read as 0
-                write_box(target.staging, block.start, block_numbers[labels[block.core]])
+            core = block_numbers[labels[block.core]]
+            draw(block, core)
+            if core.any():  # boxes that are not written read as 0
+                write_box(target.staging, block.start, core)
         fill_pyramid(target.staging, progress)
         _rename(target.staging, target.path)
     finally:

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.morphology.blocks import Block, blocks
+from nnunet_selma.morphology.blocks import Block, Box, blocks
 from nnunet_selma.morphology.components import ComponentTable, Connectivity, label
 from nnunet_selma.objects.reading import Sources
 from nnunet_selma.objects.table import Objects
@@ -117,6 +118,32 @@ class MeasuredComponents:
             mean_intensity=gather("intensity", np.add, 0) / sizes if self._with_raw else unknown,
             max_intensity=gather("brightest", np.maximum, -np.inf) if self._with_raw else unknown,
         ), rows
+
+
+def measure_pieces(box: Box, numbers: Array, n: int, value: int, raw: Array | None = None) -> Objects:
+    """The pieces of a component of one label, measured as the components are.
+
+    Args:
+        box: place of the component in the volume.
+        numbers: number of the piece at each voxel of the box, 1 to n; 0 outside.
+        n: number of pieces.
+        value: label of the component.
+        raw: intensities in the box; None: there is no image.
+    """
+    (z, y, x), boxes = box, ndimage.find_objects(numbers)
+    begin, end = (z.start, y.start, x.start), (z.stop, y.stop, x.stop)
+    part = _measure(Block((0, 0, 0), begin, end, end), numbers, n, np.broadcast_to(value, numbers.shape), raw)
+    voxels = np.bincount(numbers.ravel(), minlength=n + 1)[1:]
+    unknown = np.full(n, np.nan)
+    return Objects(
+        label=part.label,
+        voxels=voxels,
+        centroid=part.position / voxels[:, None],
+        start=np.array([[side.start for side in piece] for piece in boxes]) + begin,
+        stop=np.array([[side.stop for side in piece] for piece in boxes]) + begin,
+        mean_intensity=unknown if raw is None else part.intensity / voxels,
+        max_intensity=unknown if raw is None else part.brightest,
+    )
 
 
 def _measure(block: Block, labels: Array, n: int, values: Array, raw: Array | None) -> _Part:

@@ -101,6 +101,13 @@ def sentences(summary: Mapping[str, Any]) -> Sequence[str]:
     lines = [
         f"objects: {summary['objects']}{f' ({by_class})' if len(classes) > 1 else ''}, {summary['objects_at_border']} at the border{left}"
     ]
+    if summary["touching"] is not None:
+        touching = summary["touching"]
+        whole = f"; {touching['components_left_whole']} left whole" if touching["components_left_whole"] else ""
+        lines.append(
+            f"touching objects: {touching['components']} components before, {touching['objects']} objects after; "
+            f"{touching['components_split']} components were split{whole}"
+        )
     share = f"{100 * summary['share_of_volume']:.4g} % of the volume"
     if summary["volume_um3"] is None:
         lines.append(f"together {summary['voxels']} voxels, {share}")

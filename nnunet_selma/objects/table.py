@@ -40,8 +40,8 @@ class Objects:
     def __len__(self) -> int:
         return len(self.voxels)
 
-    def select(self, rows: NDArray[np.bool_]) -> "Objects":
-        """The objects whose row is True."""
+    def select(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> "Objects":
+        """The objects whose row is True, or whose rows are given, in that order."""
         return Objects(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
     def touches_border(self, shape: ShapeZYX) -> NDArray[np.bool_]:
