@@ -55,7 +55,7 @@ class FreeNetwork(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.zeros(1))
         noise = np.random.default_rng(0).random((num_classes, *patch), np.float32)
         blobs = gaussian_filter(noise, (0, 2, 2, 2), mode="wrap")
-        self.register_buffer("logits", torch.from_numpy(blobs)[None], persistent=False)
+        self.register_buffer("logits", torch.from_numpy(blobs)[None])
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """A view of the logits for each image of the batch."""
