@@ -76,7 +76,9 @@ def draw_tissue(path: Path, means: Array, tissue: TissueGrid, spacing_um_zyx: Sp
         }
         for row, (title, (brightness, predicted)) in enumerate(views.items()):
             panel = figure.add_subplot(2, 3, 3 * row + axis + 1)
-            panel.imshow(brightness, cmap="gray", vmin=low, vmax=max(high, low + 1e-3), aspect=aspect)
+            panel.imshow(
+                brightness, cmap="gray", vmin=low, vmax=max(high, low + 1e-3), aspect=aspect, interpolation="nearest"
+            )
             if predicted.any():
                 rows, columns = (np.arange(-1, length + 1) for length in predicted.shape)
                 panel.contour(columns, rows, np.pad(predicted, 1).astype(float), [0.5], colors=_OUTLINE, linewidths=1.2)
