@@ -78,6 +78,9 @@ def _check_folds(folder: Path, folds: Sequence[str], checkpoint: str) -> None:
     trained = sorted(path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{checkpoint}"))
     if trained:
         raise SelmaError(f"{fault}; trained are the folds {' '.join(trained)}: give them with -f")
+    fault += "; give a model that is trained, and its folds with -f"
     elsewhere = sorted((path.parent.name.removeprefix("fold_"), path.name) for path in folder.glob("fold_*/*.pth"))
-    option = f"give -f {elsewhere[0][0]} -chk {elsewhere[0][1]}" if elsewhere else ""
-    raise SelmaError(f"{fault}; give a model that is trained, and its folds with -f", option=option)
+    if not elsewhere:
+        raise SelmaError(fault)
+    fold, name = elsewhere[0]
+    raise SelmaError(fault, option=f"give -f {fold} -chk {name}")

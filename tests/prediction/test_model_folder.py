@@ -13,7 +13,6 @@ def advice(folder, folds, checkpoint):
     try:
         check_model_folder(folder, folds, checkpoint)
     except SelmaError as error:
-        assert str(error).startswith(f"{folder}: ")
         return error.for_command({"-f", "-chk"})
     return None
 
