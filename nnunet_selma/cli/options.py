@@ -94,6 +94,8 @@ def _description(field: "Field[Any]", hint: Any, text: str) -> dict[str, Any]:
     text = (text if text[1:2].isupper() else text[0].lower() + text[1:]).replace("%", "%%")
     if hint is bool:
         return {"action": "store_true", "help": text}
+    if field.default_factory is not MISSING:
+        return {**_reading(hint), "default": argparse.SUPPRESS, "help": text}
     default = None if field.default is MISSING else field.default
     values = default if isinstance(default, tuple) else () if default is None else (default,)
     meaning = unset["default"] if unset else " ".join(map(str, values))

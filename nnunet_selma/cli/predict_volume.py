@@ -3,7 +3,7 @@
 import argparse
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from nnunet_selma.cli.arguments import device_argument, path, scheduler_argument
 from nnunet_selma.cli.options import add_options, settings_from
@@ -90,6 +90,7 @@ def add_to(parts: Any) -> None:
 def _options(parser: argparse.ArgumentParser) -> None:
     from nnunet_selma.prediction import Execution, VolumePrediction
     from nnunet_selma.prediction.model import ModelSettings
+    from nnunet_selma.prediction.volume_prediction import AlsoFormat
 
     parser.add_argument(
         "inputs",
@@ -142,7 +143,13 @@ def _options(parser: argparse.ArgumentParser) -> None:
     )
     add_options(parser, VolumePrediction, statistics="", probabilities="")
     parser.add_argument("--no-raw", dest="raw", action="store_false", help="do not put the image beside the labels")
-    add_options(parser, Execution, also="")
+    parser.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        choices=get_args(AlsoFormat),
+        help="write the labels as TIFF slices too, or as NIfTI; may be given twice",
+    )
     add_options(parser, VolumePrediction, name="", version="--ome-zarr", max_memory=" GB", block=" VOXELS")
     device_argument(parser)
     scheduler_argument(parser)

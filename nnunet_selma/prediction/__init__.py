@@ -6,9 +6,11 @@ killed run continues where it stopped.
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from math import prod
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ import numpy as np
 from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.prediction.block_prediction import BlocksToPredict, open_predictor, predict_blocks
 from nnunet_selma.prediction.columns import columns, share_of, tasks_of
-from nnunet_selma.prediction.finishing import complete_run, write_also
+from nnunet_selma.prediction.finishing import complete_run, fill_image_levels, write_also
 from nnunet_selma.prediction.place import check_place, complete_result, resolve_output, uncertain_sources
 from nnunet_selma.prediction.records import PredictionResult
 from nnunet_selma.prediction.run import Run, remove_leftovers
@@ -100,7 +102,14 @@ def predict_volume(
                 say(f"warning: {lost}")
         if run.raw is not None:  # blocks are read from there, and some files are in memory whole
             begun = replace(begun, volumes=())
-        _predict_blocks(begun, execution, client, meter)
+        with ThreadPoolExecutor(1, "levels") as background:
+            predicted = Event()
+            levels = background.submit(fill_image_levels, run, predicted)
+            try:
+                _predict_blocks(begun, execution, client, meter)
+            finally:
+                predicted.set()
+        levels.result()
     left = _blocks_left(run)
     if left:
         say(f"this share is done; {left} blocks of others are not. The last one completes {settings.output}")

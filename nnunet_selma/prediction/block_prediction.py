@@ -29,6 +29,7 @@ from nnunet_selma.prediction.run import Run
 from nnunet_selma.prediction.slab_reading import close_input, open_channels
 from nnunet_selma.prediction.sums import Sums
 from nnunet_selma.prediction.tiling import intersection, lengths, within
+from nnunet_selma.running.cores import compute_threads
 from nnunet_selma.volumes import open_volume
 from nnunet_selma.volumes.base import Array, Volume
 from nnunet_selma.volumes.ome_zarr_writing import write_box
@@ -205,7 +206,7 @@ class BlockPredictor:
         read = [volume.read(*source) for volume in self._volumes]
         voxels = read[0][None] if len(read) == 1 else np.stack(read)
         normalised = self._normalisation.apply(self._grids.array_to_network(voxels))
-        return self._grids.forward.apply(normalised, image, self._limits)
+        return self._grids.forward.apply(normalised, image, self._limits, threads=compute_threads())
 
     def predict(self, block: BlockInput, sums: Sums | None) -> tuple[BlockOutput, Sums | None]:
         """Predict a block.
@@ -306,7 +307,7 @@ class BlockPredictor:
         assert self._grids is not None
         answer = block.answer
         if not isinstance(answer, Answer):
-            logits = torch.from_numpy(self._grids.backward.apply(answer, block.work.result))
+            logits = torch.from_numpy(self._grids.backward.apply(answer, block.work.result, threads=compute_threads()))
             answer = _joined([self._answer(piece) for piece in torch.split(logits, _PIECE, dim=1)])
         box = self.run.blocks[block.index]
         inner = intersection(box, self._grids.crop)

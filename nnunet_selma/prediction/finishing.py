@@ -3,10 +3,12 @@
 import os
 import platform
 import shutil
+import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import tifffile
@@ -23,6 +25,10 @@ from nnunet_selma.volumes import Volume, open_volume
 from nnunet_selma.volumes.nifti_writing import write_label_nifti
 from nnunet_selma.volumes.ome_zarr_writing import create_labels, fill_pyramid, remove_partial_writes
 
+_IMAGE_LEVELS, _LEVELS_LOCK = "image_levels.json", "image_levels.lock"
+"""Files in the folder of a run: number of levels of the image that are complete, and the lock of the process that fills them."""
+_WAIT = 0.2
+"""Seconds between two attempts to get that lock."""
 _SLICES_BYTES = 2**28
 """Bytes of slices that are read together."""
 
@@ -50,7 +56,7 @@ def complete_run(run: Run, seconds: float, *, progress: Progress[Any] = silent) 
         remove_partial_writes(run.folder)
         for image in (run.output if run.raw == run.output else None, run.labels, run.probabilities):
             if image is not None and image.is_dir():  # if not, it has been moved already
-                fill_pyramid(image, progress)
+                _fill_levels(run, image, progress)
         write_json(settings.record, _record(run, result))
         for part, place in settings.products.items():
             if (run.folder / part).is_dir():
@@ -64,6 +70,26 @@ def complete_run(run: Run, seconds: float, *, progress: Progress[Any] = silent) 
         list_labels(settings)
         remove_run(run.folder)
         return result
+
+
+def fill_image_levels(run: Run, stop: Event) -> None:
+    """Write coarser levels of the image, whose voxels are all there once the slabs are read, until an event is set; `complete_run` goes on."""
+    with exclusive(run.folder / _LEVELS_LOCK) as locked:
+        if locked and run.output == run.raw and run.output.is_dir():
+            fill_pyramid(run.output, record=run.folder / _IMAGE_LEVELS, stop=stop)
+
+
+def _fill_levels(run: Run, image: Path, progress: Progress[Any]) -> None:
+    """Write the coarser levels of an image of the run; another process that fills those of the image ends before."""
+    if image != run.output:
+        fill_pyramid(image, progress)
+        return
+    while True:
+        with exclusive(run.folder / _LEVELS_LOCK) as locked:
+            if locked:
+                fill_pyramid(image, progress, record=run.folder / _IMAGE_LEVELS)
+                return
+        time.sleep(_WAIT)
 
 
 def _check_nothing_is_lost(run: Run) -> None:

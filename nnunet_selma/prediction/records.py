@@ -24,10 +24,6 @@ class RunFacts:
     """Voxel size, µm (z, y, x); None where it is not known."""
     model: str
     """Fingerprint of the model."""
-    axes: tuple[int, int, int]
-    """Axis of the volume that becomes each axis of the network; blocks that lie one behind the other along the first one are a column."""
-    flips: tuple[bool, bool, bool]
-    """True for each axis of the volume (z, y, x) that runs the other way for the network."""
     block: ShapeZYX
     """Shape of a block, voxels (z, y, x)."""
     chunk: int
@@ -44,6 +40,10 @@ class RunFacts:
     """`half` on a GPU and `single` elsewhere; blocks of both do not belong into one result."""
     versions: Mapping[str, str]
     """Version of each library that the result depends on."""
+    axes: tuple[int, int, int] = (0, 1, 2)
+    """Axis of the volume that becomes each axis of the network; blocks that lie one behind the other along the first one are a column."""
+    flips: tuple[bool, bool, bool] = (False, False, False)
+    """True for each axis of the volume (z, y, x) that runs the other way for the network."""
     by_image: bool = False
     """True if the statistics of the image reach the network: it is normalised by them, and no instance norm takes them out again."""
     files: Mapping[str, Contents] = field(default_factory=dict)

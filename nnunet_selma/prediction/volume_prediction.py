@@ -1,18 +1,26 @@
 """Settings that decide the result of a prediction, and the paths of what it writes."""
 
+import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from nnunet_selma.prediction.model import ModelSettings
 from nnunet_selma.prediction.records import plain, with_tuples
+from nnunet_selma.running.cores import usable_memory
 from nnunet_selma.volumes import OnBadSlice
 from nnunet_selma.volumes.ome_zarr_writing import OmeZarrVersion
 
 AlsoFormat = Literal["tiff", "nifti"]
 """Format in which labels are written besides OME-Zarr."""
+_SHARE_OF_MEMORY = 0.5
+
+
+def _usual_memory() -> float:
+    """Memory of each process, GB: half of what the processes that torchrun starts on a machine may use together."""
+    return round(_SHARE_OF_MEMORY * usable_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", 1)) / 10**9, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +58,8 @@ class VolumePrediction:
     """Version of OME-Zarr that is written."""
     block: int | None = None
     """Edge of a block, voxels; None: as large as the memory allows."""
-    max_memory: float = 16.0
-    """Memory that each process may take, GB."""
+    max_memory: float = field(default_factory=_usual_memory)
+    """Memory that each process may take, GB (default: half of the machine's, shared by the processes that torchrun starts)."""
 
     @property
     def beside_input(self) -> bool:

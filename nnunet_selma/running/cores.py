@@ -12,6 +12,8 @@ _MOST_WORKERS = 12
 """Greatest number of loading processes, as in nnU-Net."""
 _CORES_PER_WORKER = 4
 """Cores for each loading process, which so serves three cores that compute; with fewer cores patches are loaded between the steps."""
+_UNKNOWN_MEMORY = 16 * 10**9
+"""Bytes that are taken for those of a machine that does not say."""
 # parameters of glibc's mallopt
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 _TOP_PAD_BYTES = 2**28
@@ -68,6 +70,15 @@ def _quota(file: Path) -> int:
         return math.ceil(int(quota) / int(period))
     except (OSError, ValueError):
         return 2**31
+
+
+def usable_memory() -> int:
+    """Bytes of memory that this process may use: those of the machine, or of its control group (containers, SLURM) if that has less."""
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else _UNKNOWN_MEMORY
+    try:
+        return min(installed, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
+    except (OSError, ValueError):  # no control groups, or no limit
+        return installed
 
 
 def compute_threads() -> int:

@@ -158,10 +158,10 @@ def test_blocks_that_do_not_fit_any_more_are_named(interrupted):
 
 
 def test_overwriting_replaces_what_nobody_touched(work):
-    said(prediction(work), also_tiff=True)
+    said(prediction(work), also=("tiff",))
     said(prediction(work, probabilities=True), overwrite=True)
     assert not (work / "brain_segmentation").exists()  # slices of the result that is gone
-    said(prediction(work), overwrite=True, also_tiff=True)
+    said(prediction(work), overwrite=True, also=("tiff",))
     assert not (work / "brain_probabilities.ome.zarr").exists()
     assert (work / "brain_segmentation").is_dir()
 
@@ -181,7 +181,7 @@ def add_label(root):
     ],
 )
 def test_what_others_added_is_named_and_kept(work, change, named):
-    said(prediction(work), also_tiff=True)
+    said(prediction(work), also=("tiff",))
     change(work)
     before = sorted(path for path in work.rglob("*"))
     with pytest.raises(SelmaError, match=named):

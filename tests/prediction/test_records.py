@@ -58,13 +58,14 @@ RESULT = {
     "tiles": 96,
     "seconds of prediction": 1.5,
     "seconds of the last call": 4.2,
+    "blocks in single precision": 0,
 }
 """Parts of a run.json and of a record, written when they were dictionaries."""
 
 
 @pytest.fixture
 def run(tmp_path):
-    content = {"format": 1, "settings": SETTINGS, "facts": FACTS, "id": "7b2d", "overwrite": False}
+    content = {"format": 2, "settings": SETTINGS, "facts": FACTS, "id": "7b2d", "overwrite": False}
     write_json(tmp_path / "run.json", content)
     (tmp_path / "blocks").mkdir()
     write_json(tmp_path / "blocks" / "000002.json", {"tiles": 12, "foreground": 34, "seconds": 0.123})
@@ -88,7 +89,15 @@ class SameFiles:
         return None
 
 
-def test_a_run_of_an_earlier_version_is_the_same_run(run):
+def test_a_run_of_an_earlier_version_is_another_run(run):
+    """Its blocks were predicted in another order, and its tissue found in another way."""
+    stored = read_json(run.folder / "run.json")
+    write_json(run.folder / "run.json", stored | {"format": 1})
+    with pytest.raises(SelmaError, match=r"another format \(1 there, 2 now\)"):
+        run.check_same(run.settings, run.facts, SameFiles())
+
+
+def test_sizes_of_blocks_and_slabs_do_not_make_another_run(run):
     assert run.changed_setting(run.settings, run.facts, SameFiles()) is None
     stored = read_json(run.folder / "run.json")
     write_json(run.folder / "run.json", stored | {"facts": FACTS | {"slab": 32, "block": [64, 64, 64]}})

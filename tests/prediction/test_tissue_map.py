@@ -61,8 +61,8 @@ def predicted(settings):
     class Stopped(Exception):
         pass
 
-    def keep(run, *_):
-        runs.append(run.intensities)
+    def keep(begun, *_):
+        runs.append(begun.run.intensities)
         raise Stopped
 
     with pytest.MonkeyPatch.context() as patch:

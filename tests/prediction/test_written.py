@@ -98,4 +98,14 @@ def test_what_has_no_record_is_not_replaceable(output, tmp_path):
         check_replaceable(output, [])
     (tmp_path / "file").write_text("mine")
     with pytest.raises(SelmaError, match="was not written by this command"):
-        check_replaceable(tmp_path / "file", [{}])
+        check_replaceable(tmp_path / "file", [])
+
+
+def test_a_file_is_known_by_its_bytes(tmp_path):
+    file = tmp_path / "labels.nii.gz"
+    file.write_bytes(b"labels")
+    written = manifest(file)
+    assert check_replaceable(file, [written]) == written
+    file.write_bytes(b"edited")
+    with pytest.raises(SelmaError, match=r"labels.nii.gz \(changed"):
+        check_replaceable(file, [written])
