@@ -92,7 +92,7 @@ def predict_volume(
         )
     if facts.in_voxels:
         say("the model was trained in units of voxels: the volume is taken as it is, whatever its voxel size")
-    with connect_cluster(execution.scheduler, threads=2) if execution.scheduler else nullcontext() as client:
+    with connect_cluster(execution.scheduler) if execution.scheduler else nullcontext() as client:
         _read_slabs(begun, execution, client, meter)
         for name in run.repaired:
             say(f"interpolated: {name}")

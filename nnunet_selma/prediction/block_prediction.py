@@ -9,6 +9,7 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from threading import Lock
@@ -35,8 +36,8 @@ from nnunet_selma.volumes.base import Array, Volume
 from nnunet_selma.volumes.ome_zarr_writing import write_box
 from nnunet_selma.volumes.pyramids import level_array
 
-_PLANES = 32
-"""Planes that are read and normalised together, where they are not resampled."""
+_PLANES, _MOST_PLANES = 32, 64
+"""Planes that are read and normalised together, where they are not resampled, and as many at most where chunks are deeper."""
 _PIECE = 8
 """Planes whose labels are computed together after resampling."""
 
@@ -191,13 +192,27 @@ class BlockPredictor:
             kept = slice(planes.start - before.box[0].start, known - before.box[0].start)
             voxels[:, : known - planes.start] = before.voxels[:, kept]
         window = Window((planes, *column.across), voxels)
-        step = planes.stop - known if self._grids.forward.changes else _PLANES
-        for start in range(known, planes.stop, max(1, step)):
-            image = self._grids.image_box(column, slice(start, min(start + step, planes.stop)))
+        for piece in self._pieces(slice(known, planes.stop)):
+            image = self._grids.image_box(column, piece)
             if min(lengths(image)) > 0:
                 target = voxels[(slice(None), *within(image, window.box))]
                 target.copy_(torch.from_numpy(np.ascontiguousarray(self._image(image))))
         return window
+
+    def _pieces(self, planes: slice) -> list[slice]:
+        """Planes in pieces that are read together: all of them where they are resampled, else as chunks lie, so that none is decoded twice."""
+        grids = self._grids
+        assert grids is not None
+        if grids.forward.changes:
+            return [planes] if planes.start < planes.stop else []
+        axis = grids.transpose[0]
+        deepest = max(volume.chunk_zyx[axis] if volume.chunk_zyx else 1 for volume in self._volumes)
+        step = deepest * max(1, _PLANES // deepest) if deepest <= _MOST_PLANES else _PLANES
+        # planes of the volume that begin a chunk, counted along the network's axis
+        offset = -grids.crop[axis].stop if grids.flips[axis] else grids.crop[axis].start
+        first = planes.start + -(planes.start + offset) % step
+        bounds = sorted({planes.start, *range(first, planes.stop, step), planes.stop})
+        return [slice(start, stop) for start, stop in pairwise(bounds)]
 
     def _image(self, image: Box) -> Array:
         """Normalised and resampled voxels of a box of the network's grid, (c, z, y, x) with network axes."""

@@ -15,8 +15,8 @@ _ACTIVATIONS = 8
 """Feature maps of full resolution that live at once while a tile is computed; the widest stages are those of the decoder."""
 _MOST_ACROSS = 2048
 """Longest edge of a block across its column, voxels; wider ones save hardly any tile, and a killed run loses more."""
-_PIECE = 32
-"""Planes that are read and normalised together (`block_prediction`)."""
+_PIECE = 64
+"""Most planes that are read and normalised together (`block_prediction`)."""
 _LEAST_BLOCK = 16
 
 

@@ -19,6 +19,8 @@ _MOST_DECODED = 2.0
 """Most decodings of a voxel by blocks, for one decoding from the chunks of a copy, with which the image is not copied."""
 _SHARD = 1024
 """Longest edge of a shard of the image, voxels."""
+_DEEP = 16
+"""Most slices in a chunk of the image: those that reach from one block of a column into the next are decoded twice."""
 _FLAT = 128
 """Longest edge of a chunk of the image within a slice, voxels."""
 
@@ -126,7 +128,7 @@ def copy_layout(shape: ShapeZYX, slab: int, rows: int, chunk: int) -> tuple[Shap
     depth, height, width = shape
     flat = min(chunk, _FLAT)
     across = max(flat, min(_SHARD, -(-max(height, width) // flat) * flat))
-    deep = min(slab, chunk) if slab >= depth else largest_divisor(slab, chunk)
+    deep = min(slab, chunk, _DEEP) if slab >= depth else largest_divisor(slab, min(chunk, _DEEP))
     shard_z = -(-slab // deep) * deep
     if rows >= height:
         return (shard_z, across, across), (deep, flat, flat)

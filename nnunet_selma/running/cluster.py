@@ -11,12 +11,11 @@ from nnunet_selma.running.progress import ResultT, TaskT, Work, do_task
 
 
 @contextmanager
-def connect_cluster(scheduler: str, threads: int = 1) -> Iterator[Any]:
+def connect_cluster(scheduler: str) -> Iterator[Any]:
     """Yield a client of a Dask scheduler.
 
     Args:
         scheduler: address of a scheduler that runs (`tcp://host:8786`), or `local:N`, which starts N worker processes here.
-        threads: tasks that each worker process of `local:N` does at once.
 
     Raises:
         SelmaError: Dask is not installed, the address is invalid, or no scheduler answers there.
@@ -35,7 +34,7 @@ def connect_cluster(scheduler: str, threads: int = 1) -> Iterator[Any]:
         with (
             distributed.LocalCluster(
                 n_workers=count,
-                threads_per_worker=threads,
+                threads_per_worker=1,
                 dashboard_address=None,
                 memory_limit=0,
                 silence_logs=40,
