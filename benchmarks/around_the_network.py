@@ -39,7 +39,7 @@ _PARTS = {
     ],
     "copying": [("nnunet_selma.prediction.slab_reading", "write_box")],
     "resampling": [("nnunet_selma.prediction.resampling.Resampling", "apply")],
-    "blending": [("nnunet_selma.prediction.model.Model", "logits")],
+    "blending": [("nnunet_selma.prediction.sums.Sums", "add"), ("nnunet_selma.prediction.sums.Sums", "move")],
     "argmax": [("nnunet_selma.prediction.model.Model", "labels")],
     "writing": [("nnunet_selma.prediction.block_prediction", "write_box")],
     "pyramids": [("nnunet_selma.prediction.finishing", "fill_pyramid")],
