@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,12 +15,15 @@ from nnunet_selma.errors import SelmaError
 def _predict_volume(chosen: argparse.Namespace) -> int:
     from nnunet_selma.prediction import Execution, VolumePrediction, predict_volume
     from nnunet_selma.prediction.model import ModelSettings
+    from nnunet_selma.running.cluster import workers_here
 
     folder = chosen.model_folder or _trained(chosen)
     folds = tuple(fold.removeprefix("fold_") for fold in chosen.folds or _trained_folds(folder, chosen.checkpoint))
     settings = settings_from(
         VolumePrediction, chosen, model=settings_from(ModelSettings, chosen, folder=folder, folds=folds)
     )
+    if "max_memory" not in chosen:
+        settings = replace(settings, max_memory=settings.max_memory / workers_here(chosen.scheduler))
     execution = settings_from(
         Execution,
         chosen,

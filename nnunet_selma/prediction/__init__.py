@@ -19,7 +19,13 @@ from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.prediction.block_prediction import BlocksToPredict, open_predictor, predict_blocks
 from nnunet_selma.prediction.columns import columns, share_of, tasks_of
 from nnunet_selma.prediction.finishing import complete_run, fill_image_levels, write_also
-from nnunet_selma.prediction.place import check_place, complete_result, resolve_output, uncertain_sources
+from nnunet_selma.prediction.place import (
+    check_place,
+    complete_result,
+    recorded_facts,
+    resolve_output,
+    uncertain_sources,
+)
 from nnunet_selma.prediction.records import PredictionResult
 from nnunet_selma.prediction.run import Run, remove_leftovers
 from nnunet_selma.prediction.slab_reading import SlabToRead, scan_slab
@@ -27,8 +33,9 @@ from nnunet_selma.prediction.sources import Sources
 from nnunet_selma.prediction.start import StartedRun, start_run
 from nnunet_selma.prediction.tiling import lengths
 from nnunet_selma.prediction.tissue_map import report_tissue
-from nnunet_selma.prediction.volume_prediction import AlsoFormat, VolumePrediction
+from nnunet_selma.prediction.volume_prediction import TISSUE_MAP, AlsoFormat, VolumePrediction
 from nnunet_selma.running.cluster import connect_cluster, submit_tasks
+from nnunet_selma.running.json_files import read_json
 from nnunet_selma.running.progress import Meter, Progress, silent, silent_meter
 from nnunet_selma.volumes.lost_chunks import lost_chunks
 from nnunet_selma.volumes.ome_zarr import is_zarr
@@ -75,7 +82,7 @@ def predict_volume(
     earlier = None if execution.overwrite else complete_result(settings, sources)
     if earlier is not None:
         say(f"{settings.output}: is complete already")
-        for line in uncertain_sources(settings, sources):
+        for line in uncertain_sources(recorded_facts(read_json(settings.record)), sources):
             say(line)
         write_also(settings, execution.also, progress)
         return earlier
@@ -83,33 +90,15 @@ def predict_volume(
     started = time.monotonic()
     begun = start_run(settings, execution.device, overwrite=execution.overwrite, sources=sources)
     run = begun.run
-    facts = run.facts
-    say(f"{'×'.join(map(str, facts.shape))} voxels, blocks of {'×'.join(map(str, facts.block))}: {run.folder}")
-    if run.raw is not None and run.raw != run.output:
-        size = prod(facts.shape) * facts.channels * np.dtype(facts.dtype).itemsize / 10**9
-        say(
-            f"the image is copied into chunks that blocks can read, at most {size:.1f} GB of disk until the run is complete: {run.raw}"
-        )
-    if facts.in_voxels:
-        say("the model was trained in units of voxels: the volume is taken as it is, whatever its voxel size")
-    with connect_cluster(execution.scheduler) if execution.scheduler else nullcontext() as client:
-        _read_slabs(begun, execution, client, meter)
-        for name in run.repaired:
-            say(f"interpolated: {name}")
-        report_tissue(run, say)
-        for volume in begun.volumes if any(map(is_zarr, settings.inputs)) else ():
-            if lost := lost_chunks(volume, run.tissue.boxes, run.tissue.box):
-                say(f"warning: {lost}")
-        if run.raw is not None:  # blocks are read from there, and some files are in memory whole
-            begun = replace(begun, volumes=())
-        with ThreadPoolExecutor(1, "levels") as background:
-            predicted = Event()
-            levels = background.submit(fill_image_levels, run, predicted)
-            try:
-                _predict_blocks(begun, execution, client, meter)
-            finally:
-                predicted.set()
-        levels.result()
+    for line in [*_description(run), *uncertain_sources(run.facts, sources)]:
+        say(line)
+    try:
+        _read_and_predict(begun, execution, meter, say)
+    except FileNotFoundError:
+        if run.folder.is_dir():
+            raise
+        say(f"another share has completed {settings.output}")
+        return None
     left = _blocks_left(run)
     if left:
         say(f"this share is done; {left} blocks of others are not. The last one completes {settings.output}")
@@ -123,8 +112,43 @@ def predict_volume(
             f"logits are too large for half precision in {counted(result.blocks_in_single_precision, 'block')} of {result.blocks}, "
             "which were computed again in single precision; nnUNetv2_predict would end with an error"
         )
+    say(f"tissue map: {settings.products[TISSUE_MAP]}")
     write_also(settings, execution.also, progress)
     return result
+
+
+def _description(run: Run) -> Iterator[str]:
+    """Sentences about a run that begins or goes on."""
+    facts = run.facts
+    yield f"{'×'.join(map(str, facts.shape))} voxels, blocks of {'×'.join(map(str, facts.block))}: {run.folder}"
+    if run.raw is not None and run.raw != run.output:
+        size = prod(facts.shape) * facts.channels * np.dtype(facts.dtype).itemsize / 10**9
+        yield f"the image is copied into chunks that blocks can read, at most {size:.1f} GB of disk until the run is complete: {run.raw}"
+    if facts.in_voxels:
+        yield "the model was trained in units of voxels: the volume is taken as it is, whatever its voxel size"
+
+
+def _read_and_predict(begun: StartedRun, execution: Execution, meter: Meter, say: Callable[[str], None]) -> None:
+    """Do this process's part of a run: slabs, the tissue map, blocks, and meanwhile coarser levels of the image."""
+    run = begun.run
+    with connect_cluster(execution.scheduler) if execution.scheduler else nullcontext() as client:
+        _read_slabs(begun, execution, client, meter)
+        for name in run.repaired:
+            say(f"interpolated: {name}")
+        report_tissue(run, say)
+        for volume in begun.volumes if any(map(is_zarr, run.settings.inputs)) else ():
+            if lost := lost_chunks(volume, run.tissue.boxes, run.tissue.box):
+                say(f"warning: {lost}")
+        if run.raw is not None:  # blocks are read from there, and some files are in memory whole
+            begun = replace(begun, volumes=())
+        with ThreadPoolExecutor(1, "levels") as background:
+            predicted = Event()
+            levels = background.submit(fill_image_levels, run, predicted)
+            try:
+                _predict_blocks(begun, execution, client, meter)
+            finally:
+                predicted.set()
+        levels.result()
 
 
 def _blocks_left(run: Run) -> int:

@@ -60,11 +60,11 @@ class BlockInput:
 
 @dataclass(frozen=True)
 class Answer:
-    """Labels and probabilities of a block, network axes."""
+    """Labels and probabilities of a block, network axes, on the device where they were computed: the writing thread waits for them."""
 
-    labels: Array
+    labels: torch.Tensor
     """(z, y, x)."""
-    probabilities: Array | None
+    probabilities: torch.Tensor | None
     """(class, z, y, x); None if they are not asked for."""
 
 
@@ -75,7 +75,7 @@ class BlockOutput:
     index: int
     """Number of the block."""
     work: BlockWork
-    answer: Answer | Array
+    answer: Answer | torch.Tensor
     """On the grid of the volume; or, if it differs from the network's, the logits on that one, (head, z, y, x)."""
     record: BlockRecord
 
@@ -240,7 +240,7 @@ class BlockPredictor:
         if block.follows and sums is None:
             block = self._anew(block)
         tiles = sum(len(layer.tiles) for layer in block.layers)
-        carried: Sums | None
+        failure, answer, carried = None, None, None
         try:
             carried = self._sums(block, sums if block.follows else None)
             answer = self._outcome(block, carried)
@@ -249,13 +249,19 @@ class BlockPredictor:
         ) as error:  # as in nnU-Net: cuDNN and cuBLAS have errors of their own for memory that runs out
             if self.model.device.type == "cpu":
                 raise
-            empty_cache(self.model.device)
-            answer, carried = self._outcome(block, self._sums_with_little_memory(self._anew(block), error)), None
-        half = answer is not None
-        if answer is None:  # nnU-Net ends here: sums in half precision end at 65504
+            failure = str(error).partition("\n")[0]
+        half = failure is not None or answer is not None
+        if failure is not None or answer is None:
+            for held in (sums, carried):  # also of the caller, whose memory is needed now
+                if held is not None:
+                    held.release()
             again, carried = self._anew(block), None
             tiles += sum(len(layer.tiles) for layer in again.layers)
-            answer = self._outcome(again, self._sums(again, None, half=False))
+            if failure is not None:
+                empty_cache(self.model.device)
+                answer = self._outcome(again, self._sums_with_little_memory(again, failure))
+            else:  # nnU-Net ends here: sums in half precision end at 65504
+                answer = self._outcome(again, self._sums(again, None, half=False))
         if answer is None:
             raise SelmaError(
                 f"{self.model.settings.folder}: the network computes NaN or infinite numbers, as it does after a training that diverged; train again"
@@ -284,21 +290,21 @@ class BlockPredictor:
         model.add_tiles(sums, block.layers, window, batch=self._tiles_at_once, half=half)
         return sums
 
-    def _sums_with_little_memory(self, block: BlockInput, error: RuntimeError) -> Sums:
+    def _sums_with_little_memory(self, block: BlockInput, failure: str) -> Sums:
         """Sums of all tiles of a block on the CPU, tile by tile, for a device whose memory ran out, as nnU-Net does."""
         model = self.model
         sums = model.empty_sums(_summed(block.work), device=torch.device("cpu"))
         try:
             model.add_tiles(sums, block.layers, block.window, batch=1)
-        except RuntimeError:
+        except RuntimeError as error:
             raise SelmaError(
                 f"{model.settings.folder}: one tile of this model could not be computed on {model.device}, most likely for want of its memory "
-                f"({str(error).partition(chr(10))[0]}); take --device cpu"
+                f"({failure}); take --device cpu"
             ) from error
         return sums
 
-    def _outcome(self, block: BlockInput, sums: Sums) -> Answer | Array | None:
-        """The answer for a block, or its logits where they have to be resampled; None if logits are not finite."""
+    def _outcome(self, block: BlockInput, sums: Sums) -> Answer | torch.Tensor | None:
+        """The answer for a block, or its logits where they have to be resampled, on the device of the sums; None if logits are not finite."""
         assert self._grids is not None
         resampled = self._grids.backward.changes
         answers, logits = [], []
@@ -306,35 +312,38 @@ class BlockPredictor:
             if not all_finite(mean):
                 return None
             if resampled:
-                logits.append(mean.cpu().numpy())
+                logits.append(mean)
             else:
                 answers.append(self._answer(mean))
-        return np.concatenate(logits, axis=1) if resampled else _joined(answers)
+        return torch.cat(logits, dim=1) if resampled else _joined(answers)
 
     def _answer(self, logits: torch.Tensor) -> Answer:
         """Labels and probabilities from logits on any device."""
-        labels = self.model.labels(logits).cpu().numpy().astype(self.model.label_dtype, copy=False)
         asked = self.run.settings.probabilities
-        return Answer(labels, self.model.probabilities(logits).cpu().numpy() if asked else None)
+        return Answer(self.model.labels(logits), self.model.probabilities(logits) if asked else None)
 
     def write(self, block: BlockOutput) -> int:
         """Write the labels of a block, and its probabilities if they are asked for, and record that it is written; returns its number."""
         assert self._grids is not None
         answer = block.answer
         if not isinstance(answer, Answer):
-            logits = torch.from_numpy(self._grids.backward.apply(answer, block.work.result, threads=compute_threads()))
+            logits = torch.from_numpy(
+                self._grids.backward.apply(answer.cpu().numpy(), block.work.result, threads=compute_threads())
+            )
             answer = _joined([self._answer(piece) for piece in torch.split(logits, _PIECE, dim=1)])
         box = self.run.blocks[block.index]
         inner = intersection(box, self._grids.crop)
         tissue, inside = self.run.tissue.mask(inner), within(inner, box)
         labels = np.zeros(lengths(box), self.model.label_dtype)
-        labels[inside] = self._grids.array_to_volume(answer.labels) * tissue
+        labels[inside] = self._grids.array_to_volume(answer.labels.cpu().numpy()) * tissue
         self.run.check_current()
         z, y, x = (bounds.start for bounds in box)
         write_box(self.run.labels, (z, y, x), labels)
         if answer.probabilities is not None:
             probabilities = np.zeros((len(answer.probabilities), *labels.shape), np.uint8)
-            probabilities[(slice(None), *inside)] = self._grids.array_to_volume(answer.probabilities) * tissue
+            probabilities[(slice(None), *inside)] = (
+                self._grids.array_to_volume(answer.probabilities.cpu().numpy()) * tissue
+            )
             write_box(self.run.probabilities, (z, y, x), probabilities)
         self.run.record_block(block.index, replace(block.record, foreground=int(np.count_nonzero(labels))))
         return block.index
@@ -380,8 +389,8 @@ def _joined(answers: Sequence[Answer]) -> Answer:
     """Answers of pieces that lie one behind the other along the first axis."""
     probabilities = [answer.probabilities for answer in answers if answer.probabilities is not None]
     return Answer(
-        np.concatenate([answer.labels for answer in answers]),
-        np.concatenate(probabilities, axis=1) if probabilities else None,
+        torch.cat([answer.labels for answer in answers]),
+        torch.cat(probabilities, dim=1) if probabilities else None,
     )
 
 

@@ -1,6 +1,5 @@
 """Completing a run: coarser levels, the record, TIFF slices, and the final names. Every step can be repeated after a kill."""
 
-import os
 import platform
 import shutil
 import time
@@ -13,9 +12,9 @@ from typing import Any
 
 import tifffile
 
+from nnunet_selma.errors import SelmaError
 from nnunet_selma.prediction.records import PredictionResult
 from nnunet_selma.prediction.run import Run, remove_run
-from nnunet_selma.prediction.tissue_map import TISSUE_MAP
 from nnunet_selma.prediction.volume_prediction import AlsoFormat, VolumePrediction
 from nnunet_selma.prediction.written import Manifest, check_replaceable, manifest, manifests_as_json
 from nnunet_selma.running.json_files import read_json, write_json
@@ -59,14 +58,12 @@ def complete_run(run: Run, seconds: float, *, progress: Progress[Any] = silent) 
                 _fill_levels(run, image, progress)
         write_json(settings.record, _record(run, result))
         for part, place in settings.products.items():
-            if (run.folder / part).is_dir():
+            if (run.folder / part).exists():
                 place.parent.mkdir(exist_ok=True)
                 _move(run.folder / part, place)
             elif _is_removed(run, part):
                 _set_aside(place)  # of the run that is replaced
             _remove(_old(place))
-        if (run.folder / TISSUE_MAP).is_file():
-            os.replace(run.folder / TISSUE_MAP, settings.tissue_map)
         list_labels(settings)
         remove_run(run.folder)
         return result
@@ -84,7 +81,7 @@ def _fill_levels(run: Run, image: Path, progress: Progress[Any]) -> None:
     if image != run.output:
         fill_pyramid(image, progress)
         return
-    while True:
+    while run.folder.is_dir():
         with exclusive(run.folder / _LEVELS_LOCK) as locked:
             if locked:
                 fill_pyramid(image, progress, record=run.folder / _IMAGE_LEVELS)
@@ -95,7 +92,7 @@ def _fill_levels(run: Run, image: Path, progress: Progress[Any]) -> None:
 def _check_nothing_is_lost(run: Run) -> None:
     """Raise `SelmaError` if a result is in the way that the run must not replace; a run takes long, and others work meanwhile."""
     for part, place in run.settings.products.items():
-        if place.exists() and ((run.folder / part).is_dir() or _is_removed(run, part)):
+        if place.exists() and ((run.folder / part).exists() or _is_removed(run, part)):
             check_replaceable(place, [run.replaced[part]] if part in run.replaced else [])
 
 
@@ -131,7 +128,7 @@ def _written(run: Run) -> dict[str, Any]:
     if record.get("run") == run.id:
         return dict(record["written"])
     parts = {part: run.folder / part for part in run.settings.products}
-    return manifests_as_json({part: manifest(folder) for part, folder in parts.items() if folder.is_dir()})
+    return manifests_as_json({part: manifest(folder) for part, folder in parts.items() if folder.exists()})
 
 
 def _record(run: Run, result: PredictionResult) -> dict[str, Any]:
@@ -156,9 +153,13 @@ def _record(run: Run, result: PredictionResult) -> dict[str, Any]:
 
 def write_also(settings: VolumePrediction, formats: Sequence[AlsoFormat], progress: Progress[Any] = silent) -> None:
     """Write the labels of a complete run in more formats, unless they are there already, and note them in the record."""
+    record = read_json(settings.record)
+    known = record.get("written", {})
     written: dict[str, Manifest] = {}
     for part in formats:
         target = settings.products[part]
+        if target.exists() and part not in known:
+            raise SelmaError(f"{target}: is there, and is not in {settings.record}; move it, and repeat the command")
         if not target.exists():
             if part == "tiff":
                 _write_slices(settings, progress)
@@ -166,8 +167,7 @@ def write_also(settings: VolumePrediction, formats: Sequence[AlsoFormat], progre
                 write_label_nifti(target, _labels(settings), settings.inputs[0], progress)
             written[part] = manifest(target)
     if written:
-        record = read_json(settings.record)
-        write_json(settings.record, record | {"written": record.get("written", {}) | manifests_as_json(written)})
+        write_json(settings.record, record | {"written": known | manifests_as_json(written)})
 
 
 def _labels(settings: VolumePrediction) -> Volume:

@@ -122,18 +122,10 @@ class Intensities:
 
     @staticmethod
     def from_arrays(arrays: Mapping[str, Array]) -> "Intensities":
-        """Intensities from the arrays of `as_arrays`, or from those of earlier versions, which hold sums and sums of squares."""
+        """Intensities from the arrays of `as_arrays`."""
         z, y, x = (int(length) for length in arrays["shape"])
         planes: dict[str, Any] = {name: tuple(arrays[f"{name}_{axis}"] for axis in range(3)) for name in _PLANES}
-        if "moments" in arrays:
-            moments = [Moments(int(count), float(mean), float(squares)) for count, mean, squares in arrays["moments"]]
-        else:
-            counts = z * y * x - planes["zeros"][0].sum(axis=1)
-            means = arrays["sums"] / np.maximum(counts, 1)
-            squares = np.maximum(arrays["squares"] - counts * means**2, 0)
-            moments = [
-                Moments(int(n), float(mean), float(sq)) for n, mean, sq in zip(counts, means, squares, strict=True)
-            ]
+        moments = [Moments(int(count), float(mean), float(squares)) for count, mean, squares in arrays["moments"]]
         return Intensities(shape=(z, y, x), moments=tuple(moments), **planes)
 
 

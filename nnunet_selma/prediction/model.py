@@ -347,5 +347,6 @@ class Model:
 
 
 def all_finite(logits: torch.Tensor) -> bool:
-    """True if no value is NaN or infinite: their sum, in double precision, is neither then."""
-    return bool(torch.isfinite(logits.sum(dtype=torch.float64)))
+    """True if no value is NaN or infinite: their sum, in a wider type, is neither then."""
+    wider = torch.float32 if logits.dtype == torch.half else torch.float64
+    return bool(torch.isfinite(logits.sum(dtype=wider)))

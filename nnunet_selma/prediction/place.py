@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Collection
 from dataclasses import replace
+from typing import Any
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.prediction.records import PredictionResult, RunFacts, first_difference
@@ -49,28 +50,32 @@ def complete_result(settings: VolumePrediction, sources: Sources) -> PredictionR
     if settings.staging.exists() or not settings.record.is_file() or not labels.exists():
         return None
     record = read_json(settings.record)
-    if not _is_record(record) or _difference(record, settings, sources):
+    if recorded_facts(record) is None or _difference(record, settings, sources):
         return None
     return PredictionResult.from_json(record["result"])
 
 
-def uncertain_sources(settings: VolumePrediction, sources: Sources) -> list[str]:
-    """Sentences about files of a complete result that are too large to be compared whole, and were changed or copied since."""
-    facts = RunFacts.from_json(read_json(settings.record)["facts"])
+def uncertain_sources(facts: RunFacts | None, sources: Sources) -> list[str]:
+    """Sentences about files of a result or run that are too large to be compared whole, and were changed or copied since."""
     return [
         f"{path}: was changed or copied since, and the bytes that were compared are the same; add --overwrite if it holds something else now"
-        for path in sources.uncertain(facts.files)
+        for path in (sources.uncertain(facts.files) if facts else ())
     ]
 
 
-def _is_record(content: dict[str, object]) -> bool:
-    return {"settings", "facts", "result"} <= content.keys()
+def recorded_facts(record: dict[str, Any]) -> RunFacts | None:
+    """The facts in a record of this command; None for other files, and records of earlier versions with other facts."""
+    try:
+        return RunFacts.from_json(record["facts"]) if {"settings", "result"} <= record.keys() else None
+    except (KeyError, TypeError, AttributeError):
+        return None
 
 
-def _difference(record: dict[str, dict[str, object]], settings: VolumePrediction, sources: Sources) -> str | None:
+def _difference(record: dict[str, Any], settings: VolumePrediction, sources: Sources) -> str | None:
     """Words for the first setting or file that differs from those of a record."""
     changed = first_difference(identity(record["settings"]), identity(settings.as_json()))
-    facts = RunFacts.from_json(record["facts"])
+    facts = recorded_facts(record)
+    assert facts is not None
     return changed or sources.changed(facts.model, facts.files)
 
 
@@ -87,7 +92,7 @@ def check_place(settings: VolumePrediction, sources: Sources, *, also: Collectio
             if path.resolve().is_relative_to(place):
                 holds = "is" if path.resolve() == place else "holds"
                 raise SelmaError(f"{place}: {holds} the input {path}; choose another -o")
-    known = settings.record.is_file() and _is_record(read_json(settings.record))
+    known = settings.record.is_file() and recorded_facts(read_json(settings.record)) is not None
     if settings.record.exists() and not known:
         raise SelmaError(
             f"{settings.record}: was not written by this command, and would be lost; move it, or choose another -o"

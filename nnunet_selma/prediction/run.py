@@ -258,12 +258,11 @@ class Run:
                 "--overwrite to begin anew"
             )
 
-    def go_on(self, settings: VolumePrediction, facts: RunFacts) -> "Run":
+    def go_on(self, settings: VolumePrediction) -> "Run":
         """The run with the paths and the memory of this call, which do not change the result; those of the first call may be gone."""
         self.check_current()
         stored = self._content
-        begun = {**stored["facts"], "rows": facts.rows}
-        content = {**stored, "settings": settings.as_json() | {"block": stored["settings"]["block"]}, "facts": begun}
+        content = {**stored, "settings": settings.as_json() | {"block": stored["settings"]["block"]}}
         if content != stored:
             write_json(self.folder / RUN, content)
         return Run(self.folder)

@@ -76,7 +76,7 @@ def start_run(
         elif not (overwrite and _must_be_discarded(run, settings, facts, sources)):
             run.check_same(settings, facts, sources)
             _check_fits(run, settings, model, volumes)
-            return StartedRun(run=run.go_on(settings, facts), model=model, volumes=volumes)
+            return StartedRun(run=run.go_on(settings), model=model, volumes=volumes)
     facts = _facts(settings, model, volumes, device, sources, None)
     replaces = replaceable(settings) if overwrite else {}
     if discard:
@@ -205,7 +205,7 @@ def _check_fits(run: Run, settings: VolumePrediction, model: Model, volumes: Seq
     """Raise `SelmaError` if the blocks of a run, or the slabs that are still to be read, do not fit into the memory of this call."""
     facts, memory = run.facts, settings.max_memory
     needed = _memory_plan(settings, model, volumes).bytes(facts.block) / GB
-    if needed > memory:
+    if needed > memory and run.blocks_to_do():
         size = "×".join(map(str, facts.block))
         raise SelmaError(
             f"--max-memory {memory:g}: {run.folder} was begun with blocks of {size} voxels, which take about {needed:.1f} GB; give at least that "

@@ -13,6 +13,8 @@ from nnunet_selma.prediction.tiling import intersection, within
 
 _PIECE = 8
 """Planes that are computed together on a CPU, whose cache they fit into."""
+_PIECE_VALUES = 2**26
+"""Logits whose mean is computed together on a GPU, whose memory holds copies of them in single precision too."""
 
 
 @dataclass
@@ -63,6 +65,11 @@ class Sums:
         if fold == 0:
             self.weights[in_box] += factor
 
+    def release(self) -> None:
+        """Free the memory of the sums, which are not used any more."""
+        self.totals = []
+        self.weights = self.weights.new_empty(0)
+
     def means(self, box: Box) -> Iterator[torch.Tensor]:
         """Yield the weighted mean of the logits of a box, averaged over the folds, a few planes at a time.
 
@@ -71,7 +78,8 @@ class Sums:
         """
         inside = within(box, self.box)
         depth = box[0].stop - box[0].start
-        step = _PIECE if self.weights.device.type == "cpu" else depth
+        plane = self.totals[0][:, 0].numel()
+        step = _PIECE if self.weights.device.type == "cpu" else max(_PIECE, _PIECE_VALUES // plane)
         for start in range(0, depth, step):
             first = inside[0].start + start
             piece = (slice(first, min(first + step, inside[0].stop)), *inside[1:])

@@ -10,11 +10,10 @@ import numpy as np
 from nnunet_selma.morphology.blocks import Mask
 from nnunet_selma.morphology.tissue import TissueGrid
 from nnunet_selma.prediction.run import Run
+from nnunet_selma.prediction.volume_prediction import TISSUE_MAP
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes.base import Array
 
-TISSUE_MAP = "tissue.png"
-"""Name of the picture in the folder of a run."""
 _PARTS = 10
 """Parts of the depth whose shares are said."""
 _MOSTLY_EMPTY = 0.5

@@ -15,6 +15,8 @@ from nnunet_selma.volumes.ome_zarr_writing import OmeZarrVersion
 
 AlsoFormat = Literal["tiff", "nifti"]
 """Format in which labels are written besides OME-Zarr."""
+TISSUE_MAP = "tissue.png"
+"""Name of the picture in the folder of a run that shows where is predicted."""
 _SHARE_OF_MEMORY = 0.5
 
 
@@ -57,7 +59,7 @@ class VolumePrediction:
     version: OmeZarrVersion = "0.5"
     """Version of OME-Zarr that is written."""
     block: int | None = None
-    """Edge of a block, voxels; None: as large as the memory allows."""
+    """Edge of a block, voxels; None: about as long as a tile along its column, and as wide as the memory allows."""
     max_memory: float = field(default_factory=_usual_memory)
     """Memory that each process may take, GB (default: half of the machine's, shared by the processes that torchrun starts)."""
 
@@ -83,21 +85,16 @@ class VolumePrediction:
 
     @property
     def products(self) -> dict[str, Path]:
-        """Subfolder of the run to the final path of that result; the labels last."""
+        """Part of the run's folder to the final path of that result; the labels last."""
         near = self.output.parent / re.sub(r"(\.ome)?\.zarr$", "", self.output.name)
         labels = {f"output/labels/{self.name}": self.output / "labels" / self.name}
         return {
             "probabilities": near.with_name(f"{near.name}_probabilities.ome.zarr"),
             "tiff": near.with_name(f"{near.name}_{self.name}"),
             "nifti": near.with_name(f"{near.name}_{self.name}.nii.gz"),
+            TISSUE_MAP: near.with_name(f"{near.name}_{self.name}_tissue.png"),
             **(labels if self.beside_input else {"output": self.output}),
         }
-
-    @property
-    def tissue_map(self) -> Path:
-        """The picture beside the output that shows where was predicted."""
-        tiff = self.products["tiff"]
-        return tiff.with_name(f"{tiff.name.removesuffix(f'_{self.name}')}_tissue.png")
 
     @property
     def record(self) -> Path:

@@ -13,13 +13,15 @@ Manifest = Mapping[str, Contents]
 """Piece of a folder to its fingerprint: each file and folder at its top, each label image, and the slices of a stack as one."""
 _LIST_OF_LABELS = ("labels/zarr.json", "labels/.zgroup", "labels/.zattrs")
 """Metadata that change when a label image is added; the label image itself counts."""
+_WHOLE = "the file itself"
+"""Name of the only piece of a product that is a file."""
 _MOST_NAMED = 5
 
 
 def manifest(folder: Path) -> Manifest:
     """Manifest of a folder, or of a file, as it is now."""
     if folder.is_file():
-        return {folder.name: contents_of({folder.name: folder})}
+        return {_WHOLE: contents_of({_WHOLE: folder})}  # whatever its name, which changes when it gets its place
     pieces: dict[str, dict[str, Path]] = {}
     chunked = is_zarr(folder)
     for file in files_of(folder):

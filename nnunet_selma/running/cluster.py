@@ -9,6 +9,8 @@ from typing import Any
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.running.progress import ResultT, TaskT, Work, do_task
 
+_LOCAL = "local:"
+
 
 @contextmanager
 def connect_cluster(scheduler: str) -> Iterator[Any]:
@@ -24,11 +26,8 @@ def connect_cluster(scheduler: str) -> Iterator[Any]:
         distributed: Any = import_module("distributed")  # has types in part only
     except ImportError as error:
         raise SelmaError("--scheduler needs Dask; install it with: pip install 'nnunet-selma[brains]'") from error
-    kind, _, rest = scheduler.partition(":")
-    if kind == "local":
-        if not rest.isdecimal() or int(rest) < 1:
-            raise SelmaError(f"--scheduler {scheduler}: write local:N with a number of worker processes, as in local:2")
-        count = int(rest)
+    if scheduler.startswith(_LOCAL):
+        count = workers_here(scheduler)
         cores = str(max(1, (os.cpu_count() or 1) // count))
         environment = {"OMP_NUM_THREADS": cores, "MKL_NUM_THREADS": cores, "OPENBLAS_NUM_THREADS": cores}
         with (
@@ -52,6 +51,20 @@ def connect_cluster(scheduler: str) -> Iterator[Any]:
         ) from error
     with client:
         yield client
+
+
+def workers_here(scheduler: str | None) -> int:
+    """Number of worker processes that a scheduler's address starts on this machine; 1 for `tcp://…`, or where there is no scheduler.
+
+    Raises:
+        SelmaError: an address `local:…` without a number.
+    """
+    if scheduler is None or not scheduler.startswith(_LOCAL):
+        return 1
+    count = scheduler.removeprefix(_LOCAL)
+    if not count.isdecimal() or int(count) < 1:
+        raise SelmaError(f"--scheduler {scheduler}: write local:N with a number of worker processes, as in local:2")
+    return int(count)
 
 
 def _forwarded() -> dict[str, str]:

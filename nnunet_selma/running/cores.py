@@ -4,7 +4,7 @@ import ctypes
 import math
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,10 +75,33 @@ def _quota(file: Path) -> int:
 def usable_memory() -> int:
     """Bytes of memory that this process may use: those of the machine, or of its control group (containers, SLURM) if that has less."""
     installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else _UNKNOWN_MEMORY
+    return min([installed, *_memory_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+
+
+def _memory_limits(groups: Path, root: Path) -> Iterator[int]:
+    """Limits of memory, in bytes, of the control groups that a process is in and of those around them, in either version.
+
+    Args:
+        groups: file that lists the groups of the process, as /proc/self/cgroup.
+        root: folder of all groups, as /sys/fs/cgroup. A container sees its own group there.
+    """
     try:
-        return min(installed, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
-    except (OSError, ValueError):  # no control groups, or no limit
-        return installed
+        lines = groups.read_text(encoding="utf-8").splitlines()
+    except OSError:  # no control groups
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        top, name = (root, "memory.max") if not controllers else (root / "memory", "memory.limit_in_bytes")
+        group = top / path.lstrip("/")
+        for folder in [group, *group.parents]:
+            if not folder.is_relative_to(top):
+                break
+            try:
+                yield int((folder / name).read_text(encoding="utf-8"))
+            except (OSError, ValueError):  # there is no such file, or no limit
+                continue
 
 
 def compute_threads() -> int:

@@ -7,7 +7,6 @@ from typing import Any
 import nibabel
 import numpy as np
 from nibabel.affines import voxel_sizes
-from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from nnunet_selma.errors import SelmaError
@@ -57,14 +56,6 @@ def write_label_nifti(path: Path, labels: Volume, like: Path, progress: Progress
         for z in progress(range(0, depth, step), f"writing {path.name}"):
             voxels = labels.read(slice(z, min(z + step, depth)))  # (z, y, x) as it lies in memory is NIfTI's x, y, z
             file.write(voxels.astype(labels.dtype.newbyteorder("<"), copy=False).tobytes())
-
-
-def is_label_nifti(path: Path) -> bool:
-    """True for a file that `write_label_nifti` wrote."""
-    try:
-        return bytes(nibabel.load(path).header["intent_name"]).startswith(_PROGRAM)
-    except (OSError, EOFError, KeyError, ImageFileError):
-        return False
 
 
 def _header(labels: Volume, like: Path) -> Any:

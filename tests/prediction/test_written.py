@@ -107,5 +107,5 @@ def test_a_file_is_known_by_its_bytes(tmp_path):
     written = manifest(file)
     assert check_replaceable(file, [written]) == written
     file.write_bytes(b"edited")
-    with pytest.raises(SelmaError, match=r"labels.nii.gz \(changed"):
+    with pytest.raises(SelmaError, match=r"the file itself \(changed"):
         check_replaceable(file, [written])

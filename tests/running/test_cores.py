@@ -80,3 +80,22 @@ def test_freed_memory_is_there_for_the_next_step():
         if keep and not kept:
             pytest.skip("the C library is not glibc")
     assert faults[True] < 0.1 * faults[False]
+
+
+def test_the_smallest_limit_of_all_control_groups_around_a_process_counts(tmp_path):
+    """A SLURM job's limit lies above the group of its step; a group without a limit says "max"."""
+    root = tmp_path / "cgroup"
+    step = root / "slurm" / "job_7" / "step_0"
+    step.mkdir(parents=True)
+    (step / "memory.max").write_text("max\n")
+    (step.parent / "memory.max").write_text("8000000000\n")
+    (root / "memory.max").write_text("9000000000\n")
+    groups = tmp_path / "groups"
+    groups.write_text("0::/slurm/job_7/step_0\n")
+    assert sorted(cores._memory_limits(groups, root)) == [8_000_000_000, 9_000_000_000]
+    (root / "memory" / "job").mkdir(parents=True)
+    (root / "memory" / "job" / "memory.limit_in_bytes").write_text("5000000000\n")
+    groups.write_text("4:cpu:/job\n3:memory:/job\n")
+    assert list(cores._memory_limits(groups, root)) == [5_000_000_000]
+    assert list(cores._memory_limits(tmp_path / "nothing", root)) == []
+    assert cores.usable_memory() > 10**8
