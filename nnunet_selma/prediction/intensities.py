@@ -159,7 +159,10 @@ class _Channel:
                 wide = band.astype(
                     np.float64
                 ).ravel()  # sums of a band are whole numbers below 2**53, in whatever order
-                sums, squares = sums + int(wide.sum()), squares + int(wide @ wide)
+                sums += int(wide.sum())
+                squares += int(
+                    np.square(wide, out=wide).sum()
+                )  # not a product of vectors, for which BLAS wakes threads
             zero = band == 0
             count = int(np.count_nonzero(zero))
             small = large = band

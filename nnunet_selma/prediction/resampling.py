@@ -27,6 +27,8 @@ _EDGE = 12
 """Voxels that scipy repeats at the border of a volume before it filters."""
 _BAND = 32
 """Voxels of the grid after along an axis that are computed by one matrix product."""
+_SMALL_PRODUCT = 2**18
+"""Multiplications of a matrix product that OpenBLAS does in the calling thread; for more it wakes others, of which `threads` knows nothing."""
 _ROWS = 8
 """Lines of all planes that are computed together along z."""
 
@@ -303,7 +305,10 @@ def _product(bands: _Bands, values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Product of a matrix in bands and an array (row, column)."""
     result = np.empty((bands[-1][0].stop, values.shape[1]))
     for rows, columns, weights in bands:
-        np.matmul(weights, values[columns], out=result[rows])
+        width = max(8, _SMALL_PRODUCT // weights.size)
+        for first in range(0, values.shape[1], width):
+            part = slice(first, first + width)
+            np.matmul(weights, values[columns, part], out=result[rows, part])
     return result
 
 

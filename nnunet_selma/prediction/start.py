@@ -230,8 +230,6 @@ def _create_images(run: Run, model: Model, volumes: Sequence[Volume]) -> None:
         **place_like(first),
     }
     if run.raw is not None:
-        middle = first.read(slice(facts.shape[0] // 2, facts.shape[0] // 2 + 1)).astype(facts.dtype)  # of booleans, 0/1
-        low, high = (float(value) for value in np.percentile(middle, (0.1, 99.9)))
         shard, raw_chunk = copy_layout(facts.shape, facts.slab, facts.rows, facts.chunk)
         create_image(
             run.raw,
@@ -241,7 +239,7 @@ def _create_images(run: Run, model: Model, volumes: Sequence[Volume]) -> None:
                 chunk_zyx=raw_chunk,
                 reduction="mean",
                 name=stem(settings.output),
-                window=(low, high) if high > low else None,
+                window=_window(first, facts) if run.raw == run.output else None,  # nobody looks at the other copy
                 channels=model.channels if facts.channels > 1 else (),
                 **common,
             ),
@@ -269,3 +267,10 @@ def _create_images(run: Run, model: Model, volumes: Sequence[Volume]) -> None:
         )
     if settings.mask is not None:
         store_mask(open_labels(settings.mask), run.folder, facts.shape, facts.spacing_um_zyx)
+
+
+def _window(volume: Volume, facts: RunFacts) -> tuple[float, float] | None:
+    """Values that viewers show as black and white, from the middle slice; None where it is flat."""
+    middle = volume.read(slice(facts.shape[0] // 2, facts.shape[0] // 2 + 1)).astype(facts.dtype)  # of booleans, 0/1
+    low, high = (float(value) for value in np.percentile(middle, (0.1, 99.9)))
+    return (low, high) if high > low else None

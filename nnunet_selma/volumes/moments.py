@@ -29,7 +29,7 @@ class Moments:
         wide = values.astype(np.float64).ravel()
         mean = float(wide.mean())
         wide -= mean
-        return Moments(wide.size, mean, float(wide @ wide))
+        return Moments(wide.size, mean, float(np.square(wide, out=wide).sum()))  # BLAS would wake threads
 
     @staticmethod
     def of_sums(count: int, total: int, squares: int) -> "Moments":
