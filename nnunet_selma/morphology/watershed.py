@@ -5,8 +5,9 @@ that. Every maximum of the height is a seed, and the watershed (Meyer 1994) give
 first, where the pass between them is higher than a share of the lower summit: that is an uneven surface, not a neck. The share has no unit,
 so that one number serves large and small bodies.
 
-The nearest voxel outside of a component touches it, and no two components touch. Therefore a component is split alone, in its box and one layer
-around it, with the same result as in a whole volume. Memory: about 110 bytes for each voxel of the box.
+Everything outside of the component counts as outside, also voxels of another class that adjoin it: each class is split as if the others were
+empty. The nearest voxel outside touches the component, and components of one class do not touch. Therefore a component is split alone, in its box
+and one layer around it, with the same result as in a whole volume. Memory: about 110 bytes for each voxel of the box.
 """
 
 from itertools import product

@@ -20,7 +20,7 @@ from nnunet_selma.morphology.blocks import Block, Read, blocks
 from nnunet_selma.morphology.components import Connectivity, label
 from nnunet_selma.running.progress import Progress
 from nnunet_selma.structures import SpacingUm
-from nnunet_selma.volumes.base import Array, ShapeZYX, Volume
+from nnunet_selma.volumes.base import Array, ShapeZYX, Volume, by_times
 from nnunet_selma.volumes.segmented import has_image, is_label_image, levels
 
 _MOST_CHUNK = 64  # voxels
@@ -74,7 +74,7 @@ def check_free(path: Path, sources: Sequence[Path], shape: ShapeZYX, *, overwrit
         resolutions = [volume.shape for volume in levels(path.parent.parent, 0)]
         if shape not in resolutions:
             raise SelmaError(
-                f"{path.parent.parent}: has {' × '.join(map(str, resolutions[0]))} voxels (z, y, x) and the labels {' × '.join(map(str, shape))}; "
+                f"{path.parent.parent}: has {by_times(resolutions[0])} voxels (z, y, x) and the labels {by_times(shape)}; "
                 "write the instances elsewhere"
             )
     if path.parent.name != "labels" and not path.parent.is_dir():

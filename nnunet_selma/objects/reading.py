@@ -16,7 +16,7 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.morphology.blocks import Read
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes import Volume
-from nnunet_selma.volumes.base import Array, ShapeZYX, check_finite_voxels
+from nnunet_selma.volumes.base import Array, ShapeZYX, by_times, check_finite_voxels
 from nnunet_selma.volumes.labels import label_values
 from nnunet_selma.volumes.segmented import class_names, has_image, label_path, levels, open_labels
 
@@ -95,15 +95,11 @@ def open_sources(
     image = next((level for level in resolutions if level.shape == volume.shape), next(iter(resolutions), None))
     if image is not None and image.shape != volume.shape:
         raise SelmaError(
-            f"{image.path}: has {_text(image.shape)} voxels (z, y, x), the labels {volume.path} have {_text(volume.shape)}; "
+            f"{image.path}: has {by_times(image.shape)} voxels (z, y, x), the labels {volume.path} have {by_times(volume.shape)}; "
             "give the image that was segmented, at the same resolution, with --raw, or no intensities with --raw none"
         )
     spacing = volume.spacing_um_zyx or (image.spacing_um_zyx if image is not None else None)
     return Sources(labels=volume, raw=image, spacing_um_zyx=spacing, classes=class_names(place))
-
-
-def _text(shape: ShapeZYX) -> str:
-    return " × ".join(map(str, shape))
 
 
 def block_edge(volumes: Sequence[Volume]) -> ShapeZYX:

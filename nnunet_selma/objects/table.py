@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.objects.table_files import Columns, read_table
 from nnunet_selma.structures import SpacingUm
-from nnunet_selma.volumes.base import ShapeZYX
+from nnunet_selma.volumes.base import ShapeZYX, by_times
 
 MOST_CLASSES = 256
 """Greatest number of labels that are counted class by class; more labels are numbers of instances."""
@@ -107,7 +107,7 @@ def read_objects(path: Path, shape: ShapeZYX) -> Objects:
     centroid, start, stop = (np.stack([columns[name] for name in names], axis=1) for names in vectors.values())
     if (start < 0).any() or (stop > shape).any():
         raise SelmaError(
-            f"{path}: has objects outside of the segmentation, which has {' × '.join(map(str, shape))} voxels (z, y, x); "
+            f"{path}: has objects outside of the segmentation, which has {by_times(shape)} voxels (z, y, x); "
             "give the table of this segmentation"
         )
     return Objects(
