@@ -28,7 +28,7 @@ from nnunet_selma.running.progress import Progress, silent
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes import open_volume
 from nnunet_selma.volumes.base import Array, ShapeZYX, by_times
-from nnunet_selma.volumes.segmented import channel_count
+from nnunet_selma.volumes.segmented import channel_count, channel_names
 
 MOST_VOXELS = 2**23
 """Voxels of the largest box in which a component is split: about 200³, 0.9 GB."""
@@ -246,7 +246,8 @@ def probability_reader(path: Path, sources: Sources) -> ReadProbability:
         raise SelmaError(
             f"{path}: has {counted(count, 'channel')}, and the labels {counted(len(classes), 'class', 'classes')}; give the probabilities of this segmentation"
         )
-    channel_of = dict(zip(classes or range(1, count + 1), (slices_kept(channel) for channel in channels), strict=True))
+    order = _values_of_channels(path, sources, count)
+    channel_of = dict(zip(order, (slices_kept(channel) for channel in channels), strict=True))
 
     def read(block: Block, labels: Array) -> Array:
         probability = np.zeros(labels.shape, np.uint8)
@@ -261,6 +262,34 @@ def probability_reader(path: Path, sources: Sources) -> ReadProbability:
         return probability
 
     return read
+
+
+def _values_of_channels(path: Path, sources: Sources, count: int) -> list[int]:
+    """The label whose probability each channel holds, by names; in the order of numbers where channels have no names.
+
+    Raises:
+        SelmaError: the names differ, are not unique, or are missing where the order leaves a doubt.
+    """
+    names, classes = channel_names(path), sources.classes
+    if names and classes:
+        value_of = {name: value for value, name in classes.items()}
+        if sorted(names) != sorted(value_of):
+            raise SelmaError(
+                f"{path}: has the channels {', '.join(names)}, and the labels the classes {', '.join(classes.values())}; "
+                "give the probabilities of this segmentation"
+            )
+        return [value_of[name] for name in names]
+    if names and count > 1:
+        raise SelmaError(
+            f"{sources.labels.path}: does not name its classes, of which {path} has a channel each; give the labels in the OME-Zarr that "
+            "predict-volume wrote with them"
+        )
+    if list(classes) != sorted(classes):
+        raise SelmaError(
+            f"{path}: does not name its channels, and {sources.labels.path} lists its classes in another order than that of their numbers; "
+            "give the probabilities of this segmentation"
+        )
+    return list(classes) or list(range(1, count + 1))
 
 
 def _part(block: Block, box: Box, mask: Mask, raw: Array | None, probability: Array | None) -> _Part:

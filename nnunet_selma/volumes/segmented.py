@@ -166,6 +166,12 @@ def class_names(path: Path) -> dict[int, str]:
     return names
 
 
+def channel_names(path: Path) -> list[str]:
+    """Names of the channels of an OME-Zarr image; empty where a channel has none, and for everything else."""
+    names = [str(channel.get("label") or "") for channel in _attributes(path).get("omero", {}).get("channels") or ()]
+    return names if all(names) else []
+
+
 def check_same_voxels(labels: Levels, channels: tuple[Levels, ...]) -> None:
     """Raise `SelmaError` if no resolution of the image has the shape of the segmentation."""
     for image in channels:

@@ -1,5 +1,6 @@
 """Touching objects split in blocks against the whole volume in scikit-image, and counts against those that were drawn."""
 
+import json
 from types import SimpleNamespace
 
 import cc3d
@@ -193,6 +194,58 @@ def test_probabilities_part_what_has_no_neck(tmp_path):
     summary = measure_objects(ObjectSettings(**settings, probabilities=there))
     assert [each["objects"] for each in summary["classes"]] == [1, 2]
     assert summary["probabilities"] == str(there)
+
+
+def labels_and_probabilities(tmp_path, channels, names=("cell", "nucleus")):
+    """A bar of label 1, whose own probability has a dip; the channel of the other class has none."""
+    values = np.zeros((7, 9, 34), np.uint8)
+    values[1:6, 2:7, 2:30], values[0, 0, 0] = 1, 2
+    probability = np.full((2, *values.shape), 255, np.uint8)
+    probability[channels.index("cell") if "cell" in channels else 0, :, :, 16] = 60
+    colours = {v: (name, (255, 0, 0, 255)) for v, name in enumerate(names, 1)}
+    labels = write_image(tmp_path / "labels.ome.zarr", values, label_colours=colours)
+    there = write_image(tmp_path / "p.ome.zarr", probability, channels=channels)
+    return {"labels": labels, "probabilities": there, "output": tmp_path / "a.csv", "split_touching": True}
+
+
+@pytest.mark.parametrize("channels", [("cell", "nucleus"), ("nucleus", "cell")])
+def test_channels_are_those_of_the_class_names(channels, tmp_path):
+    """A model of regions with the order (2, 1) writes the channel of label 2 first."""
+    summary = measure_objects(ObjectSettings(**labels_and_probabilities(tmp_path, channels)))
+    assert [each["objects"] for each in summary["classes"]] == [2, 1]
+
+
+def test_channels_of_other_names_are_refused(tmp_path):
+    settings = ObjectSettings(**labels_and_probabilities(tmp_path, ("vessel", "nucleus")))
+    with pytest.raises(SelmaError, match="has the channels vessel, nucleus, and the labels the classes cell, nucleus"):
+        measure_objects(settings)
+
+
+def test_labels_without_names_leave_a_doubt(tmp_path):
+    settings = labels_and_probabilities(tmp_path, ("cell", "nucleus"), names=())
+    with pytest.raises(SelmaError, match="does not name its classes"):
+        measure_objects(ObjectSettings(**settings))
+
+
+@pytest.mark.parametrize(("order", "fits"), [((1, 2), True), ((2, 1), False)])
+def test_channels_without_names_are_in_the_order_of_labels(order, fits, tmp_path):
+    settings = labels_and_probabilities(tmp_path, ("cell", "nucleus"))
+    change_metadata(settings["probabilities"], lambda ome: ome.pop("omero"))
+    change_metadata(
+        settings["labels"],
+        lambda ome: ome["image-label"]["properties"].sort(key=lambda each: order.index(each["label-value"])),
+    )
+    if fits:
+        assert [each["objects"] for each in measure_objects(ObjectSettings(**settings))["classes"]] == [2, 1]
+        return
+    with pytest.raises(SelmaError, match="does not name its channels"):
+        measure_objects(ObjectSettings(**settings))
+
+
+def change_metadata(path, change):
+    content = json.loads((path / "zarr.json").read_text())
+    change(content["attributes"]["ome"])
+    (path / "zarr.json").write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize(
