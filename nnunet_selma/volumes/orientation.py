@@ -110,6 +110,15 @@ def turn_between(source: str, target: str) -> Turn:
     return Turn((z, y, x), (back, down, across))
 
 
+def turn_by_headers(affine: Affine, like: Affine) -> Turn | None:
+    """The turns after which an array with one affine has its axes along those of another affine; None if the axes are not parallel."""
+    relative = _relative(affine, like)
+    cosines = np.abs(relative[:3, :3])
+    if np.abs(cosines - cosines.round()).max() > np.sin(np.radians(_SAME_DEGREES)):
+        return None
+    return _turn(io_orientation(relative))
+
+
 def placement(volume: Volume, like: Volume) -> Placement:
     """Compare the headers of two volumes; reads no voxels.
 
@@ -118,27 +127,29 @@ def placement(volume: Volume, like: Volume) -> Placement:
     """
     if volume.affine is None or like.affine is None:
         return Placement(path=volume.path, like=like.path, shape=volume.shape)
-    relative = np.eye(4)
-    relative[:3, :3] = np.linalg.inv(directions(like.affine)) @ directions(volume.affine)
-    orientation = io_orientation(
-        relative
-    )  # for each axis x, y, z of the volume: the axis of the other one, and 1 or -1
+    orientation = io_orientation(_relative(volume.affine, like.affine))
     turned = volume.affine @ inv_ornt_aff(orientation, volume.shape[::-1])
     is_turned = not np.array_equal(orientation, [[0, 1], [1, 1], [2, 1]])
     difference = _difference(turned, like.affine, is_turned=is_turned)
     if difference or not is_turned:
         return Placement(path=volume.path, like=like.path, shape=volume.shape, difference=difference)
+    axes, flips = _turn(orientation)
+    z, y, x = (volume.shape[axis] for axis in axes)
+    return Placement(path=volume.path, like=like.path, shape=(z, y, x), axes=axes, flips=flips)
+
+
+def _relative(affine: Affine, like: Affine) -> Affine:
+    """Directions of the axes of one affine along those of another, as a matrix (4, 4)."""
+    relative = np.eye(4)
+    relative[:3, :3] = np.linalg.inv(directions(like)) @ directions(affine)
+    return relative
+
+
+def _turn(orientation: NDArray[Any]) -> Turn:
+    """Turns for nibabel's orientation: for each axis x, y, z of a volume, the axis of the other one, and 1 or -1."""
     z, y, x = (int(np.flatnonzero(orientation[:, 0] == axis)[0]) for axis in (2, 1, 0))
-    axes = (2 - z, 2 - y, 2 - x)
     flip_z, flip_y, flip_x = (bool(orientation[axis, 1] < 0) for axis in (z, y, x))
-    shape = tuple(volume.shape[axis] for axis in axes)
-    return Placement(
-        path=volume.path,
-        like=like.path,
-        shape=(shape[0], shape[1], shape[2]),
-        axes=axes,
-        flips=(flip_z, flip_y, flip_x),
-    )
+    return Turn((2 - z, 2 - y, 2 - x), (flip_z, flip_y, flip_x))
 
 
 def directions(affine: Affine) -> Affine:

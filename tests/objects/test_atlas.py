@@ -2,6 +2,7 @@
 
 import csv
 import json
+from itertools import permutations, product
 from types import SimpleNamespace
 
 import numpy as np
@@ -56,29 +57,29 @@ def run(sample, path, **options):
     settings = ObjectSettings(labels=sample, output=output, spacing_um_zyx=SAMPLE_UM, atlas=path, **options)
     summary = measure_objects(settings)
     with (path.parent / "cells_regions.csv").open(newline="") as file:
-        found = {(int(row["region"]), int(row["label"])): row for row in csv.DictReader(file)}
+        table = {(int(row["region"]), int(row["label"])): row for row in csv.DictReader(file)}
     with output.open(newline="") as file:
         assert [int(row["region"]) for row in csv.DictReader(file)].count(0) == sum(
-            int(row["objects"]) for (region, _), row in found.items() if region == 0
+            int(row["objects"]) for (region, _), row in table.items() if region == 0
         )
-    return found, summary
+    return table, summary
 
 
-def check(found, mm3_left, mm3_right):
+def check(table, mm3_left, mm3_right):
     """Two cells of class 1 on the left, one on the right, and one of class 2 outside, 8 voxels of 16 µm³ each."""
-    assert list(found) == [(0, 1), (0, 2), (LEFT, 1), (LEFT, 2), (RIGHT, 1), (RIGHT, 2)]
-    assert [int(row["objects"]) for row in found.values()] == [0, 1, 2, 0, 1, 0]
+    assert list(table) == [(0, 1), (0, 2), (LEFT, 1), (LEFT, 2), (RIGHT, 1), (RIGHT, 2)]
+    assert [int(row["objects"]) for row in table.values()] == [0, 1, 2, 0, 1, 0]
     assert (
-        found[0, 2]["region_volume_mm3"]
-        == found[0, 2]["objects_per_mm3"]
-        == found[LEFT, 2]["mean_object_volume_um3"]
+        table[0, 2]["region_volume_mm3"]
+        == table[0, 2]["objects_per_mm3"]
+        == table[LEFT, 2]["mean_object_volume_um3"]
         == ""
     )
-    assert found[0, 1]["name"] == "outside"
+    assert table[0, 1]["name"] == "outside"
     for region, count, mm3 in ((LEFT, 2, mm3_left), (RIGHT, 1, mm3_right)):
-        assert float(found[region, 1]["region_volume_mm3"]) == pytest.approx(mm3)
-        assert float(found[region, 1]["objects_per_mm3"]) == pytest.approx(count / mm3)
-        assert float(found[region, 1]["mean_object_volume_um3"]) == 8 * 16
+        assert float(table[region, 1]["region_volume_mm3"]) == pytest.approx(mm3)
+        assert float(table[region, 1]["objects_per_mm3"]) == pytest.approx(count / mm3)
+        assert float(table[region, 1]["mean_object_volume_um3"]) == 8 * 16
 
 
 HALF = 140 * 120 * 80 * 1e-9  # mm³ of each half: 14 of 16 slices of 10 µm
@@ -86,11 +87,63 @@ HALF = 140 * 120 * 80 * 1e-9  # mm³ of each half: 14 of 16 slices of 10 µm
 
 @pytest.mark.parametrize(("name", "unit"), [("atlas.nii.gz", 1.0), ("atlas.nii.gz", 1e-3), ("atlas.nrrd", 1.0)])
 def test_an_atlas_over_the_same_field_of_view(name, unit, sample, tmp_path):
-    """16 × 12 × 16 voxels of 10 µm, in µm and in mm, and with a direction that is not looked at."""
-    path = itk(tmp_path / name, halves((16, 12, 16)), (10 * unit,) * 3, direction=np.diag([-1.0, -1.0, 1.0]))
-    found, summary = run(sample, path)
-    check(found, HALF, HALF)
+    """16 × 12 × 16 voxels of 10 µm, in µm and in mm."""
+    path = itk(tmp_path / name, halves((16, 12, 16)), (10 * unit,) * 3)
+    table, summary = run(sample, path)
+    check(table, HALF, HALF)
     assert summary["notes"] == []
+
+
+TURNS = [np.diag(signs)[list(axes)] for axes in permutations(range(3)) for signs in product((1.0, -1.0), repeat=3)]
+
+
+def covering(labels, direction, margin_um, edge_um=10.0):
+    """Size (x, y, z) and origin of an atlas whose box is that of labels along the world's axes, and a margin."""
+    extent = np.array(labels.shape[::-1]) * SAMPLE_UM[::-1]
+    low, high = (-np.array(SAMPLE_UM[::-1]) / 2 - margin_um, extent - np.array(SAMPLE_UM[::-1]) / 2 + margin_um)
+    corner = np.where(direction.sum(axis=1) > 0, low, high)  # of the first voxel, along the world's axes
+    size = np.rint(np.abs(direction.T) @ (high - low) / edge_um).astype(int)
+    return size, corner + direction @ np.full(3, edge_um / 2)
+
+
+@pytest.mark.parametrize("direction", TURNS)
+@pytest.mark.parametrize(("margin_um", "unit", "ending"), [(0.0, 1.0, "nrrd"), (30.0, 1e-3, "nii.gz")])
+def test_headers_turn_an_atlas(direction, margin_um, unit, ending, rng, tmp_path):
+    """The regions are those of `sitk.Resample`, for an atlas of any direction that lies where its header says; same size, and larger."""
+    values = (rng.random((20, 40, 40)) < 0.02).astype(np.uint8)  # 80 × 80 × 80 µm
+    values[2::5] = 0  # whose centres lie on edges of the atlas's voxels
+    labels = itk(tmp_path / f"labels.{ending}", values, tuple(edge * unit for edge in SAMPLE_UM[::-1]))
+    size, origin = covering(values, direction, margin_um)
+    regions = rng.integers(1, 9, size[::-1], dtype=np.uint16)
+    path = itk(tmp_path / f"atlas.{ending}", regions, (10.0 * unit,) * 3, (origin * unit).tolist(), direction)
+    sample = open_volume(labels)
+    atlas = open_atlas(path, sample=sample, sample_um_zyx=SAMPLE_UM, spacing_um_zyx=(10.0,) * 3)
+    at = np.argwhere(values)
+    resampled = sitk.Resample(
+        sitk.ReadImage(str(path)), sitk.ReadImage(str(labels)), sitk.Transform(), sitk.sitkNearestNeighbor, 0
+    )
+    expected = sitk.GetArrayFromImage(resampled)[tuple(at.T)]
+    assert (expected > 0).all()
+    assert regions[tuple(atlas.voxels_at(at.astype(float)).T)].tolist() == expected.tolist()
+    assert any("axes of the atlas run otherwise" in note for note in atlas.notes) != np.array_equal(direction, ALONG)
+
+
+def test_headers_that_contradict_are_refused(sample, tmp_path):
+    """Axes that are reversed beside the origin 0, as of a program that knows no place; axes that are tilted. Letters win."""
+    turned = itk(tmp_path / "turned.nrrd", halves((16, 12, 16)), (10.0,) * 3, direction=np.diag([-1.0, -1.0, 1.0]))
+    tilt = np.array([[0.8, -0.6, 0.0], [0.6, 0.8, 0.0], [0.0, 0.0, 1.0]])
+    tilted = itk(tmp_path / "tilted.nrrd", halves((16, 12, 16)), (10.0,) * 3, direction=tilt)
+    with pytest.raises(SelmaError, match=r"turned.nrrd: its axes run otherwise .* at different places"):
+        run(sample, turned)
+    with pytest.raises(SelmaError, match=r"tilted.nrrd: its axes are not parallel"):
+        run(sample, tilted)
+    for path in (turned, tilted):
+        table, summary = run(sample, path, orientation="asr", atlas_orientation="asr")
+        check(table, HALF, HALF)
+        assert summary["notes"] == []
+        assert (summary["orientation"], summary["atlas_orientation"]) == ("asr", "asr")
+        assert summary["atlas_spacing_um_zyx"] == [10.0] * 3
+        assert summary["label"] is None
 
 
 def test_edges_of_voxels_lie_on_each_other():
@@ -98,16 +151,16 @@ def test_edges_of_voxels_lie_on_each_other():
     fine, coarse = (2.0, 2.0, 2.0), (10.0, 10.0, 10.0)
     over = Overlay(sample_um_zyx=fine, atlas_um_zyx=coarse, extent_um_zyx=(32.0, 32.0, 32.0))
     atlas = Atlas(volume=SimpleNamespace(shape=(3, 3, 3)), spacing_um_zyx=coarse, lies=over)
-    found = atlas.voxels_at(np.repeat(np.arange(16.0)[:, None], 3, axis=1))
-    assert found[:, 0].tolist() == [0] * 5 + [1] * 5 + [2] * 5 + [3]
+    voxels = atlas.voxels_at(np.repeat(np.arange(16.0)[:, None], 3, axis=1))
+    assert voxels[:, 0].tolist() == [0] * 5 + [1] * 5 + [2] * 5 + [3]
 
 
 def test_a_voxel_size_given_by_hand(sample, tmp_path):
     tifffile.imwrite(tmp_path / "atlas.tif", halves((16, 12, 16)), metadata=None)
     with pytest.raises(SelmaError, match=r"--atlas-spacing Z,Y,X"):
         run(sample, tmp_path / "atlas.tif")
-    found, _ = run(sample, tmp_path / "atlas.tif", atlas_spacing_um_zyx=(10.0, 10.0, 10.0))
-    check(found, HALF, HALF)
+    table, _ = run(sample, tmp_path / "atlas.tif", atlas_spacing_um_zyx=(10.0, 10.0, 10.0))
+    check(table, HALF, HALF)
 
 
 @pytest.mark.parametrize(
@@ -145,9 +198,9 @@ def test_an_affine_transform(unit, atlas_name, name, direction, sample, tmp_path
         (origin * unit).tolist(),
         direction,
     )
-    found, summary = run(sample, path, transform=tmp_path / name)
+    table, summary = run(sample, path, transform=tmp_path / name)
     voxel = spacing**3 * 1e-9  # volumes are those of the atlas, not of the sample
-    check(found, (values == LEFT).sum() * voxel, (values == RIGHT).sum() * voxel)
+    check(table, (values == LEFT).sum() * voxel, (values == RIGHT).sum() * voxel)
     assert summary["notes"] == []
 
 
@@ -193,16 +246,16 @@ def test_a_composite_with_a_displacement_field(sample, tmp_path):
     composite = sitk.CompositeTransform([sitk.TranslationTransform(3, (0.0, 0.0, 0.0)), warp])
     sitk.WriteTransform(composite, str(tmp_path / "warp.h5"))
     path = itk(tmp_path / "atlas.nrrd", halves((16, 12, 16)), (10.0,) * 3)
-    found, _ = run(sample, path, transform=tmp_path / "warp.h5")
+    table, _ = run(sample, path, transform=tmp_path / "warp.h5")
     # 10 + 80 and 61 + 80 µm are right of 80; 121 + 80 lies beyond the atlas
-    assert [int(found[r, 1]["objects"]) for r in (0, LEFT, RIGHT)] == [1, 0, 2]
+    assert [int(table[r, 1]["objects"]) for r in (0, LEFT, RIGHT)] == [1, 0, 2]
 
 
 def test_an_atlas_that_lies_elsewhere_is_noted(sample, tmp_path):
     path = itk(tmp_path / "atlas.nrrd", halves((16, 12, 16)), (10.0,) * 3)
     sitk.WriteTransform(sitk.TranslationTransform(3, (1e4, 0.0, 0.0)), str(tmp_path / "away.tfm"))
-    found, summary = run(sample, path, transform=tmp_path / "away.tfm")
-    assert int(found[0, 1]["objects"]) == 3
+    table, summary = run(sample, path, transform=tmp_path / "away.tfm")
+    assert int(table[0, 1]["objects"]) == 3
     assert "no object lies in a region" in summary["notes"][0]
     _, summary = run(sample, itk(tmp_path / "small.nrrd", halves((16, 12, 8)), (10.0,) * 3))
     assert "the atlas measures 160 × 120 × 80 µm (z, y, x), the sample 160 × 120 × 160" in summary["notes"][0]
@@ -226,8 +279,8 @@ def test_names_of_regions(sample, tmp_path):
     names = tmp_path / "names.csv"
     names.write_text("\ufeffid,acronym,name\n12,L,left\n614454277,R,right\n", encoding="utf-8")
     path = itk(tmp_path / "atlas.nrrd", halves((16, 12, 16)), (10.0,) * 3)
-    found, _ = run(sample, path, region_names=names)
-    assert [found[r, 1]["name"] for r in (0, LEFT, RIGHT)] == ["outside", "left", "right"]
+    table, _ = run(sample, path, region_names=names)
+    assert [table[r, 1]["name"] for r in (0, LEFT, RIGHT)] == ["outside", "left", "right"]
     names.write_text("id,acronym\n12,L\n")
     with pytest.raises(SelmaError, match="has no column name"):
         read_region_names(names)
@@ -252,8 +305,8 @@ def test_what_is_wrong_with_an_atlas(sample, tmp_path):
     ones = itk(tmp_path / "ones.nrrd", halves((16, 12, 16)), (1.0,) * 3)
     with pytest.raises(SelmaError, match="does not say how large its voxels are"):
         run(sample, ones)
-    found, _ = run(sample, ones, transform=tmp_path / "t.tfm", atlas_spacing_um_zyx=(10.0, 10.0, 10.0))
-    assert int(found[LEFT, 1]["objects"]) == 2
+    table, _ = run(sample, ones, transform=tmp_path / "t.tfm", atlas_spacing_um_zyx=(10.0, 10.0, 10.0))
+    assert int(table[LEFT, 1]["objects"]) == 2
     fractions = itk(tmp_path / "fractions.nrrd", halves((16, 12, 16)) / 7, (10.0,) * 3)
     with pytest.raises(SelmaError, match="holds fractions"):
         run(sample, fractions)
@@ -285,16 +338,16 @@ def test_a_crop_lies_in_the_atlas_of_the_whole(rng, tmp_path):
     crop = zarr_at(tmp_path / "crop.ome.zarr", cells, (4.0, 4.0, 4.0), (8.0, 10.0, 12.0))
     summary = measure_objects(ObjectSettings(labels=crop, output=tmp_path / "cells.csv", atlas=atlas))
     with (tmp_path / "cells.csv").open(newline="") as file:
-        found = [int(row["region"]) for row in csv.DictReader(file)]
+        counted = [int(row["region"]) for row in csv.DictReader(file)]
     at = np.add(np.argwhere(cells), (8, 10, 12)) // 2
-    assert found == regions[tuple(at.T)].tolist()
+    assert counted == regions[tuple(at.T)].tolist()
     assert any("laid by the places that their files state, " in note for note in summary["notes"])
 
 
 def test_places_that_contradict_equal_sizes_are_noted(sample, tmp_path):
     path = itk(tmp_path / "atlas.nrrd", halves((16, 12, 16)), (10.0,) * 3, origin=(70.0, 0.0, 30.0))
-    found, summary = run(sample, path)
-    check(found, HALF, HALF)
+    table, summary = run(sample, path)
+    check(table, HALF, HALF)
     assert "state different places, 30 × 0 × 70 µm apart (z, y, x), and measure the same" in summary["notes"][0]
 
 

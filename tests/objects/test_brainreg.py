@@ -62,7 +62,8 @@ def stack(tmp_path, rng):
     folder.mkdir()
     for z, plane in enumerate(values):
         tifffile.imwrite(folder / f"z{z:03d}.tif", plane)
-    regions = rng.integers(1, 2**31, (20, 8, 12), dtype=np.uint32)  # psl
+    numbers = rng.integers(1, 2**31, 16, dtype=np.uint32)  # more would look like an image
+    regions = rng.choice(numbers, (20, 8, 12))  # psl
     output = tmp_path / "registered"
     output.mkdir()
     tifffile.imwrite(output / "registered_atlas.tiff", regions[::-1, :, ::-1], metadata=None)
@@ -103,6 +104,46 @@ def test_orientations_by_hand(stack, tmp_path):
         run(labels, tmp_path, atlas=other, orientation="psl", **given)
 
 
+@pytest.mark.parametrize("record", [None, RECORDS[0]])
+def test_an_atlas_in_the_original_orientation_is_not_turned(record, stack, tmp_path):
+    """`registered_atlas_original_orientation.tiff` lies as the stack, and needs no letters."""
+    labels, output, expected = stack
+    path = output / "registered_atlas_original_orientation.tiff"
+    turned = tifffile.imread(output / "registered_atlas.tiff")
+    tifffile.imwrite(path, turned[::-1, :, ::-1], metadata=None)
+    given = {} if record else {"spacing_um_zyx": STACK_UM, "atlas_spacing_um_zyx": ATLAS_UM}
+    if record:
+        (output / "brainreg.json").write_text(json.dumps(record))
+    regions, summary = run(labels, tmp_path, atlas=path, **given)
+    assert regions == expected.tolist()
+    assert "atlas and labels are taken to lie as the stack that brainreg registered" in summary["notes"]
+    # labels in the orientation of the atlas
+    downsampled = tmp_path / "asr.tif"
+    values = np.stack([tifffile.imread(plane) for plane in sorted(labels.iterdir())])
+    tifffile.imwrite(downsampled, values[::-1, :, ::-1], photometric="minisblack", metadata=None)
+    letters = {"orientation": "asr"} if record else {"orientation": "asr", "atlas_orientation": "psl"}
+    regions, _ = run(downsampled, tmp_path, atlas=path, **letters, **given)
+    at = np.argwhere(values[::-1, :, ::-1])
+    assert regions == turned[tuple(np.floor((at + 0.5) * STACK_UM / ATLAS_UM).astype(int).T)].tolist()
+    if record is None:
+        with pytest.raises(SelmaError, match="give --orientation and --atlas-orientation"):
+            run(downsampled, tmp_path, atlas=path, orientation="asr", **given)
+
+
+def test_a_volume_beside_the_results_is_laid_as_any_other(stack, tmp_path):
+    """The record in its folder says nothing about it."""
+    labels, output, expected = stack
+    (output / "brainreg.json").write_text(json.dumps(RECORDS[0]))
+    path = output / "mine.tif"
+    tifffile.imwrite(path, tifffile.imread(output / "registered_atlas.tiff")[::-1, :, ::-1], metadata=None)
+    given = {"spacing_um_zyx": STACK_UM, "atlas_spacing_um_zyx": ATLAS_UM}
+    regions, summary = run(labels, tmp_path, atlas=path, **given)
+    assert regions == expected.tolist()
+    assert summary["notes"] == []
+    for name in ("boundaries.tiff", "downsampled_standard_brain.tiff", "deformation_field_0.tiff"):
+        assert brainreg_output(output / name).orientation == "psl"
+
+
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_every_orientation_is_that_of_the_turned_stack(orientation, tmp_path, rng):
     """A stack of any orientation, turned to asr by hand, has each voxel where the atlas is looked up."""
@@ -121,9 +162,9 @@ def test_every_orientation_is_that_of_the_turned_stack(orientation, tmp_path, rn
     )
     at = np.argwhere(np.ones(shape))
     index = turned_by_hand(np.arange(len(at)).reshape(shape), turn)
-    found = np.empty(len(at), int)
-    found[index.ravel()] = np.arange(len(at))  # where each voxel is after the turns
-    expected = 2 * np.stack(np.unravel_index(found, index.shape), axis=1) + 0.5
+    after = np.empty(len(at), int)
+    after[index.ravel()] = np.arange(len(at))  # where each voxel is after the turns
+    expected = 2 * np.stack(np.unravel_index(after, index.shape), axis=1) + 0.5
     np.testing.assert_allclose(atlas.lies.indices(at.astype(float)), expected, atol=1e-9)
     assert atlas.notes == ()
 
