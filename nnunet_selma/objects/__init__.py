@@ -74,9 +74,9 @@ class ObjectSettings:
     transform: Path | None = None
     """Transform from the sample (fixed image) to the atlas (moving image), as ITK and ANTs write it. Labels in NIfTI, NRRD and MHA, or predicted from them, are placed by their headers; others by their origin."""
     orientation: str | None = None
-    """Side from which the first voxel of each axis of the labels is, as BrainGlobe writes it: psl for posterior, superior, left; None: that in brainreg.json."""
+    """Side from which the first voxel of each axis of the labels is, as BrainGlobe writes it: psl for posterior, superior, left; None: that in brainreg.json, or what the headers of both files say."""
     atlas_orientation: str | None = None
-    """The same of the atlas; None: asr for what brainreg wrote."""
+    """The same of the atlas; None: asr for what brainreg wrote, or what the headers say."""
     atlas_spacing_um_zyx: SpacingUm | None = None
     """Voxel size of the atlas, µm; None: that of the file."""
     region_names: Path | None = None
