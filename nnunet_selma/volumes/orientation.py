@@ -24,6 +24,8 @@ _SAME_DEGREES = 0.1
 """Greatest angle between axes that are taken as parallel."""
 _SAME_PLACE = 0.5
 """Greatest distance of places that are taken as equal, voxels."""
+_SAME_FIELD = 0.1
+"""Greatest difference of fields of view that are taken as equal, as a share of their lengths; coarse voxels do not end where fine ones do."""
 _UNITS = (1.0, 1e3, 1e-3)
 """Factors between headers in the same unit, and between headers in mm and in µm."""
 
@@ -118,27 +120,60 @@ def placement(volume: Volume, like: Volume) -> Placement:
     """
     if volume.affine is None or like.affine is None:
         return Placement(path=volume.path, like=like.path, shape=volume.shape)
-    relative = np.eye(4)
-    relative[:3, :3] = np.linalg.inv(directions(like.affine)) @ directions(volume.affine)
-    orientation = io_orientation(
-        relative
-    )  # for each axis x, y, z of the volume: the axis of the other one, and 1 or -1
+    orientation = _orientation(volume.affine, like.affine)
     turned = volume.affine @ inv_ornt_aff(orientation, volume.shape[::-1])
     is_turned = not np.array_equal(orientation, [[0, 1], [1, 1], [2, 1]])
     difference = _difference(turned, like.affine, is_turned=is_turned)
     if difference or not is_turned:
         return Placement(path=volume.path, like=like.path, shape=volume.shape, difference=difference)
-    z, y, x = (int(np.flatnonzero(orientation[:, 0] == axis)[0]) for axis in (2, 1, 0))
-    axes = (2 - z, 2 - y, 2 - x)
-    flip_z, flip_y, flip_x = (bool(orientation[axis, 1] < 0) for axis in (z, y, x))
+    axes, flips = _turn(orientation)
     shape = tuple(volume.shape[axis] for axis in axes)
-    return Placement(
-        path=volume.path,
-        like=like.path,
-        shape=(shape[0], shape[1], shape[2]),
-        axes=axes,
-        flips=(flip_z, flip_y, flip_x),
-    )
+    return Placement(path=volume.path, like=like.path, shape=(shape[0], shape[1], shape[2]), axes=axes, flips=flips)
+
+
+def field_turn(affine: Affine, shape: ShapeZYX, like: Affine, like_shape: ShapeZYX) -> Turn | None:
+    """The turn after which a volume covers the field of view of another one, at any resolution; reads no voxels.
+
+    Args:
+        affine: matrix of the volume, as `Volume.affine`.
+        shape: its voxels (z, y, x).
+        like: matrix of the other volume.
+        like_shape: its voxels (z, y, x).
+
+    Returns:
+        `IN_PLACE` where the axes have the same directions, wherever the volumes lie; None where they have others, and no turn brings both
+        to the same place, within a tenth of the lengths.
+    """
+    orientation = _orientation(affine, like)
+    turn = _turn(orientation)
+    if turn == IN_PLACE:
+        return IN_PLACE
+    for unit in _UNITS:
+        relative = np.linalg.solve(_field(like, like_shape), np.diag([unit, unit, unit, 1]) @ _field(affine, shape))
+        if np.abs(relative @ inv_ornt_aff(orientation, (2, 2, 2)) - np.eye(4)).max() < _SAME_FIELD:
+            return turn
+    return None
+
+
+def _field(affine: Affine, shape: ShapeZYX) -> Affine:
+    """Matrix from shares of the field of view (x, y, z), 0 to 1 from edge to edge, to places."""
+    to_voxels = np.diag([*shape[::-1], 1.0])
+    to_voxels[:3, 3] = -0.5
+    return np.asarray(affine @ to_voxels)
+
+
+def _orientation(affine: Affine, like: Affine) -> NDArray[np.float64]:
+    """For each axis x, y, z of a volume: the axis of the other volume nearest to it, and 1 or -1."""
+    relative = np.eye(4)
+    relative[:3, :3] = np.linalg.inv(directions(like)) @ directions(affine)
+    return np.asarray(io_orientation(relative))
+
+
+def _turn(orientation: NDArray[np.float64]) -> Turn:
+    """The turn that undoes an orientation."""
+    z, y, x = (int(np.flatnonzero(orientation[:, 0] == axis)[0]) for axis in (2, 1, 0))
+    flip_z, flip_y, flip_x = (bool(orientation[axis, 1] < 0) for axis in (z, y, x))
+    return Turn((2 - z, 2 - y, 2 - x), (flip_z, flip_y, flip_x))
 
 
 def directions(affine: Affine) -> Affine:
