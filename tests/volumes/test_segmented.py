@@ -8,6 +8,7 @@ import pytest
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.objects.atlas import open_atlas
 from nnunet_selma.objects.reading import open_sources
+from nnunet_selma.volumes import open_volume
 from nnunet_selma.volumes.segmented import (
     has_image,
     image_at,
@@ -61,7 +62,9 @@ def test_labels_are_opened_by_the_path_of_the_zarr_or_their_own(image, version, 
 OPENED = {
     "labels, masks": open_labels,
     "labels of objects": lambda path: open_sources(path, name=None, raw=None, without_raw=True, channel=None).labels,
-    "atlas": lambda path: open_atlas(path, sample=path, sample_um_zyx=(1, 1, 1), spacing_um_zyx=(1, 1, 1)).volume,
+    "atlas": lambda path: (
+        open_atlas(path, sample=open_volume(path), sample_um_zyx=(1, 1, 1), spacing_um_zyx=(1, 1, 1)).volume
+    ),
     "overview": lambda path: segmentation_at(path).labels[0],
     "view": lambda path: image_at(path, labels=path).labels[0],
 }
