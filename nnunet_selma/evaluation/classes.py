@@ -30,7 +30,9 @@ class LabelClass:
 
     name: str
     values: tuple[int, ...]
-    """Values of its voxels; several for a region of nnU-Net, and where a file gives one name to several values."""
+    """Values of its voxels; several for a region of nnU-Net, and where a file gives one name to several values. No other class has the same."""
+    ignored: int | None = None
+    """Value of voxels that nobody annotated, which are scored for no class; None if there is none."""
 
     @property
     def key(self) -> str:
@@ -46,7 +48,7 @@ def find_classes(
     workers: int = 1,
     progress: Progress[Any] = silent,
 ) -> tuple[LabelClass, ...]:
-    """Classes of label files, in the order of their values, background left out.
+    """Classes of label files, in the order of their values, background and nnU-Net's `ignore` left out.
 
     They are those of the `dataset.json` of nnU-Net that lies beside the files, or above a folder `labels…`. Without one, every file is read:
     each value above 0 that occurs in any is a class, by the name that the metadata of an OME-Zarr give it, else by its number.
@@ -59,7 +61,7 @@ def find_classes(
         progress: shows the files.
 
     Raises:
-        SelmaError: two descriptions differ; the files hold no class, or more values than classes can have.
+        SelmaError: two descriptions differ; a description gives two names to the same values; the files hold no class, or more values than classes can have.
     """
     described = {place: classes for side in (reference, *predictions) for place, classes in _description(side)}
     if described:
@@ -70,7 +72,10 @@ def find_classes(
                     f"{other}: names other classes or values ({_listed(classes)}) than {place} ({_listed(first)}); give predictions of "
                     "the same classes, or remove the file that is wrong"
                 )
-        return tuple(sorted((LabelClass(name, values) for name, values in first.items()), key=lambda c: c.values))
+        ignored = first.pop(_IGNORED, (None,))[0]
+        return tuple(
+            sorted((LabelClass(name, values, ignored) for name, values in first.items()), key=lambda c: c.values)
+        )
     files = sorted({path for case in cases for path in (case.reference, case.prediction) if path is not None})
     values = sorted(
         set[int]().union(
@@ -121,7 +126,9 @@ def class_mask(volume: Volume, chosen: LabelClass, classes: Iterable[LabelClass]
         SelmaError: the values are no labels, or one of them is of no class.
     """
     labels = label_values(volume.read(), volume.path)
-    unknown = np.setdiff1d(np.unique(labels), [0, *(value for label_class in classes for value in label_class.values)])
+    known = {0, *(value for label_class in classes for value in label_class.values)}
+    known |= {chosen.ignored} if chosen.ignored is not None else set()
+    unknown = np.setdiff1d(np.unique(labels), sorted(known))
     if len(unknown):
         more = ", …" if len(unknown) > 8 else ""
         raise SelmaError(
@@ -131,12 +138,19 @@ def class_mask(volume: Volume, chosen: LabelClass, classes: Iterable[LabelClass]
     return np.isin(labels, chosen.values)
 
 
+def ignored_mask(volume: Volume, chosen: LabelClass | None) -> Mask | None:
+    """Mask of the voxels of a label file that nobody annotated, (z, y, x); None where no value says so."""
+    if chosen is None or chosen.ignored is None:
+        return None
+    return np.asarray(label_values(volume.read(), volume.path) == chosen.ignored)
+
+
 def _description(side: Path) -> list[tuple[Path, dict[str, tuple[int, ...]]]]:
-    """The `dataset.json` for a folder or file of labels, and the classes that it names; empty where none names any."""
+    """The `dataset.json` for a folder or file of labels, and the classes and ignored voxels that it names; empty where it names no class."""
     folder = _folder(side)
     for place in (folder, *([folder.parent] if folder.name.startswith("labels") else [])):
         path = place / "dataset.json"
-        if path.is_file() and (classes := _classes(read_json(path), path)):
+        if path.is_file() and (classes := _classes(read_json(path), path)).keys() - {_IGNORED}:
             return [(path, classes)]
     return []
 
@@ -151,12 +165,19 @@ def _folder(side: Path) -> Path:
 
 
 def _classes(content: Mapping[str, Any], path: Path) -> dict[str, tuple[int, ...]]:
-    """Class to its values in the content of a `dataset.json`, without background and ignored voxels."""
+    """Class, or `ignore`, to its values in the content of a `dataset.json`, without background; raises `SelmaError` if two have the same."""
     try:
         named = {str(name): _numbers(values) for name, values in (content.get("labels") or {}).items()}
     except (AttributeError, TypeError, ValueError) as error:
         raise SelmaError(f"{path}: its labels are not those of nnU-Net v2 ({error}); correct them") from error
-    return {name: values for name, values in named.items() if any(values) and name != _IGNORED}
+    classes = {name: values for name, values in named.items() if any(values)}
+    names: dict[tuple[int, ...], str] = {}
+    for name, values in classes.items():
+        if names.setdefault(values, name) != name:
+            raise SelmaError(
+                f"{path}: gives the values {', '.join(map(str, values))} to {names[values]} and to {name}; give each class values of its own"
+            )
+    return classes
 
 
 def _numbers(values: Any) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from nnunet_selma import __version__
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.evaluation import pictures
 from nnunet_selma.evaluation.cases import CaseFiles, open_header
-from nnunet_selma.evaluation.classes import LabelClass, class_mask
+from nnunet_selma.evaluation.classes import LabelClass, class_mask, ignored_mask
 from nnunet_selma.evaluation.metrics.editions import edition
 from nnunet_selma.evaluation.metrics.extras import Extras, measure
 from nnunet_selma.evaluation.metrics.mistakes import mistakes
@@ -119,7 +119,8 @@ class CaseScore:
 def score_case(task: ScoreTask) -> Generator[int, None, list[CaseScore]]:
     """Score one case of every method; scores that an earlier run kept for the same files and settings are read instead.
 
-    The work of `run_tasks`, with one step for each method and class. The reference is read, labelled and thinned once for all methods.
+    The work of `run_tasks`, with one step for each method and class. For each class, the reference is read, labelled and thinned once for all
+    methods; without classes, once.
     """
     if task.classes and task.chosen is None:
         scores = []
@@ -168,6 +169,11 @@ class _Reference:
             return None
         mask, warnings = _objects(self._task, open_labels(self.path), truth=True)
         return Segmentation(mask), warnings
+
+    @cached_property
+    def ignored(self) -> Mask | None:
+        """Voxels that nobody annotated; None where there is no file, or no value for them."""
+        return None if self.path is None else ignored_mask(open_labels(self.path), self._task.chosen)
 
 
 def _objects(task: ScoreTask, volume: Volume, *, truth: bool) -> tuple[Mask, tuple[str, ...]]:
@@ -235,7 +241,10 @@ def _read_pair(task: ScoreTask, case: CaseFiles, reference: _Reference) -> tuple
     if reference.content is None:
         return Pair(mask, np.zeros_like(mask)), warnings
     truth, more = reference.content
-    return Pair(mask, truth), (*warnings, *more)
+    pair = Pair(mask, truth)
+    if reference.ignored is not None:
+        pair = Pair(mask & ~reference.ignored, truth)
+    return pair, (*warnings, *more)
 
 
 def _made_from(task: ScoreTask, method: str) -> dict[str, Any]:

@@ -15,13 +15,16 @@ from nnunet_selma.morphology.blocks import Box, Mask
 from nnunet_selma.morphology.tissue import TissueGrid, grid_box, grid_shape
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes.base import ShapeZYX, Volume
+from nnunet_selma.volumes.orientation import IN_PLACE, Affine, field_turn
 
 _READ_BYTES = 2**27
 """Bytes of the mask that are read together, or a single slice where that is larger."""
 _BITS, _BOXES = "mask.npy", "mask_boxes.npz"
 
 
-def store_mask(mask: Volume, folder: Path, shape: ShapeZYX, spacing_um_zyx: SpacingUm | None) -> None:
+def store_mask(
+    mask: Volume, folder: Path, shape: ShapeZYX, spacing_um_zyx: SpacingUm | None, affine: Affine | None = None
+) -> None:
     """Copy a mask, `> 0`, into a folder, from which `StoredMask.open` reads it.
 
     Args:
@@ -29,18 +32,24 @@ def store_mask(mask: Volume, folder: Path, shape: ShapeZYX, spacing_um_zyx: Spac
         folder: where two files are written.
         shape: shape of the volume, voxels (z, y, x).
         spacing_um_zyx: voxel size of the volume, µm; None where it is not known.
+        affine: place of the volume, as `Volume.affine`. A mask that lies there with some axes reversed is stored as the volume lies.
 
     Raises:
-        SelmaError: the mask does not cover the same field of view, or marks nothing.
+        SelmaError: the mask does not cover the same field of view, has its axes in another order or in directions that no reversal explains,
+            or marks nothing.
     """
     _check_field(mask, shape, spacing_um_zyx)
+    flips = _flips(mask, shape, affine)
+    reversed_axes = [axis for axis, flip in enumerate(flips) if flip]
     depth, height, width = mask.shape
     bits = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
         folder / _BITS, "w+", np.uint8, (depth, height, -(-width // 8))
     )
     step = max(1, _READ_BYTES // (height * width * mask.dtype.itemsize))
     for z in range(0, depth, step):
-        bits[z : z + step] = np.packbits(mask.read(slice(z, z + step)) > 0, axis=2)
+        part = np.packbits(np.flip(mask.read(slice(z, z + step)) > 0, reversed_axes), axis=2)
+        start = depth - z - len(part) if flips[0] else z
+        bits[start : start + len(part)] = part
     bits.flush()
     boxes = _marked_boxes(bits, mask.shape, shape)
     if not boxes.any():
@@ -70,6 +79,20 @@ def _check_field(mask: Volume, shape: ShapeZYX, spacing_um_zyx: SpacingUm | None
             else "give a mask drawn on this volume, at any resolution"
         )
     )
+
+
+def _flips(mask: Volume, shape: ShapeZYX, affine: Affine | None) -> tuple[bool, bool, bool]:
+    """For each axis (z, y, x), True if the headers say that it runs against that of the volume; raises `SelmaError` if they need more than that."""
+    if mask.affine is None or affine is None:
+        return IN_PLACE.flips
+    turn = field_turn(mask.affine, mask.shape, affine, shape)
+    if turn is None or turn.axes != IN_PLACE.axes:
+        raise SelmaError(
+            f"{mask.path}: its header gives its axes other directions than those of the volume, "
+            + ("and another place" if turn is None else "in another order")
+            + "; give the mask with axes, directions and origin of the volume, or as TIFF, which states none and is taken as it lies"
+        )
+    return turn.flips
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,6 +42,8 @@ _RAMP = 0.8
 
 Two camps hold then at least 0.8 of the variance between them, and three 0.91; halves of a ramp hold 0.75, those of a Gaussian 0.64.
 """
+_FILLED = 0.9
+"""Share of the boxes within a frame of zeros that hold more than zeros, at least; a brain in an outside of zeros fills half of its surroundings."""
 _LEAST_CAMP = 0.02
 """Share of the boxes below which a camp is set aside: a few bright cells, or slices of zeros."""
 
@@ -64,7 +66,7 @@ def find_tissue(means: NDArray[np.floating], box: ShapeZYX = GRID_BOX) -> tuple[
     The boxes are parted into two camps of brightness, or three, by Otsu's criterion. The darkest camp is parted again as long as it falls into
     camps itself, because a bright injection site makes two camps with all else, and dim tissue would count as outside. The threshold lies in
     the middle between the last outside and the camp above it. In a grid of three axes, tissue takes in what is dim beside it, such as its
-    border, and what it encloses.
+    border, and what it encloses. A frame of zeros, with which stitching pads images, is set aside first if what it surrounds falls into camps.
 
     Args:
         means: mean log intensity of each box, (z, y, x) for neighbours in space, or an array of any other number of axes.
@@ -74,7 +76,7 @@ def find_tissue(means: NDArray[np.floating], box: ShapeZYX = GRID_BOX) -> tuple[
     Returns:
         True for each box that is tissue, in the same shape, and the log threshold, or `ALL_TISSUE` where the boxes do not fall into camps.
     """
-    camps = _find_camps(_pooled(means, box) if means.ndim == len(box) else means)
+    camps = _find_camps(_within_frame(means), box) or _find_camps(means, box)
     if camps is None:
         return np.ones(means.shape, np.bool_), ALL_TISSUE
     threshold = camps.between(0.5)
@@ -85,10 +87,24 @@ def find_tissue(means: NDArray[np.floating], box: ShapeZYX = GRID_BOX) -> tuple[
     return np.asarray(tissue), threshold
 
 
-def _find_camps(means: NDArray[np.floating]) -> _Camps | None:
+def _within_frame(means: NDArray[np.floating]) -> NDArray[np.floating]:
+    """The boxes that a frame of zeros surrounds, without those that it covers in part; all boxes where zeros are not a frame."""
+    inside = []
+    for axis, length in enumerate(means.shape):
+        filled = np.flatnonzero(np.moveaxis(means, axis, 0).reshape(length, -1).any(axis=1))
+        if not len(filled):
+            return means
+        first, last = int(filled[0]), int(filled[-1])
+        inside.append(slice(first + (first > 0), last + (last == length - 1)))
+    content = means[tuple(inside)]
+    return content if content.size and np.count_nonzero(content) >= _FILLED * content.size else means
+
+
+def _find_camps(means: NDArray[np.floating], box: ShapeZYX) -> _Camps | None:
     """Outside and dimmest tissue among boxes; None where these do not fall into camps."""
     camps: _Camps | None = None
-    rest: NDArray[np.float64] = means.ravel().astype(np.float64)
+    pooled = _pooled(means, box) if means.ndim == len(box) else means
+    rest: NDArray[np.float64] = pooled.ravel().astype(np.float64)
     least = _LEAST_CAMP * len(rest)
     while (parts := _parted(rest)) is not None:
         darkest, brighter, *_ = parts

@@ -266,7 +266,7 @@ def _create_images(run: Run, model: Model, volumes: Sequence[Volume]) -> None:
             ),
         )
     if settings.mask is not None:
-        store_mask(open_labels(settings.mask), run.folder, facts.shape, facts.spacing_um_zyx)
+        store_mask(open_labels(settings.mask), run.folder, facts.shape, facts.spacing_um_zyx, first.affine)
 
 
 def _window(volume: Volume, facts: RunFacts) -> tuple[float, float] | None:

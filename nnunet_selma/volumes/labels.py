@@ -15,11 +15,15 @@ _MOST = 2**32 - 1
 _IGNORED = 255
 """Value by which several programs mark voxels that nobody annotated."""
 _MANY_VALUES = 100
-"""Number of values above which a file may be an image."""
+"""Number of values above which a file with a 0 may be an image though neighbours are often equal."""
 _SEVERAL_VALUES = 16
-"""The same for a file without any 0: labels have a background, cameras an offset."""
+"""The same for a file without any 0, as labels have a background and cameras an offset; and above which any may be an image of noise."""
 _CHANGING = 0.5
-"""Share of the voxels other than 0 whose neighbour has another value, also not 0, above which a file of many values is an image."""
+"""Share of neighbours that differ, of those that are both not 0, above which a file of many values is an image."""
+_NOISY = 0.8
+"""The same for a file of several values with a 0: an image of few photons, in which neighbours may also be equal by chance."""
+_FEW_PAIRS = 0.1
+"""Neighbours that are both not 0, per voxel other than 0, below which they do not count: points that touch by chance always differ."""
 _SAMPLE: ShapeZYX = (16, 64, 64)
 """Shape of the nine boxes by which labels are told from an image, voxels."""
 _SAMPLE_SLICES = 2
@@ -121,7 +125,8 @@ def _samples(volume: Volume) -> Iterator[Array]:
 
 def _check_no_image(values: Collection[float], boxes: Sequence[Array], path: Path) -> None:
     """Raise `SelmaError` if there are many values in boxes, and they change from voxel to voxel."""
-    if len(values) > (_MANY_VALUES if 0 in values else _SEVERAL_VALUES) and _changing(boxes) > _CHANGING:
+    most = _NOISY if 0 in values and len(values) <= _MANY_VALUES else _CHANGING
+    if len(values) > _SEVERAL_VALUES and _changing(boxes) > most:
         raise SelmaError(
             f"{path}: holds {len(values)} values that change from voxel to voxel, as in an image; give labels instead (a segmentation, "
             "a mask or an atlas): a file of them, or an OME-Zarr that has them below labels/"
@@ -129,17 +134,19 @@ def _check_no_image(values: Collection[float], boxes: Sequence[Array], path: Pat
 
 
 def _changing(boxes: Sequence[Array]) -> float:
-    """Share of the voxels other than 0 that are followed by another value, also not 0, along the axis with the smallest share."""
+    """Share of neighbours that differ, of those that are both not 0, along the axis with the smallest share; 0 where there are few of them."""
     shares = []
     for axis in range(3):
-        changes = voxels = 0
+        changes = pairs = voxels = 0
         for box in boxes:
             lines = np.moveaxis(box, axis, 0)
             first, second = lines[:-1], lines[1:]
             voxels += np.count_nonzero(first)
-            changes += np.count_nonzero((first != second) & (first != 0) & (second != 0))
-        if voxels:
-            shares.append(changes / voxels)
+            both = (first != 0) & (second != 0)
+            pairs += np.count_nonzero(both)
+            changes += np.count_nonzero((first != second) & both)
+        if pairs > _FEW_PAIRS * voxels:
+            shares.append(changes / pairs)
     return min(shares, default=0.0)
 
 

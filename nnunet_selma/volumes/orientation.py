@@ -24,6 +24,8 @@ _SAME_DEGREES = 0.1
 """Greatest angle between axes that are taken as parallel."""
 _SAME_PLACE = 0.5
 """Greatest distance of places that are taken as equal, voxels."""
+_SAME_FIELD = 0.1
+"""Greatest difference of fields of view that are taken as equal, as a share of their lengths; coarse voxels do not end where fine ones do."""
 _UNITS = (1.0, 1e3, 1e-3)
 """Factors between headers in the same unit, and between headers in mm and in µm."""
 
@@ -136,6 +138,37 @@ def placement(volume: Volume, like: Volume) -> Placement:
     axes, flips = _turn(orientation)
     z, y, x = (volume.shape[axis] for axis in axes)
     return Placement(path=volume.path, like=like.path, shape=(z, y, x), axes=axes, flips=flips)
+
+
+def field_turn(affine: Affine, shape: ShapeZYX, like: Affine, like_shape: ShapeZYX) -> Turn | None:
+    """The turn after which a volume covers the field of view of another one, at any resolution; reads no voxels.
+
+    Args:
+        affine: matrix of the volume, as `Volume.affine`.
+        shape: its voxels (z, y, x).
+        like: matrix of the other volume.
+        like_shape: its voxels (z, y, x).
+
+    Returns:
+        `IN_PLACE` where the axes have the same directions, wherever the volumes lie; None where they have others, and no turn brings both
+        to the same place, within a tenth of the lengths.
+    """
+    orientation = io_orientation(_relative(affine, like))
+    turn = _turn(orientation)
+    if turn == IN_PLACE:
+        return IN_PLACE
+    for unit in _UNITS:
+        relative = np.linalg.solve(_field(like, like_shape), np.diag([unit, unit, unit, 1]) @ _field(affine, shape))
+        if np.abs(relative @ inv_ornt_aff(orientation, (2, 2, 2)) - np.eye(4)).max() < _SAME_FIELD:
+            return turn
+    return None
+
+
+def _field(affine: Affine, shape: ShapeZYX) -> Affine:
+    """Matrix from shares of the field of view (x, y, z), 0 to 1 from edge to edge, to places."""
+    to_voxels = np.diag([*shape[::-1], 1.0])
+    to_voxels[:3, 3] = -0.5
+    return np.asarray(affine @ to_voxels)
 
 
 def _relative(affine: Affine, like: Affine) -> Affine:

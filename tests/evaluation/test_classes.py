@@ -74,8 +74,8 @@ def test_each_class_has_the_scores_of_its_mask(names, data, capsys):
     more = ("--against", "noisy", "--objects", "iou:0.3", "--hd95", "--corrected", "--spacing", "1,1,1")
     assert run(data, "out", "--per-class", *more) == 0
     page = capsys.readouterr().out
-    together, found = content(data / "out"), rows(data / "out")
-    assert len(found) == len(together["cases"]) == 2 * len(CASES) * len(names)
+    together, table = content(data / "out"), rows(data / "out")
+    assert len(table) == len(together["cases"]) == 2 * len(CASES) * len(names)
     means = {}
     for name, values in names.items():
         folder = binarised(data, values)
@@ -87,7 +87,7 @@ def test_each_class_has_the_scores_of_its_mask(names, data, capsys):
         of_class = [{**row, "label": ""} for row in together["against"]["shifted"] if row["label"] == name]
         assert of_class == alone["against"]["shifted"]
         in_table = [
-            {key: row[key] for key in row if key not in ("class", "warnings")} for row in found if row["class"] == name
+            {key: row[key] for key in row if key not in ("class", "warnings")} for row in table if row["class"] == name
         ]
         assert in_table == [{key: row[key] for key in row if key != "warnings"} for row in rows(folder / "out")]
         capsys.readouterr()
@@ -147,6 +147,25 @@ def test_the_classes_of_an_ome_zarr_have_its_names(data):
     assert (data / "out/scores.png").is_file()
 
 
+def test_voxels_that_nobody_annotated_are_background_on_both_sides(data):
+    """The same files with these voxels set to 0 by hand are scored alike."""
+    describe(data / "truth", soma=1, cell=2, ignore=5)
+    by_hand = data / "by_hand"
+    for case in CASES:
+        truth, *predictions = (open_volume(data / side / f"{case}.nii.gz").read() for side in METHODS)
+        for side, labels in zip(METHODS, (truth, *predictions), strict=True):
+            write_image(data / side / f"{case}.nii.gz", np.where(labels == 5, 1, labels) if side != "truth" else labels)
+            cut = np.where(labels == 5, 1, labels) * (truth != 5)
+            write_image(by_hand / side / f"{case}.nii.gz", cut.astype(np.uint8))
+    describe(by_hand / "truth", soma=1, cell=2)
+    for folder in (data, by_hand):
+        assert run(folder, "out", "--per-class") == 0
+    parts = ("method", "case", "label", "official")
+    alone, together = ([[c[part] for part in parts] for c in content(f / "out")["cases"]] for f in (by_hand, data))
+    assert alone == together
+    assert len(alone) == 2 * len(CASES) * 2
+
+
 def other_classes(data):
     describe(data / "truth", soma=1, cell=2, vessel=5)
     describe(data / "shifted", cell=1, soma=2, vessel=5)
@@ -156,8 +175,8 @@ def unknown_value(data):
     describe(data / "truth", soma=1, cell=2)
 
 
-def ignored_voxels(data):
-    describe(data / "truth", soma=1, cell=2, ignore=5)
+def equal_values(data):
+    describe(data / "truth", soma=1, cell=[1, 2], whole=[2, 1], vessel=5)
 
 
 def empty_files(data):
@@ -184,7 +203,7 @@ def old_description(data):
     [
         (other_classes, "shifted/dataset.json: names other classes or values (cell 1, soma 2, vessel 5) than"),
         (unknown_value, "holds the values 5, which dataset.json gives to no class"),
-        (ignored_voxels, "holds the values 5, which dataset.json gives to no class"),
+        (equal_values, "dataset.json: gives the values 1, 2 to cell and to whole; give each class values of its own"),
         (empty_files, "no file holds a value above 0"),
         (instances, "noisy/cfos_neuron_1.nii.gz: holds 336 values, as files of instances do; classes are 64 at most"),
         (image, "noisy/cfos_neuron_1.nii.gz: holds"),

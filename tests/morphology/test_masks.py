@@ -1,10 +1,15 @@
+from itertools import product
+
+import nibabel
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nibabel.orientations import axcodes2ornt, ornt_transform
 from scipy.ndimage import zoom
 
 from nnunet_selma.errors import SelmaError
+from nnunet_selma.morphology import masks
 from nnunet_selma.morphology.masks import StoredMask, store_mask
 from nnunet_selma.morphology.tissue import grid_box
 from nnunet_selma.volumes import open_volume
@@ -69,6 +74,57 @@ def test_a_mask_at_the_voxel_size_of_an_atlas(tmp_path):
     assert StoredMask.open(tmp_path, shape).share == 1
     with pytest.raises(SelmaError, match="field of view"):
         store_mask(open_volume(tmp_path / "mask.nii.gz"), tmp_path, (200, 400, 300), spacing)
+
+
+def nifti(path, values, affine):
+    """A NIfTI of an array (z, y, x) with this matrix from (x, y, z) to mm."""
+    nibabel.save(nibabel.Nifti1Image(values.T, affine), path)
+    return open_volume(path)
+
+
+LAYOUTS = [layout for layout in product("RL", "AP", "SI") if layout != ("R", "A", "S")]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids="".join)
+@pytest.mark.parametrize("unit", [1, 1000])
+def test_a_mask_that_runs_against_the_volume_is_turned(layout, unit, tmp_path, rng, monkeypatch):
+    """nibabel turns the mask and its header; the mask is read in several slabs."""
+    monkeypatch.setattr(masks, "_READ_BYTES", 2 * 12 * 9)
+    mask = (rng.random((10, 12, 9)) < 0.3).astype(np.uint8)
+    affine = np.diag([0.4, 0.4, 0.4, 1.0])
+    affine[:3, 3] = -3, 5, 2
+    turned = nibabel.Nifti1Image(mask.T, affine).as_reoriented(
+        ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(layout))
+    )
+    volume = np.diag([0.1, 0.1, 0.1, 1.0])
+    volume[:3, 3] = affine[:3, 3] - 0.15  # the outer edges of both lie at the same place
+    shape = tuple(4 * n for n in mask.shape)
+    read = nifti(tmp_path / "mask.nii", np.asarray(turned.dataobj).T, turned.affine)
+    store_mask(read, tmp_path, shape, None, np.diag([unit, unit, unit, 1]) @ volume)
+    whole = StoredMask.open(tmp_path, shape).mask(tuple(slice(0, n) for n in shape))
+    assert np.array_equal(whole, np.kron(mask, np.ones((4, 4, 4), bool)))
+
+
+@pytest.mark.parametrize("place", [(0, 0, 0), (80, -40, 7)])
+def test_a_mask_of_the_same_directions_is_taken_as_it_lies(place, tmp_path, rng):
+    mask = (rng.random((10, 12, 9)) < 0.3).astype(np.uint8)
+    affine = np.diag([0.1, 0.1, 0.1, 1.0])
+    affine[:3, 3] = place
+    store_mask(nifti(tmp_path / "mask.nii", mask, np.diag([0.1, 0.1, 0.1, 1])), tmp_path, mask.shape, None, affine)
+    assert np.array_equal(StoredMask.open(tmp_path, mask.shape).mask(tuple(map(slice, [0] * 3, mask.shape))), mask)
+
+
+@pytest.mark.parametrize(
+    ("affine", "words"),
+    [
+        (np.diag([-1.0, 1.0, 1.0, 1.0]), "and another place"),
+        (np.eye(4)[[2, 1, 0, 3]], "in another order"),
+    ],
+)
+def test_a_mask_whose_header_no_reversal_explains_is_refused(affine, words, tmp_path):
+    volume = nifti(tmp_path / "mask.nii", np.ones((9, 9, 9), np.uint8), affine)
+    with pytest.raises(SelmaError, match=rf"mask\.nii: its header .* {words}; give the mask with axes, directions"):
+        store_mask(volume, tmp_path, volume.shape, None, np.eye(4))
 
 
 def test_a_run_without_a_mask_has_none(tmp_path):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import tifffile
@@ -70,6 +71,23 @@ def test_a_mask_is_the_labels_of_an_ome_zarr_and_never_an_image(settings, rng, t
     assert results[0].tissue_share < 0.5
     with pytest.raises(SelmaError, match=r"v\.tif: holds \d+ values that change from voxel to voxel, as in an image"):
         predict_volume(settings(source, mask=source), Execution(overwrite=True))
+
+
+def test_a_mask_of_another_direction_marks_the_same_place(settings, rng, tmp_path):
+    """A NIfTI whose x nibabel has reversed, with its header, against a TIFF that lies as the volume does."""
+    affine = np.diag([1.5e-3, 1.6e-3, 6e-3, 1])
+    nibabel.save(nibabel.Nifti1Image(rng.poisson(400, SHAPE).astype(np.uint16).T, affine), tmp_path / "v.nii")
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[:, :, :16] = 1
+    turned = nibabel.Nifti1Image(mask.T, affine).as_reoriented(np.array([[0, -1], [1, 1], [2, 1]]))
+    nibabel.save(turned, tmp_path / "mask.nii")
+    labels = []
+    for place in (tmp_path / "mask.nii", tiff(tmp_path / "mask.tif", mask)):
+        run = settings(tmp_path / "v.nii", mask=place)
+        predict_volume(run, Execution(overwrite=True))
+        labels.append(open_volume(run.output / "labels" / run.name).read())
+    assert labels[1].any()
+    np.testing.assert_array_equal(*labels)
 
 
 def test_chunks_that_were_lost_in_tissue_are_named_before_they_are_predicted(settings, rng, tmp_path):

@@ -164,6 +164,10 @@ LABELS = {
         rng.random(SHAPE) < 0.05, np.arange(40 * 150 * 160).reshape(SHAPE), 0
     ),
     "regions drawn for each voxel": lambda rng: rng.choice([0, 1, 2, 3, 4, 614454277], SHAPE).astype(np.uint32),
+    "touching cells of eight voxels": lambda rng: (
+        rng.integers(0, 2**31, (20, 75, 80)).repeat(2, 0).repeat(2, 1).repeat(2, 2)
+    ),
+    "ninety regions": lambda rng: rng.integers(0, 90, (10, 50, 80)).repeat(4, 0).repeat(3, 1).repeat(2, 2),
     "regions without a background": lambda rng: rng.integers(1, 17, SHAPE),
     "large regions": lambda rng: rng.integers(0, 2**31, (4, 15, 16)).repeat(10, 0).repeat(10, 1).repeat(10, 2),
     "regions of both sides": lambda rng: (
@@ -177,6 +181,9 @@ IMAGES = {
     "float": lambda rng: rng.poisson(400, SHAPE).astype(np.float32),
     "without its background": lambda rng: np.where(smooth(rng, 1) > 0.5, rng.poisson(900, SHAPE), 0),
     "smooth": lambda rng: smooth(rng, 20000).astype(np.uint16),
+    "noise with its background cut off": lambda rng: rng.normal(-150, 300, SHAPE).clip(0).astype(np.uint16),
+    "noise between many zeros": lambda rng: (rng.random(SHAPE) < 0.2) * rng.integers(1, 900, SHAPE),
+    "few photons": lambda rng: rng.poisson(8, SHAPE).astype(np.uint8),
     "signed": lambda rng: rng.normal(0, 300, SHAPE).astype(np.int16),
 }
 
