@@ -217,11 +217,15 @@ class BlockPredictor:
     def _image(self, image: Box) -> Array:
         """Normalised and resampled voxels of a box of the network's grid, (c, z, y, x) with network axes."""
         assert self._grids is not None
-        source = self._grids.source(image)
-        read = [volume.read(*source) for volume in self._volumes]
-        voxels = read[0][None] if len(read) == 1 else np.stack(read)
+        voxels = self._voxels(self._grids.source(image))
         normalised = self._normalisation.apply(self._grids.array_to_network(voxels))
+        del voxels  # its memory is planned for what follows
         return self._grids.forward.apply(normalised, image, self._limits, threads=compute_threads())
+
+    def _voxels(self, box: Box) -> Array:
+        """Voxels of a box of the volume, (c, z, y, x)."""
+        read = [volume.read(*box) for volume in self._volumes]
+        return read[0][None] if len(read) == 1 else np.stack(read)
 
     def predict(self, block: BlockInput, sums: Sums | None) -> tuple[BlockOutput, Sums | None]:
         """Predict a block.

@@ -84,10 +84,10 @@ class MemoryPlan:
         face = prod(edges) / depth
         around = prod(e + 2 * t for axis, (e, t) in enumerate(zip(edges, self.tile, strict=True)) if axis != along)
         images = 4 * self.channels * around * (2 * depth + 3 * tile)
-        if resampled:  # a spline takes a channel in float64: its voxels, padded, filtered, and the result
-            image = around * (depth + 2 * tile)
+        if resampled:  # a channel in float64, resampled within planes, and across them
+            image = around * (depth + tile)
             source = image / prod(self.scale)
-            images += self.channels * source * (self.voxel_bytes + 4) + 8 * (3 * source + image)
+            images += self.channels * source * 4 + 8 * (source + image)
         else:
             images += self.channels * around * _PIECE * (self.voxel_bytes + 4)
         # of each fold, and once more while those of one fold are moved on; of weights

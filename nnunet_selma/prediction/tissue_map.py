@@ -30,7 +30,7 @@ def report_tissue(run: Run, say: Callable[[str], None]) -> None:
     """
     settings, tissue = run.settings, run.tissue
     picture = run.folder / TISSUE_MAP
-    if not picture.is_file():
+    if not picture.is_file() and run.blocks_to_do():  # else it has its final name already
         partial = run.folder / f"{uuid4().hex[:8]}.{TISSUE_MAP}"  # shares draw at the same time
         draw_tissue(partial, run.means, tissue, run.facts.spacing_um_zyx)
         os.replace(partial, picture)

@@ -194,7 +194,7 @@ def test_what_cannot_be_predicted(tmp_path, rng, models, calls):
     refused(r"b\.nii\.gz: the name lacks the number of its channel; call it b_0000\.nii\.gz")
     refused("knows no astrocyte; its classes are cfos_neuron, microglia, other", {"astrocyte": models["other"]})
     refused(r"is no complete model, fold_3/checkpoint_final\.pth is missing", folds=("0", "3"))
-    refused(r"nowhere: is no complete model, plans\.json, dataset\.json", {"other": tmp_path / "nowhere"})
+    refused(r"nowhere: there is no such folder", {"other": tmp_path / "nowhere"})
     nrrd = write_model(tmp_path / "nrrd", ending=".nrrd")
     torch.save(
         {"network_weights": {"a": torch.tensor([torch.nan])}},
