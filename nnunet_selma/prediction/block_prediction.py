@@ -23,12 +23,13 @@ from nnunet_selma.morphology.blocks import Box
 from nnunet_selma.prediction.columns import column_boxes
 from nnunet_selma.prediction.grids import BlockWork, Column, Grids, Layer, make_grids, spacing_in_plans
 from nnunet_selma.prediction.intensities import Normalisation, configured_normalisation
+from nnunet_selma.prediction.memory import READ_PLANES
 from nnunet_selma.prediction.model import Model, Window, all_finite
 from nnunet_selma.prediction.records import BlockRecord
 from nnunet_selma.prediction.resampling import Limits
 from nnunet_selma.prediction.run import Run
 from nnunet_selma.prediction.slab_reading import close_input, open_channels
-from nnunet_selma.prediction.sums import Sums
+from nnunet_selma.prediction.sums import CACHED_PLANES, Sums
 from nnunet_selma.prediction.tiling import intersection, lengths, within
 from nnunet_selma.running.cores import compute_threads
 from nnunet_selma.volumes import open_volume
@@ -36,10 +37,8 @@ from nnunet_selma.volumes.base import Array, Volume
 from nnunet_selma.volumes.ome_zarr_writing import write_box
 from nnunet_selma.volumes.pyramids import level_array
 
-_PLANES, _MOST_PLANES = 32, 64
-"""Planes that are read and normalised together, where they are not resampled, and as many at most where chunks are deeper."""
-_PIECE = 8
-"""Planes whose labels are computed together after resampling."""
+_PLANES = 32
+"""Planes that are read and normalised together, where they are not resampled; `READ_PLANES` at most where chunks are deeper."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +206,7 @@ class BlockPredictor:
             return [planes] if planes.start < planes.stop else []
         axis = grids.transpose[0]
         deepest = max(volume.chunk_zyx[axis] if volume.chunk_zyx else 1 for volume in self._volumes)
-        step = deepest * max(1, _PLANES // deepest) if deepest <= _MOST_PLANES else _PLANES
+        step = deepest * max(1, _PLANES // deepest) if deepest <= READ_PLANES else _PLANES
         # planes of the volume that begin a chunk, counted along the network's axis
         offset = -grids.crop[axis].stop if grids.flips[axis] else grids.crop[axis].start
         first = planes.start + -(planes.start + offset) % step
@@ -334,7 +333,7 @@ class BlockPredictor:
             logits = torch.from_numpy(
                 self._grids.backward.apply(answer.cpu().numpy(), block.work.result, threads=compute_threads())
             )
-            answer = _joined([self._answer(piece) for piece in torch.split(logits, _PIECE, dim=1)])
+            answer = _joined([self._answer(piece) for piece in torch.split(logits, CACHED_PLANES, dim=1)])
         box = self.run.blocks[block.index]
         inner = intersection(box, self._grids.crop)
         tissue, inside = self.run.tissue.mask(inner), within(inner, box)

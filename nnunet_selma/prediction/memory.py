@@ -15,7 +15,7 @@ _ACTIVATIONS = 8
 """Feature maps of full resolution that live at once while a tile is computed; the widest stages are those of the decoder."""
 _MOST_ACROSS = 2048
 """Longest edge of a block across its column, voxels; wider ones save hardly any tile, and a killed run loses more."""
-_PIECE = 64
+READ_PLANES = 64
 """Most planes that are read and normalised together (`block_prediction`)."""
 _LEAST_BLOCK = 16
 
@@ -89,7 +89,7 @@ class MemoryPlan:
             source = image / prod(self.scale)
             images += self.channels * source * 4 + 8 * (source + image)
         else:
-            images += self.channels * around * _PIECE * (self.voxel_bytes + 4)
+            images += self.channels * around * READ_PLANES * (self.voxel_bytes + 4)
         # of each fold, and once more while those of one fold are moved on; of weights
         sums = 2 * (self.heads * (self.folds + 1) + 1) * face * (depth + tile)
         logits = 2 * self.heads * face * depth * (1 + (self.folds > 1) + resampled)

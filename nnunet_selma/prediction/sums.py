@@ -11,7 +11,7 @@ import torch
 from nnunet_selma.morphology.blocks import Box
 from nnunet_selma.prediction.tiling import intersection, within
 
-_PIECE = 8
+CACHED_PLANES = 8
 """Planes that are computed together on a CPU, whose cache they fit into."""
 _PIECE_VALUES = 2**26
 """Logits whose mean is computed together on a GPU, whose memory holds copies of them in single precision too."""
@@ -57,7 +57,7 @@ class Sums:
             logits[(slice(None), *in_tile)],
             weight[in_tile],
         )
-        step = _PIECE if total.device.type == "cpu" else max(1, total.shape[1])
+        step = CACHED_PLANES if total.device.type == "cpu" else max(1, total.shape[1])
         for z in range(0, total.shape[1], step):
             part = total[:, z : z + step]
             # the product is rounded to the type of the logits and the sum to that of the total, as nnU-Net does
@@ -79,7 +79,7 @@ class Sums:
         inside = within(box, self.box)
         depth = box[0].stop - box[0].start
         plane = self.totals[0][:, 0].numel()
-        step = _PIECE if self.weights.device.type == "cpu" else max(_PIECE, _PIECE_VALUES // plane)
+        step = CACHED_PLANES if self.weights.device.type == "cpu" else max(CACHED_PLANES, _PIECE_VALUES // plane)
         for start in range(0, depth, step):
             first = inside[0].start + start
             piece = (slice(first, min(first + step, inside[0].stop)), *inside[1:])

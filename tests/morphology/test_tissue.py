@@ -101,7 +101,7 @@ def mixtures():
 
 
 def test_no_mixture_of_outside_tissue_and_a_bright_part_loses_tissue():
-    """Of these 192, a single split by Otsu's threshold loses tissue in 115."""
+    """A single split by Otsu's threshold loses tissue in 115 of these 192."""
     results = [(kinds, find_tissue(means)[0]) for kinds, means in mixtures()]
     assert len(results) == 192
     assert max((~tissue[kinds == 1]).mean() for kinds, tissue in results) < 0.05

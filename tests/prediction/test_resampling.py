@@ -52,9 +52,9 @@ def test_half_precision_ties_are_rounded_as_scipy_does(factor, spacing):
     spacings = (spacing, 1.0, 1.0), (spacing / factor, 1 / factor, 1 / factor)
     whole = resample_data_or_seg_to_shape(voxels, after, *spacings, **{**OPTIONS, "order": 1})
     box = (slice(1, after[0] - 1), slice(5, after[1]), slice(0, after[2] - 3))
-    own = configured_resampling(configuration(1), "data", before, after, *spacings)
-    found = own.apply(voxels[(slice(None), *own.needed(box))], box)
-    np.testing.assert_array_equal(found, whole[(slice(None), *box)])
+    resampling = configured_resampling(configuration(1), "data", before, after, *spacings)
+    resampled = resampling.apply(voxels[(slice(None), *resampling.needed(box))], box)
+    np.testing.assert_array_equal(resampled, whole[(slice(None), *box)])
 
 
 @given(before=lengths, after=lengths, spacing=spacings, target=spacings, data=st.data())

@@ -1,4 +1,4 @@
-"""What a run is begun with: boolean images, masks, and inputs that were copied in part."""
+"""Inputs with which a run begins: boolean images, masks, and inputs that were copied in part."""
 
 from pathlib import Path
 

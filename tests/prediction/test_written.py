@@ -1,4 +1,4 @@
-"""What was added to a result or changed in it is named before anything is deleted."""
+"""Additions to a result and changes in it are named before anything is deleted."""
 
 import os
 
