@@ -129,7 +129,7 @@ def _inspect(chosen: argparse.Namespace) -> int:
     return 1 if result.problems else 0
 
 
-_SHOWN = {"structure": "", "spacing": "", "stains": "", "channel": ""}
+_SHOWN = {"structure": "", "spacing": "", "stains": "", "scene": "", "channel": "", "time": ""}
 _COMMON = {"dataset_id": "-d", "name": "", "structures": "", "vessel_channels": "", **_SHOWN}
 _VOLUME = {"level": "", "slice_pattern": " REGEX", "on_bad_slice": ""}
 

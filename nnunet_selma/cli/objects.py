@@ -57,7 +57,9 @@ def _options(parser: argparse.ArgumentParser) -> None:
         metavar="VOLUME|none",
         help="image whose intensities are measured (default: that of the OME-Zarr, if there is one; none: no intensities)",
     )
-    add_options(parser, ObjectSettings, label="", channel="", spacing_um_zyx="--spacing", connectivity="")
+    add_options(
+        parser, ObjectSettings, label="", scene="", channel="", time="", spacing_um_zyx="--spacing", connectivity=""
+    )
     add_options(
         parser,
         ObjectSettings,

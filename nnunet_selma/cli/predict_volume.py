@@ -135,7 +135,8 @@ def _options(parser: argparse.ArgumentParser) -> None:
         help="file of the weights in the folder of a fold (default: %(default)s)",
     )
     add_options(parser, ModelSettings, step_size="-step_size", mirroring="--tta")
-    add_options(parser, VolumePrediction, spacing_um_zyx="--spacing", level="", channels="--channel", on_bad_slice="")
+    add_options(parser, VolumePrediction, spacing_um_zyx="--spacing", scene="", channels="--channel", time="")
+    add_options(parser, VolumePrediction, level="", on_bad_slice="")
     add_options(parser, VolumePrediction, slice_pattern=" REGEX")
     region = parser.add_mutually_exclusive_group()
     add_options(region, VolumePrediction, mask=" VOLUME")

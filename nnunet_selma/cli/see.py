@@ -48,6 +48,8 @@ def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--label", metavar="NAME", help="label image of the OME-Zarr (default: segmentation, or its only one)"
     )
+    parser.add_argument("--scene", metavar="NAME", help="of an image file with several (default: the only one)")
+    parser.add_argument("--time", type=int, metavar="N", help="of an image file with several (default: the only one)")
     parser.add_argument(
         "--spacing", type=voxel_size, metavar="Z,Y,X", help="voxel size, µm (default: what the file says)"
     )
@@ -57,7 +59,7 @@ def _view(chosen: argparse.Namespace) -> int:
     from nnunet_selma.pictures.viewing import check_napari, layers, show
     from nnunet_selma.volumes.segmented import image_at
 
-    image = image_at(chosen.image, label=chosen.label, labels=chosen.labels)
+    image = image_at(chosen.image, label=chosen.label, labels=chosen.labels, scene=chosen.scene, time=chosen.time)
     check_napari()
     # Qt would abort without a word that helps
     if sys.platform.startswith("linux") and not any(os.environ.get(name) for name in _DISPLAYS):
@@ -81,7 +83,9 @@ def _overview(chosen: argparse.Namespace) -> int:
         raise SelmaError(f"{chosen.output}: give a PNG file in a folder that exists, as in -o overview.png")
     if not os.access(chosen.output.parent, os.W_OK):
         raise SelmaError(f"{chosen.output.parent}: cannot be written to; choose another folder")
-    segmentation = segmentation_at(chosen.labels, label=chosen.label, raw=chosen.raw)
+    segmentation = segmentation_at(
+        chosen.labels, label=chosen.label, raw=chosen.raw, scene=chosen.scene, time=chosen.time
+    )
     drawing = overview(
         segmentation, spacing_um_zyx=chosen.spacing, table=chosen.objects, channel=chosen.channel, progress=progress
     )

@@ -13,6 +13,7 @@ from nnunet_selma.conversion.channels import (
     check_stains,
     input_channels,
     numbered_within,
+    stain_names,
     stained_files,
 )
 from nnunet_selma.conversion.checks import check_belonging, check_several_slices, facts_as_json, open_label, read_patch
@@ -54,9 +55,13 @@ class AnnotatedSettings:
     vessel_channels: VesselChannels = "separate"
     """Channels of stains that have two: only one, both as two input channels, or each as a case."""
     stains: tuple[str, ...] = ()
-    """Names of the input channels, in files that end in _0000, _0001, … or inside one file; empty: one channel."""
+    """Names of the input channels, in files that end in _0000, _0001, … or inside one file; `header` takes the names in the files; empty: one channel."""
+    scene: str | None = None
+    """Name or number of the image in files with several, as tiles, positions or series. None: the only one."""
     channel: int | None = None
     """Channel of images with several, from 0, that is taken alone."""
+    time: int | None = None
+    """Time point of files with several, from 0. None: the only one."""
     layout: Literal["bioimage_archive", "challenge_zip", "delivr"] | None = None
     """Layout of a download of SELMA3D or DELiVR; None: detected."""
     foreground: int | None = None
@@ -87,7 +92,8 @@ class AnnotatedSettings:
 
     def open_image(self, path: Path, channel: int | None = None) -> Volume:
         """Open a file of images, with its channel; raises `SelmaError` for a single slice."""
-        volume = open_volume(path, channel=self.channel if channel is None else channel)
+        channel = self.channel if channel is None else channel
+        volume = open_volume(path, scene=self.scene, channel=channel, time=self.time)
         check_several_slices(volume)
         return volume
 
@@ -144,7 +150,7 @@ def plan_cases(patches: Sequence[Patch], settings: AnnotatedSettings) -> tuple[l
                 )
             )
     if settings.stains:
-        return cases, list(settings.stains)
+        return cases, stain_names(settings.stains, [case.images[0] for case in cases], settings.scene)
     check_equal_counts(case.images for case in cases)
     return cases, input_channels(cases[0].tabled, len(cases[0].images)) if cases else ["light sheet"]
 
@@ -160,7 +166,7 @@ def _spacing_sources(patch: Patch, settings: AnnotatedSettings) -> SpacingSource
 def channel_files(patch: Patch, settings: AnnotatedSettings) -> tuple[Path, ...]:
     """Files of the channels of a patch; a file that holds all channels stands there for each."""
     files = tuple(patch.images.values())
-    return stained_files(files, settings.stains) if settings.stains else files
+    return stained_files(files, settings.stains, settings.scene) if settings.stains else files
 
 
 def _images_of_cases(patch: Patch, settings: AnnotatedSettings) -> list[tuple[str, tuple[Path, ...]]]:

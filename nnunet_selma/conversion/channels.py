@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.structures import Structure
-from nnunet_selma.volumes.segmented import channel_count
+from nnunet_selma.volumes import inventory
 
 VesselChannels = Literal["wga", "eb", "both", "separate"]
 """Channels of stains that have two: a single channel, both as two input channels, or each as a case."""
@@ -55,18 +55,58 @@ def check_stains(stains: Sequence[str], channel: int | None) -> None:
         raise SelmaError(f"--stains {' '.join(stains)}: names a channel twice")
 
 
-def stained_files(files: Sequence[Path], stains: Sequence[str]) -> tuple[Path, ...]:
+FROM_HEADER = "header"
+"""Name of a stain that stands for the names in the files."""
+
+
+def stained_files(files: Sequence[Path], stains: Sequence[str], scene: str | None = None) -> tuple[Path, ...]:
     """Files of the channels that `--stains` names; a file that holds all channels stands there for each.
 
     Raises:
         SelmaError: there are more or fewer channels than names.
     """
-    count = channel_count(files[0]) if len(files) == 1 else len(files)
+    if tuple(stains) == (FROM_HEADER,) and len(files) == 1:
+        stains = _names_in(files[0], scene)
+    count = inventory(files[0], scene).channels if len(files) == 1 else len(files)
     if count != len(stains):
         raise SelmaError(
             f"{' and '.join(map(str, files))}: {counted(count, 'channel')}, and --stains names {len(stains)}; name each, in their order"
         )
     return tuple(files) * len(stains) if len(files) == 1 else tuple(files)
+
+
+def stain_names(stains: Sequence[str], files: Iterable[Path], scene: str | None = None) -> list[str]:
+    """Names of the input channels of a dataset: those that `--stains` gives, or with `header` those in the files.
+
+    Args:
+        stains: the option.
+        files: the files that hold all channels of a case.
+        scene: scene of files with several.
+
+    Raises:
+        SelmaError: a file does not name its channels, or files name them differently.
+    """
+    if tuple(stains) != (FROM_HEADER,):
+        return list(stains)
+    names: dict[tuple[str, ...], Path] = {}
+    for file in dict.fromkeys(files):
+        names.setdefault(_names_in(file, scene), file)
+    if len(names) > 1:
+        (first, first_file), (other, other_file) = list(names.items())[:2]
+        raise SelmaError(
+            f"{other_file}: its channels are {', '.join(other)}, those of {first_file} {', '.join(first)}; name them with --stains, in their order"
+        )
+    chosen = list(next(iter(names), ()))
+    check_stains(chosen, None)
+    return chosen
+
+
+def _names_in(file: Path, scene: str | None) -> tuple[str, ...]:
+    """Names of the channels that a file states; raises `SelmaError` if it states none."""
+    names = inventory(file, scene).channel_names
+    if not names:
+        raise SelmaError(f"{file}: does not name its channels; name them with --stains, in their order")
+    return names
 
 
 def numbered_within(files: Sequence[Path]) -> list[tuple[Path, int | None]]:

@@ -19,6 +19,7 @@ from nnunet_selma.conversion.checks import (
     open_label,
     read_patch,
 )
+from nnunet_selma.conversion.file_contents import SceneFacts, scenes_in, sentences
 from nnunet_selma.conversion.layouts import Patch
 from nnunet_selma.conversion.relatives import Relation, Signature, find_relations, signature
 from nnunet_selma.conversion.spacing import SpacingSources, default_spacing, spacing_of
@@ -32,7 +33,17 @@ from nnunet_selma.volumes import Volume, check_exists
 from nnunet_selma.volumes.lost_chunks import lost_chunks
 
 _SAMPLED_SLICES = 8
-_OPTIONS = ("--structure", "--spacing", "--stains", "--channel", "--level", "--slice-pattern", "--on-bad-slice")
+_OPTIONS = (
+    "--structure",
+    "--spacing",
+    "--stains",
+    "--scene",
+    "--channel",
+    "--time",
+    "--level",
+    "--slice-pattern",
+    "--on-bad-slice",
+)
 """Options of `inspect` that an error may recommend."""
 
 
@@ -47,6 +58,8 @@ class Inspection:
     """Annotated patch to the facts about its images and its label."""
     volumes: dict[str, list[ImageFacts]] = field(default_factory=dict)
     """Unannotated volume to the facts about its channels."""
+    contents: dict[str, list[SceneFacts]] = field(default_factory=dict)
+    """Unannotated volume to the images within its file, where they are several or have levels."""
     orders: dict[str, str] = field(default_factory=dict)
     """Unannotated volume of slices to the rule that orders them."""
     sampled: bool = True
@@ -114,7 +127,7 @@ def _inspect_patches(
     result: Inspection, source: Path, settings: UnannotatedSettings, entries: Sequence[Entry], progress: Progress[Any]
 ) -> list[Patch]:
     """Add findings about annotated patches to the result; returns the patches."""
-    chosen = {name: getattr(settings, name) for name in ("structure", "spacing", "stains", "channel")}
+    chosen = {name: getattr(settings, name) for name in ("structure", "spacing", "stains", "scene", "channel", "time")}
     annotated = AnnotatedSettings(**chosen)
     if not any(entry.fate in ("annotated", "mask") for entry in entries):
         return []
@@ -183,6 +196,9 @@ def _inspect_volumes(
     sources: list[SpacingSources] = []
     for volume in progress(volumes, "volumes"):
         try:
+            scenes = scenes_in(volume.channels[0], settings.scene, settings.slice_pattern)
+            if not all(scene.is_plain for scene in scenes):
+                result.contents[volume.name] = scenes
             channels = [settings.open(*channel) for channel in numbered_within(volume.channels)]
             if is_mask(channels[0]):
                 masks.append(Entry(volume.channels[0], "mask", MASK_BY_VALUES))
@@ -259,6 +275,8 @@ def as_text(result: Inspection) -> str:
             lines.append(f"{'':<{width}}{result.orders[name]}")
     if result.volumes and result.sampled:
         lines.append(f"intensities are those of {_SAMPLED_SLICES} slices of each volume; --full reads all")
+    for name, scenes in result.contents.items():
+        lines += [f"{name}: {sentence}" for sentence in sentences(scenes)]
     lines += [f"would {plan}" for plan in result.plans]
     lines += [f"passed by: {sentence}" for sentence in result.passed_by]
     lines += [f"warning: {sentence}" for sentence in result.warnings]

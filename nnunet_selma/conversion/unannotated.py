@@ -15,6 +15,7 @@ from nnunet_selma.conversion.channels import (
     check_stains,
     input_channels,
     numbered_within,
+    stain_names,
 )
 from nnunet_selma.conversion.checks import MASK_BY_VALUES, check_equal_shapes, check_several_slices, is_mask
 from nnunet_selma.conversion.raw_dataset import RawDataset, check_free_id, dataset_folder_name
@@ -56,15 +57,19 @@ class UnannotatedSettings:
     vessel_channels: VesselChannels = "separate"
     """Channels of stains that have two: only one, both as two input channels, or each as a volume."""
     stains: tuple[str, ...] = ()
-    """Names of the input channels of every volume, in folders C00, C01, … or inside one file; empty: one channel."""
+    """Names of the input channels of every volume, in folders C00, C01, … or inside one file; `header` takes the names in the files; empty: one channel."""
     tiles: TileSettings = field(default_factory=TileSettings)
     """Size, number and choice of tiles."""
     on_bad_slice: OnBadSlice = "error"
     """A slice that is missing or unreadable: stop, or interpolate from its neighbours."""
+    scene: str | None = None
+    """Name or number of the image in files with several, as tiles, positions or series. None: the only one."""
     channel: int | None = None
     """Channel of files with several, from 0."""
+    time: int | None = None
+    """Time point of files with several, from 0. None: the only one."""
     level: int = 0
-    """Resolution level of an OME-Zarr; 0 is the finest."""
+    """Resolution level of files with several, from 0, which is the finest."""
     slice_pattern: str | None = None
     """Regular expression whose parenthesis finds the number of a slice in its name, as in 'Z([0-9]+)'; None: the number is found by rules."""
 
@@ -80,6 +85,7 @@ class UnannotatedSettings:
             structure=None if self.structure is None else chosen_structure(self.structure),
             vessel_channels=self.vessel_channels,
             stains=self.stains,
+            scene=self.scene,
             entries=entries,
         )
 
@@ -87,7 +93,9 @@ class UnannotatedSettings:
         """Open a file with the chosen channel, level and treatment of bad slices; raises `SelmaError` for a single slice."""
         volume = open_volume(
             path,
+            scene=self.scene,
             channel=self.channel if channel is None else channel,
+            time=self.time,
             level=self.level,
             on_bad_slice=self.on_bad_slice,
             slice_pattern=self.slice_pattern,
@@ -188,7 +196,8 @@ def convert_unannotated(
     for name, repaired in _write_slabs(slabs, workers, scheduler, progress).items():
         facts[name]["interpolated_slices"] = sorted({*facts[name]["interpolated_slices"], *repaired})
     return dataset.finish(
-        channels=list(settings.stains) or input_channels(volumes[0].structure, len(volumes[0].channels)),
+        channels=stain_names(settings.stains, [volume.channels[0] for volume in volumes], settings.scene)
+        or input_channels(volumes[0].structure, len(volumes[0].channels)),
         foreground="tissue",
         description="unannotated light-sheet tiles, label is tissue",
         facts={

@@ -63,6 +63,7 @@ def find_volumes(
     structure: Structure | None = None,
     vessel_channels: VesselChannels = "separate",
     stains: Sequence[str] = (),
+    scene: str | None = None,
     entries: Sequence[Entry] | None = None,
 ) -> list[UnlabelledVolume]:
     """Find the volumes of SELMA3D's tree `…/<structure>/sampleN/C00|C01/*.tif`, or single volumes, below a path.
@@ -74,6 +75,7 @@ def find_volumes(
         vessel_channels: treatment of stains with two channels: one of them, both as two input channels, or each as a volume.
         stains: names of the channels that every volume has, in folders `C00`, `C01`, … or inside its file; empty for one channel, or for
             those of the structure.
+        scene: scene of files with several, whose channels count.
         entries: the result of `walk`, if it is there already.
 
     Raises:
@@ -95,7 +97,7 @@ def find_volumes(
         )
         raise NothingFoundError(f"{source}: holds no volumes{kinds} to learn from; {instead}")
     volumes: dict[str, UnlabelledVolume] = {}
-    for volume in _stained_volumes(files, stains) if stains else _volumes_of(files, vessel_channels):
+    for volume in _stained_volumes(files, stains, scene) if stains else _volumes_of(files, vessel_channels):
         if volume.name in volumes:
             raise SelmaError(
                 f"{volumes[volume.name].channels[0]} and {volume.channels[0]} would both be named {volume.name}; "
@@ -139,7 +141,9 @@ def _in_layout(around: Sequence[str]) -> bool:
     return re.match(r"patchvolume_\d", around[-1]) is not None and find_structure(folders[-1]) is not None
 
 
-def _stained_volumes(files: Sequence[_VolumeFile], stains: Sequence[str]) -> Iterator[UnlabelledVolume]:
+def _stained_volumes(
+    files: Sequence[_VolumeFile], stains: Sequence[str], scene: str | None
+) -> Iterator[UnlabelledVolume]:
     """Volumes that all have these stains as input channels."""
     samples: dict[str, list[_VolumeFile]] = {}
     for file in files:
@@ -150,7 +154,7 @@ def _stained_volumes(files: Sequence[_VolumeFile], stains: Sequence[str]) -> Ite
                 f"{stained[0].path} and {stained[1].path} would both be {prefix}; channels of a volume lie in folders C00, C01, … or in one file"
             )
         stained.sort(key=lambda file: file.channel or 0)
-        channels = stained_files([file.path for file in stained], stains)
+        channels = stained_files([file.path for file in stained], stains, scene)
         yield UnlabelledVolume(
             structure=stained[0].structure, name=prefix, channels=channels, in_layout=stained[0].in_layout
         )

@@ -45,8 +45,12 @@ class ObjectSettings:
     """The image whose intensities are measured; None: the image in the OME-Zarr, if there is one."""
     without_raw: bool = False
     """Measure no intensities."""
+    scene: str | None = None
+    """Name or number of the image in a raw file with several. None: the only one."""
     channel: int | None = None
     """Channel of an image with several, from 0."""
+    time: int | None = None
+    """Time point of a raw file with several, from 0. None: the only one."""
     spacing_um_zyx: SpacingUm | None = None
     """Voxel size, µm; None: that of the file."""
     connectivity: Connectivity = 26
@@ -134,6 +138,8 @@ def measure_objects(settings: ObjectSettings, progress: Progress[Any] = silent) 
         raw=settings.raw,
         without_raw=settings.without_raw,
         channel=settings.channel,
+        scene=settings.scene,
+        time=settings.time,
     )
     shape, edge = sources.labels.shape, sources.edge
     registered = brainreg_output(settings.atlas) if settings.atlas else None

@@ -72,7 +72,14 @@ class Sources:
 
 
 def open_sources(
-    labels: Path, *, name: str | None, raw: Path | None, without_raw: bool, channel: int | None
+    labels: Path,
+    *,
+    name: str | None,
+    raw: Path | None,
+    without_raw: bool,
+    channel: int | None,
+    scene: str | None = None,
+    time: int | None = None,
 ) -> Sources:
     """Open labels and their image; reads a few boxes at most.
 
@@ -82,6 +89,8 @@ def open_sources(
         raw: the image; None: the image of the OME-Zarr in which the labels lie, if they do.
         without_raw: True opens no image.
         channel: channel of the image, from 0.
+        scene: scene of the image, in a file with several.
+        time: time point of the image, in a file with several, from 0.
 
     Raises:
         SelmaError: there is no such file or label image, the labels' values are those of an image, or labels and image differ in shape.
@@ -91,7 +100,7 @@ def open_sources(
     if raw is None and place.parent.name == "labels" and has_image(around):
         raw = around
     volume = open_labels(place)
-    resolutions = () if raw is None or without_raw else levels(raw, channel)
+    resolutions = () if raw is None or without_raw else levels(raw, channel, scene=scene, time=time)
     image = next((level for level in resolutions if level.shape == volume.shape), next(iter(resolutions), None))
     if image is not None and image.shape != volume.shape:
         raise SelmaError(

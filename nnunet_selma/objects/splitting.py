@@ -26,9 +26,8 @@ from nnunet_selma.objects.reading import Sources, slices_kept
 from nnunet_selma.objects.table import Objects
 from nnunet_selma.running.progress import Progress, silent
 from nnunet_selma.structures import SpacingUm
-from nnunet_selma.volumes import open_volume
+from nnunet_selma.volumes import inventory, open_volume
 from nnunet_selma.volumes.base import Array, ShapeZYX, by_times
-from nnunet_selma.volumes.segmented import channel_count, channel_names
 
 MOST_VOXELS = 2**23
 """Voxels of the largest box in which a component is split: about 200³, 0.9 GB."""
@@ -230,7 +229,7 @@ def probability_reader(path: Path, sources: Sources) -> ReadProbability:
     Raises:
         SelmaError: they are of another volume, have other values, or their channels are not those of the labels.
     """
-    count, classes = channel_count(path), list(sources.classes)
+    count, classes = inventory(path).channels, list(sources.classes)
     channels = [open_volume(path, channel=channel if count > 1 else None) for channel in range(count)]
     first = channels[0]
     if first.dtype != np.uint8:
@@ -270,7 +269,7 @@ def _values_of_channels(path: Path, sources: Sources, count: int) -> list[int]:
     Raises:
         SelmaError: the names differ, are not unique, or are missing where the order leaves a doubt.
     """
-    names, classes = channel_names(path), sources.classes
+    names, classes = inventory(path).channel_names, sources.classes
     if names and classes:
         value_of = {name: value for value, name in classes.items()}
         if sorted(names) != sorted(value_of):

@@ -75,6 +75,8 @@ def layers(segmented: Segmented, spacing_um_zyx: SpacingUm | None = None) -> lis
     layers: list[LayerData] = []
     for number, levels in enumerate(segmented.channels):
         name = "image" if len(segmented.channels) == 1 else f"image, channel {number}"
+        if segmented.channel_names:
+            name = f"image, {segmented.channel_names[number]}"
         options = {"name": name, "colormap": "gray", "blending": "additive", **_place(levels, extent)}
         if limits := _contrast(levels[-1]):
             options["contrast_limits"] = limits

@@ -21,10 +21,9 @@ from nnunet_selma.prediction.run import Run
 from nnunet_selma.prediction.volume_prediction import VolumePrediction
 from nnunet_selma.running.cores import compute_threads
 from nnunet_selma.running.parallel import in_threads
-from nnunet_selma.volumes import open_volume
+from nnunet_selma.volumes import inventory, open_volume
 from nnunet_selma.volumes.base import Array, Volume
 from nnunet_selma.volumes.ome_zarr_writing import write_box
-from nnunet_selma.volumes.segmented import channel_count
 
 
 def open_channels(settings: VolumePrediction, channels: int) -> list[Volume]:
@@ -34,12 +33,16 @@ def open_channels(settings: VolumePrediction, channels: int) -> list[Volume]:
         SelmaError: too few or too many volumes, or volumes of different shapes.
     """
     chosen = settings.channels
-    if chosen is None and len(settings.inputs) == 1 < channels and channel_count(settings.inputs[0]) > 1:
+    if (
+        chosen is None
+        and len(settings.inputs) == 1 < channels
+        and inventory(settings.inputs[0], settings.scene).channels > 1
+    ):
         chosen = tuple(range(channels))
     paths: list[tuple[Path, int | None]] = [(path, None) for path in settings.inputs]
     if chosen is not None:
         for path in settings.inputs:
-            if channel_count(path) == 1:
+            if inventory(path, settings.scene).channels == 1:
                 raise SelmaError(f"--channel: {path} holds one channel only; leave the option out")
         paths = [(path, channel) for path in settings.inputs for channel in chosen]
     if len(paths) != channels:
@@ -49,7 +52,9 @@ def open_channels(settings: VolumePrediction, channels: int) -> list[Volume]:
     volumes = [
         open_volume(
             path,
+            scene=settings.scene,
             channel=channel,
+            time=settings.time,
             level=settings.level,
             on_bad_slice=settings.on_bad_slice,
             slice_pattern=settings.slice_pattern,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nnunet_selma.prediction.volume_prediction import VolumePrediction
 from nnunet_selma.running.fingerprints import Contents, contents, contents_of, files_of
+from nnunet_selma.volumes import inventory
 from nnunet_selma.volumes.base import check_exists
 from nnunet_selma.volumes.ome_zarr import image_group, image_path, is_zarr, ome_metadata
 from nnunet_selma.volumes.segmented import label_image
@@ -36,7 +37,7 @@ class Sources:
     def files(self) -> dict[str, Contents]:
         """Fingerprint of each volume and of the mask; raises `SelmaError` if there is no such file."""
         return {
-            name: _contents(path, 0 if name == "mask" else self.settings.level, labels=name == "mask")
+            name: _mask_contents(path) if name == "mask" else _contents(path, self.settings.level, self.settings.scene)
             for name, path in self.paths.items()
         }
 
@@ -58,16 +59,22 @@ class Sources:
         return [path for name, path in self.paths.items() if name in files and self.files[name].may_differ(files[name])]
 
 
-def _contents(path: Path, level: int, *, labels: bool) -> Contents:
+def _mask_contents(path: Path) -> Contents:
+    """Fingerprint of the mask, which may be the label image in an OME-Zarr."""
+    check_exists(path)
+    return _contents((label_image(path) if path.is_dir() else None) or path)
+
+
+def _contents(path: Path, level: int = 0, scene: str | None = None) -> Contents:
     """Fingerprint of the files that hold the voxels of a volume; what else lies in its folder does not count."""
     check_exists(path)
     if not path.is_dir():
-        return contents(path)
+        companions = inventory(path, scene).companions
+        return contents_of({file.name: file for file in (path, *companions)}) if companions else contents(path)
     if not is_zarr(path):
         return contents_of({file.name: file for file in tiff_slices(path)})
-    image = (label_image(path) if labels else None) or path
-    multiscales = ome_metadata(image_group(image)).get("multiscales")
-    array = image_path(image)
+    multiscales = ome_metadata(image_group(path, scene)).get("multiscales")
+    array = image_path(path, scene)
     if multiscales:
         datasets = multiscales[0]["datasets"]
         array /= datasets[min(level, len(datasets) - 1)]["path"]

@@ -33,13 +33,17 @@ class VolumePrediction:
     """Path of the volume, or of each channel in the order of the model's."""
     channels: tuple[int, ...] | None = None
     """Channels of a file with several, from 0, in the order of the model's inputs; None: the first ones."""
+    scene: str | None = None
+    """Name or number of the image in a file with several, as tiles, positions or series. None: the only one."""
+    time: int | None = None
+    """Time point of a file with several, from 0. None: the only one."""
     output: Path
     """The OME-Zarr that is written."""
     model: ModelSettings
     spacing_um_zyx: tuple[float, float, float] | None = None
     """Voxel size, of the finest level, µm; None: that of the file."""
     level: int = 0
-    """Resolution level of an OME-Zarr; 0 is the finest."""
+    """Resolution level of a file with several, from 0, which is the finest."""
     on_bad_slice: OnBadSlice = "error"
     """A slice that is missing or unreadable: stop, or interpolate from its neighbours."""
     slice_pattern: str | None = None
@@ -115,7 +119,11 @@ class VolumePrediction:
 
 def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a prediction's settings, as in a JSON file, that decide the result; files count by their contents instead of their paths."""
-    kept = {key: value for key, value in settings.items() if key not in ("output", "max_memory", "block")}
+    kept = {
+        key: value
+        for key, value in settings.items()
+        if value is not None and key not in ("output", "max_memory", "block")
+    }
     model = {key: value for key, value in settings["model"].items() if key != "folder"}
     given = None if settings["mask"] is None else "given"
     return {**kept, "inputs": len(settings["inputs"]), "mask": given, "model": model}

@@ -2,73 +2,138 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.volumes.base import Volume, check_exists, chosen_channel, stem, to_intensities
+from nnunet_selma.volumes.base import Volume, check_exists, stem, to_intensities
+from nnunet_selma.volumes.choice import Choice, Inventory, check_only_image
 from nnunet_selma.volumes.itk import ItkVolume, is_itk_file
 from nnunet_selma.volumes.nifti import NiftiVolume, is_nifti
-from nnunet_selma.volumes.ome_zarr import OmeZarrVolume, is_zarr
-from nnunet_selma.volumes.tiff import TiffSlices, is_tiff, tiff_slices
-from nnunet_selma.volumes.tiff_pages import TiffPages, tiff_channels
+from nnunet_selma.volumes.ome_zarr import OmeZarrVolume, is_zarr, zarr_inventory
+from nnunet_selma.volumes.tiff import TiffSlices, is_tiff, slice_channels, tiff_slices
+from nnunet_selma.volumes.tiff_pages import TiffPages, tiff_inventory
 
-__all__ = ["OnBadSlice", "Volume", "check_exists", "is_volume", "open_volume", "stem", "to_intensities"]
+__all__ = [
+    "Choice",
+    "Inventory",
+    "OnBadSlice",
+    "Volume",
+    "check_exists",
+    "inventory",
+    "is_volume",
+    "open_volume",
+    "stem",
+    "to_intensities",
+]
 
 OnBadSlice = Literal["error", "interpolate"]
 
-_READERS: tuple[tuple[Callable[[Path], bool], Callable[[Path, int | None], Volume]], ...] = (
-    (is_tiff, lambda path, channel: TiffPages(path, channel=channel)),
-    (is_nifti, lambda path, _: NiftiVolume(path)),
-    (is_itk_file, lambda path, _: ItkVolume(path)),
+
+class _Format(NamedTuple):
+    """A file format and its reader."""
+
+    takes: Callable[[Path], bool]
+    """True for the names of its files; a name that several formats share is decided by the first bytes."""
+    inventory: Callable[[Path, str | None], Inventory]
+    """The images in a file; the scene is the one whose channels, time points and levels are counted."""
+    open: Callable[[Path, Choice], Volume]
+
+
+def _single(reader: Callable[[Path], Volume]) -> Callable[[Path, Choice], Volume]:
+    """The reader of a format whose files hold a single image, which refuses any other choice."""
+
+    def open_single(path: Path, choice: Choice) -> Volume:
+        check_only_image(path, choice)
+        return reader(path)
+
+    return open_single
+
+
+_FORMATS = (
+    _Format(is_zarr, zarr_inventory, OmeZarrVolume),
+    _Format(is_tiff, tiff_inventory, TiffPages),
+    _Format(is_nifti, lambda path, scene: Inventory(), _single(NiftiVolume)),
+    _Format(is_itk_file, lambda path, scene: Inventory(), _single(ItkVolume)),
 )
-"""For each file format, the test of its endings, and its reader of a path and a channel."""
+"""The formats, apart from folders of TIFF slices."""
+
+
+def _format_of(path: Path) -> _Format | None:
+    """The format of a file or folder by its name; None for a folder of slices, and for what no reader takes."""
+    if path.is_dir() and not is_zarr(path):
+        return None
+    return next((file_format for file_format in _FORMATS if file_format.takes(path)), None)
 
 
 def is_volume(path: Path) -> bool:
-    """True for a file or folder that `open_volume` has a reader for; only names are looked at."""
-    if path.is_dir():
-        return is_zarr(path) or bool(tiff_slices(path))
-    return not path.name.startswith(".") and (is_zarr(path) or any(has_ending(path) for has_ending, _ in _READERS))
+    """True for a file or folder that `open_volume` has a reader for; names are looked at, and the first bytes of HDF5."""
+    if path.is_dir() and not is_zarr(path):
+        return bool(tiff_slices(path))
+    return not path.name.startswith(".") and _format_of(path) is not None
+
+
+def inventory(path: Path, scene: str | None = None, *, slice_pattern: str | None = None) -> Inventory:
+    """The scenes, channels, time points and levels of a file or folder, from its headers.
+
+    Args:
+        path: any volume.
+        scene: name or number of the scene whose channels, time points and levels are counted; None: the first one.
+        slice_pattern: as in `open_volume`.
+
+    Raises:
+        SelmaError: the path does not exist, no reader takes it, it has no such scene, or its headers are damaged.
+    """
+    check_exists(path)
+    file_format = _format_of(path)
+    if file_format is not None:
+        return file_format.inventory(path, scene)
+    if path.is_dir() and tiff_slices(path):
+        return Inventory(channels=slice_channels(path, slice_pattern))
+    raise _no_reader(path)
 
 
 def open_volume(
     path: str | Path,
     *,
+    scene: str | None = None,
     channel: int | None = None,
+    time: int | None = None,
     level: int = 0,
     on_bad_slice: OnBadSlice = "error",
     slice_pattern: str | None = None,
 ) -> Volume:
-    """Open a folder of TIFF slices, a multi-page TIFF, a NIfTI, NRRD or MHA file, or an OME-Zarr; reads no voxels.
+    """Open a folder of TIFF slices, or a file of any format in docs/your-data.md; reads no voxels.
 
     Args:
         path: the file or folder.
-        channel: number of the channel, for a TIFF, slices or an OME-Zarr with several; a file with one has channel 0.
-        level: resolution level of an OME-Zarr, 0 is the finest; other formats have level 0 only.
+        scene: name or number of the image in a file with several, as tiles, positions or series.
+        channel: number of the channel of a file with several; a file with one has channel 0.
+        time: number of the time point of a file with several; a file with one has time point 0.
+        level: resolution level of a file with several, 0 is the finest.
         on_bad_slice: treatment of a slice, in a folder of slices, that is missing, unreadable, or of another shape or dtype: "error" stops
             and names it, "interpolate" replaces it by the mean of its readable neighbours and lists it in `Volume.repaired`, up to 2 % of
             the slices, or one.
         slice_pattern: a regular expression whose first parenthesis, or all of it, is the slice number in the names of a folder of slices.
 
     Raises:
-        SelmaError: the path does not exist, no reader takes it, it has no such channel or level, or the file is not one three-dimensional
-            grey-value image.
+        SelmaError: the path does not exist, no reader takes it, it has no such scene, channel, time point or level or several and no choice,
+            or the file is not one three-dimensional grey-value image.
     """
     path = Path(path)
     check_exists(path)
-    if is_zarr(path):
-        return OmeZarrVolume(path, channel=channel, level=level)
-    if level != 0:
-        raise SelmaError(f"{path}: has one resolution, there is no level {level}; levels are for OME-Zarr")
+    choice = Choice(scene=scene, channel=channel, time=time, level=level)
+    file_format = _format_of(path)
+    if file_format is not None:
+        return file_format.open(path, choice)
+    if path.is_dir() and tiff_slices(path):
+        check_only_image(path, choice, channels=True)
+        interpolate = on_bad_slice == "interpolate"
+        return TiffSlices(path, channel=channel, interpolate=interpolate, slice_pattern=slice_pattern)
+    raise _no_reader(path)
+
+
+def _no_reader(path: Path) -> SelmaError:
+    """The error for a file or folder that no reader takes."""
     if path.is_dir():
-        if tiff_slices(path):
-            interpolate = on_bad_slice == "interpolate"
-            return TiffSlices(path, channel=channel, interpolate=interpolate, slice_pattern=slice_pattern)
-        raise SelmaError(f"{path}: the folder holds neither TIFF slices nor an OME-Zarr")
-    for has_ending, reader in _READERS:
-        if has_ending(path):
-            volume = reader(path, channel)
-            if channel:
-                chosen_channel(path, channel, tiff_channels(path) if is_tiff(path) else 1)
-            return volume
-    raise SelmaError(f"{path}: no reader for this kind of file; give TIFF, NIfTI, NRRD, MHA or OME-Zarr")
+        return SelmaError(f"{path}: the folder holds neither TIFF slices nor an OME-Zarr")
+    return SelmaError(f"{path}: no reader for this kind of file; give TIFF, NIfTI, NRRD, MHA or OME-Zarr")

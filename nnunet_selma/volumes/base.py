@@ -139,24 +139,6 @@ def check_exists(path: Path) -> None:
     raise SelmaError(f"{path}: there is no such file or folder")
 
 
-def chosen_channel(path: Path, channel: int | None, channels: int) -> int:
-    """Number of the channel to read of a file or folder that holds this many.
-
-    Raises:
-        SelmaError: there is no such channel, or there are several and none was chosen.
-    """
-    if channels == 1 and channel not in (None, 0):
-        raise SelmaError(f"{path}: has one channel, there is no channel {channel}; choose none")
-    if channels > 1 and channel is None:
-        raise SelmaError(
-            f"{path}: has {channels} channels; save one of them as a file of its own",
-            option=f"choose one of 0 to {channels - 1} with --channel",
-        )
-    if channels > 1 and channel not in range(channels):
-        raise SelmaError(f"{path}: has the channels 0 to {channels - 1}, there is no channel {channel}")
-    return channel or 0
-
-
 def damaged_file(path: Path) -> SelmaError:
     """The error for a file whose header cannot be read."""
     return SelmaError(f"{path}: cannot be read, the file is damaged or no image; copy or download it again")

@@ -44,7 +44,8 @@ def chosen_scene(path: Path, scene: str | None, scenes: tuple[str, ...]) -> int:
     Raises:
         SelmaError: there is no such scene, or there are several and none was chosen.
     """
-    listed = ", ".join(f"{number} ({name})" for number, name in enumerate(scenes[:10])) + ", …" * (len(scenes) > 10)
+    names = [name if name == str(number) else f"{number} ({name})" for number, name in enumerate(scenes[:10])]
+    listed = ", ".join(names) + ", …" * (len(scenes) > 10)
     if scene is None and len(scenes) > 1:
         raise SelmaError(
             f"{path}: holds {counted(len(scenes), 'image')}: {listed}; save one of them as a file of its own",
@@ -99,3 +100,12 @@ def check_level(path: Path, level: int, levels: int) -> None:
     """Raise `SelmaError` if a file with this many resolution levels lacks a level."""
     if not 0 <= level < levels:
         raise SelmaError(f"{path}: has {counted(levels, 'resolution level')}, level {level} is not among them")
+
+
+def check_only_image(path: Path, choice: Choice, *, channels: bool = False) -> None:
+    """Raise `SelmaError` if a choice means anything but the only image of a file; with `channels`, the channel is left to others."""
+    chosen_scene(path, choice.scene, ())
+    if not channels:
+        chosen_channel(path, choice.channel, 1)
+    chosen_time(path, choice.time, 1)
+    check_level(path, choice.level, 1)

@@ -6,6 +6,7 @@ within a chunk, hardly ever at its face. Of very many missing chunks only some a
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from typing import NamedTuple
 
@@ -91,9 +92,9 @@ def _candidates(stored: NDArray[np.bool_], judged: NDArray[np.bool_]) -> list[Sh
 
 def _coarser_level(volume: OmeZarrVolume) -> _Coarse | None:
     """The coarsest level in which the chunks of the volume are still wide enough; None without such a level."""
-    for level in range(volume.levels - 1, volume.level, -1):
+    for level in range(volume.levels - 1, volume.choice.level, -1):
         try:
-            coarse = OmeZarrVolume(volume.path, channel=volume.channel, level=level)
+            coarse = OmeZarrVolume(volume.path, replace(volume.choice, level=level))
         except SelmaError:
             continue  # the level itself was lost
         edges = zip(volume.file_zyx, volume.shape, coarse.shape, strict=True)

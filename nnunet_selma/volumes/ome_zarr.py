@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.running.cores import compute_threads
 from nnunet_selma.structures import SpacingUm
-from nnunet_selma.volumes.base import Array, ShapeZYX, Volume, chosen_channel
+from nnunet_selma.volumes.base import Array, ShapeZYX, Volume
+from nnunet_selma.volumes.choice import Choice, Inventory, check_level, chosen_channel, chosen_scene, chosen_time
 from nnunet_selma.volumes.units import VOXEL_UNITS, spacing_from_header, spacing_in_um
 
 _DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile)
@@ -85,23 +86,29 @@ def ome_metadata(node: Any) -> dict[str, Any]:
     return content
 
 
-def image_group(path: Path) -> Any:
-    """The zarr group or array of the image at a path, to read: of a root of bioformats2raw, its only series.
+def image_group(path: Path, scene: str | None = None) -> Any:
+    """The zarr group or array of the image at a path, to read: of a root of bioformats2raw, the chosen series or its only one.
 
     Raises:
-        SelmaError: as in `zarr_node`, or the group is a root with several series, a plate, or a well.
+        SelmaError: as in `zarr_node`; there is no such series, or several and no choice; or the group is a plate or a well.
     """
     node = zarr_node(path)
     try:
         kind, images = _images_below(node)
-        if kind == "file" and len(images) == 1:
-            return node[images[0]]
+        if kind == "file" and images and (scene is not None or len(images) == 1):
+            return node[images[chosen_scene(path, scene, tuple(images))]]
+    except SelmaError:
+        raise
     except _DAMAGE as error:
         raise _damaged_metadata(path, error) from error
     if kind is None:
+        chosen_scene(path, scene, ())
         return node
     listed = ", ".join(images[:10])
-    raise SelmaError(f"{path}: is a {kind} of {len(images)} images ({listed}), not one; {_choice(path, images)}")
+    raise SelmaError(
+        f"{path}: is a {kind} of {len(images)} images ({listed}), not one; {_choice(path, images)}",
+        option="choose one with --scene" if kind == "file" else "",
+    )
 
 
 def _images_below(node: Any) -> tuple[str | None, list[str]]:
@@ -117,9 +124,40 @@ def _images_below(node: Any) -> tuple[str | None, list[str]]:
     return None, []
 
 
-def image_path(path: Path) -> Path:
-    """Path of the image of an OME-Zarr: below a root of bioformats2raw, its only series; raises `SelmaError` as `image_group`."""
-    return path if _is_zipped(path) else path / image_group(path).path
+def image_path(path: Path, scene: str | None = None) -> Path:
+    """Path of the image of an OME-Zarr: below a root of bioformats2raw, the series; raises `SelmaError` as `image_group`."""
+    return path if _is_zipped(path) else path / image_group(path, scene).path
+
+
+def zarr_inventory(path: Path, scene: str | None = None) -> Inventory:
+    """The series, channels, time points and levels of an OME-Zarr; of a file with several series, those of the chosen or first one.
+
+    Raises:
+        SelmaError: as in `image_group`, but for a file with several series and no choice.
+    """
+    try:
+        kind, images = _images_below(zarr_node(path))
+        scenes = tuple(images) if kind == "file" and len(images) > 1 else ()
+        image = image_group(path, scene or ("0" if scenes else None))
+        multiscales = ome_metadata(image).get("multiscales")
+        if not multiscales:
+            return Inventory(scenes=scenes)
+        datasets = multiscales[0]["datasets"]
+        lengths = dict(zip(axis_names(multiscales[0]), image[datasets[0]["path"]].shape, strict=True))
+    except SelmaError:
+        raise
+    except _DAMAGE as error:
+        raise _damaged_metadata(path, error) from error
+    names = tuple(
+        str(channel.get("label") or "") for channel in ome_metadata(image).get("omero", {}).get("channels") or ()
+    )
+    return Inventory(
+        scenes=scenes,
+        channels=int(lengths.get("c", 1)),
+        channel_names=names if all(names) else (),
+        times=int(lengths.get("t", 1)),
+        levels=len(datasets),
+    )
 
 
 def _choice(path: Path, places: Sequence[str]) -> str:
@@ -179,17 +217,17 @@ class OmeZarrVolume(Volume):
     """One resolution level and one channel of an OME-Zarr image, or a bare zarr array; its axes may stand in any order.
 
     Raises:
-        SelmaError: zarr is not installed, the path holds no image or several, no such level or channel, several time points, or several
-            channels and no choice.
+        SelmaError: zarr is not installed, the path holds no image, there is no such scene, channel, time point or level, or there are
+            several and no choice.
     """
 
     plane_wise = False
 
-    def __init__(self, path: Path, *, channel: int | None = None, level: int = 0) -> None:
-        self.path, self.channel, self.level = path, channel, level
-        image = image_group(path)
+    def __init__(self, path: Path, choice: Choice) -> None:
+        self.path, self.choice = path, choice
+        image = image_group(path, choice.scene)
         try:
-            self._array, self._axes, self.spacing_um_zyx, self.levels = self._level(image, level)
+            self._array, self._axes, self.spacing_um_zyx, self.levels = self._level(image, choice.level)
         except SelmaError:
             raise
         except _DAMAGE as error:
@@ -213,6 +251,7 @@ class OmeZarrVolume(Volume):
         if hasattr(node, "shape"):  # a bare array: no scale
             self._finest = node.shape
             names = [str(name).lower() for name in getattr(node.metadata, "dimension_names", None) or ()]
+            check_level(self.path, level, 1)
             return node, names if set("zyx") <= set(names) else list(_USUAL_AXES[-len(node.shape) :]), None, 1
         multiscales = ome_metadata(node).get("multiscales")
         if not multiscales:
@@ -221,8 +260,7 @@ class OmeZarrVolume(Volume):
                 f"{self.path}: is a zarr group without OME-Zarr's multiscales, with {', '.join(inside) or 'nothing'} in it; give the image inside it"
             )
         datasets = multiscales[0]["datasets"]
-        if not 0 <= level < len(datasets):
-            raise SelmaError(f"{self.path}: has {len(datasets)} resolution levels, level {level} is not among them")
+        check_level(self.path, level, len(datasets))
         self._finest = node[datasets[0]["path"]].shape
         names = axis_names(multiscales[0])
         units = [axis.get("unit") if isinstance(axis, dict) else None for axis in multiscales[0].get("axes", names)]
@@ -257,12 +295,16 @@ class OmeZarrVolume(Volume):
     def _fixed_axes(self) -> dict[str, int]:
         """Name of each axis other than z, y and x to the entry that is read."""
         lengths = dict(zip(self._axes, self._array.shape, strict=True))
-        channel = chosen_channel(self.path, self.channel, lengths.pop("c", 1))
+        chosen = {
+            "c": chosen_channel(self.path, self.choice.channel, lengths.pop("c", 1)),
+            "t": chosen_time(self.path, self.choice.time, lengths.pop("t", 1)),
+        }
         for name, length in lengths.items():
             if name not in "zyx" and length != 1:
-                what = "time points" if name == "t" else f"entries along the axis {name}"
-                raise SelmaError(f"{self.path}: has {length} {what}; save one of them as an image of its own")
-        return {name: channel if name == "c" else 0 for name in self._axes if name not in "zyx"}
+                raise SelmaError(
+                    f"{self.path}: has {length} entries along the axis {name}; save one of them as an image of its own"
+                )
+        return {name: chosen.get(name, 0) for name in self._axes if name not in "zyx"}
 
     def _zyx(self, lengths: Sequence[int]) -> ShapeZYX:
         """The entries for z, y and x among those for the axes of the file."""

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.volumes import Volume, open_volume
+from nnunet_selma.volumes import Volume, inventory, open_volume
 from nnunet_selma.volumes.base import by_times
 from nnunet_selma.volumes.labels import check_labels
-from nnunet_selma.volumes.ome_zarr import axis_names, image_group, image_path, is_zarr, ome_metadata, zarr_node
-from nnunet_selma.volumes.tiff import is_tiff, slice_channels
-from nnunet_selma.volumes.tiff_pages import tiff_channels
+from nnunet_selma.volumes.ome_zarr import image_group, image_path, is_zarr, ome_metadata, zarr_node
 
 Levels = tuple[Volume, ...]
 """One volume at several resolutions, the finest first."""
@@ -31,17 +29,28 @@ class Segmented:
     """Empty where only the image is known."""
     channels: tuple[Levels, ...] = ()
     """The image, channel by channel; empty where only the segmentation is known."""
+    channel_names: tuple[str, ...] = ()
+    """Name of each channel; empty unless all have one."""
     classes: Mapping[int, str] = field(default_factory=dict)
     """Value in the segmentation to the name of the class; classes that the file does not name are absent."""
 
 
-def segmentation_at(path: Path, *, label: str | None = None, raw: Path | None = None) -> Segmented:
+def segmentation_at(
+    path: Path,
+    *,
+    label: str | None = None,
+    raw: Path | None = None,
+    scene: str | None = None,
+    time: int | None = None,
+) -> Segmented:
     """Open the segmentation at a path, and its image in the same OME-Zarr or in another file; reads a few boxes at most.
 
     Args:
         path: an OME-Zarr with label images, one of these, or any other volume that is the segmentation itself.
         label: name of the label image in the OME-Zarr.
         raw: the image, instead of the one in the OME-Zarr.
+        scene: scene of the image, in a file with several.
+        time: time point of the image, in a file with several.
 
     Raises:
         SelmaError: nothing there, no such label image, labels whose values are those of an image, or image and segmentation do not have the same number of voxels.
@@ -50,48 +59,71 @@ def segmentation_at(path: Path, *, label: str | None = None, raw: Path | None = 
     place = label_path(path, label).resolve()
     if raw is None and place.parent.name == "labels" and has_image(place.parent.parent):
         raw = place.parent.parent
-    channels = tuple(levels(raw, channel) for channel in range(channel_count(raw))) if raw else ()
+    channels = channel_levels(raw, scene=scene, time=time) if raw else ()
     check_same_voxels(labels, channels)
-    return Segmented(name=_name(path), labels=labels, channels=channels, classes=class_names(place))
+    return Segmented(
+        name=_name(path),
+        labels=labels,
+        channels=channels,
+        channel_names=inventory(raw, scene).channel_names if raw else (),
+        classes=class_names(place),
+    )
 
 
-def image_at(path: Path, *, label: str | None = None, labels: Path | None = None) -> Segmented:
+def image_at(
+    path: Path,
+    *,
+    label: str | None = None,
+    labels: Path | None = None,
+    scene: str | None = None,
+    time: int | None = None,
+) -> Segmented:
     """Open the image at a path, and its segmentation in the same OME-Zarr or in another file, if there is one; reads a few boxes at most.
 
     Args:
         path: an OME-Zarr, or any other volume that is the image itself.
         label: name of the label image in an OME-Zarr.
         labels: the segmentation, instead of the one in the OME-Zarr.
+        scene: scene of the image, in a file with several.
+        time: time point of the image, in a file with several.
 
     Raises:
         SelmaError: as in `segmentation_at`.
     """
     if labels is not None:
-        return replace(segmentation_at(labels, label=label, raw=path), name=_name(path))
-    if label_image(path, label) is not None:
-        return segmentation_at(path, label=label)
-    return Segmented(name=_name(path), channels=tuple(levels(path, channel) for channel in range(channel_count(path))))
+        return replace(segmentation_at(labels, label=label, raw=path, scene=scene, time=time), name=_name(path))
+    if (place := label_image(path, label, scene)) is not None:
+        return replace(segmentation_at(place, time=time), name=_name(path))
+    channels = channel_levels(path, scene=scene, time=time)
+    return Segmented(name=_name(path), channels=channels, channel_names=inventory(path, scene).channel_names)
 
 
-def levels(path: Path, channel: int | None = None) -> Levels:
-    """Open a volume at every resolution that is stored, finest first; a single one unless it is an OME-Zarr."""
-    first = open_volume(path, channel=channel)
-    count = len(_multiscale(path).get("datasets", [0]))
-    return (first, *(open_volume(path, channel=channel, level=level) for level in range(1, count)))
+def levels(path: Path, channel: int | None = None, *, scene: str | None = None, time: int | None = None) -> Levels:
+    """Open a volume at every resolution that is stored, finest first."""
+    return tuple(
+        open_volume(path, scene=scene, channel=channel, time=time, level=level)
+        for level in range(inventory(path, scene).levels)
+    )
 
 
-def label_image(path: Path, name: str | None = None) -> Path | None:
+def channel_levels(path: Path, *, scene: str | None = None, time: int | None = None) -> tuple[Levels, ...]:
+    """Open every channel of an image at every resolution that is stored."""
+    return tuple(levels(path, channel, scene=scene, time=time) for channel in range(inventory(path, scene).channels))
+
+
+def label_image(path: Path, name: str | None = None, scene: str | None = None) -> Path | None:
     """Path of a label image in an OME-Zarr; None for a volume that holds none, where no name is given.
 
     Args:
         path: any volume.
         name: name of the label image; None takes `segmentation`, or the only one.
+        scene: the image whose labels are meant, in an OME-Zarr with several.
 
     Raises:
         SelmaError: there is none of that name, or without a name there are several and none is called `segmentation`; or the OME-Zarr is a
             zip file, whose label images have no path.
     """
-    root = image_path(path) if is_zarr(path) else path
+    root = image_path(path, scene) if is_zarr(path) else path
     names = _label_names(root)
     if name is None and not names:
         return None
@@ -166,12 +198,6 @@ def class_names(path: Path) -> dict[int, str]:
     return names
 
 
-def channel_names(path: Path) -> list[str]:
-    """Names of the channels of an OME-Zarr image; empty where a channel has none, and for everything else."""
-    names = [str(channel.get("label") or "") for channel in _attributes(path).get("omero", {}).get("channels") or ()]
-    return names if all(names) else []
-
-
 def check_same_voxels(labels: Levels, channels: tuple[Levels, ...]) -> None:
     """Raise `SelmaError` if no resolution of the image has the shape of the segmentation."""
     for image in channels:
@@ -193,14 +219,6 @@ def _attributes(path: Path) -> dict[str, Any]:
     return ome_metadata(zarr_node(path)) if is_zarr(path) else {}
 
 
-def _multiscale(path: Path) -> dict[str, Any]:
-    """Axes and resolutions of an OME-Zarr image; empty for everything else."""
-    multiscales: list[dict[str, Any]] = (
-        ome_metadata(image_group(path)).get("multiscales") if is_zarr(path) else None
-    ) or [{}]
-    return multiscales[0]
-
-
 def _label_names(path: Path) -> list[str]:
     """Names of the label images that an OME-Zarr lists."""
     if is_zarr(path) and path.is_file():
@@ -210,14 +228,3 @@ def _label_names(path: Path) -> list[str]:
         metadata = _attributes(path / "labels")
     names: list[str] = metadata.get("labels") or []
     return names
-
-
-def channel_count(path: Path) -> int:
-    """Number of channels of an OME-Zarr image, a TIFF of many pages, or a folder of slices; 1 for everything else."""
-    if is_tiff(path):
-        return tiff_channels(path)
-    if path.is_dir() and not is_zarr(path):
-        return slice_channels(path)
-    multiscale = _multiscale(path)
-    axes = axis_names(multiscale) if multiscale else []
-    return int(image_group(path)[multiscale["datasets"][0]["path"]].shape[axes.index("c")]) if "c" in axes else 1

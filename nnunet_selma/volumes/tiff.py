@@ -12,7 +12,8 @@ import tifffile
 
 from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.structures import SpacingUm
-from nnunet_selma.volumes.base import Array, ShapeZYX, Volume, chosen_channel
+from nnunet_selma.volumes.base import Array, ShapeZYX, Volume
+from nnunet_selma.volumes.choice import chosen_channel
 from nnunet_selma.volumes.progressions import Progression
 from nnunet_selma.volumes.slices import most_interpolated, slice_numbers
 from nnunet_selma.volumes.tiff_pages import DAMAGE, full_pages, ome_spacing

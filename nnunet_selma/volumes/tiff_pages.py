@@ -14,7 +14,8 @@ import tifffile
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.structures import SpacingUm
-from nnunet_selma.volumes.base import Array, Volume, by_times, chosen_channel, cut_short, damaged_file
+from nnunet_selma.volumes.base import Array, Volume, by_times, cut_short, damaged_file
+from nnunet_selma.volumes.choice import Choice, Inventory, check_level, chosen_channel, chosen_scene, chosen_time
 from nnunet_selma.volumes.units import spacing_in_um
 
 # what tifffile and the decoders behind it raise for a damaged file
@@ -40,20 +41,39 @@ class PageLayout(NamedTuple):
     offset: int
     """Bytes before the first voxel, for planes that lie one behind another."""
     spacing_um_zyx: SpacingUm | None
+    scenes: tuple[str, ...]
+    """Names of the images in an OME-TIFF with several; empty otherwise."""
+    channel_names: tuple[str, ...]
+    """Names of the channels in OME-XML; empty unless all have one."""
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Letter of each axis before y and x to its length."""
+        return dict(zip(self.axes, self.shape, strict=False))
+
+    @property
+    def times(self) -> int:
+        """Number of time points; 1 where time is the only axis besides channels, as in stacks whose slices were saved as time points."""
+        others = [name for name, length in self.lengths.items() if length > 1 and name not in "CT"]
+        return self.lengths.get("T", 1) if others else 1
 
 
-def page_layout(path: Path) -> PageLayout:
-    """Decide which pages of a file form its image.
+def page_layout(path: Path, scene: str | None = None) -> PageLayout:
+    """Decide which pages of a file form its image, or the chosen one of several.
 
     Only pages of this file count, also where OME-XML names other files. Pages of equal size and type are joined to one stack, as programs
     write it page by page; thumbnails and levels of a pyramid are left out.
 
     Raises:
-        SelmaError: no TIFF, cut short, several images, or pages that differ in size or type.
+        SelmaError: no TIFF, cut short, several images and no choice, no such image, or pages that differ in size or type.
     """
     with _noticing_damage(path), tifffile.TiffFile(path, _multifile=False) as tif:
-        series = _image_series(tif, path)
+        scenes = _ome_images(tif)
+        names = tuple(image.name or f"image {number}" for number, image in enumerate(scenes)) if len(scenes) > 1 else ()
+        chosen = chosen_scene(path, scene, names)
+        series = [scenes[chosen]] if names else _image_series(tif, path)
         first = series[0]
+        image = next(number for number, other in enumerate(tif.series) if other is first) if names else None
         numbers = [page.index for part in series for page in part.pages if page is not None]
         y_x = (first.keyframe.imagelength, first.keyframe.imagewidth)
         if first.keyframe.samplesperpixel != 1:
@@ -78,7 +98,9 @@ def page_layout(path: Path) -> PageLayout:
             dtype=dtype,
             pages=() if contiguous else tuple(numbers),
             offset=first.dataoffset if contiguous else 0,
-            spacing_um_zyx=_spacing(tif),
+            spacing_um_zyx=_spacing(tif, image),
+            scenes=names,
+            channel_names=_ome_channel_names(tif, image),
         )
 
 
@@ -116,24 +138,29 @@ def _is_reduced(size: Sequence[int], full: Sequence[int]) -> bool:
     return min(factors) >= _REDUCED and max(factors) <= 1.1 * min(factors)
 
 
+def _size(series: Any) -> tuple[int, int]:
+    """Height and width of the pages of a series, as tifffile groups them."""
+    return series.keyframe.imagelength, series.keyframe.imagewidth
+
+
+def _ome_images(tif: tifffile.TiffFile) -> list[Any]:
+    """The images of an OME-TIFF without thumbnails; empty for other files."""
+    series = list(tif.series) if tif.is_ome else []
+    largest = max((_size(image) for image in series), key=prod, default=(0, 0))
+    return [image for image in series if not _is_reduced(_size(image), largest)]
+
+
 def _image_series(tif: tifffile.TiffFile, path: Path) -> list[Any]:
-    """The series of pages (as tifffile groups them) that form the image."""
-
-    def size(series: Any) -> tuple[int, int]:
-        return series.keyframe.imagelength, series.keyframe.imagewidth
-
+    """The series of pages (as tifffile groups them) that form the only image."""
     everything = list(tif.series)
-    full = max(everything, key=lambda series: prod(size(series)))
-    equal = [s for s in everything if (size(s), s.dtype) == (size(full), full.dtype)]
+    full = max(everything, key=lambda series: prod(_size(series)))
+    equal = [s for s in everything if (_size(s), s.dtype) == (_size(full), full.dtype)]
     for series in everything:
-        if series not in equal and not _is_reduced(size(series), size(full)):
+        if series not in equal and not _is_reduced(_size(series), _size(full)):
             raise SelmaError(
-                f"{path}: page {series.keyframe.index + 1} is {by_times(size(series))} (y, x) of {series.dtype}, other pages are "
-                f"{by_times(size(full))} of {full.dtype}; save the stack again with equal pages"
+                f"{path}: page {series.keyframe.index + 1} is {by_times(_size(series))} (y, x) of {series.dtype}, other pages are "
+                f"{by_times(_size(full))} of {full.dtype}; save the stack again with equal pages"
             )
-    if len(equal) > 1 and tif.is_ome:
-        names = ", ".join(repr(series.name) for series in equal)
-        raise SelmaError(f"{path}: holds {len(equal)} images ({names}); save each as a file of its own")
     return equal
 
 
@@ -160,19 +187,22 @@ class TiffPages(Volume):
     """One TIFF file of many pages, also OME-TIFF and ImageJ; a page is read at a time, uncompressed files by memory map.
 
     Raises:
-        SelmaError: not a TIFF, colour, pages that do not form one image, or several channels or time points and no choice.
+        SelmaError: not a TIFF, colour, pages that do not form one image, or several scenes, channels or time points and no choice.
     """
 
     read_in_threads = True
 
-    def __init__(self, path: Path, *, channel: int | None = None) -> None:
+    def __init__(self, path: Path, choice: Choice) -> None:
         self.path = path
-        layout = page_layout(path)
+        check_level(path, choice.level, 1)
+        layout = page_layout(path, choice.scene)
         *leading, height, width = layout.shape
+        channel = chosen_channel(path, choice.channel, layout.lengths.get("C", 1))
+        time = chosen_time(path, choice.time, layout.times)
         chosen: list[int | slice] = []
         for name, length in zip(layout.axes, leading, strict=True):
-            if name == "C" and length > 1:
-                chosen.append(chosen_channel(path, channel, length))
+            if name == "C" or (name == "T" and layout.times > 1):
+                chosen.append(channel if name == "C" else time)
             elif length == 1 and name in "CTSHVLPMRE":
                 chosen.append(0)
             else:
@@ -207,19 +237,27 @@ class TiffPages(Volume):
         return box
 
 
-def tiff_channels(path: Path) -> int:
-    """Channels of a TIFF file of many pages; 1 where the file states none, or cannot be read."""
-    try:
-        layout = page_layout(path)
-    except SelmaError:  # opening the file names it
-        return 1
-    return dict(zip(layout.axes, layout.shape, strict=False)).get("C", 1)
+def tiff_inventory(path: Path, scene: str | None = None) -> Inventory:
+    """The scenes, channels and time points of a TIFF file; of a file with several scenes, the channels of the chosen or first one.
+
+    Raises:
+        SelmaError: no TIFF, cut short, no such scene, or pages that do not form one image.
+    """
+    with _noticing_damage(path), tifffile.TiffFile(path, _multifile=False) as tif:
+        several = len(_ome_images(tif)) > 1
+    layout = page_layout(path, scene or ("0" if several else None))
+    return Inventory(
+        scenes=layout.scenes,
+        channels=layout.lengths.get("C", 1),
+        channel_names=layout.channel_names,
+        times=layout.times,
+    )
 
 
-def _spacing(tif: tifffile.TiffFile) -> SpacingUm | None:
+def _spacing(tif: tifffile.TiffFile, image: int | None) -> SpacingUm | None:
     """Voxel size in µm (z, y, x) from OME or ImageJ metadata; None unless all three axes are stated in a unit of length."""
     if tif.is_ome and tif.ome_metadata:
-        return ome_spacing(tif.ome_metadata, tif.filename)
+        return ome_spacing(tif.ome_metadata, tif.filename, image)
     metadata: dict[str, Any] = tif.imagej_metadata or {}
     tags = tif.pages.first.tags
     resolution = [tags[f"{axis}Resolution"].value for axis in "YX" if f"{axis}Resolution" in tags]
@@ -234,12 +272,12 @@ def _spacing(tif: tifffile.TiffFile) -> SpacingUm | None:
     return spacing_in_um([depth, *(length / count for count, length in resolution)], units)
 
 
-def ome_spacing(xml: str, file_name: str) -> SpacingUm | None:
-    """Voxel size in µm (z, y, x) in OME-XML, of the image that lies in this file.
+def ome_spacing(xml: str, file_name: str, image: int | None = None) -> SpacingUm | None:
+    """Voxel size in µm (z, y, x) in OME-XML, of the image of this number, or of the one that lies in this file.
 
     A size without unit is in µm, as OME defines; a size that is no number is none.
     """
-    pixels = _ome_image(xml, file_name)
+    pixels = _ome_image(xml, file_name, image)
     if pixels is None:
         return None
     try:
@@ -249,13 +287,22 @@ def ome_spacing(xml: str, file_name: str) -> SpacingUm | None:
     return spacing_in_um(sizes, [pixels.get(f"PhysicalSize{axis}Unit", "µm") for axis in "ZYX"])
 
 
-def _ome_image(xml: str, file_name: str) -> ElementTree.Element | None:
-    """The `Pixels` of the image in OME-XML that names this file, or of the first image; None if the XML is damaged."""
+def _ome_channel_names(tif: tifffile.TiffFile, image: int | None) -> tuple[str, ...]:
+    """Names of the channels of an image in OME-XML; empty unless all have one."""
+    pixels = _ome_image(tif.ome_metadata, tif.filename, image) if tif.is_ome and tif.ome_metadata else None
+    names = [e.get("Name", "") for e in pixels or () if e.tag.rpartition("}")[2] == "Channel"]
+    return tuple(names) if all(names) else ()
+
+
+def _ome_image(xml: str, file_name: str, image: int | None = None) -> ElementTree.Element | None:
+    """The `Pixels` in OME-XML of the image of this number, otherwise of the image that names this file, or of the first; None if the XML is damaged."""
     try:
         # the text is decoded already, whatever encoding its declaration names
         root = ElementTree.fromstring(re.sub(r"^\s*<\?xml.*?\?>", "", xml, flags=re.DOTALL).encode())
     except ElementTree.ParseError:
         return None
     images = [element for element in root.iter() if element.tag.rpartition("}")[2] == "Pixels"]
-    in_file = [image for image in images if any(e.get("FileName") == file_name for e in image.iter())]
+    if image is not None:
+        images = images[image : image + 1]
+    in_file = [pixels for pixels in images if any(e.get("FileName") == file_name for e in pixels.iter())]
     return next(iter(in_file or images), None)

@@ -7,7 +7,7 @@ import tifffile
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.volumes import open_volume
 from nnunet_selma.volumes.tiff import has_many_pages
-from nnunet_selma.volumes.tiff_pages import tiff_channels
+from nnunet_selma.volumes.tiff_pages import tiff_inventory
 
 VOXELS = np.arange(12 * 20 * 30, dtype=np.uint16).reshape(12, 20, 30)
 PLAIN = {"metadata": None, "photometric": "minisblack"}
@@ -119,7 +119,7 @@ def write_positions(folder, order=(0, 1)):
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_a_file_gives_the_position_that_it_holds(order, tmp_path):
     for i, path in enumerate(write_positions(tmp_path, order)):
-        assert tiff_channels(path) == 2
+        assert tiff_inventory(path).channels == 2
         with pytest.raises(SelmaError, match="has 2 channels"):
             open_volume(path)
         for channel in range(2):
@@ -132,7 +132,9 @@ def test_a_file_with_two_images_is_a_question(tmp_path):
     with tifffile.TiffWriter(tmp_path / "two.ome.tif") as tif:
         for name in ("left", "right"):
             tif.write(VOXELS, metadata={"axes": "ZYX", "Name": name})
-    with pytest.raises(SelmaError, match=r"holds 2 images \('left', 'right'\); save each as a file of its own"):
+    with pytest.raises(
+        SelmaError, match=r"holds 2 images: 0 \(left\), 1 \(right\); save one of them as a file of its own"
+    ):
         open_volume(tmp_path / "two.ome.tif")
 
 

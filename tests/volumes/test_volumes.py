@@ -353,7 +353,7 @@ def test_a_channel_or_level_that_is_not_there_is_refused(kind, voxels, tmp_path)
     for channel in (1, -1):
         with pytest.raises(SelmaError, match=rf"has one channel, there is no channel {channel}"):
             open_volume(path, channel=channel)
-    with pytest.raises(SelmaError, match="has one resolution, there is no level 1"):
+    with pytest.raises(SelmaError, match="has 1 resolution level, level 1 is not among them"):
         open_volume(path, level=1)
 
 
