@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from nnunet_selma.errors import SelmaError, counted
-from nnunet_selma.volumes import is_volume, stem
+from nnunet_selma.volumes import inventory, is_volume, missing_library, stem
 from nnunet_selma.volumes.ome_zarr import is_zarr
 from nnunet_selma.volumes.segmented import is_segmentation_only
 from nnunet_selma.volumes.tiff import has_many_pages, is_stack_of_slices, tiff_slices
@@ -41,17 +41,7 @@ _FEW_PICTURES = 3
 """Up to so many single TIFF files beside folders of volumes are previews, not a stack."""
 _AS_TIFF = "is not read; save it as TIFF or OME-Zarr, for example with Fiji"
 _UNREAD = {
-    ".ims": f"Imaris {_AS_TIFF}",
-    ".czi": f"Zeiss CZI {_AS_TIFF}",
     ".lsm": f"Zeiss LSM {_AS_TIFF}",
-    ".lif": f"Leica LIF {_AS_TIFF}",
-    ".nd2": f"Nikon ND2 {_AS_TIFF}",
-    ".oib": f"Olympus OIB {_AS_TIFF}",
-    ".oif": f"Olympus OIF {_AS_TIFF}",
-    ".oir": f"Olympus OIR {_AS_TIFF}",
-    ".vsi": f"Olympus VSI {_AS_TIFF}",
-    ".h5": f"HDF5 {_AS_TIFF}, or with BigStitcher",
-    ".hdf5": f"HDF5 {_AS_TIFF}, or with BigStitcher",
     ".n5": "N5 is not read; save it as OME-Zarr, for example with BigStitcher",
     ".klb": f"KLB {_AS_TIFF}",
     ".v3draw": f"Vaa3D's format {_AS_TIFF}",
@@ -68,6 +58,8 @@ _UNREAD = {
     **dict.fromkeys((".part", ".crdownload"), "a download that was not finished; download it again"),
 }
 """Ending of a file or folder that holds images without a reader, to the reason and what to do."""
+_IN_SEVERAL_FILES = (".xml", ".h5", ".hdf5")
+"""Endings of volumes that may lie in several files: BigDataViewer's."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +144,8 @@ def is_mask_name(name: str, *, is_file: bool = False) -> bool:
 def _file(path: Path) -> Entry:
     """The fate of a file, by its name."""
     if is_volume(path):
-        return Entry(path, "volume")
+        reason = missing_library(path)
+        return Entry(path, "passed by", reason) if reason else Entry(path, "volume")
     unread = next((_UNREAD[end.lower()] for end in reversed(path.suffixes) if end.lower() in _UNREAD), None)
     if unread is None:
         unread = "a picture; slices are read as TIFF" if path.suffix.lower() in _PICTURES else "no image"
@@ -208,10 +201,33 @@ def _folder(folder: Path, so_far: _Walk) -> Iterator[Entry]:
         yield Entry(folder, "passed by", "slices in a format that is not read; save them as TIFF", len(pictures))
         content = sorted({*content} - {*pictures})
     taken = {*slices}
-    others = [entry for path in content if path not in taken for entry in _entries(path, so_far)]
+    others = list(
+        _without_companions([entry for path in content if path not in taken for entry in _entries(path, so_far)])
+    )
     below = any(entry.fate == "volume" and _is_below(entry.path, folder) for entry in others)
     yield from _tiff_files(folder, slices, so_far, volumes_below=below)
     yield from others
+
+
+def _without_companions(entries: Sequence[Entry]) -> Iterator[Entry]:
+    """The entries, with files that hold a part of another volume passed by; a description in XML stands for all its files."""
+    parts: dict[Path, Path] = {}
+    for entry in sorted(entries, key=lambda entry: entry.path.suffix.lower() != ".xml"):
+        if entry.fate == "volume" and entry.path not in parts:
+            parts |= dict.fromkeys(_companions(entry.path), entry.path)
+    for entry in entries:
+        whole = parts.get(entry.path)
+        yield entry if whole is None else replace(entry, fate="passed by", reason=f"a part of {whole.name}")
+
+
+def _companions(path: Path) -> tuple[Path, ...]:
+    """Other files of a volume; none for a damaged one, which opening it will name."""
+    if path.suffix.lower() not in _IN_SEVERAL_FILES:
+        return ()
+    try:
+        return inventory(path).companions
+    except SelmaError:
+        return ()
 
 
 def _holds_labels_only(path: Path) -> bool:

@@ -21,6 +21,7 @@ __all__ = [
     "check_exists",
     "inventory",
     "is_volume",
+    "missing_library",
     "open_volume",
     "stem",
     "to_intensities",
@@ -37,6 +38,8 @@ class _Format(NamedTuple):
     inventory: Callable[[Path, str | None], Inventory]
     """The images in a file; the scene is the one whose channels, time points and levels are counted."""
     open: Callable[[Path, Choice], Volume]
+    missing_library: Callable[[Path], str | None] = lambda path: None
+    """The reason why a file cannot be read, where the library that reads it is not installed."""
 
 
 def _single(reader: Callable[[Path], Volume]) -> Callable[[Path, Choice], Volume]:
@@ -70,6 +73,12 @@ def is_volume(path: Path) -> bool:
     if path.is_dir() and not is_zarr(path):
         return bool(tiff_slices(path))
     return not path.name.startswith(".") and _format_of(path) is not None
+
+
+def missing_library(path: Path) -> str | None:
+    """The reason why a file cannot be read where an optional library is missing, for a sentence; None where nothing is missing."""
+    file_format = _format_of(path)
+    return file_format.missing_library(path) if file_format else None
 
 
 def inventory(path: Path, scene: str | None = None, *, slice_pattern: str | None = None) -> Inventory:

@@ -355,3 +355,37 @@ def test_labels_as_predict_volume_writes_them(tmp_path, rng, folders):
     written.attrs["image-label"] = {}
     convert(tmp_path / "in", folders, spacing="voxel")
     np.testing.assert_array_equal(read(folders.raw / "Dataset510_SELMA3D/labelsTr/a.nii.gz")[0], image > 8000)
+
+
+def write_stained(folder, name, stains, names):
+    """A patch with both stains in one OME-TIFF that names them, and its label."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    metadata = {"axes": "CZYX", **({"Channel": {"Name": names}} if names else {})}
+    tifffile.imwrite(folder / "images" / f"{name}.ome.tif", stains, metadata=metadata)
+    write_tiff(folder / "masks" / f"{name}.tif", (stains[0] > 8000).astype(np.uint8))
+
+
+def test_the_names_in_the_files_become_the_names_of_the_input_channels(tmp_path, rng, folders):
+    stains = rng.integers(0, 9999, (2, 12, 14, 16), dtype=np.uint16)
+    for name in ("a", "b"):
+        write_stained(tmp_path / "in", name, stains, ["TH", "cFos"])
+    convert(tmp_path / "in", folders, spacing="voxel", stains=("header",))
+    dataset = folders.raw / "Dataset510_SELMA3D"
+    assert json.loads((dataset / "dataset.json").read_text())["channel_names"] == {"0": "TH", "1": "cFos"}
+    np.testing.assert_array_equal(read(dataset / "imagesTr" / "b_0001.nii.gz")[0], stains[1])
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        (None, r"b\.ome\.tif: does not name its channels; name them with --stains"),
+        (["cFos", "TH"], r"b\.ome\.tif: its channels are cFos, TH, those of .*a\.ome\.tif TH, cFos; name them"),
+    ],
+)
+def test_names_that_are_missing_or_differ_are_not_taken(names, sentence, tmp_path, rng, folders):
+    stains = rng.integers(0, 9999, (2, 12, 14, 16), dtype=np.uint16)
+    write_stained(tmp_path / "in", "a", stains, ["TH", "cFos"])
+    write_stained(tmp_path / "in", "b", stains, names)
+    with pytest.raises(SelmaError, match=sentence):
+        convert(tmp_path / "in", folders, spacing="voxel", stains=("header",))
+    assert not list(folders.raw.iterdir())

@@ -5,6 +5,7 @@ from nnunet_selma.conversion.inspection import as_text, inspect
 from nnunet_selma.conversion.unannotated import UnannotatedSettings
 from nnunet_selma.errors import SelmaError
 from tests.conftest import write_image, write_patch
+from tests.volumes.test_choice import write_zarr
 
 
 def test_a_clean_download(tmp_path, rng):
@@ -151,3 +152,23 @@ def test_a_dataset_of_nnunet_needs_no_conversion(tmp_path, rng):
     result = inspect(tmp_path)
     assert result.problems == []
     assert result.plans == ["use Dataset007_Mine as it is: a dataset that nnU-Net has already needs no conversion"]
+
+
+def test_scenes_channels_time_points_and_levels_of_a_file_are_listed(tmp_path, rng):
+    pytest.importorskip("zarr", reason="zarr 3 needs Python 3.11")
+    images = rng.integers(0, 60000, (2, 3, 2, 8, 9, 10), dtype=np.uint16)
+    path = write_zarr(tmp_path / "v.ome.zarr", images)
+    page = as_text(inspect(path))
+    line = "2 channels (GFP, cFos), 3 time points, 2 levels: 8×9×10 of"
+    assert f"scene 0 (0): {line} 2×2×2 µm; 4×5×5 of 4×4×4 µm" in page
+    assert f"scene 1 (1): {line} 3×3×3 µm" in page
+    assert "choose one with --scene" in page
+    chosen = UnannotatedSettings(scene="1", channel=0, time=2)
+    result = inspect(path, chosen)
+    assert result.problems == []
+    assert [scene.levels[1].shape_zyx for scene in result.contents["volume_v"]] == [(4, 5, 5)]
+
+
+def test_a_file_of_a_single_image_has_nothing_to_list(tmp_path, rng):
+    write_image(tmp_path / "v.nii.gz", rng.integers(0, 60000, (8, 9, 10), dtype=np.uint16), (2.0, 2.0, 2.0))
+    assert inspect(tmp_path).contents == {}
