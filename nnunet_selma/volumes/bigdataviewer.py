@@ -1,0 +1,261 @@
+"""HDF5 of BigDataViewer and BigStitcher (`.h5` with an `.xml` beside it), read with h5py.
+
+Source: "BigDataViewer: visualization and processing for large image data" (Pietzsch et al., Nature Methods 2015), and the classes of
+github.com/bigdataviewer/bigdataviewer-core. Voxels are in `tTTTTT/sSS/L/cells`, axes (z, y, x); `sSS/resolutions` holds the edges of a voxel
+of each level in voxels of the finest one, (x, y, z), whose first voxel covers the same corner. BigDataViewer writes unsigned integers of 16 bits
+as signed ones, because its first HDF5 library had no others; later versions name another type in the attribute `dataType`.
+
+Voxel size: the size of a setup, in its unit, is that of the recorded voxel. The transform that is applied first calibrates the world, whose
+unit is a voxel size over its scale: Fiji's export writes the voxel size itself, so that the world is in its unit; BigStitcher divides it by
+its smallest edge, so that the world is in voxels of that size (multiview-reconstruction, `calibration`). Later transforms may scale the axes
+again, and these scales count.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnunet_selma.errors import SelmaError
+from nnunet_selma.volumes.base import damaged_file
+from nnunet_selma.volumes.choice import Choice, Inventory, check_level, chosen_channel, chosen_scene, chosen_time
+from nnunet_selma.volumes.hdf5 import Hdf5Volume, external_file, hdf5_file, hdf5_library, hdf5_object
+from nnunet_selma.volumes.spim_data import Scene, Setup, SpimData, is_spim_data, product, scenes, spim_data
+from nnunet_selma.volumes.units import spacing_from_header, spacing_in_um
+
+_ENDINGS = (".h5", ".hdf5")
+_EQUAL = 1e-3
+"""Largest relative difference of scales that are taken as equal; programs round them."""
+_AWAY = 0.5
+"""Least shift of a voxel, in voxels, by rotation or shear, that counts; numbers in the XML are rounded."""
+
+
+def is_hdf5_name(path: Path) -> bool:
+    """True for the file endings of HDF5."""
+    return path.name.lower().endswith(_ENDINGS)
+
+
+def is_bigdataviewer(path: Path) -> bool:
+    """True for an XML file of BigDataViewer, and for an HDF5 file with its groups; without h5py, for every file with the ending of HDF5."""
+    if not is_hdf5_name(path):
+        return is_spim_data(path)
+    if not path.is_file():
+        return False
+    try:
+        hdf5_library(path)
+    except SelmaError:
+        return True
+    try:
+        with hdf5_file(path) as file:
+            return bool(_numbers(file, r"t(\d{5,})"))
+    except SelmaError:
+        return False
+
+
+def _numbers(group: Any, pattern: str) -> list[int]:
+    """Numbers in the names of the members of a group, of those that fit a pattern."""
+    names = (re.fullmatch(pattern, name) for name in group)
+    return sorted(int(name[1]) for name in names if name)
+
+
+def _data(path: Path) -> tuple[SpimData, tuple[Path, ...]]:
+    """The dataset that an XML or HDF5 file belongs to, and its other files.
+
+    An HDF5 file is described by the XML file of its folder that names it. Without such a file all its setups are scenes without voxel size.
+    """
+    if is_spim_data(path) or not is_hdf5_name(path):
+        data = spim_data(path)
+        if not data.hdf5.is_file():
+            raise SelmaError(
+                f"{path}: its voxels lie in {data.hdf5}, which is missing; copy it there, or correct the path in the XML's element hdf5"
+            )
+        return data, (data.hdf5, *data.partitions)
+    description = _description(path)
+    if description is not None:
+        data = spim_data(description)
+        return data, (description, *data.partitions)
+    with hdf5_file(path) as file:
+        times = _numbers(file, r"t(\d{5,})")
+        views = [(time, setup) for time in times for setup in _numbers(file[f"t{time:05d}"], r"s(\d{2,})")]
+        setups = sorted({setup for _, setup in views})
+        if not setups:
+            raise damaged_file(path)
+        missing = {(time, setup) for time in times for setup in setups} - set(views)
+        linked = (external_file(file, _view_group(*view)) for view in views)
+        parts = tuple(dict.fromkeys(part for part in linked if part))
+    bare = tuple(Setup(setup, f"setup {setup}", None, None, {}) for setup in setups)
+    return SpimData(path, parts, bare, tuple(times), {}, frozenset(missing), {}), parts
+
+
+def _description(path: Path) -> Path | None:
+    """The XML file in the folder of an HDF5 file that names it; of several, the one with its name.
+
+    Raises:
+        SelmaError: several XML files name it, or one names it as a part of a dataset.
+    """
+    naming = []
+    for xml in sorted(path.parent.glob("*.[xX][mM][lL]")):
+        if not is_spim_data(xml):
+            continue
+        try:
+            data = spim_data(xml)
+        except SelmaError:
+            if xml.stem == path.stem:
+                raise
+            continue  # describes other voxels
+        if path.resolve() in [part.resolve() for part in data.partitions]:
+            raise SelmaError(f"{path}: is a part of the dataset that {xml} describes; give that file")
+        if path.resolve() == data.hdf5.resolve():
+            naming.append(xml)
+    same = [xml for xml in naming if xml.stem == path.stem]
+    if len(naming) > 1 and len(same) != 1:
+        raise SelmaError(f"{path}: is described by {', '.join(xml.name for xml in naming)}; give one of them")
+    return next(iter(same or naming), None)
+
+
+def _view_group(time: int, setup: int) -> str:
+    return f"t{time:05d}/s{setup:02d}"
+
+
+def _first_view(data: SpimData, setup: Setup) -> str:
+    """Group of the first view of a setup that was recorded."""
+    recorded = [time for time in data.times if (time, setup.number) not in data.missing]
+    return _view_group((recorded or data.times)[0], setup.number)
+
+
+def _listed(images: tuple[Scene, ...]) -> tuple[str, ...]:
+    return tuple(image.name for image in images) if len(images) > 1 else ()
+
+
+def bigdataviewer_inventory(path: Path, scene: str | None = None) -> Inventory:
+    """The images in a dataset of BigDataViewer: channels, and scenes for tiles, angles and illuminations.
+
+    Raises:
+        SelmaError: h5py is not installed, a file is missing or damaged, the voxels are no HDF5, or there is no such scene.
+    """
+    data, companions = _data(path)
+    images = scenes(data)
+    if not images or not data.times:
+        raise damaged_file(path)
+    image = images[0 if scene is None else chosen_scene(path, scene, _listed(images))]
+    names = [data.names.get(("channel", setup.attributes.get("channel", 0)), "") for setup in image.channels]
+    with hdf5_file(data.hdf5) as file:
+        levels = len(_numbers(hdf5_object(file, _first_view(data, image.channels[0])), r"(\d+)"))
+    return Inventory(
+        scenes=_listed(images),
+        channels=len(image.channels),
+        channel_names=tuple(names) if all(names) else (),
+        times=len(data.times),
+        levels=levels,
+        companions=companions,
+    )
+
+
+class BigDataViewerVolume(Hdf5Volume):
+    """One resolution level of one setup at one time point of a dataset of BigDataViewer or BigStitcher, given by its XML or HDF5 file.
+
+    Raises:
+        SelmaError: h5py is not installed, a file is missing or damaged, the voxels are no HDF5, there is no such image or several and no
+            choice, it was not recorded, or its registration turns, shears or mirrors it.
+    """
+
+    def __init__(self, path: Path, choice: Choice = Choice()) -> None:  # noqa: B008  # frozen
+        self.path = path
+        data, _ = _data(path)
+        images = scenes(data)
+        if not images or not data.times:
+            raise damaged_file(path)
+        image = images[chosen_scene(path, choice.scene, _listed(images))]
+        setup = image.channels[chosen_channel(path, choice.channel, len(image.channels))]
+        time = data.times[chosen_time(path, choice.time, len(data.times))]
+        if (time, setup.number) in data.missing:
+            raise SelmaError(
+                f"{path}: {setup.name} was not recorded at the time point {data.times.index(time)}; choose another"
+            )
+        with hdf5_file(data.hdf5) as file:
+            view = _view_group(time, setup.number)
+            levels = len(_numbers(hdf5_object(file, view), r"(\d+)"))
+            check_level(path, choice.level, levels)
+            properties = file.get(f"s{setup.number:02d}")
+            self._use(file, f"{view}/{choice.level}/cells", unsigned=_named_type(properties) != "int16")
+            finest = hdf5_object(file, f"{view}/0/cells").shape
+            factors_xyz = np.array(finest[::-1], float) / self.shape[::-1]
+            if properties is not None and "resolutions" in properties:
+                resolutions = np.asarray(properties["resolutions"], float)
+                factors_xyz = resolutions[choice.level] / resolutions[0]
+        z, y, x = factors_xyz[::-1].tolist()
+        self.level_factor_zyx = (z, y, x)
+        matrices = data.registrations.get((time, setup.number))
+        if matrices is not None:
+            _check_axes(path, setup, product(matrices), finest)
+        self._set_place(setup, matrices, factors_xyz)
+
+    def _set_place(
+        self, setup: Setup, matrices: list[NDArray[np.float64]] | None, factors_xyz: NDArray[np.float64]
+    ) -> None:
+        """Set voxel size and origin of the level from the size of the setup and the registration, which lies along the axes."""
+        self.spacing_um_zyx = None
+        scales: NDArray[np.float64] = np.ones(3)
+        if matrices is not None:
+            whole = product(matrices)
+            scales = np.diag(whole)[:3]
+            z, y, x = ((whole[:3, 3] / scales + (factors_xyz - 1) / 2) / factors_xyz)[::-1].tolist()
+            self.origin_voxels_zyx = (z, y, x)
+        if setup.voxel_size_xyz is None or min(setup.voxel_size_xyz) <= 0:
+            return
+        size: NDArray[np.float64] = np.array(setup.voxel_size_xyz)
+        if matrices and not _is_multiple(scales, size):
+            calibration = np.diag(matrices[-1])[:3]
+            if len(matrices) > 1 and _is_multiple(calibration, size):
+                size = size * scales / calibration
+            else:
+                self.spacing_guess = (
+                    f"the registration scales x, y and z by {_by_times(scales)}, which is not in proportion to the voxel size {_by_times(size)}; "
+                    "the voxel size is taken"
+                )
+        spacing_zyx = (size * factors_xyz)[::-1].tolist()
+        if setup.unit:
+            self.spacing_um_zyx = spacing_in_um(spacing_zyx, [setup.unit] * 3)
+        else:
+            finest, guess = spacing_from_header(size[::-1].tolist())
+            if finest is not None:
+                z, y, x = (float(edge) for edge in np.array(finest) * factors_xyz[::-1])
+                self.spacing_um_zyx, self.spacing_guess = (z, y, x), self.spacing_guess or guess
+
+
+def _named_type(properties: Any) -> str | None:
+    """Type of the voxels of a setup that later versions name in an attribute."""
+    name = None if properties is None else properties.attrs.get("dataType")
+    return name.decode() if isinstance(name, bytes) else name
+
+
+def _is_multiple(scales: NDArray[np.float64], size: NDArray[np.float64]) -> bool:
+    """True if positive scales are in proportion to a voxel size."""
+    ratios = scales / size
+    return bool(min(ratios) > 0 and max(ratios) <= min(ratios) * (1 + _EQUAL))
+
+
+def _by_times(numbers: NDArray[np.float64]) -> str:
+    return " × ".join(f"{number:g}" for number in numbers)
+
+
+def _check_axes(path: Path, setup: Setup, registration: NDArray[np.float64], shape_zyx: tuple[int, ...]) -> None:
+    """Raise `SelmaError` if a registration does more than scale and move the image along its axes.
+
+    A rotation or shear that moves no voxel by half a voxel is left out, as a rounding error.
+    """
+    linear = registration[:3, :3]
+    diagonal = np.diag(linear)
+    shifts = np.abs(linear - np.diag(diagonal)) * np.array(shape_zyx[::-1])
+    if (shifts >= _AWAY * np.abs(diagonal)[:, None]).any():
+        fault = "turns or shears"
+    elif (diagonal < 0).any():
+        fault = "mirrors"
+    else:
+        return
+    raise SelmaError(
+        f"{path}: the registration of {setup.name} {fault} the image, which is read along its axes only; fuse the dataset in BigStitcher, "
+        "export it as OME-Zarr, TIFF or HDF5, and give that"
+    )
