@@ -6,7 +6,15 @@ from typing import Literal, NamedTuple
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.volumes.base import Volume, check_exists, stem, to_intensities
+from nnunet_selma.volumes.bigdataviewer import (
+    BigDataViewerVolume,
+    bigdataviewer_inventory,
+    is_bigdataviewer,
+    is_hdf5_name,
+)
 from nnunet_selma.volumes.choice import Choice, Inventory, check_only_image
+from nnunet_selma.volumes.hdf5 import missing_h5py, other_hdf5
+from nnunet_selma.volumes.imaris import ImarisVolume, imaris_inventory, is_imaris
 from nnunet_selma.volumes.itk import ItkVolume, is_itk_file
 from nnunet_selma.volumes.nifti import NiftiVolume, is_nifti
 from nnunet_selma.volumes.ome_zarr import OmeZarrVolume, is_zarr, zarr_inventory
@@ -57,6 +65,8 @@ _FORMATS = (
     _Format(is_tiff, tiff_inventory, TiffPages),
     _Format(is_nifti, lambda path, scene: Inventory(), _single(NiftiVolume)),
     _Format(is_itk_file, lambda path, scene: Inventory(), _single(ItkVolume)),
+    _Format(is_imaris, imaris_inventory, ImarisVolume, missing_h5py),
+    _Format(is_bigdataviewer, bigdataviewer_inventory, BigDataViewerVolume, missing_h5py),
 )
 """The formats, apart from folders of TIFF slices."""
 
@@ -145,4 +155,6 @@ def _no_reader(path: Path) -> SelmaError:
     """The error for a file or folder that no reader takes."""
     if path.is_dir():
         return SelmaError(f"{path}: the folder holds neither TIFF slices nor an OME-Zarr")
+    if is_hdf5_name(path):
+        return other_hdf5(path)
     return SelmaError(f"{path}: no reader for this kind of file; give TIFF, NIfTI, NRRD, MHA or OME-Zarr")

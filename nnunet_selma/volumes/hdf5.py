@@ -40,6 +40,15 @@ def hdf5_library(path: Path) -> Any:
     return h5py
 
 
+def missing_h5py(path: Path) -> str | None:
+    """The reason why no HDF5 file can be read, for a sentence; None where h5py is installed."""
+    try:
+        hdf5_library(path)
+    except SelmaError as error:
+        return str(error).removeprefix(f"{path}: ")
+    return None
+
+
 def _opened(path: Path) -> Any:
     """The open HDF5 file; raises `SelmaError` for a file that is empty, cut short, damaged, still being written, or no HDF5."""
     library = hdf5_library(path)
