@@ -1,4 +1,4 @@
-"""Files of microscopes through the reader plugins of BioIO: Nikon ND2, and others whose plugin is installed.
+"""Files of further microscopes, as Olympus OIR or SlideBook, through a reader plugin of BioIO that the user has installed.
 
 A plugin is chosen by the ending of the file, so that opening tries no other and errors are those of this plugin.
 """
@@ -26,7 +26,7 @@ from nnunet_selma.volumes.choice import (
     chosen_time,
 )
 from nnunet_selma.volumes.stated_names import distinct_names, stated_names
-from nnunet_selma.volumes.units import VOXEL_UNITS, spacing_in_um
+from nnunet_selma.volumes.units import spacing_in_um
 
 _PLUGINS = "bioio.readers"
 """Group of the entry points of BioIO's plugins; the name of each is that of its package."""
@@ -43,7 +43,6 @@ class _Format(NamedTuple):
 
 
 _FORMATS = {
-    ".nd2": _Format("Nikon ND2", ("bioio-nd2",)),
     ".dv": _Format("DeltaVision", ("bioio-dv", "bioio-bioformats")),
     ".r3d": _Format("DeltaVision", ("bioio-dv", "bioio-bioformats")),
     ".sldy": _Format("SlideBook", ("bioio-sldy",), "{stem}.dir"),
@@ -54,9 +53,6 @@ _FORMATS = {
     ".vsi": _Format("Olympus VSI", ("bioio-bioformats", "bioio-vsi"), "_{stem}_"),
 }
 """Endings that go to a plugin; no plugin is asked for its endings, since some claim those of pictures and texts too."""
-
-_ND2 = "bioio-nd2"
-"""The plugin that the extra `microscopes` installs; it gives voxel sizes in µm, and 1 where the file states none."""
 
 _FURTHER_AXES = {
     "S": "colours or samples",
@@ -73,19 +69,18 @@ _FURTHER_AXES = {
 """Axes of BioIO's plugins, beside those of a volume, channels and time points."""
 
 
-def is_microscope_file(path: Path) -> bool:
-    """True for the file endings of microscopes that a plugin of BioIO reads, installed or not."""
+def is_bioio_file(path: Path) -> bool:
+    """True for the file endings that a plugin of BioIO is asked to read, installed or not."""
     return path.suffix.lower() in _FORMATS
 
 
-def missing_library(path: Path) -> str | None:
+def missing_bioio_plugin(path: Path) -> str | None:
     """A part of a sentence where no plugin for a file of a microscope is installed; imports nothing."""
     file_format = _FORMATS[path.suffix.lower()]
     if _installed(file_format) is not None:
         return None
     plugin = file_format.plugins[0]
-    package = "'nnunet-selma[microscopes]'" if plugin == _ND2 else plugin
-    return f"{file_format.name} needs {plugin}; install it with: pip install {package}"
+    return f"{file_format.name} needs {plugin}; install it with: pip install {plugin}"
 
 
 def _installed(file_format: _Format) -> EntryPoint | None:
@@ -94,7 +89,7 @@ def _installed(file_format: _Format) -> EntryPoint | None:
     return next((plugins[name] for name in file_format.plugins if name in plugins), None)
 
 
-def microscope_inventory(path: Path, scene: str | None = None) -> Inventory:
+def bioio_inventory(path: Path, scene: str | None = None) -> Inventory:
     """The images in a file of a microscope; without a scene the channels, time points and levels are those of the first.
 
     Raises:
@@ -132,7 +127,7 @@ class _Image:
     def __init__(self, path: Path) -> None:
         plugin = _installed(_FORMATS[path.suffix.lower()])
         if plugin is None:
-            raise SelmaError(f"{path}: {missing_library(path)}")
+            raise SelmaError(f"{path}: {missing_bioio_plugin(path)}")
         self.path = path
         self.plugin = plugin.name
         with _errors_as(damaged_file(path)):
@@ -178,21 +173,18 @@ class _Image:
             sizes = self.reader.physical_pixel_sizes
             z, y, x = (float(size or 0) for size in (sizes.Z, sizes.Y, sizes.X))
         # some plugins give the step of the stage, which is negative for a stack from top to bottom
-        size = abs(z), abs(y), abs(x)
-        return None if 0 in size or (self.plugin == _ND2 and size == VOXEL_UNITS) else size
+        return (abs(z), abs(y), abs(x)) if z and y and x else None
 
     @property
     def units_zyx(self) -> list[str] | None:
         """Unit of the voxel size; None where the plugin states none."""
-        if self.plugin == _ND2:  # its metadata with units list each slice, which takes long
-            return ["µm"] * 3
         with _errors_as(damaged_file(self.path)):
             stated = self.reader.dimension_properties
             units_zyx = [getattr(stated, axis).unit for axis in "ZYX"]
         return None if None in units_zyx else [str(unit) for unit in units_zyx]
 
 
-class MicroscopeVolume(Volume):
+class BioioVolume(Volume):
     """One scene, channel, time point and level of a file that a plugin of BioIO reads.
 
     Plugins that read parts read slice by slice here; with others the chunks of their Dask array decide, and one that has the whole image
