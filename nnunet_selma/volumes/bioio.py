@@ -5,9 +5,7 @@ A plugin is chosen by the ending of the file, so that opening tries no other and
 
 import inspect
 import os
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +23,7 @@ from nnunet_selma.volumes.choice import (
     chosen_scene,
     chosen_time,
 )
+from nnunet_selma.volumes.library_errors import errors_as
 from nnunet_selma.volumes.stated_names import distinct_names, stated_names
 from nnunet_selma.volumes.units import spacing_in_um
 
@@ -108,19 +107,6 @@ def bioio_inventory(path: Path, scene: str | None = None) -> Inventory:
     )
 
 
-@contextmanager
-def _errors_as(error: SelmaError) -> Iterator[None]:
-    """Raise this error for any that a plugin raises, and keep the plugin's warnings from the user, who can do nothing about them."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except SelmaError:
-        raise
-    except Exception as reason:
-        raise error from reason
-
-
 class _Image:
     """A file that is opened with a plugin, and the scene and level of it that are read."""
 
@@ -130,7 +116,7 @@ class _Image:
             raise SelmaError(f"{path}: {missing_bioio_plugin(path)}")
         self.path = path
         self.plugin = plugin.name
-        with _errors_as(damaged_file(path)):
+        with errors_as(damaged_file(path)):
             reader = plugin.load().Reader
             # a chunk for each slice, where the plugin leaves the choice; otherwise it would be a stack
             chunks = {"chunk_dims": ["Y", "X"]} if "chunk_dims" in inspect.signature(reader).parameters else {}
@@ -141,7 +127,7 @@ class _Image:
 
     def set_scene(self, scene: int, level: int = 0) -> None:
         """Read this scene, in this level, from now on."""
-        with _errors_as(damaged_file(self.path)):
+        with errors_as(damaged_file(self.path)):
             self.reader.set_scene(scene)
             if level:
                 self.reader.set_resolution_level(self.reader.resolution_levels[level])
@@ -149,27 +135,27 @@ class _Image:
     @property
     def levels(self) -> int:
         """Number of resolution levels."""
-        with _errors_as(damaged_file(self.path)):
+        with errors_as(damaged_file(self.path)):
             return len(self.reader.resolution_levels)
 
     @property
     def lengths(self) -> dict[str, int]:
         """Length of each axis, by its letter."""
-        with _errors_as(damaged_file(self.path)):
+        with errors_as(damaged_file(self.path)):
             dims = self.reader.dims
             return dict(zip(dims.order, map(int, dims.shape), strict=True))
 
     @property
     def channel_names(self) -> tuple[str, ...]:
         """Names of the channels; empty unless all have one."""
-        with _errors_as(damaged_file(self.path)):
+        with errors_as(damaged_file(self.path)):
             names = stated_names(self.reader.channel_names or ())
         return names if len(names) == self.lengths.get("C", 1) else ()
 
     @property
     def sizes_zyx(self) -> tuple[float, float, float] | None:
         """Voxel size in the unit of the plugin; None where it states none."""
-        with _errors_as(damaged_file(self.path)):
+        with errors_as(damaged_file(self.path)):
             sizes = self.reader.physical_pixel_sizes
             z, y, x = (float(size or 0) for size in (sizes.Z, sizes.Y, sizes.X))
         # some plugins give the step of the stage, which is negative for a stack from top to bottom
@@ -178,7 +164,7 @@ class _Image:
     @property
     def units_zyx(self) -> list[str] | None:
         """Unit of the voxel size; None where the plugin states none."""
-        with _errors_as(damaged_file(self.path)):
+        with errors_as(damaged_file(self.path)):
             stated = self.reader.dimension_properties
             units_zyx = [getattr(stated, axis).unit for axis in "ZYX"]
         return None if None in units_zyx else [str(unit) for unit in units_zyx]
@@ -213,7 +199,7 @@ class BioioVolume(Volume):
         self.spacing_um_zyx = None
         if sizes is not None:
             self._set_spacing(image.plugin, sizes, units)
-        with _errors_as(damaged_file(path)):
+        with errors_as(damaged_file(path)):
             self.dtype = np.dtype(image.reader.dtype)
             self._parts = _reads_parts(image.reader)
             if not self._parts:
@@ -276,7 +262,7 @@ class BioioVolume(Volume):
         return self._box(z, y, x)
 
     def _box(self, z: slice, y: slice, x: slice) -> Array:
-        with _errors_as(cut_short(self.path)):
+        with errors_as(cut_short(self.path)):
             reader = self._reader()
             if self._parts:
                 bounds = {"Z": z, "Y": y, "X": x}

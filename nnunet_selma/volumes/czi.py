@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,11 +22,10 @@ from nnunet_selma.volumes.choice import (
     chosen_scene,
     chosen_time,
 )
+from nnunet_selma.volumes.library_errors import errors_as
 from nnunet_selma.volumes.stated_names import distinct_names, stated_names
 from nnunet_selma.volumes.units import spacing_in_um
 
-_DAMAGE = (RuntimeError, ValueError, MemoryError, OSError, ElementTree.ParseError)
-"""Exceptions of pylibCZIrw and of damaged metadata; a length that is damaged asks for more memory than there is."""
 _DTYPES = {"Gray8": np.uint8, "Gray16": np.uint16, "Gray32Float": np.float32}
 _FURTHER_AXES = {"B": "block", "H": "phase", "I": "illumination", "R": "rotation", "V": "view"}
 """Axes of CZI beside those of a volume; a light-sheet microscope writes views and illuminations."""
@@ -144,17 +144,9 @@ def _contents(path: Path) -> _Contents:
             tiles.append(_Tile(block.coordinate.to_dict(), box.x, box.y, box.w, box.h, block.pixelType.name))
         return True
 
-    try:
-        reader = _reader(path)
-        try:
-            reader.enumerate_subblocks(add)
-            contents = _Contents(path, tiles, ElementTree.fromstring(reader.raw_metadata))
-        finally:
-            reader.close()
-    except SelmaError:
-        raise
-    except _DAMAGE as error:
-        raise damaged_file(path) from error
+    with errors_as(damaged_file(path)), closing(_reader(path)) as reader:
+        reader.enumerate_subblocks(add)
+        contents = _Contents(path, tiles, ElementTree.fromstring(reader.raw_metadata))
     if not tiles:
         raise SelmaError(f"{path}: holds no image; if it is one file of several, give the one that holds the voxels")
     return contents
@@ -239,11 +231,9 @@ class CziVolume(Volume):
             return voxels
         first, top, left = self._corner
         box = (left + x.start, top + y.start, voxels.shape[2], voxels.shape[1])
-        try:
+        with errors_as(cut_short(self.path)):
             reader = self._open()
             for number, plane in enumerate(voxels, first + z.start):
                 place = self._place | {"Z": number}
                 plane[:] = reader.read(roi=box, plane=place, scene=self._scene, pixel_type=self._pixels)[..., 0]
-        except _DAMAGE as error:
-            raise cut_short(self.path) from error
         return voxels

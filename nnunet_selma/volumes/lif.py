@@ -19,20 +19,10 @@ from nnunet_selma.volumes.choice import (
     chosen_scene,
     chosen_time,
 )
+from nnunet_selma.volumes.library_errors import errors_as
 from nnunet_selma.volumes.stated_names import stated_names
 from nnunet_selma.volumes.units import spacing_in_um
 
-_DAMAGE = (
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    RuntimeError,
-    AssertionError,
-    ElementTree.ParseError,
-)
-"""Exceptions of liffile, and of headers that lack a part."""
 _DESCRIPTION = "Data/Image/ImageDescription"
 _DIMENSION_OF_AXIS = {"Z": "3", "Y": "2", "X": "1"}
 """Number of each axis in the header."""
@@ -68,21 +58,16 @@ def lif_inventory(path: Path, scene: str | None = None) -> Inventory:
     Raises:
         SelmaError: liffile is not installed, the file is damaged, or it has no such scene.
     """
-    try:
-        with _open(path) as file:
-            scenes = _scenes(path, file)
-            image = file.images[0 if scene is None else chosen_scene(path, scene, scenes)]
-            channels = int(image.sizes.get("C", 1))
-            return Inventory(
-                scenes=scenes,
-                channels=channels,
-                channel_names=_channel_names(image.xml_element, channels),
-                times=int(image.sizes.get("T", 1)),
-            )
-    except SelmaError:
-        raise
-    except _DAMAGE as error:
-        raise damaged_file(path) from error
+    with errors_as(damaged_file(path)), _open(path) as file:
+        scenes = _scenes(path, file)
+        image = file.images[0 if scene is None else chosen_scene(path, scene, scenes)]
+        channels = int(image.sizes.get("C", 1))
+        return Inventory(
+            scenes=scenes,
+            channels=channels,
+            channel_names=_channel_names(image.xml_element, channels),
+            times=int(image.sizes.get("T", 1)),
+        )
 
 
 def _open(path: Path) -> Any:
@@ -138,19 +123,14 @@ class LifVolume(Volume):
     def __init__(self, path: Path, choice: Choice = Choice()) -> None:  # noqa: B008 - it is frozen
         self.path = path
         check_level(path, choice.level, 1)
-        try:
-            with _open(path) as file:
-                self._scene = chosen_scene(path, choice.scene, _scenes(path, file))
-                image = file.images[self._scene]
-                lengths = {axis: int(length) for axis, length in image.sizes.items()}
-                self._check_axes(lengths)
-                self._transposed = self._frame_is_transposed(tuple(image.frames.frame_sizes))
-                self.dtype = np.dtype(image.dtype)
-                self.spacing_um_zyx = _spacing_um_zyx(image.xml_element)
-        except SelmaError:
-            raise
-        except _DAMAGE as error:
-            raise damaged_file(path) from error
+        with errors_as(damaged_file(path)), _open(path) as file:
+            self._scene = chosen_scene(path, choice.scene, _scenes(path, file))
+            image = file.images[self._scene]
+            lengths = {axis: int(length) for axis, length in image.sizes.items()}
+            self._check_axes(lengths)
+            self._transposed = self._frame_is_transposed(tuple(image.frames.frame_sizes))
+            self.dtype = np.dtype(image.dtype)
+            self.spacing_um_zyx = _spacing_um_zyx(image.xml_element)
         self.shape = (lengths.get("Z", 1), lengths["Y"], lengths["X"])
         place = {
             "C": chosen_channel(path, choice.channel, lengths.get("C", 1)),
@@ -191,12 +171,10 @@ class LifVolume(Volume):
         voxels = np.empty((z.stop - z.start, y.stop - y.start, x.stop - x.start), self.dtype)
         if 0 in voxels.shape:
             return voxels
-        try:
+        with errors_as(cut_short(self.path)):
             image = self._image()
             for number, plane in enumerate(voxels, z.start):
                 place = self._place if self.shape[0] == 1 else self._place | {"Z": number}
                 frame = image.frame(**place)
                 plane[:] = (frame.T if self._transposed else frame)[y, x]
-        except _DAMAGE as error:
-            raise cut_short(self.path) from error
         return voxels

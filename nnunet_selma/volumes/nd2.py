@@ -1,10 +1,7 @@
 """Nikon ND2, read with nd2 (an extra: `pip install nnunet-selma[microscopes]`)."""
 
 import os
-import warnings
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from nnunet_selma.volumes.choice import (
     chosen_scene,
     chosen_time,
 )
+from nnunet_selma.volumes.library_errors import errors_as
 from nnunet_selma.volumes.stated_names import distinct_names, stated_names
 from nnunet_selma.volumes.units import spacing_in_um
 
@@ -44,7 +42,7 @@ def nd2_inventory(path: Path, scene: str | None = None) -> Inventory:
     Raises:
         SelmaError: nd2 is not installed, the file is damaged, or it has no such scene.
     """
-    with _errors_as(damaged_file(path)), _open(path) as file:
+    with errors_as(damaged_file(path)), _open(path) as file:
         scenes, channels = _scenes(file), int(file.sizes.get("C", 1))
         if scene is not None:
             chosen_scene(path, scene, scenes)
@@ -55,19 +53,6 @@ def nd2_inventory(path: Path, scene: str | None = None) -> Inventory:
             channel_names=names if len(names) == channels else (),
             times=int(file.sizes.get("T", 1)),
         )
-
-
-@contextmanager
-def _errors_as(error: SelmaError) -> Iterator[None]:
-    """Raise this error for any that nd2 raises, and keep its warnings from the user, who can do nothing about them."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except SelmaError:
-        raise
-    except Exception as reason:
-        raise error from reason
 
 
 def _open(path: Path) -> Any:
@@ -111,7 +96,7 @@ class Nd2Volume(Volume):
     def __init__(self, path: Path, choice: Choice = Choice()) -> None:  # noqa: B008 - it is frozen
         self.path = path
         check_level(path, choice.level, 1)
-        with _errors_as(damaged_file(path)), _open(path) as file:
+        with errors_as(damaged_file(path)), _open(path) as file:
             lengths = {axis: int(length) for axis, length in file.sizes.items()}
             self._check_axes(lengths)
             self._channel = chosen_channel(path, choice.channel, lengths.get("C", 1))
@@ -121,6 +106,8 @@ class Nd2Volume(Volume):
                 "T": chosen_time(path, choice.time, lengths.get("T", 1)),
             }
             self.shape = (lengths.get("Z", 1), lengths.get("Y", 1), lengths.get("X", 1))
+            if min(self.shape) < 1:
+                raise damaged_file(path)
             self._frames = [
                 number
                 for number, indices in enumerate(file.loop_indices)
@@ -167,7 +154,7 @@ class Nd2Volume(Volume):
         voxels = np.empty((z.stop - z.start, y.stop - y.start, x.stop - x.start), self.dtype)
         if 0 in voxels.shape:
             return voxels
-        with _errors_as(cut_short(self.path)):
+        with errors_as(cut_short(self.path)):
             file = self._file()
             for plane, number in zip(voxels, self._frames[z], strict=True):
                 frame = file.read_frame(number)
