@@ -116,8 +116,9 @@ class _Image:
             raise SelmaError(f"{path}: {missing_bioio_plugin(path)}")
         self.path = path
         self.plugin = plugin.name
-        with errors_as(damaged_file(path)):
+        with errors_as(SelmaError(f"{path}: {plugin.name} is installed but cannot be loaded; install it again")):
             reader = plugin.load().Reader
+        with errors_as(damaged_file(path)):
             # a chunk for each slice, where the plugin leaves the choice; otherwise it would be a stack
             chunks = {"chunk_dims": ["Y", "X"]} if "chunk_dims" in inspect.signature(reader).parameters else {}
             self.reader = reader(str(path), **chunks)

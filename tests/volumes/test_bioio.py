@@ -249,6 +249,12 @@ def test_damaged_files_are_named(plugin, tmp_path, content):
             read(path)
 
 
+def test_a_plugin_that_cannot_be_loaded(monkeypatch, tmp_path):
+    use(monkeypatch, "NoReader")
+    with pytest.raises(SelmaError, match=r"a.dv: bioio-dv is installed but cannot be loaded"):
+        BioioVolume(save(tmp_path / "a.dv", numbers()))
+
+
 def test_errors_of_reading_are_named(plugin, tmp_path, monkeypatch):
     def fail(_):
         raise RuntimeError("a chunk is damaged")
