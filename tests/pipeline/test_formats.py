@@ -56,7 +56,19 @@ def commands(path, root, model):
     with pytest.MonkeyPatch.context() as patch:
         for name in ("raw", "preprocessed", "results"):
             patch.setenv(f"nnUNet_{name}", str(root / name))
-        run("convert", "unannotated", path.parent, "-d", 500, "--stains", "header", "--tile", 32, "--tiles-per-volume", 3)
+        run(
+            "convert",
+            "unannotated",
+            path.parent,
+            "-d",
+            500,
+            "--stains",
+            "header",
+            "--tile",
+            32,
+            "--tiles-per-volume",
+            3,
+        )
     out, table = root / "out.ome.zarr", root / "objects.csv"
     run("predict-volume", path, "-o", out, "-m", model, "-f", 0, "--block", 64, "--device", "cpu")
     run("objects", out, "--raw", path, "--channel", 1, "-o", table)
@@ -103,7 +115,9 @@ def test_what_a_brain_holds_is_the_same_in_every_format(kind, brain, tmp_path):
         volume = open_volume(path, channel=channel)
         assert volume.spacing_um_zyx == pytest.approx(SPACING, abs=1e-6)
         assert volume.dtype == np.uint16
-        np.testing.assert_array_equal(volume.read(slice(5, 50), slice(7, 70), slice(11, 90)), expected[5:50, 7:70, 11:90])
+        np.testing.assert_array_equal(
+            volume.read(slice(5, 50), slice(7, 70), slice(11, 90)), expected[5:50, 7:70, 11:90]
+        )
     page = as_text(inspect(path.parent))
     assert "2 channels (WGA, EB)" in page
     assert "72×80×96 of 4×2×2 µm" in page

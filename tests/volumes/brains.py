@@ -1,10 +1,12 @@
 """The same brain, channel by channel, in each format in which microscopes leave it."""
 
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import tifffile
 
+from nnunet_selma.volumes import pyramids
 from nnunet_selma.volumes.ome_zarr_writing import ImageLayout, create_image, fill_pyramid, write_box
 from tests.volumes.czi_files import write_czi
 from tests.volumes.microscope_files import write_bdv, write_imaris
@@ -38,9 +40,10 @@ def _ome_zarr(path, channels, spacing, names):
         name="brain",
         channels=tuple(names),
     )
-    create_image(path, layout)
-    write_box(path, (0, 0, 0), np.stack(channels))
-    fill_pyramid(path)
+    with patch.object(pyramids, "_SMALL", 48):
+        create_image(path, layout)
+        write_box(path, (0, 0, 0), np.stack(channels))
+        fill_pyramid(path)
     return path
 
 
@@ -49,7 +52,13 @@ BRAINS = {
     "OME-Zarr": lambda folder, *brain: _ome_zarr(folder / "brain.ome.zarr", *brain),
     "OME-TIFF": lambda folder, *brain: _ome_tiff(folder / "brain.ome.tif", *brain),
     "Imaris": lambda folder, channels, spacing, names: write_imaris(
-        folder / "brain.ims", channels, spacing_um_zyx=spacing, names=names, levels=LEVELS, chunks=_CHUNKS
+        folder / "brain.ims",
+        channels,
+        spacing_um_zyx=spacing,
+        origin_um_zyx=[-edge / 2 for edge in spacing],  # of the outer face, so that the first voxel is at 0
+        names=names,
+        levels=LEVELS,
+        chunks=_CHUNKS,
     ),
     "BigDataViewer": lambda folder, channels, spacing, names: write_bdv(
         folder / "brain.h5", channels, spacing_um_zyx=spacing, names=names, levels=LEVELS, chunks=_CHUNKS

@@ -13,6 +13,10 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.volumes import open_volume, to_intensities
 from nnunet_selma.volumes.tiff import is_stack_of_slices, slice_channels
 from tests.conftest import write_image
+from tests.volumes.czi_files import write_czi
+from tests.volumes.lif_files import write_lif
+from tests.volumes.microscope_files import write_bdv, write_imaris
+from tests.volumes.nd2_files import write_nd2
 
 SHAPE = (7, 9, 11)
 
@@ -93,6 +97,11 @@ WRITERS = {
     "OME-Zarr 0.5": lambda p, v: write_zarr(p / "v.ome.zarr", v),
     "OME-Zarr 0.4": lambda p, v: write_zarr(p / "v.ome.zarr", v, version=2),
     "OME-Zarr, three axes": lambda p, v: write_zarr(p / "v.ome.zarr", v, five=False),
+    "Imaris": lambda p, v: write_imaris(p / "v.ims", [v], spacing_um_zyx=(6.0, 1.6, 1.5)),
+    "BigDataViewer": lambda p, v: write_bdv(p / "v.h5", [v], spacing_um_zyx=(6.0, 1.6, 1.5)),
+    "CZI": lambda p, v: write_czi(p / "v.czi", [v], spacing_um_zyx=(6.0, 1.6, 1.5)),
+    "LIF": lambda p, v: write_lif(p / "v.lif", {"v": v}, axes="zyx"),
+    "ND2": lambda p, v: write_nd2(p / "v.nd2", v[:, None], axes="zcyx"),
 }
 
 
