@@ -42,6 +42,8 @@ class MemoryPlan:
     """True if probabilities are written too."""
     scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """Voxels of the network's grid for one of the volume, along each axis of the volume."""
+    kept: int = 0
+    """Bytes of decoded chunks that the files of the volume keep."""
     along: int = 0
     """Axis of the volume along which blocks of a column lie one behind the other."""
 
@@ -52,6 +54,7 @@ class MemoryPlan:
         voxel_bytes: int,
         probabilities: bool,
         scale: tuple[float, float, float],
+        kept: int = 0,
     ) -> "MemoryPlan":
         """The plan for a model whose axes are these of the volume; the other arguments are the fields of the same name."""
         architecture = model.configuration["architecture"]["arch_kwargs"]
@@ -69,6 +72,7 @@ class MemoryPlan:
             weights=model.weight_bytes,
             probabilities=probabilities,
             scale=scale,
+            kept=kept,
             along=axes[0],
         )
 
@@ -98,7 +102,7 @@ class MemoryPlan:
         network = prod(self.tile) * (self.features * 4 * _ACTIVATIONS + self.heads * 12)
         # of each fold, in the network, and of a checkpoint that is loaded
         weights = self.weights * (self.folds + 2)
-        return BASE_BYTES + images + sums + logits + way_back + results + network + weights
+        return BASE_BYTES + self.kept + images + sums + logits + way_back + results + network + weights
 
     def choose_block(self, shape: ShapeZYX, edge: int | None, max_memory: float) -> tuple[ShapeZYX, int]:
         """Shape of the blocks of a volume (z, y, x), and the edge of the chunks that they are made of, in voxels.

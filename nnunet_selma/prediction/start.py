@@ -170,7 +170,12 @@ def _memory_plan(settings: VolumePrediction, model: Model, volumes: Sequence[Vol
     unit = spacing_in_plans(_spacing(settings, first), model.plans)
     axes, flips = _network_axes(model, first)
     grids = make_grids(model.configuration, axes, flips, (z, y, x), unit, model.tile, settings.model.step_size)
-    return MemoryPlan.for_model(model, axes, dtype.itemsize, settings.probabilities, grids.scale)
+    return MemoryPlan.for_model(model, axes, dtype.itemsize, settings.probabilities, grids.scale, _kept(volumes))
+
+
+def _kept(volumes: Sequence[Volume]) -> int:
+    """Bytes of decoded chunks that open volumes keep."""
+    return sum(volume.kept_bytes for volume in volumes)
 
 
 def _network_axes(model: Model, volume: Volume) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
@@ -197,7 +202,7 @@ def _is_copied(
 
 def _slab(settings: VolumePrediction, model: Model, volumes: Sequence[Volume], *, copied: bool) -> tuple[int, int]:
     """Slices, and lines of a slice, that are read together within the memory that the open model leaves."""
-    left = settings.max_memory - model.weight_bytes * (len(settings.model.folds) + 1) / GB
+    left = settings.max_memory - (model.weight_bytes * (len(settings.model.folds) + 1) + _kept(volumes)) / GB
     return choose_slab(list(volumes), stored_dtype(list(volumes)).itemsize, left, copied=copied)
 
 

@@ -52,6 +52,9 @@ class Volume(ABC):
     chunk_zyx: ShapeZYX | None = None
     """Shape of the chunks that are read whole, voxels; None for slices and memory maps."""
 
+    kept_bytes: int = 0
+    """Most memory for decoded chunks that are kept from one read to the next, in each process."""
+
     read_whole: bool = False
     """True if reading any part takes memory for the whole volume."""
 

@@ -170,7 +170,21 @@ class Hdf5Volume(Volume):
         self._stored = stored.newbyteorder("=")
         self.dtype = np.dtype(np.uint16) if unsigned and self._stored == np.int16 else self._stored
         self.chunk_zyx = dataset.chunks
+        self.kept_bytes = self._cache_bytes if self.chunk_zyx else 0
         self._handles: tuple[int, Any, Any] | None = None
+
+    @property
+    def _chunks_in_layer(self) -> int:
+        """Number of chunks that lie side by side in a layer of the image."""
+        assert self.chunk_zyx is not None
+        return prod(ceil(n / edge) for n, edge in zip(self.shape[1:], self.chunk_zyx[1:], strict=True))
+
+    @property
+    def _cache_bytes(self) -> int:
+        """Bytes for decoded chunks: those of a layer, within bounds."""
+        assert self.chunk_zyx is not None
+        layer: int = self._chunks_in_layer * prod(self.chunk_zyx) * self._stored.itemsize
+        return min(max(layer, _LEAST_CACHE_BYTES), CACHE_BYTES)
 
     def _check_filters(self, dataset: Any) -> None:
         """Raise `SelmaError` if the chunks are compressed by a filter that is not installed."""
@@ -192,11 +206,10 @@ class Hdf5Volume(Volume):
             library, file = hdf5_library(self.path), _opened(self._file)
             access = library.h5p.create(library.h5p.DATASET_ACCESS)
             if self.chunk_zyx:
-                layer = prod(ceil(n / edge) for n, edge in zip(self.shape[1:], self.chunk_zyx[1:], strict=True))
-                layer_bytes = layer * prod(self.chunk_zyx) * self._stored.itemsize
-                cache = min(max(layer_bytes, _LEAST_CACHE_BYTES), CACHE_BYTES)
-                kept = max(1, cache * layer // layer_bytes)
-                access.set_chunk_cache(kept * _SLOTS + 1, cache, 0.75)
+                kept = max(
+                    1, min(self._chunks_in_layer, self._cache_bytes // (prod(self.chunk_zyx) * self._stored.itemsize))
+                )
+                access.set_chunk_cache(kept * _SLOTS + 1, self._cache_bytes, 0.75)
             dataset = library.Dataset(library.h5d.open(file.id, self._place.encode(), access))
             self._handles = (os.getpid(), file, dataset)
         return self._handles[2]
