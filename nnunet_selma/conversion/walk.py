@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from nnunet_selma.errors import SelmaError, counted
-from nnunet_selma.volumes import inventory, is_volume, missing_library, stem
+from nnunet_selma.volumes import inventory, is_store, is_volume, missing_library, stem
 from nnunet_selma.volumes.ome_zarr import is_zarr
 from nnunet_selma.volumes.segmented import is_segmentation_only
 from nnunet_selma.volumes.tiff import has_many_pages, is_stack_of_slices, tiff_slices
@@ -42,7 +42,9 @@ _FEW_PICTURES = 3
 _AS_TIFF = "is not read; save it as TIFF or OME-Zarr, for example with Fiji"
 _UNREAD = {
     ".lsm": f"Zeiss LSM {_AS_TIFF}",
-    ".n5": "N5 is not read; save it as OME-Zarr, for example with BigStitcher",
+    ".n5": "N5 of another layout than BigDataViewer's is not read; save it as OME-Zarr",
+    ".h5": f"HDF5 of another program than BigDataViewer and BigStitcher {_AS_TIFF}",
+    ".hdf5": f"HDF5 of another program than BigDataViewer and BigStitcher {_AS_TIFF}",
     ".klb": f"KLB {_AS_TIFF}",
     ".v3draw": f"Vaa3D's format {_AS_TIFF}",
     ".v3dpbd": f"Vaa3D's format {_AS_TIFF}",
@@ -58,7 +60,7 @@ _UNREAD = {
     **dict.fromkeys((".part", ".crdownload"), "a download that was not finished; download it again"),
 }
 """Ending of a file or folder that holds images without a reader, to the reason and what to do."""
-_IN_SEVERAL_FILES = (".xml", ".h5", ".hdf5")
+_IN_SEVERAL_FILES = (".xml", ".h5", ".hdf5", ".n5")
 """Endings of volumes that may lie in several files: BigDataViewer's."""
 
 
@@ -142,7 +144,7 @@ def is_mask_name(name: str, *, is_file: bool = False) -> bool:
 
 
 def _file(path: Path) -> Entry:
-    """The fate of a file, by its name."""
+    """The fate of a file or N5, by its name."""
     if is_volume(path):
         reason = missing_library(path)
         return Entry(path, "passed by", reason) if reason else Entry(path, "volume")
@@ -191,8 +193,8 @@ def _folder(folder: Path, so_far: _Walk) -> Iterator[Entry]:
             Entry(folder, "mask", "OME-Zarr files of labels") if _holds_labels_only(folder) else Entry(folder, "volume")
         )
         return
-    if folder.suffix.lower() == ".n5":
-        yield Entry(folder, "passed by", _UNREAD[".n5"])
+    if is_store(folder) or folder.suffix.lower() == ".n5":
+        yield _file(folder)
         return
     content = sorted(folder.iterdir())
     slices = sorted(tiff_slices(folder))
@@ -239,8 +241,8 @@ def _holds_labels_only(path: Path) -> bool:
 
 
 def _is_below(volume: Path, folder: Path) -> bool:
-    """True for a volume in a folder below this one; an OME-Zarr in the folder is beside its files."""
-    return volume.parent != folder or (volume.is_dir() and not is_zarr(volume))
+    """True for a volume in a folder below this one; an OME-Zarr or N5 in the folder is beside its files."""
+    return volume.parent != folder or (volume.is_dir() and not is_store(volume))
 
 
 def _tiff_files(folder: Path, slices: Sequence[Path], so_far: _Walk, *, volumes_below: bool) -> Iterator[Entry]:

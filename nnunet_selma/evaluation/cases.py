@@ -7,7 +7,7 @@ from typing import Literal
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.structures import PREFIXES, SpacingUm, Structure, of_case
-from nnunet_selma.volumes import Volume, is_volume, open_volume, stem
+from nnunet_selma.volumes import Volume, is_store, is_volume, open_volume, stem
 from nnunet_selma.volumes.ome_zarr import is_zarr
 from nnunet_selma.volumes.orientation import Placement, placement
 from nnunet_selma.volumes.segmented import label_path
@@ -118,10 +118,8 @@ def _paired(sides: Sequence[tuple[Path, Mapping[str, Path]]], missing: Missing) 
 
 
 def is_single_volume(path: Path) -> bool:
-    """True if the path is one volume: a file, an OME-Zarr, or a folder of TIFF slices."""
-    if not path.is_dir():
-        return True
-    if is_zarr(path):
+    """True if the path is one volume: a file, an OME-Zarr, N5 of BigDataViewer, or a folder of TIFF slices."""
+    if not path.is_dir() or is_store(path):
         return True
     others = any(is_volume(entry) and not is_tiff(entry) for entry in path.iterdir())
     return bool(tiff_slices(path)) and not others and is_stack_of_slices(path)

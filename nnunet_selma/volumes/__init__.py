@@ -11,6 +11,7 @@ from nnunet_selma.volumes.bigdataviewer import (
     bigdataviewer_inventory,
     is_bigdataviewer,
     is_hdf5_name,
+    missing_for_bigdataviewer,
 )
 from nnunet_selma.volumes.bioio import BioioVolume, bioio_inventory, is_bioio_file, missing_bioio_plugin
 from nnunet_selma.volumes.choice import Choice, Inventory, check_only_image
@@ -19,6 +20,7 @@ from nnunet_selma.volumes.hdf5 import missing_h5py, other_hdf5
 from nnunet_selma.volumes.imaris import ImarisVolume, imaris_inventory, is_imaris
 from nnunet_selma.volumes.itk import ItkVolume, is_itk_file
 from nnunet_selma.volumes.lif import LifVolume, is_lif, lif_inventory, missing_lif_library
+from nnunet_selma.volumes.n5 import is_n5, other_n5
 from nnunet_selma.volumes.nd2 import Nd2Volume, is_nd2, missing_nd2_library, nd2_inventory
 from nnunet_selma.volumes.nifti import NiftiVolume, is_nifti
 from nnunet_selma.volumes.ome_zarr import OmeZarrVolume, is_zarr, zarr_inventory
@@ -32,6 +34,7 @@ __all__ = [
     "Volume",
     "check_exists",
     "inventory",
+    "is_store",
     "is_volume",
     "missing_library",
     "open_volume",
@@ -70,7 +73,7 @@ _FORMATS = (
     _Format(is_nifti, lambda path, scene: Inventory(), _single(NiftiVolume)),
     _Format(is_itk_file, lambda path, scene: Inventory(), _single(ItkVolume)),
     _Format(is_imaris, imaris_inventory, ImarisVolume, missing_h5py),
-    _Format(is_bigdataviewer, bigdataviewer_inventory, BigDataViewerVolume, missing_h5py),
+    _Format(is_bigdataviewer, bigdataviewer_inventory, BigDataViewerVolume, missing_for_bigdataviewer),
     _Format(is_czi, czi_inventory, CziVolume, lambda path: missing_czi_library()),
     _Format(is_lif, lif_inventory, LifVolume, lambda path: missing_lif_library()),
     _Format(is_nd2, nd2_inventory, Nd2Volume, lambda path: missing_nd2_library()),
@@ -79,16 +82,21 @@ _FORMATS = (
 """The formats, apart from folders of TIFF slices."""
 
 
+def is_store(path: Path) -> bool:
+    """True for a folder that holds the chunks of images: an OME-Zarr, or N5 of BigDataViewer."""
+    return path.is_dir() and (is_zarr(path) or is_bigdataviewer(path))
+
+
 def _format_of(path: Path) -> _Format | None:
     """The format of a file or folder by its name; None for a folder of slices, and for what no reader takes."""
-    if path.is_dir() and not is_zarr(path):
+    if path.is_dir() and not is_store(path):
         return None
     return next((file_format for file_format in _FORMATS if file_format.takes(path)), None)
 
 
 def is_volume(path: Path) -> bool:
     """True for a file or folder that `open_volume` has a reader for; names are looked at, and the first bytes of HDF5."""
-    if path.is_dir() and not is_zarr(path):
+    if path.is_dir() and not is_store(path):
         return bool(tiff_slices(path))
     return not path.name.startswith(".") and _format_of(path) is not None
 
@@ -161,6 +169,8 @@ def open_volume(
 
 def _no_reader(path: Path) -> SelmaError:
     """The error for a file or folder that no reader takes."""
+    if is_n5(path):
+        return other_n5(path)
     if path.is_dir():
         return SelmaError(f"{path}: the folder holds neither TIFF slices nor an OME-Zarr")
     if is_hdf5_name(path):

@@ -104,10 +104,10 @@ def origin_in_voxels(affine: NDArray[np.float64]) -> SpacingUm:
 
 
 def stem(path: Path) -> str:
-    """The name of a file or OME-Zarr without its ending, `.nii.gz` and `.ome.zarr.zip` being one ending; of other folders the whole name."""
-    if path.is_dir() and path.suffix != ".zarr":
+    """The name of a file, OME-Zarr or N5 without its ending, `.nii.gz` and `.ome.zarr.zip` being one ending; of other folders the whole name."""
+    if path.is_dir() and path.suffix not in (".zarr", ".n5"):
         return path.name
-    return re.sub(r"(\.ome)?(\.[A-Za-z]+(\.gz)?|\.zarr\.zip)$", "", path.name)
+    return re.sub(r"(\.ome)?(\.([A-Za-z]+|h5|hdf5|n5|nd2)(\.gz)?|\.zarr\.zip)$", "", path.name)
 
 
 def by_times(shape: Iterable[object]) -> str:

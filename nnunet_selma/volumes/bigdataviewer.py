@@ -1,27 +1,22 @@
-"""HDF5 of BigDataViewer and BigStitcher (`.h5` with an `.xml` beside it), read with h5py.
-
-Source: "BigDataViewer: visualization and processing for large image data" (Pietzsch et al., Nature Methods 2015), and the classes of
-github.com/bigdataviewer/bigdataviewer-core. Voxels are in `tTTTTT/sSS/L/cells`, axes (z, y, x); `sSS/resolutions` holds the edges of a voxel
-of each level in voxels of the finest one, (x, y, z), whose first voxel covers the same corner. BigDataViewer writes unsigned integers of 16 bits
-as signed ones, because its first HDF5 library had no others; later versions name another type in the attribute `dataType`.
+"""Datasets of BigDataViewer and BigStitcher: an XML file with HDF5 or N5 beside it.
 
 Voxel size: the size of a setup, in its unit, is that of the recorded voxel. The transform that is applied first calibrates the world, whose
 unit is a voxel size over its scale: Fiji's export writes the voxel size itself, so that the world is in its unit; BigStitcher divides it by
 its smallest edge, so that the world is in voxels of that size (multiview-reconstruction, `calibration`). Later transforms may scale the axes
-again, and these scales count.
+again, and these scales count. The first voxels of all levels cover the same corner.
 """
 
-import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.volumes.base import damaged_file
+from nnunet_selma.volumes.base import Array, Volume, damaged_file
+from nnunet_selma.volumes.bigdataviewer_views import Hdf5Views, N5Views, View, Views, has_views
 from nnunet_selma.volumes.choice import Choice, Inventory, check_level, chosen_channel, chosen_scene, chosen_time
-from nnunet_selma.volumes.hdf5 import Hdf5Volume, external_file, hdf5_file, hdf5_library, hdf5_object
+from nnunet_selma.volumes.hdf5 import hdf5_file, missing_h5py
+from nnunet_selma.volumes.n5 import is_n5, numbered
 from nnunet_selma.volumes.spim_data import Scene, Setup, SpimData, is_spim_data, product, scenes, spim_data
 from nnunet_selma.volumes.units import spacing_from_header, spacing_in_um
 
@@ -38,59 +33,64 @@ def is_hdf5_name(path: Path) -> bool:
 
 
 def is_bigdataviewer(path: Path) -> bool:
-    """True for an XML file of BigDataViewer, and for an HDF5 file with its groups; without h5py, for every file with the ending of HDF5."""
+    """True for an XML file of BigDataViewer, and for HDF5 or N5 with its groups; without h5py, for every file with the ending of HDF5."""
+    if is_n5(path):
+        return bool(numbered(path, "setup"))
     if not is_hdf5_name(path):
         return is_spim_data(path)
     if not path.is_file():
         return False
-    try:
-        hdf5_library(path)
-    except SelmaError:
+    if missing_h5py(path):
         return True
     try:
         with hdf5_file(path) as file:
-            return bool(_numbers(file, r"t(\d{5,})"))
+            return has_views(file)
     except SelmaError:
         return False
 
 
-def _numbers(group: Any, pattern: str) -> list[int]:
-    """Numbers in the names of the members of a group, of those that fit a pattern."""
-    names = (re.fullmatch(pattern, name) for name in group)
-    return sorted(int(name[1]) for name in names if name)
+def missing_for_bigdataviewer(path: Path) -> str | None:
+    """The reason why a dataset cannot be read, for a sentence, where its voxels are HDF5 and h5py is not installed; else None."""
+    try:
+        voxels = spim_data(path).voxels if is_spim_data(path) else path
+    except SelmaError:
+        return None  # opening it will say so
+    return missing_h5py(path) if is_hdf5_name(voxels) else None
 
 
 def _data(path: Path) -> tuple[SpimData, tuple[Path, ...]]:
-    """The dataset that an XML or HDF5 file belongs to, and its other files.
+    """The dataset that an XML file, an HDF5 file or a folder of N5 belongs to, and its other files.
 
-    An HDF5 file is described by the XML file of its folder that names it. Without such a file all its setups are scenes without voxel size.
+    Voxels are described by the XML file of their folder that names them. Without such a file all setups are scenes without voxel size.
     """
-    if is_spim_data(path) or not is_hdf5_name(path):
+    if not is_hdf5_name(path) and not is_n5(path):
         data = spim_data(path)
-        if not data.hdf5.is_file():
+        if not data.voxels.exists():
             raise SelmaError(
-                f"{path}: its voxels lie in {data.hdf5}, which is missing; copy it there, or correct the path in the XML's element hdf5"
+                f"{path}: its voxels lie in {data.voxels}, which is missing; copy it there, or correct the path in the XML's element ImageLoader"
             )
-        return data, (data.hdf5, *data.partitions)
+        return data, (data.voxels, *data.partitions)
     description = _description(path)
     if description is not None:
         data = spim_data(description)
         return data, (description, *data.partitions)
-    with hdf5_file(path) as file:
-        times = _numbers(file, r"t(\d{5,})")
-        views = [(time, setup) for time in times for setup in _numbers(file[f"t{time:05d}"], r"s(\d{2,})")]
-        setups = sorted({setup for _, setup in views})
-        if not setups:
-            raise damaged_file(path)
-        missing = {(time, setup) for time in times for setup in setups} - set(views)
-        linked = (external_file(file, _view_group(*view)) for view in views)
-        parts = tuple(dict.fromkeys(part for part in linked if part))
+    views = _views(path, path)
+    stored, parts = views.stored(), views.parts()
+    if not stored:
+        raise damaged_file(path)
+    times, setups = (tuple(sorted({*numbers})) for numbers in zip(*stored, strict=True))
+    missing = frozenset((time, setup) for time in times for setup in setups) - {*stored}
     bare = tuple(Setup(setup, f"setup {setup}", None, None, {}) for setup in setups)
-    return SpimData(path, parts, bare, tuple(times), {}, frozenset(missing), {}), parts
+    return SpimData(path, parts, bare, times, {}, missing, {}), parts
+
+
+def _views(path: Path, voxels: Path) -> Views:
+    """The views of a dataset in HDF5 or N5; the path is the one that errors name."""
+    return N5Views(path, voxels) if voxels.is_dir() else Hdf5Views(path, voxels)
 
 
 def _description(path: Path) -> Path | None:
-    """The XML file in the folder of an HDF5 file that names it; of several, the one with its name.
+    """The XML file in the folder of an HDF5 file or N5 that names it; of several, the one with its name.
 
     Raises:
         SelmaError: several XML files name it, or one names it as a part of a dataset.
@@ -107,7 +107,7 @@ def _description(path: Path) -> Path | None:
             continue  # describes other voxels
         if path.resolve() in [part.resolve() for part in data.partitions]:
             raise SelmaError(f"{path}: is a part of the dataset that {xml} describes; give that file")
-        if path.resolve() == data.hdf5.resolve():
+        if path.resolve() == data.voxels.resolve():
             naming.append(xml)
     same = [xml for xml in naming if xml.stem == path.stem]
     if len(naming) > 1 and len(same) != 1:
@@ -115,14 +115,10 @@ def _description(path: Path) -> Path | None:
     return next(iter(same or naming), None)
 
 
-def _view_group(time: int, setup: int) -> str:
-    return f"t{time:05d}/s{setup:02d}"
-
-
-def _first_view(data: SpimData, setup: Setup) -> str:
-    """Group of the first view of a setup that was recorded."""
+def _first_view(data: SpimData, setup: Setup) -> View:
+    """The first view of a setup that was recorded."""
     recorded = [time for time in data.times if (time, setup.number) not in data.missing]
-    return _view_group((recorded or data.times)[0], setup.number)
+    return View((recorded or data.times)[0], setup.number)
 
 
 def _listed(images: tuple[Scene, ...]) -> tuple[str, ...]:
@@ -133,7 +129,7 @@ def bigdataviewer_inventory(path: Path, scene: str | None = None) -> Inventory:
     """The images in a dataset of BigDataViewer: channels, and scenes for tiles, angles and illuminations.
 
     Raises:
-        SelmaError: h5py is not installed, a file is missing or damaged, the voxels are no HDF5, or there is no such scene.
+        SelmaError: h5py is not installed, a file is missing or damaged, the voxels are neither HDF5 nor N5, or there is no such scene.
     """
     data, companions = _data(path)
     images = scenes(data)
@@ -141,25 +137,25 @@ def bigdataviewer_inventory(path: Path, scene: str | None = None) -> Inventory:
         raise damaged_file(path)
     image = images[0 if scene is None else chosen_scene(path, scene, _listed(images))]
     names = [data.names.get(("channel", setup.attributes.get("channel", 0)), "") for setup in image.channels]
-    with hdf5_file(data.hdf5) as file:
-        levels = len(_numbers(hdf5_object(file, _first_view(data, image.channels[0])), r"(\d+)"))
     return Inventory(
         scenes=_listed(images),
         channels=len(image.channels),
         channel_names=tuple(names) if all(names) else (),
         times=len(data.times),
-        levels=levels,
+        levels=_views(path, data.voxels).levels(_first_view(data, image.channels[0])),
         companions=companions,
     )
 
 
-class BigDataViewerVolume(Hdf5Volume):
-    """One resolution level of one setup at one time point of a dataset of BigDataViewer or BigStitcher, given by its XML or HDF5 file.
+class BigDataViewerVolume(Volume):
+    """One resolution level of one setup at one time point of a dataset of BigDataViewer or BigStitcher, given by its XML, HDF5 file or N5.
 
     Raises:
-        SelmaError: h5py is not installed, a file is missing or damaged, the voxels are no HDF5, there is no such image or several and no
+        SelmaError: h5py is not installed, a file is missing or damaged, the voxels are neither HDF5 nor N5, there is no such image or several and no
             choice, it was not recorded, or its registration turns, shears or mirrors it.
     """
+
+    plane_wise = False
 
     def __init__(self, path: Path, choice: Choice = Choice()) -> None:  # noqa: B008  # frozen
         self.path = path
@@ -174,22 +170,22 @@ class BigDataViewerVolume(Hdf5Volume):
             raise SelmaError(
                 f"{path}: {setup.name} was not recorded at the time point {data.times.index(time)}; choose another"
             )
-        with hdf5_file(data.hdf5) as file:
-            view = _view_group(time, setup.number)
-            levels = len(_numbers(hdf5_object(file, view), r"(\d+)"))
-            check_level(path, choice.level, levels)
-            properties = file.get(f"s{setup.number:02d}")
-            self._use(file, f"{view}/{choice.level}/cells", unsigned=_named_type(properties) != "int16")
-            finest = hdf5_object(file, f"{view}/0/cells").shape
-            factors_xyz = np.array(finest[::-1], float) / self.shape[::-1]
-            if properties is not None and "resolutions" in properties:
-                resolutions = np.asarray(properties["resolutions"], float)
-                factors_xyz = resolutions[choice.level] / resolutions[0]
+        views, view = _views(path, data.voxels), View(time, setup.number)
+        check_level(path, choice.level, views.levels(view))
+        finest = views.voxels(view, 0)
+        self._voxels = views.voxels(view, choice.level) if choice.level else finest
+        self.shape, self.dtype, self.chunk_zyx = self._voxels.shape, self._voxels.dtype, self._voxels.chunk_zyx
+        factors_xyz = np.array(finest.shape[::-1], float) / self.shape[::-1]
+        edges = views.factors_xyz(setup.number)
+        if edges is not None:
+            if edges.ndim != 2 or edges.shape[1] != 3 or len(edges) <= choice.level or edges.min() <= 0:
+                raise damaged_file(data.voxels)
+            factors_xyz = edges[choice.level] / edges[0]
         z, y, x = factors_xyz[::-1].tolist()
         self.level_factor_zyx = (z, y, x)
         matrices = data.registrations.get((time, setup.number))
         if matrices is not None:
-            _check_axes(path, setup, product(matrices), finest)
+            _check_axes(path, setup, product(matrices), finest.shape)
         self._set_place(setup, matrices, factors_xyz)
 
     def _set_place(
@@ -224,11 +220,8 @@ class BigDataViewerVolume(Hdf5Volume):
                 z, y, x = (float(edge) for edge in np.array(finest) * factors_xyz[::-1])
                 self.spacing_um_zyx, self.spacing_guess = (z, y, x), self.spacing_guess or guess
 
-
-def _named_type(properties: Any) -> str | None:
-    """Type of the voxels of a setup that later versions name in an attribute."""
-    name = None if properties is None else properties.attrs.get("dataType")
-    return name.decode() if isinstance(name, bytes) else name
+    def _read(self, z: slice, y: slice, x: slice) -> Array:
+        return self._voxels.read(z, y, x)
 
 
 def _is_multiple(scales: NDArray[np.float64], size: NDArray[np.float64]) -> bool:

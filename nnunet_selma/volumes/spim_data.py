@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,9 @@ from nnunet_selma.errors import SelmaError
 _HEAD_BYTES = 4096
 _SCENE_ATTRIBUTES = ("tile", "angle", "illumination")
 """Attributes whose values make separate images; the values of the attribute `channel` make channels."""
-_NEEDS_RESAVING = "open it in Fiji's BigStitcher, save it again as HDF5 (Resave as HDF5), and give that"
+_NEEDS_RESAVING = "open it in Fiji's BigStitcher, save it again as HDF5 or N5 (Resave as …), and give that"
+_ELEMENTS = {"bdv.hdf5": "hdf5", "bdv.n5": "n5"}
+"""Name of a loader to the element of the XML with the path of the voxels."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,10 @@ class Setup:
 
 @dataclass(frozen=True)
 class SpimData:
-    """A dataset of BigDataViewer whose voxels lie in HDF5."""
+    """A dataset of BigDataViewer whose voxels lie in HDF5 or N5."""
 
-    hdf5: Path
+    voxels: Path
+    """The HDF5 file, or the folder of N5."""
     partitions: tuple[Path, ...]
     """Further HDF5 files, to which the first links."""
     setups: tuple[Setup, ...]
@@ -76,19 +80,20 @@ def spim_data(path: Path) -> SpimData:
     """The dataset that an XML file describes.
 
     Raises:
-        SelmaError: the file is damaged, or its voxels lie in another format than HDF5; says what to do.
+        SelmaError: the file is damaged, or its voxels lie in another format than HDF5 and N5; says what to do.
     """
     try:
         root = ET.parse(path).getroot()
         sequence = _child(root, "SequenceDescription")
         folder = _path(path.parent, root.find("BasePath"))
         loader = _child(sequence, "ImageLoader")
-        if loader.get("format") != "bdv.hdf5":
+        element = _ELEMENTS.get(loader.get("format", ""))
+        if element is None:
             raise _other_loader(path, folder, loader)
         groups = sequence.findall("ViewSetups/Attributes")
         views = {_view(view): view for view in root.findall("ViewRegistrations/ViewRegistration")}
         return SpimData(
-            hdf5=_path(folder, _child(loader, "hdf5")),
+            voxels=_path(folder, _child(loader, element)),
             partitions=tuple(_path(folder, _child(part, "path")) for part in loader.findall("partition")),
             setups=tuple(_setup(element) for element in sequence.findall("ViewSetups/ViewSetup")),
             times=tuple(_time_points(_child(sequence, "Timepoints"))),
@@ -120,9 +125,10 @@ def _words(element: ET.Element | None) -> list[str]:
 
 
 def _path(folder: Path, element: ET.Element | None) -> Path:
-    """The path in an element, from a folder; Windows' separators count too."""
+    """The path in an element, from a folder; Windows' separators and the escapes of addresses count too."""
     text = ((element.text if element is not None else None) or ".").strip()
-    return folder / (text if (folder / text).exists() else text.replace("\\", "/"))
+    written = (text, text.replace("\\", "/"), unquote(text.removeprefix("file:")))
+    return next((folder / way for way in written if (folder / way).exists()), folder / written[1])
 
 
 def _view(element: ET.Element) -> tuple[int, int]:
@@ -175,9 +181,9 @@ def _matrix(numbers: Sequence[str]) -> NDArray[np.float64]:
 
 
 def _other_loader(path: Path, folder: Path, loader: ET.Element) -> SelmaError:
-    """The error for a dataset whose voxels lie in another format than HDF5; names what can be given instead."""
+    """The error for a dataset whose voxels lie in another format than HDF5 and N5; names what can be given instead."""
     name = loader.get("format") or loader.get("class") or "unknown"
-    described = f"{path}: its voxels are no HDF5 (loader {name})"
+    described = f"{path}: its voxels are neither HDF5 nor N5 (loader {name})"
     zarr, imaris = loader.find("zarr"), loader.find("imaris")
     if zarr is not None:
         first = loader.find("zgroups/zgroup")

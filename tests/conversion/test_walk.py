@@ -1,9 +1,14 @@
+import sys
+
 import numpy as np
 import pytest
 import tifffile
 
 from nnunet_selma.conversion.walk import is_mask_name, label_folder, passed_by, walk
+from nnunet_selma.errors import SelmaError
+from nnunet_selma.volumes import open_volume
 from tests.conftest import write_image
+from tests.volumes.microscope_files import write_bdv, write_n5
 
 VOXELS = np.arange(5 * 6 * 7, dtype=np.uint16).reshape(5, 6, 7)
 
@@ -49,11 +54,8 @@ def test_files_of_many_pages_are_volumes_and_a_single_page_is_not(tmp_path):
 @pytest.mark.parametrize(
     "name",
     [
-        "m.ims",
-        "m.czi",
         "m.h5",
-        "m.lif",
-        "m.nd2",
+        "m.oib",
         "m.lsm",
         "m.vsi",
         "m.npy",
@@ -62,7 +64,7 @@ def test_files_of_many_pages_are_volumes_and_a_single_page_is_not(tmp_path):
         "m.btf",
         "m.raw",
         "m.img",
-        "m.CZI",
+        "m.VSI",
     ],
 )
 def test_formats_without_a_reader_are_named(name, tmp_path):
@@ -73,15 +75,61 @@ def test_formats_without_a_reader_are_named(name, tmp_path):
     assert walk(tmp_path / name) == [entry]
 
 
-def test_slices_of_pictures_and_n5_are_an_entry_each(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "module", "install"),
+    [
+        ("m.ims", "h5py", "nnunet-selma[hdf5]"),
+        ("m.CZI", "pylibCZIrw", "nnunet-selma[microscopes]"),
+        ("m.lif", "liffile", "nnunet-selma[microscopes]"),
+        ("m.nd2", "nd2", "nnunet-selma[microscopes]"),
+    ],
+)
+def test_without_its_library_a_file_of_a_microscope_is_passed_by_with_the_remedy(
+    name, module, install, tmp_path, monkeypatch
+):
+    (tmp_path / name).write_bytes(b"x")
+    (entry,) = walk(tmp_path)
+    assert entry.fate == "volume"
+    monkeypatch.setitem(sys.modules, module, None)
+    (entry,) = walk(tmp_path)
+    assert entry.fate == "passed by"
+    assert install in entry.reason
+    with pytest.raises(SelmaError, match=rf"{name}.*{install.replace('[', '.').replace(']', '.')}"):
+        open_volume(tmp_path / name)
+
+
+def test_slices_of_pictures_and_foreign_n5_are_an_entry_each(tmp_path):
     for z in range(7):
         path = tmp_path / "png" / f"z{z}.png"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"x")
-    (tmp_path / "m.n5" / "setup0").mkdir(parents=True)
+    (tmp_path / "m.n5" / "c0").mkdir(parents=True)
     pictures, n5 = sorted(walk(tmp_path), key=lambda entry: -entry.count)
     assert (pictures.path.name, pictures.count, n5.path.name) == ("png", 7, "m.n5")
     assert [group.files for group in passed_by([pictures, n5])] == [7, 1]
+
+
+@pytest.mark.parametrize("voxels", ["brain.h5", "brain.n5"])
+def test_an_xml_and_its_voxels_are_one_volume(voxels, tmp_path):
+    xml = write_bdv(tmp_path / voxels, [VOXELS], spacing_um_zyx=(6.0, 1.6, 1.5), levels=2)
+    write_n5(tmp_path / "interestpoints.n5" / "points", VOXELS)
+    reasons = {entry.path.name: (entry.fate, entry.reason) for entry in walk(tmp_path)}
+    layout = "N5 of another layout than BigDataViewer's is not read; save it as OME-Zarr"
+    assert reasons == {
+        "brain.xml": ("volume", ""),
+        voxels: ("passed by", "a part of brain.xml"),
+        "interestpoints.n5": ("passed by", layout),
+    }
+    xml.unlink()
+    assert fates(tmp_path) == {voxels: "volume", "interestpoints.n5": "passed by"}
+    assert [entry.fate for entry in walk(tmp_path / voxels)] == ["volume"]
+
+
+def test_slices_beside_n5_are_a_stack(tmp_path):
+    """As beside an OME-Zarr: the folder of voxels is a file among them, not a folder of further images."""
+    write_slices(tmp_path / "brain")
+    write_bdv(tmp_path / "brain" / "fused.n5", [VOXELS], spacing_um_zyx=(6.0, 1.6, 1.5), levels=1)
+    assert fates(tmp_path) == {"brain": "volume", "brain/fused.n5": "passed by", "brain/fused.xml": "volume"}
 
 
 def test_links_are_followed_but_not_in_circles_and_not_twice(tmp_path):

@@ -1,7 +1,6 @@
 """Predicting HDF5 of microscopes: how often chunks are read, and how much memory is taken."""
 
 import io
-import sys
 from math import prod
 
 import h5py
@@ -9,11 +8,8 @@ import numpy as np
 import pytest
 
 from nnunet_selma.prediction import Execution, VolumePrediction, predict_volume
-from nnunet_selma.running.json_files import read_json
 from nnunet_selma.volumes import hdf5, open_volume
-from tests.limited import peak_within
 from tests.prediction.models import texture, write_model
-from tests.volumes.czi_files import write_czi
 from tests.volumes.microscope_files import write_bdv, write_imaris
 
 SPACING = (1.0, 1.0, 1.0)

@@ -63,6 +63,9 @@ BRAINS = {
     "BigDataViewer": lambda folder, channels, spacing, names: write_bdv(
         folder / "brain.h5", channels, spacing_um_zyx=spacing, names=names, levels=LEVELS, chunks=_CHUNKS
     ),
+    "N5": lambda folder, channels, spacing, names: write_bdv(
+        folder / "brain.n5", channels, spacing_um_zyx=spacing, names=names, levels=LEVELS, chunks=_CHUNKS
+    ),
     "CZI": lambda folder, channels, spacing, names: write_czi(
         folder / "brain.czi", channels, spacing_um_zyx=spacing, names=names
     ),

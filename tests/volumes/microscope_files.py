@@ -1,6 +1,8 @@
 """Writers of microscopes' files after their published layouts, for tests; every level is the mean of 2 × 2 × 2 voxels of the finer one."""
 
+import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -121,6 +123,28 @@ def scaling(scale_xyz, move_xyz=(0, 0, 0)) -> np.ndarray:
     return np.column_stack([np.diag(np.asarray(scale_xyz, float)), np.asarray(move_xyz, float)])
 
 
+def write_n5(
+    dataset: Path, voxels: np.ndarray, chunks: Sequence[int] = (4, 8, 8), compression: object = "gzip"
+) -> None:
+    """Write a dataset of N5 with tensorstore, axes (x, y, z) in the file.
+
+    Args:
+        dataset: folder of the dataset.
+        voxels: the image (z, y, x).
+        chunks: shape of a block.
+        compression: name of the compression, or its entry in the attributes.
+    """
+    tensorstore = pytest.importorskip("tensorstore")
+    metadata = {
+        "dimensions": voxels.shape[::-1],
+        "blockSize": chunks[::-1],
+        "dataType": voxels.dtype.name,
+        "compression": {"type": compression} if isinstance(compression, str) else compression,
+    }
+    spec = {"driver": "n5", "kvstore": {"driver": "file", "path": str(dataset)}, "metadata": metadata}
+    tensorstore.open(spec, create=True).result().write(voxels.T).result()
+
+
 def write_bdv(
     path: Path,
     channels: Sequence[np.ndarray],
@@ -138,16 +162,16 @@ def write_bdv(
     partitioned: bool = False,
     timepoints: str = "range",
 ) -> Path:
-    """Write a dataset of BigDataViewer, `.h5` and the `.xml` beside it; returns the path of the XML.
+    """Write a dataset of BigDataViewer, `.h5` or `.n5` and the `.xml` beside it; returns the path of the XML.
 
     Args:
-        path: the HDF5 file.
+        path: the HDF5 file, or the folder of N5.
         channels: images (z, y, x); scene s at time point t holds those, plus 10 s + t.
         spacing_um_zyx: voxel size of the finest level, in the unit.
         levels: number of resolution levels.
         names: names of the channels.
         chunks: shape of a chunk.
-        compression: as h5py's.
+        compression: as h5py's, or as in `write_n5`.
         scenes: names of tiles; empty for one image.
         times: number of time points.
         unit: unit of the voxel size; None for none.
@@ -156,7 +180,8 @@ def write_bdv(
         partitioned: True for each time point in a file of its own.
         timepoints: "range", "list" or "pattern" in the XML.
     """
-    h5py = pytest.importorskip("h5py")
+    n5 = path.suffix == ".n5"
+    h5py = None if n5 else pytest.importorskip("h5py")
     spacing_xyz = list(spacing_um_zyx)[::-1]
     tiles = list(scenes) or [""]
     views = list(product(range(len(tiles)), range(len(channels))))
@@ -165,15 +190,15 @@ def write_bdv(
     root = ET.Element("SpimData", version="0.2")
     _element(root, "BasePath", ".", type="relative")
     sequence = _element(root, "SequenceDescription")
-    loader = _element(sequence, "ImageLoader", format="bdv.hdf5")
-    _element(loader, "hdf5", path.name, type="relative")
+    loader = _element(sequence, "ImageLoader", format="bdv.n5" if n5 else "bdv.hdf5")
+    _element(loader, "n5" if n5 else "hdf5", path.name, type="relative")
     for time, part in enumerate(parts):
         partition = _element(loader, "partition")
         _element(partition, "path", part.name, type="relative")
         _element(partition, "timepoints", time)
         _element(partition, "setups", " ".join(str(number) for number in range(len(views))))
     setups, registrations = _element(sequence, "ViewSetups"), ET.Element("ViewRegistrations")
-    with h5py.File(path, "w") as file:
+    with nullcontext() if n5 else h5py.File(path, "w") as file:
         for setup, (scene, channel) in enumerate(views):
             images, factors = pyramid(channels[channel], levels, spacing_um_zyx)
             view = _element(setups, "ViewSetup")
@@ -187,10 +212,16 @@ def write_bdv(
             attributes = _element(view, "attributes")
             for name, number in (("illumination", 0), ("channel", channel), ("tile", scene), ("angle", 0)):
                 _element(attributes, name, number)
-            file.create_dataset(f"s{setup:02d}/resolutions", data=factors[:, ::-1].astype("f8"))
-            file.create_dataset(f"s{setup:02d}/subdivisions", data=np.tile(chunks[::-1], (levels, 1)).astype("i4"))
-            if images[0].dtype not in (np.uint16, np.int16):
-                file[f"s{setup:02d}"].attrs["dataType"] = images[0].dtype.name
+            if n5:
+                group = path / f"setup{setup}"
+                group.mkdir(parents=True)
+                attributes = {"downsamplingFactors": factors[:, ::-1].tolist(), "dataType": images[0].dtype.name}
+                (group / "attributes.json").write_text(json.dumps(attributes), encoding="utf-8")
+            else:
+                file.create_dataset(f"s{setup:02d}/resolutions", data=factors[:, ::-1].astype("f8"))
+                file.create_dataset(f"s{setup:02d}/subdivisions", data=np.tile(chunks[::-1], (levels, 1)).astype("i4"))
+                if images[0].dtype not in (np.uint16, np.int16):
+                    file[f"s{setup:02d}"].attrs["dataType"] = images[0].dtype.name
             for time in range(times):
                 if (time, setup) in missing:
                     continue
@@ -201,6 +232,9 @@ def write_bdv(
                 target = h5py.File(parts[time], "a") if parts else file
                 for level, coarse in enumerate(images):
                     moved = coarse + np.asarray(10 * scene + time, coarse.dtype)
+                    if n5:
+                        write_n5(path / f"setup{setup}/timepoint{time}/s{level}", moved, chunks, compression)
+                        continue
                     stored = moved.view(np.int16) if moved.dtype == np.uint16 else moved
                     chunk = tuple(map(min, chunks, stored.shape))
                     target.create_dataset(f"{group}/{level}/cells", data=stored, chunks=chunk, compression=compression)

@@ -1,4 +1,4 @@
-"""HDF5 of BigDataViewer after its published layout, and as npy2bdv writes it, against the arrays that were written."""
+"""HDF5 and N5 of BigDataViewer after its published layout, and as npy2bdv writes it, against the arrays that were written."""
 
 import pickle
 import re
@@ -28,11 +28,17 @@ def channels(rng):
     return [rng.integers(0, 60000, SHAPE, dtype=np.uint16) for _ in range(2)]
 
 
+@pytest.fixture(params=[".h5", ".n5"])
+def kept(request):
+    """Ending of the voxels."""
+    return request.param
+
+
 @pytest.fixture
-def brain(tmp_path, channels):
+def brain(tmp_path, channels, kept):
     """A dataset of two tiles, two channels and two time points."""
     return write_bdv(
-        tmp_path / "brain.h5",
+        tmp_path / f"brain{kept}",
         channels,
         spacing_um_zyx=SPACING,
         names=("auto", "488"),
@@ -50,14 +56,14 @@ def edit(xml, old, new):
     return xml
 
 
-@pytest.mark.parametrize("ending", [".xml", ".h5"])
+@pytest.mark.parametrize("given", ["xml", "voxels"])
 @pytest.mark.parametrize("scene", [0, 1])
 @pytest.mark.parametrize("channel", [0, 1])
 @pytest.mark.parametrize("level", [0, 1, 2])
-def test_every_image_of_a_dataset(brain, channels, ending, scene, channel, level):
+def test_every_image_of_a_dataset(brain, channels, kept, given, scene, channel, level):
     for time in (0, 1):
         choice = Choice(scene=f"tile {('left', 'right')[scene]}", channel=channel, time=time, level=level)
-        volume = BigDataViewerVolume(brain.with_suffix(ending), choice)
+        volume = BigDataViewerVolume(brain if given == "xml" else brain.with_suffix(kept), choice)
         images, factors = pyramid(channels[channel], 3, SPACING)
         assert volume.dtype == np.uint16
         np.testing.assert_array_equal(volume.read(), images[level] + 10 * scene + time)
@@ -70,7 +76,7 @@ def test_every_image_of_a_dataset(brain, channels, ending, scene, channel, level
     assert volume.origin_um_zyx == pytest.approx(np.array(SPACING) * ((2, 3, 4) + (factor - 1) / 2))
 
 
-def test_the_inventory_of_a_dataset(brain):
+def test_the_inventory_of_a_dataset(brain, kept):
     expected = {
         "scenes": ("tile left", "tile right"),
         "channels": 2,
@@ -78,9 +84,9 @@ def test_the_inventory_of_a_dataset(brain):
         "times": 2,
         "levels": 3,
     }
-    h5 = brain.with_suffix(".h5")
-    assert bigdataviewer_inventory(brain) == Inventory(**expected, companions=(h5,))
-    assert bigdataviewer_inventory(h5, "tile right") == Inventory(**expected, companions=(brain,))
+    voxels = brain.with_suffix(kept)
+    assert bigdataviewer_inventory(brain) == Inventory(**expected, companions=(voxels,))
+    assert bigdataviewer_inventory(voxels, "tile right") == Inventory(**expected, companions=(brain,))
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
@@ -118,8 +124,8 @@ SHEAR = np.array([[1, 0, 0.3, 0], [0, 1, 0, 0], [0, 0, 1, 0]])
         ([], SPACING, (0, 0, 0)),
     ],
 )
-def test_voxel_size_and_place_come_from_size_and_registration(tmp_path, channels, transforms, spacing, place):
-    xml = write_bdv(tmp_path / "b.h5", channels[:1], spacing_um_zyx=SPACING, transforms=transforms)
+def test_voxel_size_and_place_come_from_size_and_registration(tmp_path, channels, kept, transforms, spacing, place):
+    xml = write_bdv(tmp_path / f"b{kept}", channels[:1], spacing_um_zyx=SPACING, transforms=transforms)
     volume = BigDataViewerVolume(xml)
     assert volume.spacing_um_zyx == pytest.approx(spacing)
     assert volume.origin_um_zyx == pytest.approx(place)
@@ -164,8 +170,8 @@ def test_a_rotation_below_rounding_is_none(tmp_path, channels):
     ],
 )
 @pytest.mark.parametrize("level", [0, 1])
-def test_units(tmp_path, channels, unit, spacing, guess, level):
-    xml = write_bdv(tmp_path / "b.h5", channels[:1], spacing_um_zyx=SPACING, unit=unit)
+def test_units(tmp_path, channels, kept, unit, spacing, guess, level):
+    xml = write_bdv(tmp_path / f"b{kept}", channels[:1], spacing_um_zyx=SPACING, unit=unit)
     volume = BigDataViewerVolume(xml, Choice(level=level))
     assert volume.spacing_guess == guess
     if spacing is None:
@@ -193,8 +199,8 @@ def test_a_pattern_with_gaps_counts_its_time_points(tmp_path, channels):
     np.testing.assert_array_equal(BigDataViewerVolume(xml, Choice(time=2)).read(), channels[0] + 4)
 
 
-def test_views_that_were_not_recorded(tmp_path, channels):
-    xml = write_bdv(tmp_path / "b.h5", channels, spacing_um_zyx=SPACING, times=2, missing=[(0, 1)])
+def test_views_that_were_not_recorded(tmp_path, channels, kept):
+    xml = write_bdv(tmp_path / f"b{kept}", channels, spacing_um_zyx=SPACING, times=2, missing=[(0, 1)])
     assert bigdataviewer_inventory(xml).levels == 3
     with pytest.raises(SelmaError, match=r"b\.xml: setup 1 was not recorded at the time point 0"):
         BigDataViewerVolume(xml, Choice(channel=1, time=0))
@@ -218,13 +224,13 @@ def test_parts_in_files_of_their_own(tmp_path, channels):
     assert bigdataviewer_inventory(tmp_path / "b.h5").companions == parts
 
 
-def test_voxels_without_an_xml(brain, channels):
+def test_voxels_without_an_xml(brain, channels, kept):
     """Setups are scenes without a voxel size, because nothing says what they are."""
     brain.unlink()
-    h5 = brain.with_suffix(".h5")
-    inventory = bigdataviewer_inventory(h5)
+    voxels = brain.with_suffix(kept)
+    inventory = bigdataviewer_inventory(voxels)
     assert inventory == Inventory(scenes=("setup 0", "setup 1", "setup 2", "setup 3"), times=2, levels=3)
-    volume = BigDataViewerVolume(h5, Choice(scene="setup 3", time=1, level=1))
+    volume = BigDataViewerVolume(voxels, Choice(scene="setup 3", time=1, level=1))
     np.testing.assert_array_equal(volume.read(), pyramid(channels[1], 2, SPACING)[0][1] + 11)
     assert (volume.spacing_um_zyx, volume.origin_um_zyx) == (None, None)
     assert volume.level_factor_zyx == (1, 2, 2)
@@ -257,10 +263,9 @@ def test_setups_without_attributes_are_scenes(brain):
 
 
 LOADERS = {
-    '<ImageLoader format="bdv.n5"><n5 type="relative">b.n5</n5>': r"\(loader bdv\.n5\); open it in Fiji's BigStitcher, save it again as HDF5",
     '<ImageLoader format="bdv.multimg.zarr"><zarr type="relative">b.zarr</zarr><zgroups><zgroup setup="0" timepoint="0"><path>s0</path></zgroup></zgroups>': r"give the OME-Zarr itself: .*b\.zarr/s0",
     '<ImageLoader format="bdv.multimg.zarr"><zarr type="relative">b.zarr</zarr><zgroups><zgroup setup="0" tp="0" path="s1"/></zgroups>': r"give the OME-Zarr itself: .*b\.zarr/s1",
-    '<ImageLoader format="spimreconstruction.filemap2">': r"\(loader spimreconstruction\.filemap2\); open it in Fiji's BigStitcher",
+    '<ImageLoader format="spimreconstruction.filemap2">': r"\(loader spimreconstruction\.filemap2\); open it in Fiji's BigStitcher, save it again as HDF5 or N5",
     '<ImageLoader format="bdv.imaris"><imaris type="relative">b.ims</imaris>': r"give the Imaris file itself: .*b\.ims",
     '<ImageLoader class="viewer.hdf5.Hdf5ImageLoader">': "as early versions described them; open it in Fiji's BigDataViewer",
 }
@@ -272,7 +277,7 @@ def test_voxels_in_other_formats(tmp_path, channels, loader):
     text = re.sub(r"<ImageLoader.*?</ImageLoader>", f"{loader}</ImageLoader>", xml.read_text())
     xml.write_text(text)
     for ask in (bigdataviewer_inventory, BigDataViewerVolume):
-        with pytest.raises(SelmaError, match=rf"b\.xml: its voxels are no HDF5 .*{LOADERS[loader]}"):
+        with pytest.raises(SelmaError, match=rf"b\.xml: its voxels are neither HDF5 nor N5 .*{LOADERS[loader]}"):
             ask(xml)
 
 
@@ -334,6 +339,7 @@ def test_a_dataset_by_npy2bdv(tmp_path, channels, capsys):
     editor._file_object_h5.close()
 
 
+@pytest.mark.parametrize("kept", [".h5"], indirect=True)
 def test_files_by_their_content(tmp_path, brain, channels, monkeypatch):
     foreign = write_imaris(tmp_path / "foreign.h5", channels[:1], spacing_um_zyx=SPACING)
     (tmp_path / "notes.xml").write_text("<notes/>")

@@ -3,6 +3,7 @@
 import multiprocessing
 import pickle
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -355,6 +356,16 @@ def test_a_damaged_chunk(tmp_path, channels):
     with pytest.raises(SelmaError, match=r"b\.ims: cannot be read to its end"):
         volume.read()
     np.testing.assert_array_equal(volume.read(slice(4, 11)), channels[0][4:])
+
+
+def test_a_compression_of_hdf5plugin(tmp_path, channels):
+    """LZ4, which newer files of Imaris use, is read in a process that has not loaded the plugin."""
+    hdf5plugin = pytest.importorskip("hdf5plugin")
+    path = write_imaris(tmp_path / "b.ims", channels[:1], spacing_um_zyx=SPACING, compression=hdf5plugin.LZ4())
+    read = "import sys; from nnunet_selma.volumes import open_volume; print(int(open_volume(sys.argv[1]).read().sum(dtype='u8')))"
+    answer = subprocess.run([sys.executable, "-c", read, str(path)], capture_output=True, text=True, check=True)
+    assert int(answer.stdout) == channels[0].sum(dtype=np.uint64)
+    np.testing.assert_array_equal(ImarisVolume(path).read(), channels[0])
 
 
 def test_a_compression_that_is_not_installed(tmp_path):
