@@ -55,6 +55,15 @@ def write_model(
     return ModelSettings(folder=folder, folds=tuple(str(fold) for fold in range(folds)))
 
 
+def pointwise_plans(spacing):
+    """Plans of a network of 1×1×1 convolutions, which takes little time; the voxels that are predicted are of 1 µm."""
+    content = plans()
+    configuration = content["configurations"]["3d_fullres"]
+    configuration |= {"patch_size": [32] * 3, "spacing": [spacing] * 3}
+    configuration["architecture"]["arch_kwargs"]["kernel_sizes"] = [[1] * 3] * 3
+    return content | {"original_median_spacing_after_transp": [2.0] * 3}
+
+
 def texture(rng, shape, *, channels=1, dark_border=0):
     """Blobs on a background, uint16, (c, z, y, x); a border of zeros where one is asked for."""
     image = np.stack([gaussian_filter(rng.random(shape), 1.5) for _ in range(channels)])

@@ -13,8 +13,7 @@ from nnunet_selma.prediction.model import Model
 from nnunet_selma.prediction.tiling import Tiling
 from nnunet_selma.running.json_files import read_json
 from tests.limited import peak_within
-from tests.plans import plans
-from tests.prediction.models import write_model
+from tests.prediction.models import pointwise_plans, write_model
 
 on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit is Linux's")
 
@@ -96,15 +95,6 @@ def test_what_costs_more_gets_smaller_blocks(change):
     dearer = replace(PLAN, **change)
     assert dearer.bytes((512, 512, 512)) > 1.01 * PLAN.bytes((512, 512, 512))
     assert np.prod(dearer.widest_block(BRAIN, 64, 12.0)[1:]) <= np.prod(PLAN.widest_block(BRAIN, 64, 12.0)[1:])
-
-
-def pointwise_plans(spacing):
-    """Plans of a network of 1×1×1 convolutions, which takes little time; the voxels that are predicted are of 1 µm."""
-    content = plans()
-    configuration = content["configurations"]["3d_fullres"]
-    configuration |= {"patch_size": [32] * 3, "spacing": [spacing] * 3}
-    configuration["architecture"]["arch_kwargs"]["kernel_sizes"] = [[1] * 3] * 3
-    return content | {"original_median_spacing_after_transp": [2.0] * 3}
 
 
 @on_linux
