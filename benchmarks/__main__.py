@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from benchmarks import around_the_network, judging, loading, table, training, whole_volume
+from benchmarks import around_the_network, judging, loading, microscopes, table, training, whole_volume
 from benchmarks.pairs import Comparison, compare
 from nnunet_selma.running.json_files import write_json
 
@@ -23,6 +23,7 @@ def comparisons(quick: bool = False) -> list[Comparison]:
         *judging.comparisons(quick),
         *whole_volume.comparisons(quick),
         *around_the_network.comparisons(quick),
+        *microscopes.comparisons(quick),
     ]
 
 
@@ -62,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         result = compare(one, apart=not chosen.quick, say=lambda line: print(line, flush=True))
         low, high = result.spread
-        print(f"  ratio {result.median:.2f} ({low:.2f} to {high:.2f}), selected {one.target:.2g}", flush=True)
+        print(f"  ratio {result.median:.2f} ({low:.2f} to {high:.2f}), wanted {one.target:.2g}", flush=True)
         write_json(chosen.results / f"{one.name}.json", {**result.as_json(), "machine": machine})
     if not chosen.quick:
         table.refresh(PAGE, chosen.results, [one.name for one in every])
