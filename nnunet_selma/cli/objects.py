@@ -41,7 +41,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
         "labels",
         type=path,
         metavar="LABELS",
-        help="OME-Zarr with labels, folder of TIFF slices, multi-page TIFF, NIfTI, NRRD or MHA; objects are touching voxels of equal label",
+        help="OME-Zarr with labels, or any volume of labels; objects are touching voxels of equal label",
     )
     parser.add_argument(
         "-o",

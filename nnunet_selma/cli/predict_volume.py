@@ -101,7 +101,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
         type=path,
         nargs="+",
         metavar="INPUT",
-        help="folder of TIFF slices, multi-page TIFF, NIfTI, NRRD, MHA or OME-Zarr; of a model with several channels one for each",
+        help="volume of any format in docs/your-data.md; of a model with several channels one for each, or a file with all",
     )
     parser.add_argument(
         "-o",
