@@ -1,6 +1,7 @@
 """Predicting HDF5 of microscopes: how often chunks are read, and how much memory is taken."""
 
 import io
+import sys
 from dataclasses import replace
 from math import prod
 
@@ -9,8 +10,11 @@ import numpy as np
 import pytest
 
 from nnunet_selma.prediction import Execution, VolumePrediction, predict_volume
+from nnunet_selma.running.json_files import read_json
 from nnunet_selma.volumes import hdf5, open_volume
+from tests.limited import peak_within
 from tests.prediction.models import pointwise_plans, texture, write_model
+from tests.volumes.czi_files import COMPRESSED, write_tiles
 from tests.volumes.microscope_files import write_bdv, write_imaris
 
 SPACING = (1.0, 1.0, 1.0)
@@ -78,3 +82,55 @@ def test_chunks_are_hardly_read_twice(kind, chunks, raw, tmp_path, rng, monkeypa
     assert CountedFile.count > 0.9 * file_bytes
     assert CountedFile.count <= 1.3 * file_bytes
     assert np.count_nonzero(open_volume(output / "labels" / "segmentation").read())
+
+
+SHAPE = (864, 1536, 1536)
+"""4.1 GB of 16 bits in memory."""
+LIMIT = 0.8 * 10**9
+"""Bytes that the process may take beyond what it has after its imports."""
+SPOT = (slice(200, 264), slice(300, 396), slice(700, 796))
+
+
+def large_imaris(folder, spot):
+    """An Imaris file in which most chunks have no voxels of their own, and read as 3."""
+    path = write_imaris(folder / "v.ims", [spot], spacing_um_zyx=SPACING, levels=1)
+    with h5py.File(path, "a") as file:
+        for number, (axis, length) in enumerate(zip("XYZ", SHAPE[::-1], strict=True)):
+            file["DataSetInfo/Image"].attrs[axis] = np.frombuffer(str(length).encode(), "S1")
+            file["DataSetInfo/Image"].attrs[f"ExtMax{number}"] = np.frombuffer(str(length).encode(), "S1")
+            channel = file["DataSet/ResolutionLevel 0/TimePoint 0/Channel 0"]
+            channel.attrs[f"ImageSize{axis}"] = np.frombuffer(str(length).encode(), "S1")
+        del channel["Data"]
+        data = channel.create_dataset("Data", SHAPE, np.uint16, chunks=(8, 256, 256), compression="gzip", fillvalue=3)
+        data[SPOT] = spot
+    return path
+
+
+def large_czi(folder, spot):
+    empty = np.full(SHAPE[1:], 3, np.uint16)
+    tiles = []
+    for z in range(SHAPE[0]):
+        plane = empty
+        if SPOT[0].start <= z < SPOT[0].stop:
+            plane = empty.copy()
+            plane[SPOT[1:]] = spot[z - SPOT[0].start]
+        tiles.append(({"T": 0, "Z": z, "C": 0, "S": 0}, (0, 0), plane))
+    return write_tiles(folder / "v.czi", tiles, spacing_um_zyx=SPACING, compression=COMPRESSED)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit is Linux's")
+@pytest.mark.parametrize("write", [large_imaris, large_czi])
+def test_a_file_five_times_as_large_as_the_limit(write, tmp_path):
+    assert prod(SHAPE) * 2 > 5 * LIMIT
+    spot = np.random.default_rng(0).integers(500, 3000, (64, 96, 96), dtype=np.uint16)
+    path = write(tmp_path, spot)
+    model = write_model(tmp_path / "model", pointwise_plans(1.0))
+    out = tmp_path / "out.ome.zarr"
+    options = ["-o", out, "-m", model.folder, "--max-memory", "1.3", "-step_size", "1"]
+    peak = peak_within(LIMIT, "predict-volume", path, *options)
+    record = read_json(tmp_path / "out_segmentation.json")
+    assert record["result"]["foreground"] > 0
+    assert record["result"]["blocks"] > record["result"]["blocks without tissue"] > 0
+    assert peak < 1.3 * 10**9
+    np.testing.assert_array_equal(open_volume(out).read(*SPOT), spot)
