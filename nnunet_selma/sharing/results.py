@@ -22,7 +22,7 @@ from nnunet_selma.nnunet.settings import read_settings
 from nnunet_selma.nnunet.voxel_sizes import Unit, planned_spacing, unit_of
 from nnunet_selma.prediction.model_folder import check_model_folder
 from nnunet_selma.running.json_files import read_json
-from nnunet_selma.structures import find_structure, of_case
+from nnunet_selma.structures import PREFIXES, find_structure, of_case
 
 Kind = Literal["segmentation", "pretraining"]
 SPLITS = "splits_final.json"
@@ -191,6 +191,11 @@ class ResultFacts:
     def structures(self) -> Mapping[str, int]:
         """Prefix of each annotated structure to its number of cases."""
         return self.data.structures
+
+    @property
+    def names_of_selma3d(self) -> bool | None:
+        """True if cases carry names of SELMA3D's structures; None where the cases, or what they show, are not known."""
+        return any(name in PREFIXES for name in self.structures) if self.structures else None
 
     @property
     def adaptation(self) -> Mapping[str, Any] | None:
