@@ -40,7 +40,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def _publish(chosen: argparse.Namespace) -> int:
-    from nnunet_selma.sharing.publish import PublishSettings, publish
+    from nnunet_selma.sharing.publish import PublishSettings, licence_warning, publish
 
     if chosen.check is not None:
         if chosen.results is not None or chosen.output is not None:
@@ -53,6 +53,8 @@ def _publish(chosen: argparse.Namespace) -> int:
     facts = publish(chosen.results, chosen.output, settings_from(PublishSettings, chosen), _folders())
     size = sum(file.stat().st_size for file in chosen.output.rglob("*") if file.is_file())
     print(f"{chosen.output}: {facts.kind}, fold {', '.join(fold.fold for fold in facts.folds)}, {size / 1e6:.1f} MB")
+    if warning := licence_warning(facts, chosen.license):
+        print(f"WARNING: {warning}")
     code = _check(chosen.output)
     print(f"read {chosen.output / 'README.md'}, then: hf upload {chosen.repository or 'ACCOUNT/NAME'} {chosen.output}")
     return code

@@ -131,7 +131,7 @@ def _values(value: Any) -> str:
 def _ancestors(facts: ResultFacts) -> list[str]:
     """A sentence for each origin of the weights, nearest first."""
     if facts.kind == "pretraining":
-        return ["random weights, unless the training was given others: its checkpoint does not record them"]
+        return ["not known: a pretraining does not record it; SelmaSSLTrainer starts from random weights"]
     unrecorded = any(fold.ancestor is None for fold in facts.folds)
     sentences = [_ancestor(record) for record in facts.ancestors]
     return [*sentences, *(["not known: the checkpoint does not record it"] if unrecorded else [])]
@@ -315,9 +315,10 @@ def _limits(facts: ResultFacts, validation: Validation | None) -> list[str]:
             "- The network does not name its encoder, so nnU-Net's `nnUNetv2_preprocess_like_nnssl` cannot take these weights; nnunet_selma can."
         )
     if facts.kind == "pretraining" and facts.adaptation is not None:
+        unit = {"voxel": "voxels, with the size 1, 1, 1", "um": "µm", "mm": "mm"}[facts.unit]
         lines.append(
             "- nnU-Net's `nnUNetv2_preprocess_like_nnssl` takes the encoder only, normalises by z-score, sets a batch of 2, and with `-am like_pretrained` "
-            f"resamples to {in_words(facts.spacing_zyx, facts.unit)}: the dataset must be in the same unit."
+            f"resamples to a voxel size of {' × '.join(f'{edge:g}' for edge in facts.planned['spacing'])} whatever the unit: that of the dataset must be {unit}."
         )
     return lines
 
@@ -426,7 +427,7 @@ def card_problems(card: str, config: Mapping[str, Any]) -> list[str]:
 
     Args:
         card: the text of README.md.
-        config: the content of config.json, whose name, folds and licence the card must have.
+        config: the content of config.json, whose name, folds and licence the card must have; empty if it cannot be read.
     """
     header, body = _parted(card)
     if header is None:
@@ -445,7 +446,7 @@ def card_problems(card: str, config: Mapping[str, Any]) -> list[str]:
             problems.append(f"says nothing in its section {title!r}")
     for match in dict.fromkeys(match.group() for match in _PLACEHOLDER.finditer(_without_bibtex(body))):
         problems.append(f"still has a placeholder, {match!r}")
-    return problems + _command_problems(sections.get("How to use it", ""), config)
+    return problems + (_command_problems(sections.get("How to use it", ""), config) if config else [])
 
 
 def _without_bibtex(body: str) -> str:

@@ -38,7 +38,7 @@ from nnunet_selma.nnunet.settings import KEY
 from nnunet_selma.running.json_files import read_json, write_json, write_text
 from nnunet_selma.sharing.card import CardTexts, model_card
 from nnunet_selma.sharing.cite import citations
-from nnunet_selma.sharing.licences import licence_named, licence_text
+from nnunet_selma.sharing.licences import SELMA3D_QUESTION, licence_named, licence_text
 from nnunet_selma.sharing.results import SPLITS, ResultFacts, facts_of
 from nnunet_selma.sharing.validation import Validation, read_validation
 
@@ -96,8 +96,10 @@ def publish(results: Path, output: Path, settings: PublishSettings, folders: Fol
     ):
         if text is not None and not re.fullmatch(pattern, text, re.ASCII):
             raise SelmaError(
-                f"{option} {text}: hubs take letters, digits, -, _ and . only{', as in ACCOUNT/NAME' if '/' in pattern else ''}"
+                f"{option} {text}: hubs take letters, digits, -, _ and . only{', as in ACCOUNT/NAME' if '/' in pattern else ''}; give another {option}"
             )
+    if settings.method is not None and settings.evaluation is None:
+        raise SelmaError(f"--method {settings.method}: is a method of an evaluation; give that with --evaluation")
     facts = facts_of(results, folds=settings.folds, checkpoint=settings.checkpoint, folders=folders)
     if facts.kind == "pretraining" and len(facts.folds) > 1:
         listed = " ".join(fold.fold for fold in facts.folds)
@@ -114,6 +116,14 @@ def publish(results: Path, output: Path, settings: PublishSettings, folders: Fol
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return facts
+
+
+def licence_warning(facts: ResultFacts, license_: str) -> str:
+    """A warning if the licence allows more than that of SELMA3D's data may; empty for other data, or a non-commercial licence."""
+    licence = licence_named(license_)
+    if not licence.commercial or facts.names_of_selma3d is False:
+        return ""
+    return f"{licence.spdx} allows commercial use. {SELMA3D_QUESTION}"
 
 
 def _public_facts(facts: ResultFacts) -> ResultFacts:

@@ -125,8 +125,9 @@ class ResultFacts:
 
     @property
     def needs_this_package(self) -> bool:
-        """True if plain nnU-Net cannot build the network, which is then of this package or of one of its trainers."""
-        return self.network.startswith("nnunet_selma.") or self.stored_trainer.startswith("Selma")
+        """True if plain nnU-Net cannot build the network, which this package or, for a segmentation, one of its trainers makes."""
+        by_trainer = self.kind == "segmentation" and self.stored_trainer.startswith("Selma")
+        return self.network.startswith("nnunet_selma.") or by_trainer
 
     @property
     def channels(self) -> tuple[str, ...]:

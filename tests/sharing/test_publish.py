@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from nnunet_selma.nnunet.checkpoints import read_checkpoint
 from nnunet_selma.prediction.model import ModelSettings
 from nnunet_selma.running.json_files import read_json, write_json
 from nnunet_selma.sharing.checking import problems_of
-from nnunet_selma.sharing.publish import PublishSettings, publish
+from nnunet_selma.sharing.publish import PublishSettings, licence_warning, publish
+from nnunet_selma.sharing.results import DataFacts, facts_of
 from tests.conftest import write_image
 from tests.plans import network
 from tests.prediction.models import stock, texture
@@ -121,6 +123,22 @@ def test_plain_nnunet_predicts_the_same_labels(results, published, rng, mirrorin
     np.testing.assert_array_equal(*labels)
 
 
+def test_the_card_of_a_pretraining(published_pretraining):
+    card = (published_pretraining[1] / "README.md").read_text(encoding="utf-8")
+    for words in (
+        "pipeline_tag: image-feature-extraction",
+        "budget of fold 0: 5 epochs, 250 steps each, batches of 1 patch, 1,250 patches in all",
+        "pretext: MaskedInpainting",
+        "versions of the training: torch 2.0",
+        "finetuning.pretrained=$PWD/start/checkpoint_final.pth",
+        "nnUNetv2_preprocess_like_nnssl -d ID -n start -pc start/checkpoint_final.pth -am like_pretrained",
+        "resamples to a voxel size of 1 × 1 × 1",
+    ):
+        assert words in card
+    assert "cannot build" not in card
+    assert "predict_from_modelfolder" not in card
+
+
 def test_nnunets_development_version_takes_a_pretraining(published_pretraining):
     """Its steps on a downloaded folder: three files at the root, a strict reader, and the encoder by the names of the record."""
     _, folder = published_pretraining
@@ -167,14 +185,11 @@ def test_a_model_of_which_little_is_known(tmp_path):
         ({"repository": "nobody"}, "--repository nobody: .* ACCOUNT/NAME"),
         ({"folds": ("3",)}, "fold_3/checkpoint_final.pth is missing"),
         ({"checkpoint": "checkpoint_best.pth"}, "checkpoint_best.pth is missing"),
-        ({"method": "a"}, None),
+        ({"method": "a"}, "--method a: .* --evaluation"),
     ],
 )
 def test_a_choice_that_cannot_be_published(results, tmp_path, changes, sentence):
     settings = PublishSettings(**{"license": "mit", **changes})
-    if sentence is None:
-        publish(results, tmp_path / "hub", settings)
-        return
     with pytest.raises(SelmaError, match=sentence):
         publish(results, tmp_path / "hub", settings)
     assert list(tmp_path.iterdir()) == []
@@ -220,7 +235,9 @@ def test_the_command_publishes_and_checks(results, tmp_path, capsys):
     assert cli.main(command) == 2
     assert "--license" in capsys.readouterr().err
     assert cli.main([*command, "--license", "CC-BY-4.0", "--repository", "lab/nuclei", "-f", "1"]) == 0
-    assert f"hf upload lab/nuclei {folder}" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"hf upload lab/nuclei {folder}" in out
+    assert "WARNING: CC-BY-4.0 allows commercial use" in out
     assert read_json(folder / "config.json")["folds"] == ["1"]
     assert cli.main(["publish", "--check", str(folder)]) == 0
     (folder / "LICENSE").unlink()
@@ -292,12 +309,12 @@ def cut(path):
 
 
 def replace_text(name, old, new):
-    def replace(folder):
+    def rewrite(folder):
         text = (folder / name).read_text(encoding="utf-8")
         assert old in text
         (folder / name).write_text(text.replace(old, new), encoding="utf-8")
 
-    return replace
+    return rewrite
 
 
 def without(path):
@@ -441,6 +458,24 @@ def test_every_fault_is_listed(published, tmp_path):
     problems = problems_of(folder)
     for fault in faults:
         assert any(BROKEN[fault][1] in problem for problem in problems), fault
+
+
+def test_one_fault_is_one_sentence(published, tmp_path):
+    for fault in ("no config", "no licence", "other weights", "an optimiser", "a card without a section"):
+        folder = shutil.copytree(published, tmp_path / fault / "nuclei")
+        BROKEN[fault][0](folder)
+        assert len(problems_of(folder)) == 1, fault
+
+
+@pytest.mark.parametrize(
+    ("license_", "case", "warned"),
+    [("cc-by-4.0", "cell_nuclei", True), ("cc-by-nc-4.0", "cell_nuclei", False), ("cc-by-4.0", "TH", False)],
+)
+def test_a_licence_that_may_allow_too_much(results, license_, case, warned):
+    facts = facts_of(results)
+    records = {f"{case}_1": {"structure": case}}
+    facts = replace(facts, data=DataFacts(splits=(), manifest={"cases": records}))
+    assert ("CC BY-NC" in licence_warning(facts, license_)) == warned
 
 
 def test_an_empty_folder_has_every_fault(tmp_path):
