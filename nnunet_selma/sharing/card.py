@@ -95,14 +95,14 @@ def _front_matter(facts: ResultFacts, licence: Licence) -> str:
 
 
 def _model(facts: ResultFacts, texts: CardTexts, parameters: int) -> list[str]:
-    what = (
+    kind = (
         "a segmentation network of nnU-Net v2"
         if facts.kind == "segmentation"
         else "a pretrained network for nnU-Net v2"
     )
     channels = ", ".join(f"{number}: {name}" for number, name in enumerate(facts.channels))
     rows = {
-        "kind": what,
+        "kind": kind,
         "published by": texts.author or "not known",
         "network": f"`{facts.network}`, {parameters:,} parameters",
         "input": f"{counted(len(facts.channels), 'channel')} ({channels}), patches of {' × '.join(map(str, facts.patch_size))} voxels",
@@ -182,8 +182,8 @@ def _data(facts: ResultFacts) -> list[str]:
             else "- cases: not known: how many, and which"
         )
     if facts.structures:
-        shown = ", ".join(f"{_title(name)} {cases}" for name, cases in facts.structures.items())
-        lines.append(f"- cases by structure: {shown}")
+        counts = ", ".join(f"{_title(name)} {cases}" for name, cases in facts.structures.items())
+        lines.append(f"- cases by structure: {counts}")
     else:
         lines.append("- structures: not known: neither a manifest nor the names of the cases say")
     if data.groups:

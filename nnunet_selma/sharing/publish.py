@@ -65,7 +65,7 @@ class PublishSettings:
     repository: str | None = None
     """Repository on the hub, as ACCOUNT/NAME, for the commands in the card; None: said to be not known."""
     evaluation: Path | None = None
-    """What `nnunet-selma evaluate -o` wrote, for the validation in the card; None: nnU-Net's validation/summary.json."""
+    """Folder or evaluation.json that `nnunet-selma evaluate -o` wrote, for the validation in the card; None: nnU-Net's validation/summary.json."""
     method: str | None = None
     """The method of the evaluation that is this model; None: the only one."""
     folds: tuple[str, ...] = ()

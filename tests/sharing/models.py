@@ -19,7 +19,7 @@ PRETRAINED = {
     "path": f"{HOME}/nnUNet_results/Dataset500_B/SelmaSSLTrainer__p__3d_fullres/fold_all/checkpoint_final.pth",
     "sha256": "ab12",
     "trainer": "SelmaSSLTrainer_BYOL",
-    "pretext": "BYOL",
+    "pretext": "Byol",
     "dataset": "Dataset500_B",
     "plans": "p",
     "configuration": "3d_fullres",

@@ -47,7 +47,7 @@ def test_a_hub_reads_the_front_matter(card):
         ("Model", "A \\| B"),
         ("Model", "cell (1), plaque (2)"),
         ("Model", "5 × 1.5 × 2 µm (z, y, x)"),
-        ("Model", "BYOL on Dataset500_B, 7 epochs, 28 steps, SHA-256 of the checkpoint `ab12`"),
+        ("Model", "Byol on Dataset500_B, 7 epochs, 28 steps, SHA-256 of the checkpoint `ab12`"),
         ("Training data", "- cases: 5\n"),
         ("Training data", "cell nucleus 4"),
         ("Training data", "2, of 1 to 4 cases"),
