@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nnunet_selma.errors import SelmaError
+from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.finetuning.pretrained import CHECKPOINT
 from nnunet_selma.nnunet.checkpoints import (
     PRETEXT,
@@ -129,7 +129,7 @@ class _Check:
             labels = {k: v for k, v in self.dataset.get("labels", {}).items() if k not in ("background", "ignore")}
             if not self.pretraining and labels != classes:
                 yield (
-                    f"{self.folder / 'dataset.json'}: has {len(labels)} classes ({', '.join(labels) or 'none'}), and config.json has "
+                    f"{self.folder / 'dataset.json'}: has {counted(len(labels), 'class', 'classes')} ({', '.join(labels) or 'none'}), and config.json has "
                     f"{len(classes)} ({', '.join(classes) or 'none'})"
                 )
 

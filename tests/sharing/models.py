@@ -64,9 +64,8 @@ def write_segmentation(workspace: Path, *, plain=False, **more) -> Path:
             "device": torch.device("cpu"),
         }
         torch.save(checkpoint, file)
-        write_json(place / "validation" / "summary.json", summary(fold)) if (
-            place / "validation"
-        ).mkdir() is None else 0
+        (place / "validation").mkdir()
+        write_json(place / "validation" / "summary.json", summary(fold))
     preprocessed, raw = (workspace / name / "Dataset510_SELMA3D" for name in ("nnUNet_preprocessed", "nnUNet_raw"))
     for place in (preprocessed, raw):
         place.mkdir(parents=True)

@@ -19,8 +19,8 @@ from nnunet_selma.sharing.checking import problems_of
 from nnunet_selma.sharing.publish import PublishSettings, licence_warning, publish
 from nnunet_selma.sharing.results import DataFacts, facts_of
 from tests.conftest import write_image
-from tests.plans import network
-from tests.prediction.models import stock, texture
+from tests.plans import network, plans
+from tests.prediction.models import stock, texture, write_model
 from tests.sharing.models import HOME, write_pretraining, write_segmentation
 
 SETTINGS = PublishSettings(license="cc-by-nc-4.0")
@@ -175,6 +175,27 @@ def test_a_model_of_which_little_is_known(tmp_path):
     card = (tmp_path / "hub" / "m" / "README.md").read_text(encoding="utf-8")
     for words in ("a description", "which cases are of one animal", "how many epochs", "no evaluation was given"):
         assert f"ot known: {words}" in card
+
+
+REGIONS = {"background": 0, "whole": [1, 2], "core": 2}
+OTHER_MODELS = {
+    # name: plans, changes of the plans, arguments of write_model
+    "2d": ("2d, 256×256", {"original_median_spacing_after_transp": [5.0, 1.0, 1.0]}, {}),
+    "regions": ("small", {}, {"labels": REGIONS, "regions_order": [1, 2]}),
+    "axes in another order": (
+        "64×160×160, strides 8,32,32",
+        {"transpose_forward": [1, 0, 2], "transpose_backward": [1, 0, 2]},
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_MODELS)
+def test_other_models_are_complete(tmp_path, kind):
+    name, changes, arguments = OTHER_MODELS[kind]
+    write_model(tmp_path / "model", {**plans(name), **changes}, **arguments)
+    publish(tmp_path / "model", tmp_path / "hub", SETTINGS)
+    assert problems_of(tmp_path / "hub") == []
 
 
 @pytest.mark.parametrize(
@@ -374,7 +395,7 @@ BROKEN = {
     "truncated safetensors": (cut("fold_0/checkpoint_final.safetensors"), "is no safetensors file or is cut short"),
     "other weights": (other_weights, "checkpoint_final.safetensors: holds other weights than checkpoint_final.pth"),
     "more labels": (change_json("dataset.json", labels=of_another_class(3)), "dataset.json: has 3 classes"),
-    "fewer labels": (change_json("dataset.json", labels=of_another_class(1)), "dataset.json: has 1 classes"),
+    "fewer labels": (change_json("dataset.json", labels=of_another_class(1)), "dataset.json: has 1 class (cell)"),
     "weights of other labels": (
         change_json("dataset.json", labels=of_another_class(3)),
         f"{PTH}: does not fit the network of plans.json",
