@@ -1,11 +1,13 @@
 """The model card: every number from a file of the training, and nothing that no file says."""
 
 import re
+import shlex
 
 import numpy as np
 import pytest
 import yaml
 
+from nnunet_selma.cli import command_parser
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.evaluation import Evaluation, EvaluationSettings, write_evaluation
 from nnunet_selma.evaluation.scoring import CaseScore
@@ -178,3 +180,10 @@ def test_a_card_with_more_in_its_front_matter_is_good(card):
     assert yaml.safe_load(more.split("---\n")[1])["datasets"] == ["lab/data"]
     config = {"name": "nuclei", "folds": ["0", "1"], "kind": "segmentation", "license": "cc-by-nc-4.0"}
     assert card_problems(more, config) == []
+
+
+def test_the_commands_of_a_card_can_be_given(card):
+    commands = re.findall(r"^nnunet-selma (.+)$", card[1]["How to use it"], re.MULTILINE)
+    assert len(commands) == 1
+    for command in commands:
+        command_parser().parse_args(shlex.split(command.replace("Z,Y,X", "5,1.5,2")))
