@@ -51,7 +51,7 @@ class Validation:
     rows: tuple[Row, ...]
     cases: frozenset[str]
     trained_on: int | None
-    """Cases among them that at least one published fold was trained on; None where the folds of the data are not known."""
+    """Cases among them with the name of a training case of a published fold; None where the folds of the data are not known."""
 
 
 def read_validation(file: Path, method: str | None, facts: ResultFacts) -> Validation:
@@ -129,8 +129,8 @@ def held_out(validation: Validation) -> str:
     if validation.trained_on is None:
         return "Not known: whether the model was trained on these cases."
     if validation.trained_on == 0:
-        return "None of these cases was a training case of a published fold."
+        return "None of these cases has the name of a training case of a published fold."
     return (
-        f"{validation.trained_on} of the {counted(count, 'case')} were training cases of a published fold: these numbers are a validation only if "
+        f"{validation.trained_on} of the {counted(count, 'case')} have the name of a training case of a published fold: these numbers are a validation only if "
         "each case was predicted by a fold that left it out."
     )

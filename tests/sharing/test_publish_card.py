@@ -109,7 +109,7 @@ def test_the_validation_of_an_evaluation(results, tmp_path):
     rows = re.findall(r"^\| cell nucleus \| (.+?) \|$", sections["Validation"], re.MULTILINE)
     assert rows[0] == "Dice (%) ↑ | 3 | 50.00 | 20.00 to 90.00"
     assert rows[1].endswith("| 3 | 50.00 | 50.00 to 50.00")
-    assert "2 of the 3 cases were training cases of a published fold" in sections["Validation"]
+    assert "2 of the 3 cases have the name of a training case of a published fold" in sections["Validation"]
 
 
 @pytest.mark.parametrize(
