@@ -324,7 +324,7 @@ def export_weights(source: Path, target: Path, *, overwrite: bool = False) -> tu
     if target.suffix != SUFFIX:
         raise SelmaError(f"{target}: the name of the exported file must end in {SUFFIX}")
     if target.exists() and not overwrite:
-        raise SelmaError(f"{target}: exists already; choose another name or add --overwrite")
+        raise SelmaError(f"{target}: exists already; choose another name", option="add --overwrite")
     checkpoint = read_checkpoint(source)
     tensors = distinct(checkpoint.weights)
     aliases = {alias: key for key, names, _ in tensors for alias in names[1:]}

@@ -1,0 +1,77 @@
+"""`nnunet-selma publish`."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from nnunet_selma.cli.arguments import path
+from nnunet_selma.cli.options import add_options, settings_from
+from nnunet_selma.errors import SelmaError, counted
+from nnunet_selma.nnunet.folders import FOLDER_VARIABLES, Folders
+
+
+def add_to(parts: Any) -> None:
+    """Add the command."""
+    parts.add_parser(
+        "publish",
+        options=_options,
+        help="write a trained model as a repository for a hub, with licence and model card; or check such a folder",
+    )
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    from nnunet_selma.sharing.publish import PublishSettings
+
+    parser.add_argument(
+        "results", type=path, nargs="?", help="results folder: the one that holds plans.json and the fold folders"
+    )
+    parser.add_argument("-o", dest="output", type=path, metavar="DIR", help="folder to write")
+    parser.add_argument(
+        "--check", type=path, metavar="DIR", help="check a published folder instead; exits with 1 if something is wrong"
+    )
+    add_options(parser, PublishSettings, license=" SPDX", name="", author="", description=" TEXT")
+    add_options(parser, PublishSettings, repository=" ACCOUNT/NAME", evaluation="", method="")
+    parser.add_argument(
+        "-f", "--fold", dest="folds", nargs="+", default=(), help="folds, or all (default: those that are trained)"
+    )
+    add_options(parser, PublishSettings, checkpoint="-chk")
+    parser.set_defaults(run=_publish, starts_anew=True)
+
+
+def _publish(chosen: argparse.Namespace) -> int:
+    from nnunet_selma.sharing.publish import PublishSettings, licence_warning, publish
+
+    if chosen.check is not None:
+        if chosen.results is not None or chosen.output is not None:
+            raise SelmaError("--check takes a published folder alone; leave RESULTS and -o out")
+        return _check(chosen.check)
+    if chosen.results is None or chosen.output is None:
+        raise SelmaError("give the results folder and -o DIR, or --check DIR to check a published folder")
+    if chosen.license is None:
+        raise SelmaError("give the licence of the weights with --license, as in --license cc-by-nc-4.0")
+    facts = publish(chosen.results, chosen.output, settings_from(PublishSettings, chosen), _folders())
+    size = sum(file.stat().st_size for file in chosen.output.rglob("*") if file.is_file())
+    print(f"{chosen.output}: {facts.kind}, fold {', '.join(fold.fold for fold in facts.folds)}, {size / 1e6:.1f} MB")
+    if warning := licence_warning(facts, chosen.license):
+        print(f"WARNING: {warning}")
+    code = _check(chosen.output)
+    print(f"read {chosen.output / 'README.md'}, then: hf upload {chosen.repository or 'ACCOUNT/NAME'} {chosen.output}")
+    return code
+
+
+def _folders() -> Folders | None:
+    """nnU-Net's folders, if the environment names them."""
+    return Folders.from_environment(os.environ) if all(os.environ.get(name) for name in FOLDER_VARIABLES) else None
+
+
+def _check(folder: Path) -> int:
+    from nnunet_selma.sharing.checking import problems_of
+
+    problems = problems_of(folder)
+    for problem in problems:
+        print(problem)
+    print(
+        f"{folder}: {counted(len(problems), 'problem') if problems else 'complete; it loads, and the card is filled'}"
+    )
+    return 1 if problems else 0

@@ -1,0 +1,1 @@
+"""Handing a trained model on: repositories for a hub, containers, citations."""

@@ -1,0 +1,310 @@
+"""The check of a published folder: every fault becomes a sentence.
+
+Nothing in the folder is trusted: checkpoints are read without running code first, and nnU-Net, which would run it, sees only those that passed.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import torch
+
+from nnunet_selma.errors import SelmaError, counted
+from nnunet_selma.finetuning.pretrained import CHECKPOINT
+from nnunet_selma.nnunet.checkpoints import (
+    PRETEXT,
+    RECORD,
+    SUFFIX,
+    adaptation_record,
+    check_finite,
+    read_checkpoint,
+    unpickled,
+)
+from nnunet_selma.nnunet.folders import TRAINER_FOLDER
+from nnunet_selma.nnunet.plans import channels_of, whole_configuration
+from nnunet_selma.nnunet.voxel_sizes import planned_spacing
+from nnunet_selma.running.json_files import read_json
+from nnunet_selma.sharing.card import card_problems
+from nnunet_selma.sharing.publish import ADAPTATION, CARD, CONFIG, LICENCE
+
+_NEEDED = ("plans.json", "dataset.json", CONFIG, LICENCE, CARD)
+_STATES = ("optimizer_state", "grad_scaler_state")
+_UNREADABLE = (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError)
+_UNBUILDABLE = (KeyError, AttributeError, RuntimeError, AssertionError, TypeError, ValueError, ImportError, IndexError)
+_EDGE = 32
+"""Longest edge of the volume that is predicted, voxels."""
+_TRAINERS = "nnUNet_extTrainer"
+
+
+def problems_of(folder: Path) -> list[str]:
+    """A sentence for each fault of a published folder; empty if it is complete.
+
+    Raises:
+        SelmaError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise SelmaError(f"{folder}: there is no such folder; give one that nnunet-selma publish wrote")
+    return list(dict.fromkeys(_Check(folder).problems()))
+
+
+class _Check:
+    """The files of a folder, as far as they can be read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.unread: list[str] = []
+        self.plans, self.dataset, self.config = (self._json(name) for name in ("plans.json", "dataset.json", CONFIG))
+
+    def _json(self, name: str) -> dict[str, Any]:
+        path = self.folder / name
+        if not path.is_file():
+            return {}
+        try:
+            content: Any = read_json(path)
+        except SelmaError as error:
+            self.unread.append(str(error))
+            return {}
+        if not isinstance(content, dict):
+            self.unread.append(f"{path}: is no dictionary; restore it")
+            return {}
+        return content
+
+    def problems(self) -> Iterator[str]:
+        """All faults, files first."""
+        for name in _NEEDED:
+            if not (self.folder / name).is_file():
+                yield f"{self.folder / name} is missing; publish anew"
+        yield from self.unread
+        contents: dict[str, Mapping[str, Any]] = {}
+        for name, path in self._checkpoints().items():
+            content = yield from _content_problems(path)
+            if content is not None:
+                contents[name] = content
+                yield from _twin_problems(path)
+        yield from self._description_problems()
+        if self.plans and self.dataset:
+            if self.pretraining:
+                yield from self._pretraining_problems(contents)
+            else:
+                yield from self._prediction_problems(contents)
+        yield from self._licence_problems()
+        if (self.folder / CARD).is_file():
+            text = (self.folder / CARD).read_text(encoding="utf-8", errors="replace")
+            yield from (f"{self.folder / CARD}: {problem}" for problem in card_problems(text, self.config))
+
+    @property
+    def pretraining(self) -> bool:
+        """True if the folder holds a pretraining, whose checkpoint is at the root."""
+        kind = self.config.get("kind")
+        return kind == "pretraining" or (kind is None and (self.folder / CHECKPOINT).is_file())
+
+    def _checkpoints(self) -> dict[str, Path]:
+        """Fold to its checkpoint; those that config.json names, and those that are there."""
+        if self.pretraining:
+            return {"": self.folder / CHECKPOINT}
+        named = [str(fold) for fold in self.config.get("folds", [])]
+        there = sorted(path.name.removeprefix("fold_") for path in self.folder.glob("fold_*") if path.is_dir())
+        return {fold: self.folder / f"fold_{fold}" / CHECKPOINT for fold in dict.fromkeys([*named, *there])} or {
+            "0": self.folder / "fold_0" / CHECKPOINT
+        }
+
+    def _description_problems(self) -> Iterator[str]:
+        """Contradictions between config.json, plans.json and dataset.json."""
+        if not self.config:
+            return
+        name, classes = self.config.get("configuration"), self.config.get("classes", {})
+        if self.plans and name not in self.plans.get("configurations", {}):
+            yield f"{self.folder / 'plans.json'}: has no configuration {name}, which config.json names"
+        elif self.plans:
+            planned = whole_configuration(self.plans, str(name))["architecture"]["network_class_name"]
+            if planned != self.config.get("network_class_name"):
+                yield f"{self.folder / CONFIG}: names the network {self.config.get('network_class_name')}, and plans.json {planned}"
+        if self.dataset:
+            labels = {k: v for k, v in self.dataset.get("labels", {}).items() if k not in ("background", "ignore")}
+            if not self.pretraining and labels != classes:
+                yield (
+                    f"{self.folder / 'dataset.json'}: has {counted(len(labels), 'class', 'classes')} ({', '.join(labels) or 'none'}), and config.json has "
+                    f"{len(classes)} ({', '.join(classes) or 'none'})"
+                )
+
+    def _prediction_problems(self, contents: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+        """Faults that nnU-Net's predictor meets: checkpoints that do not fit, and a small volume that cannot be predicted."""
+        fitting, predictor = [], _predictor()
+        with _trainers_registered():
+            for fold in contents:
+                try:
+                    with redirect_stdout(StringIO()):
+                        predictor.initialize_from_trained_model_folder(str(self.folder), (fold,), CHECKPOINT)
+                    fitting.append(fold)
+                except _UNBUILDABLE as error:
+                    yield self._misfit(f"fold_{fold}/{CHECKPOINT}", error)
+            if fitting and len(fitting) == len(self._checkpoints()):
+                try:
+                    with redirect_stdout(StringIO()):
+                        predictor.initialize_from_trained_model_folder(str(self.folder), tuple(fitting), CHECKPOINT)
+                        yield from self._small_volume(predictor)
+                except _UNBUILDABLE as error:
+                    yield f"{self.folder}: nnU-Net cannot predict a small volume ({_in_one_line(error)})"
+
+    def _small_volume(self, predictor: Any) -> Iterator[str]:
+        """Predict a volume of random voxels, and look at the labels."""
+        patch = tuple(predictor.configuration_manager.patch_size)
+        edges = [min(edge, _EDGE) - axis for axis, edge in enumerate((2, *patch)[-3:])]
+        shape = tuple(max(edge, 2) for edge in edges)
+        image = np.random.default_rng(0).normal(size=(len(channels_of(self.dataset)), *shape)).astype(np.float32)
+        spacing = planned_spacing(self.plans, predictor.configuration_manager.configuration)
+        labels = predictor.predict_single_npy_array(image, {"spacing": spacing}, None, None, False)
+        known = {0, *(int(each) for value in self.dataset["labels"].values() for each in np.ravel(value))}
+        if labels.shape != shape:
+            yield f"{self.folder}: a volume of {shape} voxels is predicted as {labels.shape}"
+        elif not set(np.unique(labels).tolist()) <= known:
+            yield f"{self.folder}: predicts labels that dataset.json does not have"
+
+    def _pretraining_problems(self, contents: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+        """Faults of a pretraining: weights that do not fit the plans' network, or a plan of adaptation that is not theirs."""
+        from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        configuration, channels = str(self.config.get("configuration")), len(channels_of(self.dataset))
+        if configuration not in self.plans.get("configurations", {}):
+            return
+        try:
+            manager = PlansManager(self.plans)
+            network = nnUNetTrainer.build_network_architecture(
+                manager, manager.get_configuration(configuration), channels, channels, False
+            )
+        except _UNBUILDABLE as error:
+            yield f"{self.folder / 'plans.json'}: its network cannot be built ({_in_one_line(error)})"
+            return
+        content = contents.get("")
+        if content is not None:
+            try:
+                network.load_state_dict(content["network_weights"])
+            except _UNBUILDABLE as error:
+                yield self._misfit(CHECKPOINT, error)
+        yield from self._adaptation_problems(content, adaptation_record(network, self.plans, configuration, channels))
+
+    def _adaptation_problems(
+        self, content: Mapping[str, Any] | None, planned: Mapping[str, Any] | None
+    ) -> Iterator[str]:
+        """Faults of adaptation_plan.json, and of the same record in the checkpoint."""
+        path = self.folder / ADAPTATION
+        if planned is None:  # the network does not name its encoder
+            if path.is_file():
+                yield f"{path}: describes an encoder, which the network of plans.json does not name; remove it"
+            return
+        if not path.is_file():
+            yield f"{path} is missing, without which nnU-Net's nnUNetv2_preprocess_like_nnssl takes no weights; publish anew"
+            return
+        written = {key: value for key, value in self._json(ADAPTATION).items() if key != "trainer_name"}
+        record = (content or {}).get(RECORD)
+        if content is not None and not isinstance(record, Mapping):
+            yield f"{self.folder / CHECKPOINT}: lacks the entry {RECORD}, without which nnU-Net's nnUNetv2_preprocess_like_nnssl fails"
+        elif isinstance(record, Mapping) and record != written:
+            yield f"{path}: differs from the record in {CHECKPOINT} ({_differing(record, written)})"
+        if written.get("architecture_plans") != planned["architecture_plans"]:
+            yield f"{path}: describes another network than plans.json"
+        elif differing := _differing(planned, written):
+            yield f"{path}: contradicts plans.json ({differing})"
+
+    def _misfit(self, name: str, error: BaseException) -> str:
+        return f"{self.folder / name}: does not fit the network of plans.json with the labels and channels of dataset.json ({_in_one_line(error)})"
+
+    def _licence_problems(self) -> Iterator[str]:
+        path, licence = self.folder / LICENCE, self.config.get("license")
+        if path.is_file() and licence:
+            text = path.read_text(encoding="utf-8", errors="replace")
+            if licence not in text.lower():
+                yield f"{path}: does not name {licence}, the licence in config.json"
+
+
+def _content_problems(path: Path) -> Iterator[str] | Any:
+    """Yield the faults of a checkpoint alone; returns its content, or None if it cannot be read."""
+    if not path.is_file():
+        yield f"{path} is missing; publish anew"
+        return None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except _UNREADABLE:
+        try:
+            content = unpickled(path)
+        except SelmaError as error:
+            yield str(error)
+            return None
+        yield f"{path}: holds numpy objects, which strict readers of checkpoints refuse; publish anew"
+    lacking = [
+        name
+        for name in ("network_weights", "trainer_name", "init_args")
+        if not isinstance(content, Mapping) or name not in content
+    ]
+    if lacking:
+        yield f"{path}: is no checkpoint of nnU-Net, without {', '.join(lacking)}; publish anew"
+        return None
+    states = [name for name in _STATES if content.get(name)]
+    if states:
+        yield f"{path}: still holds the state of the optimiser ({', '.join(states)}), which only makes it larger; publish anew"
+    if isinstance(content.get(PRETEXT), Mapping):
+        yield f"{path}: still holds the state of the pretext ({PRETEXT}); publish anew"
+    try:
+        check_finite(content["network_weights"], str(path))
+    except SelmaError as error:
+        yield str(error)
+    return content
+
+
+def _twin_problems(path: Path) -> Iterator[str]:
+    """Faults of the safetensors file beside a checkpoint."""
+    twin = path.with_suffix(SUFFIX)
+    if not twin.is_file():
+        yield f"{twin} is missing; publish anew"
+        return
+    try:
+        ours, theirs = read_checkpoint(path).weights, read_checkpoint(twin).weights
+    except SelmaError as error:
+        yield str(error)
+        return
+    differing = [
+        key
+        for key in sorted(ours.keys() | theirs.keys())
+        if key not in ours or key not in theirs or not torch.equal(ours[key], theirs[key])
+    ]
+    if differing:
+        yield f"{twin}: holds other weights than {path.name} ({len(differing)} tensors differ, such as {differing[0]}); publish anew"
+
+
+def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
+    """Names of the entries that differ."""
+    keys = sorted(first.keys() | second.keys())
+    return ", ".join(key for key in keys if json.dumps(first.get(key)) != json.dumps(second.get(key)))
+
+
+def _in_one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:3])}"
+
+
+def _predictor() -> Any:
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    with redirect_stdout(StringIO()):  # nnU-Net prints that a CPU is no GPU
+        return nnUNetPredictor(
+            use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False, perform_everything_on_device=False
+        )
+
+
+@contextmanager
+def _trainers_registered() -> Iterator[None]:
+    """Let nnU-Net find the trainers of this package, which a checkpoint may name."""
+    before = os.environ.get(_TRAINERS)
+    os.environ[_TRAINERS] = before or str(TRAINER_FOLDER)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_TRAINERS]

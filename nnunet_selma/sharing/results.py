@@ -1,0 +1,360 @@
+"""Facts of a results folder: what nnU-Net and this package recorded about a training, for the model card and the citations.
+
+Nothing is guessed: what no file says is None or empty.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import nan
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from nnunet_selma.errors import SelmaError, counted
+from nnunet_selma.finetuning.pretrained import CHECKPOINT, SUMMARY, network_identity
+from nnunet_selma.nnunet.checkpoints import ANCESTOR, PRETEXT, RECORD, TRAINED, plain, unpickled
+from nnunet_selma.nnunet.folders import MANIFEST, Folders
+from nnunet_selma.nnunet.plans import channels_of, check_first_stage, whole_configuration
+from nnunet_selma.nnunet.settings import read_settings
+from nnunet_selma.nnunet.voxel_sizes import Unit, planned_spacing, unit_of
+from nnunet_selma.prediction.model_folder import check_model_folder
+from nnunet_selma.running.json_files import read_json
+from nnunet_selma.structures import PREFIXES, find_structure, of_case
+
+Kind = Literal["segmentation", "pretraining"]
+SPLITS = "splits_final.json"
+_NNUNETS_STEPS = 250
+"""Training steps in an epoch of nnU-Net's trainer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldFacts:
+    """One trained fold."""
+
+    fold: str
+    """Number of the fold, or "all"."""
+    checkpoint: Path
+    entries: Mapping[str, Any]
+    """Entries of the checkpoint but weights, optimiser and log."""
+    epochs: int | None
+    """Epochs that were trained; None where the checkpoint does not say."""
+    ancestor: Mapping[str, Any] | None
+    """Origin of the weights that the training started from (`finetuning.ancestor`); None where it is not recorded."""
+    dice: Mapping[str, Sequence[float]]
+    """Class to the Dice of each validation case, by nnU-Net's validation/summary.json; empty where there is none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFacts:
+    """The training data, as far as files of the workspace describe them."""
+
+    splits: Sequence[Mapping[str, Sequence[str]]]
+    """The folds of nnU-Net's splits_final.json: cases of "train" and of "val"; empty where the file is not there."""
+    manifest: Mapping[str, Any] | None
+    """Manifest of the conversion; None where the data were not converted by this package, or are not there."""
+
+    @cached_property
+    def cases(self) -> tuple[str, ...]:
+        """Names of all cases, by the folds, or else by the manifest."""
+        split = {case for fold in self.splits for part in ("train", "val") for case in fold.get(part, ())}
+        return tuple(sorted(split or (self.manifest or {}).get("cases", {})))
+
+    @property
+    def groups(self) -> Mapping[str, str]:
+        """Case to the group (animal, brain) that no fold parts; empty where it is not recorded."""
+        groups: Mapping[str, str] = (self.manifest or {}).get("groups", {})
+        return groups
+
+    @cached_property
+    def structures(self) -> Mapping[str, int]:
+        """Prefix of each structure to its number of cases, by the manifest or the names of the cases; empty where neither says."""
+        records = (self.manifest or {}).get("cases", {})
+        counts: dict[str, int] = {}
+        for case in self.cases:
+            recorded = records.get(case, {}).get("structure")
+            known = find_structure(recorded) if recorded else of_case(case)
+            name = known.prefix if known else recorded
+            if name:
+                counts[name] = counts.get(name, 0) + 1
+        return dict(sorted(counts.items()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultFacts:
+    """A trained model in a results folder."""
+
+    folder: Path
+    kind: Kind
+    trainer: str | None
+    """Trainer that trained it, by the folder's name; None where the folder has another name than nnU-Net gives."""
+    stored_trainer: str
+    """Trainer that the checkpoint names, whose network nnU-Net builds to predict."""
+    configuration: str
+    plans: Mapping[str, Any]
+    """The whole plans."""
+    dataset: Mapping[str, Any]
+    """The content of dataset.json."""
+    folds: tuple[FoldFacts, ...]
+    """At least one."""
+    data: DataFacts
+    summary: Mapping[str, Any]
+    """`ssl_summary.json` of a pretraining; empty for a segmentation, or where there is none."""
+
+    @property
+    def dataset_name(self) -> str:
+        """Name of the dataset in the plans, as in Dataset510_SELMA3D."""
+        return str(self.plans["dataset_name"])
+
+    @property
+    def plans_name(self) -> str:
+        """Name of the plans."""
+        return str(self.plans["plans_name"])
+
+    @cached_property
+    def planned(self) -> Mapping[str, Any]:
+        """The trained configuration, with all that it inherits."""
+        return whole_configuration(self.plans, self.configuration)
+
+    @property
+    def network(self) -> str:
+        """Module and class of the network."""
+        return str(network_identity(self.planned)["network_class_name"])
+
+    @property
+    def needs_this_package(self) -> bool:
+        """True if plain nnU-Net cannot build the network, which this package or, for a segmentation, one of its trainers makes."""
+        by_trainer = self.kind == "segmentation" and self.stored_trainer.startswith("Selma")
+        return self.network.startswith("nnunet_selma.") or by_trainer
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of the image channels."""
+        return tuple(channels_of(self.dataset))
+
+    @property
+    def classes(self) -> Mapping[str, Any]:
+        """Name of each class but background and ignore to its value, or to the values of a region."""
+        labels: Mapping[str, Any] = self.dataset["labels"]
+        return {name: value for name, value in labels.items() if name not in ("background", "ignore")}
+
+    @property
+    def spacing_zyx(self) -> tuple[float, ...]:
+        """Voxel size (z, y, x) to which images are resampled, in `unit`."""
+        return tuple(planned_spacing(self.plans, self.planned))
+
+    @property
+    def unit(self) -> Unit:
+        """Unit of the voxel sizes: µm, mm, or voxels, in which every size is 1."""
+        return unit_of(self.plans["original_median_spacing_after_transp"])
+
+    @property
+    def batch_size(self) -> int:
+        """Patches in a batch."""
+        return int(self.planned["batch_size"])
+
+    @property
+    def patch_size(self) -> tuple[int, ...]:
+        """Voxels of a patch, in the order of the network's axes."""
+        return tuple(self.planned["patch_size"])
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Training steps in an epoch; None for a trainer whose number is not known."""
+        trainer = self.trainer or self.stored_trainer
+        if trainer.startswith("Selma"):
+            settings = read_settings(self.plans)
+            run = settings.pretraining if self.kind == "pretraining" else settings.finetuning
+            return run.iterations_per_epoch or _NNUNETS_STEPS
+        return _NNUNETS_STEPS if trainer == "nnUNetTrainer" and self.trainer else None
+
+    @property
+    def ancestors(self) -> tuple[Mapping[str, Any], ...]:
+        """The distinct recorded ancestors of the folds, and the ancestors of these, nearest first."""
+        chain: list[Mapping[str, Any]] = []
+        for fold in self.folds:
+            ancestor = fold.ancestor
+            while ancestor:
+                if ancestor not in chain:
+                    chain.append(ancestor)
+                ancestor = ancestor.get("ancestor")
+        return tuple(chain)
+
+    @property
+    def pretexts(self) -> tuple[str, ...]:
+        """Class names of the pretexts of this pretraining, or of the pretrainings that it descends from."""
+        names = [self.summary.get("pretext"), *(ancestor.get("pretext") for ancestor in self.ancestors)]
+        return tuple(dict.fromkeys(str(name) for name in names if name))
+
+    @property
+    def structures(self) -> Mapping[str, int]:
+        """Prefix of each annotated structure to its number of cases."""
+        return self.data.structures
+
+    @property
+    def names_of_selma3d(self) -> bool | None:
+        """True if cases carry names of SELMA3D's structures; None where the cases, or what they show, are not known."""
+        return any(name in PREFIXES for name in self.structures) if self.structures else None
+
+    @property
+    def adaptation(self) -> Mapping[str, Any] | None:
+        """The record of nnssl in the checkpoint of a pretraining; None for a segmentation, or a network that does not name its encoder."""
+        record: Mapping[str, Any] | None = self.folds[0].entries.get(RECORD)
+        return record
+
+
+def facts_of(
+    results: Path, *, folds: Sequence[str] = (), checkpoint: str = CHECKPOINT, folders: Folders | None = None
+) -> ResultFacts:
+    """The facts of a results folder, read without running code in its checkpoints.
+
+    Args:
+        results: folder with plans.json, dataset.json and the folders of the folds.
+        folds: folds to look at; empty takes all that have the checkpoint.
+        checkpoint: file of the weights in the folder of a fold.
+        folders: nnU-Net's folders, for the folds and the manifest of the data; None takes those beside nnUNet_results, where they are.
+
+    Raises:
+        SelmaError: the folder is no complete model, its folds do not belong together, or it is the second stage of a cascade.
+    """
+    chosen = tuple(fold.removeprefix("fold_") for fold in folds) or _trained(results, checkpoint)
+    check_model_folder(results, chosen, checkpoint)
+    plans, dataset = read_json(results / "plans.json"), read_json(results / "dataset.json")
+    read = tuple(_fold(results, fold, checkpoint, dataset) for fold in chosen)
+    first = read[0].entries
+    begun = first["init_args"]
+    configuration, trainer = str(begun["configuration"]), str(first["trainer_name"])
+    for other in read[1:]:
+        if (other.entries["init_args"]["configuration"], other.entries["trainer_name"]) != (configuration, trainer):
+            raise SelmaError(
+                f"{results}: fold {other.fold} was trained with another configuration or trainer than fold {read[0].fold}; give folds of one training with -f"
+            )
+    if configuration not in plans.get("configurations", {}):
+        raise SelmaError(
+            f"{results / 'plans.json'}: has no configuration {configuration}, which the checkpoint was trained with; restore the plans of this training"
+        )
+    check_first_stage(whole_configuration(plans, configuration), configuration)
+    pretrained = any(first.get(name) is not None for name in (PRETEXT, RECORD, TRAINED))
+    beside = read[0].checkpoint.parent / SUMMARY
+    return ResultFacts(
+        folder=results,
+        kind="pretraining" if pretrained else "segmentation",
+        trainer=_trainer_of_folder(results),
+        stored_trainer=trainer,
+        configuration=configuration,
+        # those of the training itself: plans.json is written by the fold that began last
+        plans=begun.get("plans") or plans,
+        dataset=dataset,
+        folds=read,
+        data=_data(str(plans["dataset_name"]), folders or _folders_around(results)),
+        summary=read_json(beside) if pretrained and beside.is_file() else {},
+    )
+
+
+def _trained(results: Path, checkpoint: str) -> tuple[str, ...]:
+    """Folds that have the checkpoint, the numbers or else "all"; "0" where there is none, whose absence the error then names."""
+    names = {path.parent.name.removeprefix("fold_") for path in results.glob(f"fold_*/{checkpoint}")}
+    numbers = sorted((name for name in names if name.isdecimal()), key=int)
+    return tuple(numbers) or (("all",) if "all" in names else ("0",))
+
+
+def _trainer_of_folder(results: Path) -> str | None:
+    parts = results.resolve().name.split("__")
+    return parts[0] if len(parts) == 3 else None
+
+
+def _fold(results: Path, fold: str, checkpoint: str, dataset: Mapping[str, Any]) -> FoldFacts:
+    path = results / f"fold_{fold}" / checkpoint
+    content = unpickled(path)
+    lacking = [
+        name
+        for name in ("network_weights", "trainer_name", "init_args")
+        if not isinstance(content, Mapping) or name not in content
+    ]
+    if lacking:
+        raise SelmaError(f"{path}: is no checkpoint of nnU-Net, without {', '.join(lacking)}; give a model of nnU-Net")
+    entries = {
+        name: value
+        for name, value in content.items()
+        if name not in ("network_weights", "optimizer_state", "grad_scaler_state", "logging", PRETEXT)
+    }
+    if PRETEXT in content:
+        entries[PRETEXT] = True  # its state is as large as a network
+    summary = path.parent / "validation" / "summary.json"
+    return FoldFacts(
+        fold=fold,
+        checkpoint=path,
+        entries=plain(entries),
+        epochs=int(content["current_epoch"]) if content.get("current_epoch") is not None else None,
+        ancestor=plain(content.get(ANCESTOR)),
+        dice=_dice(summary, dataset) if summary.is_file() else {},
+    )
+
+
+def _dice(summary: Path, dataset: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Class to the Dice of each validation case; NaN where a class is in neither segmentation."""
+    name_of = {
+        _label_key(value if not isinstance(value, list) else tuple(value)): name
+        for name, value in dataset["labels"].items()
+    }
+    values: dict[str, list[float]] = {}
+    for case in read_json(summary).get("metric_per_case", []):
+        for label, metrics in case["metrics"].items():
+            dice = metrics.get("Dice")
+            values.setdefault(name_of.get(_label_key(label), label), []).append(nan if dice is None else float(dice))
+    return values
+
+
+def _label_key(label: Any) -> str:
+    """The same text for a label or region of dataset.json and its name in nnU-Net's summary: 1, or 1, 2 for a region."""
+    return ", ".join(re.findall(r"\d+", str(label)))
+
+
+def _folders_around(results: Path) -> Folders | None:
+    """nnU-Net's three folders, if the results lie in a workspace that has them side by side."""
+    root = results.resolve().parent.parent
+    if root.name != "nnUNet_results":
+        return None
+    return Folders(raw=root.parent / "nnUNet_raw", preprocessed=root.parent / "nnUNet_preprocessed", results=root)
+
+
+def _data(dataset: str, folders: Folders | None) -> DataFacts:
+    """Folds and manifest of a dataset, as far as they are there."""
+    if folders is None:
+        return DataFacts(splits=(), manifest=None)
+    preprocessed, raw = folders.preprocessed / dataset, folders.raw / dataset
+    splits: Any = read_json(preprocessed / SPLITS) if (preprocessed / SPLITS).is_file() else ()
+    manifests = [raw / MANIFEST, *(sorted(preprocessed.glob(f"*{MANIFEST}")) if preprocessed.is_dir() else ())]
+    manifest = next((read_json(path) for path in manifests if path.is_file()), None)
+    return DataFacts(splits=splits, manifest=manifest)
+
+
+def mean_dice(facts: ResultFacts) -> dict[str, tuple[float, int, int]]:
+    """Class to the mean Dice over the validation cases of all folds, their number, and the number of those without a value."""
+    pooled: dict[str, list[float]] = {}
+    for fold in facts.folds:
+        for name, values in fold.dice.items():
+            pooled.setdefault(name, []).extend(values)
+    return {
+        name: (
+            float(np.nanmean(values)) if not np.isnan(values).all() else nan,
+            len(values),
+            int(np.isnan(values).sum()),
+        )
+        for name, values in pooled.items()
+    }
+
+
+def in_words(size: Sequence[float], unit: Unit) -> str:
+    """A voxel size (z, y, x) in words; "voxel" where nobody stated a physical size."""
+    if unit == "voxel":
+        scale = "" if all(edge == 1 for edge in size) else f", resampled to {' × '.join(f'{edge:g}' for edge in size)}"
+        return f"voxel (no physical size was stated{scale})"
+    return f"{' × '.join(f'{edge:g}' for edge in size)} {'µm' if unit == 'um' else 'mm'} (z, y, x)"
+
+
+def folds_in_words(facts: ResultFacts) -> str:
+    """The folds in words, as in "2 folds (0, 1)"."""
+    return f"{counted(len(facts.folds), 'fold')} ({', '.join(fold.fold for fold in facts.folds)})"
