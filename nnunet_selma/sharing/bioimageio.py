@@ -171,11 +171,10 @@ def write_files(facts: ResultFacts, folder: Path, settings: PackageSettings) -> 
     image = np.random.default_rng(0).uniform(0, 1000, (1, len(facts.channels), *facts.patch_size)).astype(np.float32)
     normalised = torch.from_numpy(_normalised(image, facts))
     with torch.inference_mode(), warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # the trace holds for every size that the strides divide, which test_model tries
+        warnings.simplefilter("ignore")  # about sizes in the trace, which test_model tries
         probabilities = _probabilities(network(normalised), facts).numpy()
-        torch.jit.trace(network, normalised).save(str(folder / "weights_torchscript.pt"))
+        traced: Any = torch.jit.trace(network, normalised)  # type: ignore[no-untyped-call]
+    traced.save(str(folder / "weights_torchscript.pt"))
     torch.save(network.state_dict(), folder / "weights.pt")
     np.save(folder / "test_input.npy", image)
     np.save(folder / "test_output.npy", probabilities)
@@ -261,6 +260,10 @@ def _zscore(axes: Sequence[str]) -> list[dict[str, Any]]:
     return [{"id": "zero_mean_unit_variance", "kwargs": {"axes": list(axes), "eps": _SMALLEST_STD}}]
 
 
+def _unchanged(axes: Sequence[str]) -> list[dict[str, Any]]:
+    return []
+
+
 def _to_01(axes: Sequence[str]) -> list[dict[str, Any]]:
     return [{"id": "scale_range", "kwargs": {"axes": list(axes), "eps": _SMALLEST_STD}}]
 
@@ -268,7 +271,7 @@ def _to_01(axes: Sequence[str]) -> list[dict[str, Any]]:
 _NORMALISATION = {
     "ZScoreNormalization": _zscore,
     "RescaleTo01Normalization": _to_01,
-    "NoNormalization": lambda axes: [],
+    "NoNormalization": _unchanged,
 }
 """nnU-Net's normalisation to the same in the terms of the format; each channel is normalised alone."""
 
@@ -302,7 +305,8 @@ def _environment() -> dict[str, Any]:
 def _description(name: str, facts: ResultFacts, folder: Path, settings: PackageSettings) -> dict[str, Any]:
     """The content of rdf.yaml."""
     axes = _axes(facts)
-    scales = [{"scale": float(size), **_UNITS[facts.unit]} for size in facts.planned["spacing"]]
+    # bioimageio.spec compares length × scale / scale with the length, which is exact for numbers of single precision only
+    scales = [{"scale": float(np.float32(size)), **_UNITS[facts.unit]} for size in facts.planned["spacing"]]
     sizes = [
         {"min": int(edge), "step": int(step)}
         for edge, step in zip(facts.patch_size, total_strides(facts.planned), strict=True)
