@@ -50,7 +50,7 @@ def open_points(facts: ResultFacts) -> list[str]:
             ancestor["weights"] if ancestor else "unknown" for ancestor in (fold.ancestor for fold in facts.folds)
         }
         if "given" in origins:
-            points.append("The training started from a file given as -pretrained_weights: cite those who made it.")
+            points.append("The training started from a file that nnUNetv2_train was given: cite those who made it.")
         if "unknown" in origins:
             points.append("The weights that the training started from are not recorded: cite those who made them.")
     points += [
@@ -95,9 +95,9 @@ def _data(facts: ResultFacts) -> Iterator[tuple[Work, str]]:
         for prefix, work in works.SOURCE_OF_STRUCTURE.items():
             structure = find_structure(prefix)
             assert structure is not None
-            yield work, f"{selma3d}: source of its images of the {structure.title}, which its terms of use ask to cite"
+            yield work, f"{selma3d}: source of SELMA3D's images of the {structure.title}, which its terms ask to cite"
     if layout and _DELIVR_LAYOUT in layout:
-        yield works.DELIVR, "the annotated data are DELiVR's"
+        yield works.DELIVR, "the annotated data were converted from a download laid out as DELiVR's"
     elif layout is None and "microglia" in facts.structures:
         yield works.DELIVR, "if the annotated data are DELiVR's, which the results folder does not record"
 
@@ -110,7 +110,7 @@ def _selma3d(facts: ResultFacts, layout: str | None) -> str:
         layout: layout of the download that the annotated data were converted from; None where that is not recorded.
     """
     if layout and any(name in layout for name in _SELMA3D_LAYOUTS):
-        return "the annotated data are SELMA3D's"
+        return "the annotated data were converted from a download laid out as SELMA3D's"
     known = any(prefix in works.SOURCE_OF_STRUCTURE for prefix in facts.structures)
     if layout is None and (known or "SELMA3D" in facts.dataset_name):
         return "if the annotated data are SELMA3D's, which the results folder does not record"

@@ -106,7 +106,7 @@ def test_pretraining_on_unknown_brains_may_owe_selma3d_a_citation():
     ("ancestor", "cases", "words"),
     [
         ({"weights": "random"}, ["cfos_neuron_1"], []),
-        ({"weights": "given"}, ["cfos_neuron_1"], ["-pretrained_weights"]),
+        ({"weights": "given"}, ["cfos_neuron_1"], ["nnUNetv2_train was given"]),
         ({"weights": "unknown"}, ["cfos_neuron_1"], ["not recorded"]),
         (None, ["cfos_neuron_1"], ["not recorded"]),
         ({**PRETRAINED, "pretext": None, "trainer": "BaseMAETrainer"}, ["cfos_neuron_1"], ["a.pth"]),
