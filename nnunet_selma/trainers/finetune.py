@@ -29,12 +29,14 @@ from nnunet_selma.finetuning.transfer import carry_over, parts_of
 from nnunet_selma.networks.parts import bare, pretrained_module, pretrained_part
 from nnunet_selma.nnunet.checkpoints import ANCESTOR, check_finite, read_checkpoint
 from nnunet_selma.nnunet.voxel_sizes import check_voxel_sizes, median_spacing, preprocessed_spacings
-from nnunet_selma.running.json_files import write_json
+from nnunet_selma.running.json_files import write_json, write_text
 from nnunet_selma.trainers.base import SelmaTrainer, facts_of, label_channels
 from nnunet_selma.trainers.failures import plain_errors
 from nnunet_selma.trainers.warmup import WarmupPolyLRScheduler
 
 CALIBRATION = "calibration.json"
+NOT_VALIDATED = "not_validated"
+"""Only entry of `validation/summary.json`, a sentence, and name of a file beside it, where the final validation was left out."""
 _PROBED_BATCHES = 20
 """Training batches on which the segmentation heads are fitted."""
 _MOSTLY = 0.5
@@ -353,7 +355,10 @@ class SelmaFinetuneTrainer(SelmaTrainer):
         """Validate as nnU-Net does, if `finetuning.final_validation` is set; on a CPU without mirroring, which would take eight times as long."""
         if not self.settings.finetuning.final_validation:
             self.print_to_log_file("The final validation is left out (finetuning.final_validation turns it on).")
+            self.note_missing_validation()
             return
+        if self.local_rank == 0:
+            self.missing_validation.unlink(missing_ok=True)
         axes = self.inference_allowed_mirroring_axes
         if self.device.type == "cpu":
             self.print_to_log_file("The final validation does not mirror on a CPU.")
@@ -362,3 +367,23 @@ class SelmaFinetuneTrainer(SelmaTrainer):
             super().perform_actual_validation(save_probabilities)
         finally:
             self.inference_allowed_mirroring_axes = axes
+
+    @property
+    def missing_validation(self) -> Path:
+        """A file among the predictions of the validation that is no image, where the final validation was left out."""
+        return Path(self.output_folder) / "validation" / f"{NOT_VALIDATED}{self.dataset_json['file_ending']}"
+
+    def note_missing_validation(self) -> None:
+        """Write `validation/summary.json` without scores, because nnUNetv2_export_model_to_zip demands the file.
+
+        nnUNetv2_find_best_configuration reads no summary of a fold; it takes a fold for validated that has the folder, and would leave out
+        the cases of this one. The file beside the summary is no image, so that the command ends with an error that names it. Scores of an
+        earlier validation of the same weights stay.
+        """
+        summary = self.missing_validation.with_name("summary.json")
+        if self.local_rank != 0 or (summary.is_file() and not self.has_trained):
+            return
+        sentence = "no case of this fold was predicted or scored (finetuning.final_validation=false)"
+        summary.parent.mkdir(exist_ok=True)
+        write_text(self.missing_validation, f"{sentence}\n")
+        write_json(summary, {NOT_VALIDATED: sentence})

@@ -305,6 +305,36 @@ class TestFinetuning:
         assert "nothing is carried over" in done.stdout
         assert "Validation complete" in done.stdout
 
+    @pytest.mark.slow
+    def test_a_model_without_final_validation_is_exported_and_installed(self, workspace, tmp_path):
+        """nnU-Net's export demands a summary of the validation; nnUNetv2_find_best_configuration still refuses the fold."""
+        trained = workspace.path(FINETUNED).parent
+        model = tmp_path / "results" / trained.parent.name / trained.name
+        shutil.copytree(trained, model, ignore=shutil.ignore_patterns("validation"))
+        names = ("-d", "510", "-c", "3d_fullres", "-tr", "SelmaFinetuneTrainer", "-p", "nnUNetSmallPlans", "-f", "0")
+        export = ["nnUNetv2_export_model_to_zip", "-o", str(tmp_path / "model.zip"), *names]
+        assert workspace.run(*export, nnUNet_results=str(tmp_path / "results")).returncode != 0
+        train = ["nnUNetv2_train", "510", "3d_fullres", "0", "-tr", "SelmaFinetuneTrainer", "-p", "nnUNetSmallPlans"]
+        workspace.settings(510, "nnUNetSmallPlans", "finetuning.final_validation=false")
+        try:
+            done = workspace.run(*train, "-device", "cpu", "--val", nnUNet_results=str(tmp_path / "results"))
+        finally:
+            workspace.settings(510, "nnUNetSmallPlans", "finetuning.final_validation=true")
+        assert done.returncode == 0, done.stderr
+        done = workspace.run(*export, nnUNet_results=str(tmp_path / "results"))
+        assert done.returncode == 0, done.stderr
+        (tmp_path / "installed").mkdir()
+        install = ["nnUNetv2_install_pretrained_model_from_zip", str(tmp_path / "model.zip")]
+        done = workspace.run(*install, nnUNet_results=str(tmp_path / "installed"))
+        assert done.returncode == 0, done.stderr
+        installed = tmp_path / "installed" / model.relative_to(tmp_path / "results")
+        for name in ("plans.json", "dataset.json", "fold_0/checkpoint_final.pth", "fold_0/validation/summary.json"):
+            assert (installed / name).read_bytes() == (model / name).read_bytes()
+        best = ["nnUNetv2_find_best_configuration", *(name for name in names if name != "-d"), "--disable_ensembling"]
+        done = workspace.run(*best, "-np", "1", nnUNet_results=str(tmp_path / "results"))
+        assert done.returncode != 0
+        assert "not_validated" in done.stdout + done.stderr
+
     def test_a_checkpoint_that_would_run_code_ends_with_a_sentence(self, workspace, tmp_path):
         """The other sentences about unusable checkpoints are those of tests/finetuning; all of them leave nnU-Net's command this way."""
         path = tmp_path / "weights.pth"

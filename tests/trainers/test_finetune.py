@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from batchgenerators.utilities.file_and_folder_operations import write_pickle
+from nnunetv2.evaluation.accumulate_cv_results import accumulate_cv_results
+from nnunetv2.evaluation.evaluate_predictions import load_summary_json
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
@@ -647,6 +649,41 @@ def test_the_final_validation_is_a_setting(wish, folders, monkeypatch):
     one.perform_actual_validation()
     assert asked == [True] * wish
     assert ("validation is left out" in Path(one.log_file).read_text()) != wish
+
+
+def test_a_fold_that_was_not_validated_has_no_scores_that_nnunet_would_take(folders, tmp_path):
+    """nnUNetv2_export_model_to_zip demands the summary; nnUNetv2_find_best_configuration copies the predictions of all folds."""
+    one = started(SelmaFinetuneTrainer, folders, final_validation=False)
+    one.perform_actual_validation()
+    fold = Path(one.output_folder)
+    assert "not_validated" in read_json(fold / "validation" / "summary.json")
+    with pytest.raises(KeyError):
+        load_summary_json(str(fold / "validation" / "summary.json"))
+    shutil.copytree(fold, fold.with_name("fold_1"))
+    write_json(fold.parent / "plans.json", plans())
+    write_json(fold.parent / "dataset.json", DATASET)
+    with pytest.raises(RuntimeError, match="not_validated"):
+        accumulate_cv_results(str(fold.parent), str(tmp_path / "merged"), (0, 1), 1)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_scores_of_the_same_weights_are_kept(trained, folders):
+    one = started(SelmaFinetuneTrainer, folders, final_validation=False)
+    summary = Path(one.output_folder) / "validation" / "summary.json"
+    summary.parent.mkdir()
+    write_json(summary, {"foreground_mean": {"Dice": 0.5}})
+    one.has_trained = trained
+    one.perform_actual_validation()
+    assert ("foreground_mean" in read_json(summary)) != trained
+
+
+def test_a_validation_clears_the_note_of_a_missing_one(folders, monkeypatch):
+    monkeypatch.setattr(nnUNetTrainer, "perform_actual_validation", lambda *_: None)
+    started(SelmaFinetuneTrainer, folders, final_validation=False).perform_actual_validation()
+    one = started(SelmaFinetuneTrainer, folders)
+    assert one.missing_validation.is_file()
+    one.perform_actual_validation()
+    assert not one.missing_validation.exists()
 
 
 @pytest.mark.parametrize("name", ["frozen_epochs", "lora_rank", "lora_alpha"])
