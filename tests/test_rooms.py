@@ -26,6 +26,7 @@ ROOMS = [
     "evaluation",
     "prediction",
     "routing",
+    "sharing",
     "demo",
     "recipes",
     "cli",

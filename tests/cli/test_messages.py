@@ -26,6 +26,8 @@ EXCEPTED = {
     "nnunet_selma.running.cluster": "raised only where --scheduler was given",
     "nnunet_selma.conversion.spacing": "inspect asks only for the spacing of structures that have one",
     "nnunet_selma.conversion.channels": "inspect keeps channels separate",
+    "nnunet_selma.prediction.model": "container loads models on the CPU, which has no --device to choose",
+    "nnunet_selma.sharing.docker_files": "files with commands of Docker and pip",
 }
 """Module to the reason why no command prints its messages without having the options."""
 
@@ -153,7 +155,7 @@ def test_messages_name_options_that_the_command_has(command):
     assert lacking == []
 
 
-@pytest.mark.parametrize("module", sorted(TREES))
+@pytest.mark.parametrize("module", sorted(TREES.keys() - {"nnunet_selma.sharing.docker_files"}))
 def test_options_in_messages_exist(module):
     known = set().union(NNUNET, *OPTIONS.values(), ("-like", "-scratch"))
     texts = [text for statement in definitions(module).values() for _, text in sentences(statement) if " " in text]
