@@ -137,6 +137,9 @@ def _check_packed(packed: PackedModel) -> None:
             raise SelmaError(
                 f"--model {unknown[0]}=…: the router knows no {unknown[0]}; its classes are {', '.join(classes)}"
             )
+    for model in packed.models.values():
+        model.check_complete()
+        model.check_finite()  # says of a file that is cut short that it is
     check_models(packed, "cpu")
 
 

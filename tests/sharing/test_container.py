@@ -275,7 +275,7 @@ def test_what_cannot_become_a_container(trained, tmp_path, capsys, monkeypatch):
     assert "full: exists already; remove it, or choose another -o" in refused(capsys, place / "full", model)
     assert "nowhere: there is no such folder" in refused(capsys, tmp_path / "out" / "c", tmp_path / "nowhere")
     assert "was trained on 2 channels (stain 0, stain 1)" in refused(capsys, target, both.folder)
-    assert "cut: checkpoint_final.pth of fold 0" in refused(capsys, target, cut, "-f", 0)
+    assert "cut/fold_0/checkpoint_final.pth: cannot be read" in refused(capsys, target, cut, "-f", 0)
     assert "fold_4/checkpoint_final.pth is missing" in refused(capsys, target, model, "-f", 4)
     assert "give either the folder of one model, or a --router" in refused(capsys, target)
     assert "a router needs the models" in refused(capsys, target, model, "--router", "router.pt")
