@@ -35,7 +35,7 @@ from nnunet_selma.sharing.docker_files import (
 from nnunet_selma.sharing.editions import EDITIONS, INPUTS, Edition, EditionYear
 from nnunet_selma.sharing.meta_image import Geometry, write_mha
 from nnunet_selma.sharing.packed_model import PackedModel, write_packed_model
-from nnunet_selma.sharing.segmenting import check_models
+from nnunet_selma.sharing.segmenting import open_models
 
 _FAKE = "cell_nuclei_0001.mha"
 """Name of the fake image; the structure has a voxel size in the table."""
@@ -140,7 +140,7 @@ def _check_packed(packed: PackedModel) -> None:
     for model in packed.models.values():
         model.check_complete()
         model.check_finite()  # says of a file that is cut short that it is
-    check_models(packed, "cpu")
+    open_models(packed, "cpu")
 
 
 def _about(packed: PackedModel) -> list[str]:

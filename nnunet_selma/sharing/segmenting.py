@@ -27,7 +27,7 @@ from nnunet_selma.volumes.base import Array
 
 _SLAB_BYTES = 2**26
 """Bytes of labels that are read and written together."""
-_BYTES_OF_REMOVAL = 8
+_BYTES_OF_REMOVAL = 12
 """Bytes for each voxel of a volume while its small components are removed."""
 
 
@@ -59,7 +59,7 @@ class Segmenter:
         self._options: dict[str, Any] = {} if max_memory is None else {"max_memory": max_memory}
         self._scratch, self._say = scratch, say
         self._router = None if self._packed.router is None else open_router(self._packed.router, self._device)
-        check_models(self._packed, str(self._device))
+        self._models = open_models(self._packed, str(self._device))
         say(f"model: {folder}, on {self._device}")
 
     def segment(self, case: Case, output: Path, dtype: str) -> None:
@@ -71,7 +71,7 @@ class Segmenter:
         output.parent.mkdir(parents=True, exist_ok=True)
         volume = open_volume(case.path)
         model = self._chosen(volume)
-        spacing, source = voxel_size(case, volume, self._packed.spacing_um_zyx, model)
+        spacing, source = voxel_size(case, volume, self._packed.spacing_um_zyx, model.settings)
         self._say(
             f"{case.name}: {'×'.join(map(str, volume.shape))} voxels{f' of {as_text(spacing)} µm' if spacing else ''}, {source}"
         )
@@ -79,21 +79,21 @@ class Segmenter:
             settings = VolumePrediction(
                 inputs=(case.path,),
                 output=Path(folder) / "case.ome.zarr",
-                model=model,
+                model=model.settings,
                 spacing_um_zyx=spacing,
                 tissue_only=False,
                 raw=False,
                 **self._options,
             )
-            predict_volume(settings, Execution(device=str(self._device)))
+            predict_volume(settings, Execution(device=str(self._device)), model=model)
             labels = open_volume(settings.output / "labels" / settings.name)
             slabs = self._masks(labels, settings.max_memory)
             write_mha(output, labels.shape, dtype, geometry_of(case.path, labels.shape), slabs)
         self._say(f"{case.name}: {output}")
 
-    def _chosen(self, volume: Volume) -> ModelSettings:
+    def _chosen(self, volume: Volume) -> Model:
         """The model for a volume."""
-        models = self._packed.models
+        models = self._models
         if self._router is None:
             (model,) = models.values()
             return model
@@ -128,18 +128,18 @@ class Segmenter:
             yield labels.read(slice(z, min(z + step, depth))) > 0
 
 
-def check_models(packed: PackedModel, device: str) -> None:
-    """Raise `SelmaError` unless each model can be loaded, takes images of one channel, and is of a class that the router tells apart."""
-    checked: set[Path] = set()
+def open_models(packed: PackedModel, device: str) -> dict[str, Model]:
+    """Class to its model, loaded; raises `SelmaError` for one that cannot be, or that takes more than one channel."""
+    opened: dict[Path, Model] = {}
     for settings in packed.models.values():
-        if settings.folder in checked:
-            continue
-        checked.add(settings.folder)
-        channels = Model(settings, device).channels
-        if len(channels) != 1:
-            raise SelmaError(
-                f"{settings.folder}: was trained on {len(channels)} channels ({', '.join(channels)}), and the challenge's images have one"
-            )
+        if settings.folder not in opened:  # two classes may share one
+            model = opened[settings.folder] = Model(settings, device)
+            if len(model.channels) != 1:
+                raise SelmaError(
+                    f"{settings.folder}: was trained on {len(model.channels)} channels ({', '.join(model.channels)}), and the challenge's images "
+                    "have one"
+                )
+    return {name: opened[settings.folder] for name, settings in packed.models.items()}
 
 
 def voxel_size(

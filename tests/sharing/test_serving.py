@@ -387,6 +387,7 @@ def test_a_router_chooses_the_model(tmp_path, rng, monkeypatch):
     voxels, said = texture(rng, SHAPE), []
     path = write_image(tmp_path / "a.mha", voxels[0])
     program = segmenter(packed, tmp_path, said)
+    monkeypatch.setattr("nnunet_selma.prediction.start.Model", None)  # both are open for all cases
     for probabilities, name in (
         ({"cfos_neuron": 0.7, "microglia": 0.3}, "cfos_neuron"),
         ({"cfos_neuron": 0.2, "microglia": 0.8}, "other"),
@@ -396,7 +397,7 @@ def test_a_router_chooses_the_model(tmp_path, rng, monkeypatch):
         expected = stock(trained[name], voxels, (1, 1, 1)) > 0
         assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out.mha"))), expected)
     assert "shows microglia (0.80), model other" in said
-    program._packed.models.pop("other")
+    program._models.pop("other")
     with pytest.raises(SelmaError, match=r"a\.mha: shows microglia \(probability 0\.80\), for which there is no model"):
         program.segment(Case(path, "a.mha"), tmp_path / "out.mha", "int8")
 
