@@ -52,7 +52,7 @@ def _predict_routed(chosen: argparse.Namespace) -> int:
     from nnunet_selma.routing.routed import ROUTES, RoutedSettings, predict_routed
     from nnunet_selma.routing.routers import open_router
 
-    models = _models(chosen.models)
+    models = models_by_class(chosen.models)
     device = computing_device(chosen.device)
     settings = settings_from(RoutedSettings, chosen, device=device.type)
     router = open_router(chosen.router, device)
@@ -80,7 +80,7 @@ def _remove_small(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _models(texts: list[str]) -> dict[str, Path]:
+def models_by_class(texts: list[str]) -> dict[str, Path]:
     """Class to the folder of its model, of `cfos_neuron=FOLDER` and the like."""
     from nnunet_selma.routing.routers import class_named
 

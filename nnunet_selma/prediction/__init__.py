@@ -19,6 +19,7 @@ from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.prediction.block_prediction import BlocksToPredict, open_predictor, predict_blocks
 from nnunet_selma.prediction.columns import columns, share_of, tasks_of
 from nnunet_selma.prediction.finishing import complete_run, fill_image_levels, write_also
+from nnunet_selma.prediction.model import Model
 from nnunet_selma.prediction.place import (
     check_place,
     complete_result,
@@ -66,8 +67,17 @@ def predict_volume(
     progress: Progress[Any] = silent,
     meter: Meter = silent_meter,
     say: Callable[[str], None] = lambda _: None,
+    model: Model | None = None,
 ) -> PredictionResult | None:
     """Predict a volume; returns the result in numbers, or None if other shares are not done yet.
+
+    Args:
+        settings: settings of the prediction.
+        execution: execution options.
+        progress: shows coarser levels and slices.
+        meter: shows slabs and blocks.
+        say: receives sentences about what is done.
+        model: the model of the settings, where it is open already.
 
     Raises:
         SelmaError: a file cannot be read, the model does not fit, the output exists, or an interrupted run had other settings.
@@ -88,7 +98,7 @@ def predict_volume(
         return earlier
     check_place(settings, sources, also=execution.also, overwrite=execution.overwrite)
     started = time.monotonic()
-    begun = start_run(settings, execution.device, overwrite=execution.overwrite, sources=sources)
+    begun = start_run(settings, execution.device, overwrite=execution.overwrite, sources=sources, model=model)
     run = begun.run
     for line in [*_description(run), *uncertain_sources(run.facts, sources)]:
         say(line)

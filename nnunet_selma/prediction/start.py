@@ -48,7 +48,12 @@ class StartedRun:
 
 
 def start_run(
-    settings: VolumePrediction, device: str, *, overwrite: bool, sources: Sources | None = None
+    settings: VolumePrediction,
+    device: str,
+    *,
+    overwrite: bool,
+    sources: Sources | None = None,
+    model: Model | None = None,
 ) -> StartedRun:
     """Create the folder of a run with its empty images, or return that of a run that was interrupted.
 
@@ -59,13 +64,14 @@ def start_run(
         device: where blocks are predicted; the model is only looked at here.
         overwrite: replace an interrupted run, unless it was itself started to overwrite.
         sources: fingerprints of the files, where they are known already.
+        model: the model of the settings, where it is open already.
 
     Raises:
         SelmaError: the model is incomplete, the volume does not fit it, an interrupted run had other settings or files, or its blocks do not
             fit into the memory.
     """
     run, sources = Run(settings.staging), sources or Sources(settings)
-    model = Model(settings.model, "cpu")
+    model = model or Model(settings.model, "cpu")
     volumes = tuple(open_channels(settings, len(model.channels)))
     discard = overwrite
     if run.folder.exists():

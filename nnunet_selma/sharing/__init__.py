@@ -1,1 +1,1 @@
-"""Handing a trained model on: repositories for a hub, containers, citations."""
+"""Handing a trained model on: containers for the challenge, repositories for a hub, packages for other programs, citations."""
