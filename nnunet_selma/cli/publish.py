@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,17 @@ def _options(parser: argparse.ArgumentParser) -> None:
         "-f", "--fold", dest="folds", nargs="+", default=(), help="folds, or all (default: those that are trained)"
     )
     add_options(parser, PublishSettings, checkpoint="-chk")
+    parser.add_argument(
+        "--bioimageio",
+        action="store_true",
+        help="write a package for bioimage.io instead: a folder, or a file that ends in .zip; one fold",
+    )
+    parser.add_argument(
+        "--bioimageio-python",
+        type=path,
+        metavar="FILE",
+        help="interpreter with bioimageio.core and nnunetv2, which tests the package (default: this one)",
+    )
     parser.set_defaults(run=_publish, starts_anew=True)
 
 
@@ -50,6 +62,8 @@ def _publish(chosen: argparse.Namespace) -> int:
         raise SelmaError("give the results folder and -o DIR, or --check DIR to check a published folder")
     if chosen.license is None:
         raise SelmaError("give the licence of the weights with --license, as in --license cc-by-nc-4.0")
+    if chosen.bioimageio:
+        return _package(chosen)
     facts = publish(chosen.results, chosen.output, settings_from(PublishSettings, chosen), _folders())
     size = sum(file.stat().st_size for file in chosen.output.rglob("*") if file.is_file())
     print(f"{chosen.output}: {facts.kind}, fold {', '.join(fold.fold for fold in facts.folds)}, {size / 1e6:.1f} MB")
@@ -58,6 +72,31 @@ def _publish(chosen: argparse.Namespace) -> int:
     code = _check(chosen.output)
     print(f"read {chosen.output / 'README.md'}, then: hf upload {chosen.repository or 'ACCOUNT/NAME'} {chosen.output}")
     return code
+
+
+def _package(chosen: argparse.Namespace) -> int:
+    """Write a package for bioimage.io."""
+    from nnunet_selma.sharing.bioimageio import LIMITS, PackageSettings, write_package
+    from nnunet_selma.sharing.card import validation_lines
+    from nnunet_selma.sharing.licences import licence_named
+    from nnunet_selma.sharing.results import facts_of
+    from nnunet_selma.sharing.validation import read_validation
+
+    facts = facts_of(chosen.results, folds=tuple(chosen.folds), checkpoint=chosen.checkpoint, folders=_folders())
+    validation = read_validation(chosen.evaluation, chosen.method, facts) if chosen.evaluation else None
+    settings = PackageSettings(
+        name=chosen.name,
+        authors=(chosen.author,) if chosen.author else (),
+        license=licence_named(chosen.license).spdx,
+        validation="\n".join(validation_lines(facts, validation)),
+    )
+    python = chosen.bioimageio_python or Path(sys.executable)
+    versions = write_package(facts, chosen.output, settings, python=python)
+    tested = ", ".join(f"{name} {number}" for name, number in versions.items())
+    print(f"{chosen.output}: passed test_model with {tested}")
+    for limit in LIMITS:
+        print(f"not expressed: {limit}")
+    return 0
 
 
 def _folders() -> Folders | None:

@@ -125,7 +125,7 @@ def compare(
         pairs = np.array([pair for pair in values if not np.isnan(pair).any()]).reshape(-1, 2)
         difference = pairs[:, 0] - pairs[:, 1]
         gain = difference if metric.higher_is_better else -difference
-        low, high = _interval(difference, seed)
+        low, high = interval_of_mean(difference, seed)
         rows.append(
             PairedDifference(
                 structure=group.structure,
@@ -150,11 +150,11 @@ def _mean(values: NDArray[np.float64]) -> float:
     return float(values.mean()) if len(values) else nan
 
 
-def _interval(difference: NDArray[np.float64], seed: int) -> tuple[float, float]:
-    """Bootstrap interval of the mean, 95 %."""
-    if len(difference) < 2:
+def interval_of_mean(values: NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
+    """Bootstrap interval of the mean, 95 %, percentiles of 9999 resamples; NaN with fewer than two values."""
+    if len(values) < 2:
         return nan, nan
-    if np.ptp(difference) == 0:
-        return float(difference[0]), float(difference[0])
-    result = bootstrap((difference,), np.mean, method="percentile", rng=np.random.default_rng(seed))
+    if np.ptp(values) == 0:
+        return float(values[0]), float(values[0])
+    result = bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(seed))
     return float(result.confidence_interval.low), float(result.confidence_interval.high)

@@ -112,7 +112,7 @@ class ModelSettings:
 
 
 @contextmanager
-def _trainers_registered() -> Iterator[None]:
+def trainers_registered() -> Iterator[None]:
     """Let nnU-Net find the trainers of this package, which a checkpoint may name; on a cluster's workers the variable is not set."""
     before = os.environ.get(_TRAINERS)
     os.environ[_TRAINERS] = before or str(TRAINER_FOLDER)
@@ -173,7 +173,7 @@ class Model:
                 perform_everything_on_device=False,
             )
         try:
-            with _trainers_registered():
+            with trainers_registered():
                 predictor.initialize_from_trained_model_folder(
                     str(settings.folder), settings.folds, settings.checkpoint
                 )

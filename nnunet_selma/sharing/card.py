@@ -70,7 +70,7 @@ def model_card(
         "Intended use": _intended_use(facts),
         "Training data": _data(facts),
         "Training": _training(facts),
-        "Validation": _scores(validation) if validation else _nnunets_scores(facts),
+        "Validation": validation_lines(facts, validation),
         "Limits": _limits(facts, validation),
         "How to use it": _commands(facts, texts),
         "Licence": _licence(licence, facts),
@@ -249,6 +249,11 @@ def _training(facts: ResultFacts) -> list[str]:
     known = ", ".join(f"{name} {number}" for name, number in versions.items()) if versions else "not known"
     lines.append(f"- versions of the training: {known} (those of the publication are in config.json)")
     return lines
+
+
+def validation_lines(facts: ResultFacts, validation: Validation | None) -> list[str]:
+    """Lines on how the model was validated: by the rules of SELMA3D, or without such scores by nnU-Net."""
+    return _scores(validation) if validation else _nnunets_scores(facts)
 
 
 def _scores(validation: Validation) -> list[str]:

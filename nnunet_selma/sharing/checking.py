@@ -4,9 +4,8 @@ Nothing in the folder is trusted: checkpoints are read without running code firs
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 from pickle import UnpicklingError
@@ -26,9 +25,9 @@ from nnunet_selma.nnunet.checkpoints import (
     read_checkpoint,
     unpickled,
 )
-from nnunet_selma.nnunet.folders import TRAINER_FOLDER
 from nnunet_selma.nnunet.plans import channels_of, whole_configuration
 from nnunet_selma.nnunet.voxel_sizes import planned_spacing
+from nnunet_selma.prediction.model import trainers_registered
 from nnunet_selma.running.json_files import read_json
 from nnunet_selma.sharing.card import card_problems
 from nnunet_selma.sharing.publish import ADAPTATION, CARD, CONFIG, LICENCE
@@ -136,7 +135,7 @@ class _Check:
     def _prediction_problems(self, contents: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         """Faults that nnU-Net's predictor meets: checkpoints that do not fit, and a small volume that cannot be predicted."""
         fitting, predictor = [], _predictor()
-        with _trainers_registered():
+        with trainers_registered():
             for fold in contents:
                 try:
                     with redirect_stdout(StringIO()):
@@ -296,15 +295,3 @@ def _predictor() -> Any:
         return nnUNetPredictor(
             use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False, perform_everything_on_device=False
         )
-
-
-@contextmanager
-def _trainers_registered() -> Iterator[None]:
-    """Let nnU-Net find the trainers of this package, which a checkpoint may name."""
-    before = os.environ.get(_TRAINERS)
-    os.environ[_TRAINERS] = before or str(TRAINER_FOLDER)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_TRAINERS]

@@ -5,11 +5,10 @@ from math import isnan, nan
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.stats import bootstrap
 
 from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.evaluation import Evaluation, read_evaluation
+from nnunet_selma.evaluation.comparison import interval_of_mean
 from nnunet_selma.sharing.results import ResultFacts
 from nnunet_selma.structures import named
 
@@ -92,20 +91,10 @@ def _rows(evaluation: Evaluation, method: str) -> list[Row]:
             values = [score.official[metric.key] for score in scores if score.group == group]
             numbers = np.array([value for value in values if not isnan(value)])
             mean = float(numbers.mean()) if len(numbers) else nan
-            low, high = _interval(numbers)
+            low, high = interval_of_mean(numbers)
             lacking = len(values) - len(numbers)
             rows.append(Row(group.title, metric.heading, len(numbers), lacking, mean, low, high, metric.percent))
     return rows
-
-
-def _interval(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Bootstrap interval of the mean, 95 %, percentiles of 9999 resamples."""
-    if len(values) < 2:
-        return nan, nan
-    if np.ptp(values) == 0:
-        return float(values[0]), float(values[0])
-    interval = bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(0)).confidence_interval
-    return float(interval.low), float(interval.high)
 
 
 def _trained_on(cases: frozenset[str], facts: ResultFacts) -> int | None:
