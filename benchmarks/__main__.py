@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         result = compare(one, apart=not chosen.quick, say=lambda line: print(line, flush=True))
         low, high = result.spread
-        print(f"  ratio {result.median:.2f} ({low:.2f} to {high:.2f}), wanted {one.target:.2g}", flush=True)
+        print(f"  ratio {result.median:.2f} ({low:.2f} to {high:.2f}), target {one.target:.2g}", flush=True)
         write_json(chosen.results / f"{one.name}.json", {**result.as_json(), "machine": machine})
     if not chosen.quick:
         table.refresh(PAGE, chosen.results, [one.name for one in every])

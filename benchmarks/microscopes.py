@@ -17,7 +17,8 @@ _EDGE, _QUICK = 384, 64
 _SLAB = 64
 """Slices that are read together, as `predict-volume` does."""
 _CHUNK = (16, 128, 128)
-_PINNED = {"OMP_NUM_THREADS": "1"}
+_PINNED = {"OMP_NUM_THREADS": "2"}
+"""zarr decodes on all cores, whatever this says."""
 
 
 def comparisons(quick: bool = False) -> list[Comparison]:

@@ -67,8 +67,8 @@ class Task:
 def comparisons(quick: bool = False) -> list[Comparison]:
     """Time, memory and tiles with volume size and empty space, and components; `quick` takes volumes of 96³."""
     found = [
-        _prediction("volume_dense", Task(edge=192), quick),
-        _prediction("volume_empty", Task(edge=256, empty=True), quick, target=1.5),
+        _prediction("volume_dense", Task(edge=192), quick, target=1.0),
+        _prediction("volume_empty", Task(edge=256, empty=True), quick, target=2.0),
         _prediction("volume_tiles_dense", Task(edge=256, cost="tiles"), quick, repetitions=1),
         _prediction("volume_tiles_empty", Task(edge=256, cost="tiles", empty=True), quick, target=2.0, repetitions=1),
         _prediction(

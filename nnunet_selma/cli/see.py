@@ -4,11 +4,14 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nnunet_selma.cli.arguments import path, voxel_size
 from nnunet_selma.cli.shell import progress
 from nnunet_selma.errors import SelmaError, counted
+
+if TYPE_CHECKING:
+    from nnunet_selma.volumes.segmented import Segmented
 
 
 def add_to(parts: Any) -> None:
@@ -55,11 +58,19 @@ def _common(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _check_choice(chosen: argparse.Namespace, segmented: "Segmented") -> None:
+    """Raise `SelmaError` if a scene or time point is chosen of an image that is not there."""
+    given = [option for option, value in (("--scene", chosen.scene), ("--time", chosen.time)) if value is not None]
+    if given and not segmented.channels:
+        raise SelmaError(f"{segmented.name}: has no image, which {given[0]} is for; leave the option out")
+
+
 def _view(chosen: argparse.Namespace) -> int:
     from nnunet_selma.pictures.viewing import check_napari, layers, show
     from nnunet_selma.volumes.segmented import image_at
 
     image = image_at(chosen.image, label=chosen.label, labels=chosen.labels, scene=chosen.scene, time=chosen.time)
+    _check_choice(chosen, image)
     check_napari()
     # Qt would abort without a word that helps
     if sys.platform.startswith("linux") and not any(os.environ.get(name) for name in _DISPLAYS):
@@ -86,6 +97,7 @@ def _overview(chosen: argparse.Namespace) -> int:
     segmentation = segmentation_at(
         chosen.labels, label=chosen.label, raw=chosen.raw, scene=chosen.scene, time=chosen.time
     )
+    _check_choice(chosen, segmentation)
     drawing = overview(
         segmentation, spacing_um_zyx=chosen.spacing, table=chosen.objects, channel=chosen.channel, progress=progress
     )

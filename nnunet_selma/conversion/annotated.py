@@ -29,7 +29,7 @@ from nnunet_selma.running.fingerprints import fingerprint
 from nnunet_selma.running.json_files import write_json
 from nnunet_selma.running.progress import Progress, silent
 from nnunet_selma.structures import Structure, chosen_structure
-from nnunet_selma.volumes import Volume, open_volume, stem
+from nnunet_selma.volumes import Volume, open_volume, parts_of, stem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +238,7 @@ def convert_annotated(
     identity = {
         **vars(settings),
         "source": place.resolve(),
-        "files": {str(path): fingerprint(path) for path in files},
+        "files": {str(path): fingerprint(*parts_of(path, settings.scene)) for path in files},
     }
     dataset = RawDataset(folders.raw, folder_name, identity, in_um=cases[0].spacing.unit == "µm")
     fresh = not dataset.staged.complete

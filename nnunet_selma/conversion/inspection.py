@@ -19,7 +19,7 @@ from nnunet_selma.conversion.checks import (
     open_label,
     read_patch,
 )
-from nnunet_selma.conversion.file_contents import SceneFacts, scenes_in, sentences
+from nnunet_selma.conversion.file_contents import FileContents, contents_of, sentences
 from nnunet_selma.conversion.layouts import Patch
 from nnunet_selma.conversion.relatives import Relation, Signature, find_relations, signature
 from nnunet_selma.conversion.spacing import SpacingSources, default_spacing, spacing_of
@@ -29,7 +29,7 @@ from nnunet_selma.conversion.walk import Entry, PassedBy, passed_by, walk
 from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.running.progress import Progress, silent
 from nnunet_selma.structures import Structure
-from nnunet_selma.volumes import Volume, check_exists
+from nnunet_selma.volumes import Choice, Volume, check_exists
 from nnunet_selma.volumes.lost_chunks import lost_chunks
 
 _SAMPLED_SLICES = 8
@@ -58,8 +58,8 @@ class Inspection:
     """Annotated patch to the facts about its images and its label."""
     volumes: dict[str, list[ImageFacts]] = field(default_factory=dict)
     """Unannotated volume to the facts about its channels."""
-    contents: dict[str, list[SceneFacts]] = field(default_factory=dict)
-    """Unannotated volume to the images within its file, where they are several or have levels."""
+    contents: dict[str, FileContents] = field(default_factory=dict)
+    """File to the images within it, where they are several or have levels."""
     orders: dict[str, str] = field(default_factory=dict)
     """Unannotated volume of slices to the rule that orders them."""
     sampled: bool = True
@@ -141,6 +141,7 @@ def _inspect_patches(
     whole = []
     for patch in progress(files.patches, "patches"):
         try:
+            _add_contents(result, next(iter(patch.images.values())), settings)
             signatures += _inspect_patch(result, patch, annotated)
             whole.append(patch)
         except SelmaError as error:
@@ -173,6 +174,16 @@ def _nnunet_dataset(patch: Patch) -> Path | None:
     return folder if patch.label.parent.name == "labelsTr" and (folder / "dataset.json").is_file() else None
 
 
+def _add_contents(result: Inspection, path: Path, settings: UnannotatedSettings) -> None:
+    """Add the images within a file to the result, unless it is a plain volume."""
+    if str(path) in result.contents:
+        return
+    choice = Choice(scene=settings.scene, channel=settings.channel, time=settings.time)
+    contents = contents_of(path, choice, settings.slice_pattern)
+    if not contents.is_plain:
+        result.contents[str(path)] = contents
+
+
 def _inspect_patch(result: Inspection, patch: Patch, settings: AnnotatedSettings) -> list[Signature]:
     """Add the facts about a patch to the result; returns the signatures of its images."""
     images = [settings.open_image(*image) for image in numbered_within(channel_files(patch, settings))]
@@ -196,9 +207,7 @@ def _inspect_volumes(
     sources: list[SpacingSources] = []
     for volume in progress(volumes, "volumes"):
         try:
-            scenes = scenes_in(volume.channels[0], settings.scene, settings.slice_pattern)
-            if not all(scene.is_plain for scene in scenes):
-                result.contents[volume.name] = scenes
+            _add_contents(result, volume.channels[0], settings)
             channels = [settings.open(*channel) for channel in numbered_within(volume.channels)]
             if is_mask(channels[0]):
                 masks.append(Entry(volume.channels[0], "mask", MASK_BY_VALUES))
@@ -275,8 +284,8 @@ def as_text(result: Inspection) -> str:
             lines.append(f"{'':<{width}}{result.orders[name]}")
     if result.volumes and result.sampled:
         lines.append(f"intensities are those of {_SAMPLED_SLICES} slices of each volume; --full reads all")
-    for name, scenes in result.contents.items():
-        lines += [f"{name}: {sentence}" for sentence in sentences(scenes)]
+    for file, contents in result.contents.items():
+        lines += [f"{file}: {sentence}" for sentence in sentences(contents)]
     lines += [f"would {plan}" for plan in result.plans]
     lines += [f"passed by: {sentence}" for sentence in result.passed_by]
     lines += [f"warning: {sentence}" for sentence in result.warnings]

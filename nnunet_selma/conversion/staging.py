@@ -38,7 +38,7 @@ class StagedFolder:
     def _check_complete(self) -> bool:
         if not self.folder.exists():
             return False
-        if self._manifest.is_file() and read_json(self._manifest)["settings"] == self.settings:
+        if self._manifest.is_file() and _given(read_json(self._manifest)["settings"]) == _given(self.settings):
             shutil.rmtree(self._staging, ignore_errors=True)
             return True
         raise SelmaError(
@@ -47,7 +47,8 @@ class StagedFolder:
 
     def _create_staging(self) -> None:
         settings_file = self._staging / "settings.json"
-        if self._staging.exists() and (not settings_file.is_file() or read_json(settings_file) != self.settings):
+        begun = read_json(settings_file) if settings_file.is_file() else None
+        if self._staging.exists() and (begun is None or _given(begun) != _given(self.settings)):
             shutil.rmtree(self._staging)
         for part in (self.files, self._records, self._notes):
             part.mkdir(parents=True, exist_ok=True)
@@ -86,6 +87,11 @@ class StagedFolder:
     def manifest(self) -> dict[str, Any]:
         """The manifest of a complete folder."""
         return read_json(self._manifest)
+
+
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings without those that are None, as settings are that an earlier version did not have."""
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 class StagedDataset(Protocol):

@@ -33,7 +33,7 @@ from nnunet_selma.running.fingerprints import fingerprint
 from nnunet_selma.running.parallel import run_tasks
 from nnunet_selma.running.progress import Progress, silent
 from nnunet_selma.structures import SpacingUm, chosen_structure
-from nnunet_selma.volumes import OnBadSlice, Volume, open_volume
+from nnunet_selma.volumes import OnBadSlice, Volume, open_volume, parts_of
 from nnunet_selma.volumes.lost_chunks import lost_chunks
 
 _WORTH_PROCESSES = 2**28
@@ -173,7 +173,11 @@ def convert_unannotated(
         "tiles": vars(settings.tiles),
         "source": source.resolve(),
         "volumes": {
-            v.name: [*(str(p) for p in v.channels), *(fingerprint(p) for p in dict.fromkeys(v.channels)), *o[0].shape]
+            v.name: [
+                *(str(path) for path in v.channels),
+                *(fingerprint(*parts_of(path, settings.scene)) for path in dict.fromkeys(v.channels)),
+                *o[0].shape,
+            ]
             for v, o in zip(volumes, opened, strict=True)
         },
     }

@@ -16,7 +16,7 @@ from nnunet_selma.running.fingerprints import fingerprint
 from nnunet_selma.running.json_files import read_json
 from nnunet_selma.running.parallel import run_tasks
 from nnunet_selma.running.progress import Progress, silent
-from nnunet_selma.volumes import is_volume, open_volume, to_intensities
+from nnunet_selma.volumes import is_volume, open_volume, parts_of, to_intensities
 
 
 def has_foreground(dataset_folder: Path) -> bool:
@@ -66,7 +66,10 @@ def store_unlabelled(
     cases = raw_cases(raw)
     identity = {
         "source": raw,
-        "files": {case: {path: fingerprint(Path(path)) for path in files["images"]} for case, files in cases.items()},
+        "files": {
+            case: {path: fingerprint(*parts_of(Path(path))) for path in files["images"]}
+            for case, files in cases.items()
+        },
     }
     dataset = PreprocessedDataset(folders.preprocessed, target, plans, identity)
     if not dataset.staged.complete:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from nnunet_selma.errors import SelmaError, counted
-from nnunet_selma.volumes import inventory, is_store, is_volume, missing_library, stem
+from nnunet_selma.volumes import is_store, is_volume, missing_library, parts_of, stem
 from nnunet_selma.volumes.ome_zarr import is_zarr
 from nnunet_selma.volumes.segmented import is_segmentation_only
+from nnunet_selma.volumes.spim_data import is_spim_data, spim_data
 from nnunet_selma.volumes.tiff import has_many_pages, is_stack_of_slices, tiff_slices
 
 Fate = Literal["volume", "annotated", "mask", "passed by", "question"]
@@ -146,12 +147,22 @@ def is_mask_name(name: str, *, is_file: bool = False) -> bool:
 def _file(path: Path) -> Entry:
     """The fate of a file or N5, by its name."""
     if is_volume(path):
-        reason = missing_library(path)
+        reason = missing_library(path) or _unread_description(path)
         return Entry(path, "passed by", reason) if reason else Entry(path, "volume")
     unread = next((_UNREAD[end.lower()] for end in reversed(path.suffixes) if end.lower() in _UNREAD), None)
     if unread is None:
         unread = "a picture; slices are read as TIFF" if path.suffix.lower() in _PICTURES else "no image"
     return Entry(path, "passed by", unread)
+
+
+def _unread_description(path: Path) -> str | None:
+    """The reason why an XML file of BigDataViewer describes nothing that can be read: other formats, or damage; else None."""
+    try:
+        if is_spim_data(path):
+            spim_data(path)
+    except SelmaError as error:
+        return str(error).removeprefix(f"{path}: ")
+    return None
 
 
 def _entries(path: Path, so_far: _Walk) -> Iterator[Entry]:
@@ -215,21 +226,12 @@ def _without_companions(entries: Sequence[Entry]) -> Iterator[Entry]:
     """The entries, with files that hold a part of another volume passed by; a description in XML stands for all its files."""
     parts: dict[Path, Path] = {}
     for entry in sorted(entries, key=lambda entry: entry.path.suffix.lower() != ".xml"):
-        if entry.fate == "volume" and entry.path not in parts:
-            parts |= dict.fromkeys(_companions(entry.path), entry.path)
+        several = entry.fate == "volume" and entry.path.suffix.lower() in _IN_SEVERAL_FILES
+        if several and entry.path.resolve() not in parts:
+            parts |= dict.fromkeys((part.resolve() for part in parts_of(entry.path)[1:]), entry.path)
     for entry in entries:
-        whole = parts.get(entry.path)
+        whole = parts.get(entry.path.resolve())
         yield entry if whole is None else replace(entry, fate="passed by", reason=f"a part of {whole.name}")
-
-
-def _companions(path: Path) -> tuple[Path, ...]:
-    """Other files of a volume; none for a damaged one, which opening it will name."""
-    if path.suffix.lower() not in _IN_SEVERAL_FILES:
-        return ()
-    try:
-        return inventory(path).companions
-    except SelmaError:
-        return ()
 
 
 def _holds_labels_only(path: Path) -> bool:

@@ -23,7 +23,7 @@ from nnunet_selma.morphology.blocks import Mask
 from nnunet_selma.running.fingerprints import fingerprint
 from nnunet_selma.running.json_files import read_json, without_nan, write_json
 from nnunet_selma.structures import named
-from nnunet_selma.volumes import Volume, open_volume
+from nnunet_selma.volumes import Volume, open_volume, parts_of
 from nnunet_selma.volumes.base import Array
 from nnunet_selma.volumes.labels import read_mask
 from nnunet_selma.volumes.orientation import placement
@@ -266,7 +266,7 @@ def _made_from(task: ScoreTask, method: str) -> dict[str, Any]:
 
 
 def _stamp(path: Path | None) -> list[Any] | None:
-    """Path of a volume, and the fingerprint of its file or folder."""
+    """Path of a volume, and the fingerprint of its files."""
     if path is None:
         return None
-    return [str(path.resolve()), fingerprint(path)]
+    return [str(path.resolve()), fingerprint(*parts_of(path))]

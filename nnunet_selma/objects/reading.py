@@ -93,14 +93,23 @@ def open_sources(
         time: time point of the image, in a file with several, from 0.
 
     Raises:
-        SelmaError: there is no such file or label image, the labels' values are those of an image, or labels and image differ in shape.
+        SelmaError: there is no such file or label image, the labels' values are those of an image, labels and image differ in shape, or a choice is
+            made of an image that is not there.
     """
     place = label_path(labels, name).resolve()
     around = place.parent.parent
-    if raw is None and place.parent.name == "labels" and has_image(around):
+    if without_raw:
+        raw = None
+    elif raw is None and place.parent.name == "labels" and has_image(around):
         raw = around
+    choice = {"--scene": scene, "--channel": channel, "--time": time}
+    given = [option for option, value in choice.items() if value is not None]
+    if raw is None and given:
+        raise SelmaError(
+            f"{given[0]} is for the image, and none is measured; give it with --raw, or leave the option out"
+        )
     volume = open_labels(place)
-    resolutions = () if raw is None or without_raw else levels(raw, channel, scene=scene, time=time)
+    resolutions = () if raw is None else levels(raw, channel, scene=scene, time=time)
     image = next((level for level in resolutions if level.shape == volume.shape), next(iter(resolutions), None))
     if image is not None and image.shape != volume.shape:
         raise SelmaError(

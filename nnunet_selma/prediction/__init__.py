@@ -17,6 +17,7 @@ import numpy as np
 
 from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.prediction.block_prediction import BlocksToPredict, open_predictor, predict_blocks
+from nnunet_selma.prediction.channel_order import channel_line, resolve_channels
 from nnunet_selma.prediction.columns import columns, share_of, tasks_of
 from nnunet_selma.prediction.finishing import complete_run, fill_image_levels, write_also
 from nnunet_selma.prediction.model import Model
@@ -82,7 +83,7 @@ def predict_volume(
     Raises:
         SelmaError: a file cannot be read, the model does not fit, the output exists, or an interrupted run had other settings.
     """
-    settings = resolve_output(settings)
+    settings = resolve_channels(resolve_output(settings))
     remove_leftovers(settings.staging)
     if execution.overwrite and execution.share[1] > 1:
         raise SelmaError(
@@ -100,7 +101,7 @@ def predict_volume(
     started = time.monotonic()
     begun = start_run(settings, execution.device, overwrite=execution.overwrite, sources=sources, model=model)
     run = begun.run
-    for line in [*_description(run), *uncertain_sources(run.facts, sources)]:
+    for line in [*_description(begun), *uncertain_sources(run.facts, sources)]:
         say(line)
     try:
         _read_and_predict(begun, execution, meter, say)
@@ -127,10 +128,12 @@ def predict_volume(
     return result
 
 
-def _description(run: Run) -> Iterator[str]:
+def _description(begun: StartedRun) -> Iterator[str]:
     """Sentences about a run that begins or goes on."""
-    facts = run.facts
+    run, facts = begun.run, begun.run.facts
     yield f"{'×'.join(map(str, facts.shape))} voxels, blocks of {'×'.join(map(str, facts.block))}: {run.folder}"
+    if line := channel_line(run.settings, begun.model.channels):
+        yield line
     if run.raw is not None and run.raw != run.output:
         size = prod(facts.shape) * facts.channels * np.dtype(facts.dtype).itemsize / 10**9
         yield f"the image is copied into chunks that blocks can read, at most {size:.1f} GB of disk until the run is complete: {run.raw}"

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
@@ -79,6 +79,11 @@ class ModelSettings:
     def _files(self) -> list[str]:
         return ["plans.json", "dataset.json", *(f"fold_{fold}/{self.checkpoint}" for fold in self.folds)]
 
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """Names of the image channels, in the order of the network's inputs."""
+        return _names_of_channels(read_json(self.folder / "dataset.json"))
+
     def check_complete(self) -> None:
         """Raise `SelmaError` if a file of the model is missing, or the step size is not above 0 and at most 1."""
         check_model_folder(self.folder, self.folds, self.checkpoint)
@@ -109,6 +114,11 @@ class ModelSettings:
                 while part := file.read(2**22):
                     digest.update(part)
         return digest.hexdigest()[:16]
+
+
+def _names_of_channels(description: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the channels in a dataset.json; older ones call them modalities."""
+    return tuple((description.get("modality") or description.get("channel_names") or {}).values())
 
 
 @contextmanager
@@ -207,8 +217,7 @@ class Model:
     @property
     def channels(self) -> tuple[str, ...]:
         """Names of the image channels."""
-        description = self._predictor.dataset_json
-        return tuple((description.get("modality") or description["channel_names"]).values())
+        return _names_of_channels(self._predictor.dataset_json)
 
     @property
     def classes(self) -> dict[int, str]:

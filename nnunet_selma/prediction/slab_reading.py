@@ -33,12 +33,6 @@ def open_channels(settings: VolumePrediction, channels: int) -> list[Volume]:
         SelmaError: too few or too many volumes, or volumes of different shapes.
     """
     chosen = settings.channels
-    if (
-        chosen is None
-        and len(settings.inputs) == 1 < channels
-        and inventory(settings.inputs[0], settings.scene).channels > 1
-    ):
-        chosen = tuple(range(channels))
     paths: list[tuple[Path, int | None]] = [(path, None) for path in settings.inputs]
     if chosen is not None:
         for path in settings.inputs:

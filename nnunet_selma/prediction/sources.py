@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nnunet_selma.prediction.volume_prediction import VolumePrediction
 from nnunet_selma.running.fingerprints import Contents, contents, contents_of, files_of
-from nnunet_selma.volumes import inventory, is_store
+from nnunet_selma.volumes import is_store, parts_of
 from nnunet_selma.volumes.base import check_exists
 from nnunet_selma.volumes.ome_zarr import image_group, image_path, is_zarr, ome_metadata
 from nnunet_selma.volumes.segmented import label_image
@@ -71,8 +71,12 @@ def _contents(path: Path, level: int = 0, scene: str | None = None) -> Contents:
     if path.is_dir() and not is_store(path):
         return contents_of({file.name: file for file in tiff_slices(path)})
     if not path.is_dir() or not is_zarr(path):
-        parts = (path, *inventory(path, scene).companions)
-        files = {str(file.relative_to(part.parent)): file for part in parts for file in files_of(part)}
+        parts = parts_of(path, scene)
+        files = {
+            f"{number}/{file.relative_to(part.parent)}": file
+            for number, part in enumerate(parts)
+            for file in files_of(part)
+        }
         return contents_of(files) if len(parts) > 1 else contents(path)
     multiscales = ome_metadata(image_group(path, scene)).get("multiscales")
     array = image_path(path, scene)

@@ -32,7 +32,7 @@ class VolumePrediction:
     inputs: tuple[Path, ...]
     """Path of the volume, or of each channel in the order of the model's."""
     channels: tuple[int, ...] | None = None
-    """Channels of a file with several, from 0, in the order of the model's inputs; None: the first ones."""
+    """Channels of a file with several, from 0, in the order of the model's inputs; None: those with the names of the model's inputs, or all."""
     scene: str | None = None
     """Name or number of the image in a file with several, as tiles, positions or series. None: the only one."""
     time: int | None = None

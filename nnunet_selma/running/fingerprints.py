@@ -94,17 +94,17 @@ def files_of(path: Path) -> list[Path]:
     return [path]
 
 
-def fingerprint(path: Path) -> str:
-    """A hash of the names, sizes and times of change of a file, or of all files in a folder, and of sampled bytes of a few of them.
+def fingerprint(*paths: Path) -> str:
+    """A hash of the names, sizes and times of change of files, or of all files in folders, and of sampled bytes of a few of them.
 
     Headers of MetaImage and NRRD have their voxels in a file of the same name beside them, which counts with them.
     """
-    files = files_of(path)
+    files = [(file, path.parent) for path in paths for file in files_of(path)]
     digest = hashlib.blake2b(digest_size=16)
-    for file in files:
+    for file, parent in files:
         facts = file.stat()
-        digest.update(repr((str(file.relative_to(path.parent)), facts.st_size, facts.st_mtime_ns)).encode())
-    for file in _evenly(files, _SAMPLED_FILES):
+        digest.update(repr((str(file.relative_to(parent)), facts.st_size, facts.st_mtime_ns)).encode())
+    for file, _ in _evenly(files, _SAMPLED_FILES):
         digest.update(_sample(file))
     return digest.hexdigest()
 

@@ -38,6 +38,7 @@ __all__ = [
     "is_volume",
     "missing_library",
     "open_volume",
+    "parts_of",
     "stem",
     "to_intensities",
 ]
@@ -125,6 +126,21 @@ def inventory(path: Path, scene: str | None = None, *, slice_pattern: str | None
     if path.is_dir() and tiff_slices(path):
         return Inventory(channels=slice_channels(path, slice_pattern))
     raise _no_reader(path)
+
+
+def parts_of(path: Path, scene: str | None = None) -> tuple[Path, ...]:
+    """The path of a volume, and the other files and folders that hold a part of it; none of a damaged one, which opening it will name.
+
+    Args:
+        path: any volume, or a file without a reader.
+        scene: name or number of the scene whose files count.
+    """
+    file_format = _format_of(path)
+    try:
+        others = file_format.inventory(path, scene).companions if file_format else ()
+    except SelmaError:
+        return (path,)
+    return (path, *(part for part in others if part.exists()))
 
 
 def open_volume(

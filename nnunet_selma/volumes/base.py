@@ -3,6 +3,7 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_selma.errors import SelmaError
+from nnunet_selma.running.cores import usable_memory
 from nnunet_selma.structures import SpacingUm
 
 Array = NDArray[Any]
 ShapeZYX = tuple[int, int, int]
+
+_ENDING = re.compile(r"(\.ome)?(\.([a-z]+|h5|hdf5|n5|nd2|r3d)(\.gz)?|\.zarr\.zip)$", re.IGNORECASE)
+"""Ending of a file; other endings with digits are parts of names, as in `brain.c1`."""
+_MOST_OF_MEMORY = 0.5
+"""Part of the memory that a file may take which is read whole; its boxes and what is made of them need the rest."""
 
 
 class Volume(ABC):
@@ -56,7 +63,10 @@ class Volume(ABC):
     """Most memory for decoded chunks that are kept from one read to the next, in each process."""
 
     read_whole: bool = False
-    """True if reading any part takes memory for the whole volume."""
+    """True if the file cannot be read in part: the first read takes memory for the whole volume, and keeps it."""
+
+    _whole: Array | None = None
+    """All voxels of a volume that is read whole, once it was."""
 
     @property
     def origin_um_zyx(self) -> SpacingUm | None:
@@ -79,13 +89,13 @@ class Volume(ABC):
 
     @abstractmethod
     def _read(self, z: slice, y: slice, x: slice) -> Array:
-        """The voxels of a box; all bounds are numbers within the volume."""
+        """The voxels of a box; all bounds are numbers within the volume. Where the volume is read whole, the box is the whole volume."""
 
     def read(self, z: slice = slice(None), y: slice = slice(None), x: slice = slice(None)) -> Array:
         """The voxels of a box, (z, y, x), in the dtype of the file; bounds as in numpy, step 1.
 
         Raises:
-            SelmaError: a part of the file cannot be read; the message names it.
+            SelmaError: a part of the file cannot be read, or it cannot be read in part and is too large for the memory; the message names it.
             ValueError: a step other than 1.
         """
         box = []
@@ -94,7 +104,25 @@ class Volume(ABC):
             if step != 1:
                 raise ValueError(f"axis {axis}: a box is read with step 1, not {step}")
             box.append(slice(start, max(start, stop)))
-        return self._read(*box)
+        if not self.read_whole or 0 in (bounds.stop - bounds.start for bounds in box):
+            return self._read(*box)
+        if self._whole is None:
+            self._check_memory()
+            z, y, x = (slice(0, length) for length in self.shape)
+            self._whole = self._read(z, y, x)
+        return self._whole[tuple(box)].copy()
+
+    def _check_memory(self) -> None:
+        """Raise `SelmaError` if the whole volume is too large for the memory."""
+        taken, memory = prod(self.shape) * self.dtype.itemsize, usable_memory()
+        if taken > _MOST_OF_MEMORY * memory:
+            raise SelmaError(
+                f"{self.path}: files of this kind cannot be read in part, and it is too large to be read whole ({taken / 1e9:.1f} GB; the memory "
+                f"is {memory / 1e9:.1f} GB); save it as OME-Zarr, TIFF slices or NIfTI, or give more memory"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_whole": None}
 
 
 def origin_in_voxels(affine: NDArray[np.float64]) -> SpacingUm:
@@ -105,9 +133,9 @@ def origin_in_voxels(affine: NDArray[np.float64]) -> SpacingUm:
 
 def stem(path: Path) -> str:
     """The name of a file, OME-Zarr or N5 without its ending, `.nii.gz` and `.ome.zarr.zip` being one ending; of other folders the whole name."""
-    if path.is_dir() and path.suffix not in (".zarr", ".n5"):
+    if path.is_dir() and path.suffix.lower() not in (".zarr", ".n5"):
         return path.name
-    return re.sub(r"(\.ome)?(\.([A-Za-z]+|h5|hdf5|n5|nd2)(\.gz)?|\.zarr\.zip)$", "", path.name)
+    return _ENDING.sub("", path.name)
 
 
 def by_times(shape: Iterable[object]) -> str:

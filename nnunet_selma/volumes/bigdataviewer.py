@@ -18,6 +18,7 @@ from nnunet_selma.volumes.choice import Choice, Inventory, check_level, chosen_c
 from nnunet_selma.volumes.hdf5 import hdf5_file, missing_h5py
 from nnunet_selma.volumes.n5 import is_n5, numbered
 from nnunet_selma.volumes.spim_data import Scene, Setup, SpimData, is_spim_data, product, scenes, spim_data
+from nnunet_selma.volumes.stated_names import distinct_names, stated_names
 from nnunet_selma.volumes.units import spacing_from_header, spacing_in_um
 
 _ENDINGS = (".h5", ".hdf5")
@@ -122,7 +123,8 @@ def _first_view(data: SpimData, setup: Setup) -> View:
 
 
 def _listed(images: tuple[Scene, ...]) -> tuple[str, ...]:
-    return tuple(image.name for image in images) if len(images) > 1 else ()
+    """Names of the scenes; empty for a single one."""
+    return distinct_names([image.name for image in images]) if len(images) > 1 else ()
 
 
 def bigdataviewer_inventory(path: Path, scene: str | None = None) -> Inventory:
@@ -136,11 +138,11 @@ def bigdataviewer_inventory(path: Path, scene: str | None = None) -> Inventory:
     if not images or not data.times:
         raise damaged_file(path)
     image = images[0 if scene is None else chosen_scene(path, scene, _listed(images))]
-    names = [data.names.get(("channel", setup.attributes.get("channel", 0)), "") for setup in image.channels]
+    numbers = [setup.attributes.get("channel", 0) for setup in image.channels]
     return Inventory(
         scenes=_listed(images),
         channels=len(image.channels),
-        channel_names=tuple(names) if all(names) else (),
+        channel_names=stated_names([data.names.get(("channel", number)) for number in numbers], numbers),
         times=len(data.times),
         levels=_views(path, data.voxels).levels(_first_view(data, image.channels[0])),
         companions=companions,
@@ -175,6 +177,7 @@ class BigDataViewerVolume(Volume):
         finest = views.voxels(view, 0)
         self._voxels = views.voxels(view, choice.level) if choice.level else finest
         self.shape, self.dtype, self.chunk_zyx = self._voxels.shape, self._voxels.dtype, self._voxels.chunk_zyx
+        self.kept_bytes = self._voxels.kept_bytes
         factors_xyz = np.array(finest.shape[::-1], float) / self.shape[::-1]
         edges = views.factors_xyz(setup.number)
         if edges is not None:

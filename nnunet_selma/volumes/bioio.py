@@ -206,7 +206,6 @@ class BioioVolume(Volume):
             if not self._parts:
                 self._set_chunks(self._lazy(image.reader).chunksize)
         self._opened: tuple[int, Any] | None = None
-        self._whole: Array | None = None
 
     def _chosen_entries(self, choice: Choice, lengths: dict[str, int]) -> dict[str, int]:
         """The entry to read along each axis other than z, y and x."""
@@ -239,7 +238,7 @@ class BioioVolume(Volume):
         self.chunk_zyx = None if self.plane_wise and (z == 1 or self.read_whole) else (z, y, x)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_opened": None, "_whole": None}
+        return super().__getstate__() | {"_opened": None}
 
     def _reader(self) -> Any:
         """The plugin's reader of the scene and level, opened by this process."""
@@ -256,13 +255,6 @@ class BioioVolume(Volume):
     def _read(self, z: slice, y: slice, x: slice) -> Array:
         if 0 in (z.stop - z.start, y.stop - y.start, x.stop - x.start):
             return np.empty((z.stop - z.start, y.stop - y.start, x.stop - x.start), self.dtype)
-        if self.read_whole:
-            if self._whole is None:
-                self._whole = self._box(*(slice(0, length) for length in self.shape))
-            return self._whole[z, y, x].copy()
-        return self._box(z, y, x)
-
-    def _box(self, z: slice, y: slice, x: slice) -> Array:
         with errors_as(cut_short(self.path)):
             reader = self._reader()
             if self._parts:

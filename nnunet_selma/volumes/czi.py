@@ -107,7 +107,7 @@ class _Contents(NamedTuple):
         stated = self.metadata.findall("Metadata/Information/Image/Dimensions/Channels/Channel")
         if not channels or channels[-1] >= len(stated):
             return ()
-        return stated_names([stated[channel].get("Name") for channel in channels])
+        return stated_names([stated[channel].get("Name") for channel in channels], channels)
 
     @property
     def spacing_um_zyx(self) -> SpacingUm | None:

@@ -1,7 +1,8 @@
 """HDF5 files, read box by box with h5py (an extra: `pip install nnunet-selma[hdf5]`).
 
 Files are opened read-only and without file locks, because shared file systems often refuse locks, and once in each process. A chunk is
-decoded once for a box; chunks that a box cuts stay in memory for the next box, up to `CACHE_BYTES` a volume. h5py reads with one thread.
+decoded once for a box; chunks that a box cuts stay in memory for the next box, up to `CACHE_BYTES` a volume. A layer of chunks that is larger
+is decoded again for each slice or slab that cuts it, so slabs should be as deep as chunks (`Volume.chunk_zyx`). h5py reads with one thread.
 """
 
 import os

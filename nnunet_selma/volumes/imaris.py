@@ -20,6 +20,7 @@ from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes.base import ShapeZYX
 from nnunet_selma.volumes.choice import Choice, Inventory, check_level, chosen_channel, chosen_scene, chosen_time
 from nnunet_selma.volumes.hdf5 import Hdf5Volume, external_file, hdf5_file, hdf5_object
+from nnunet_selma.volumes.stated_names import stated_names
 from nnunet_selma.volumes.units import spacing_in_um
 
 _AXES = {"Z": 2, "Y": 1, "X": 0}
@@ -86,8 +87,9 @@ class _Layout(NamedTuple):
     """Name of the group with its metadata."""
     levels: int
     times: list[int]
+    """Numbers in the names of its time points."""
     channels: list[int]
-    """Numbers in the names of its time points and channels."""
+    """Numbers in the names of its channels."""
 
 
 def _layout(file: Any, path: Path, scene: str | None, *, choose: bool) -> _Layout:
@@ -122,7 +124,7 @@ def imaris_inventory(path: Path, scene: str | None = None) -> Inventory:
         return Inventory(
             scenes=layout.scenes,
             channels=len(layout.channels),
-            channel_names=tuple(name for name in names if name) if all(names) else (),
+            channel_names=stated_names(names, layout.channels),
             times=len(layout.times),
             levels=layout.levels,
             companions=(part,) if part else (),

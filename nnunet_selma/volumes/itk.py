@@ -96,7 +96,6 @@ class ItkVolume(Volume):
             if np.linalg.det(self.affine):
                 self.origin_voxels_zyx = origin_in_voxels(self.affine)
         self.read_whole = path.suffix.lower() in (".nrrd", ".nhdr") or _is_compressed(path)
-        self._whole: Array | None = None
 
     def _reader(self) -> sitk.ImageFileReader:
         reader = sitk.ImageFileReader()
@@ -106,13 +105,6 @@ class ItkVolume(Volume):
     def _read(self, z: slice, y: slice, x: slice) -> Array:
         if 0 in (z.stop - z.start, y.stop - y.start, x.stop - x.start):
             return np.empty((z.stop - z.start, y.stop - y.start, x.stop - x.start), self.dtype)
-        if self.read_whole:
-            if self._whole is None:
-                self._whole = self._box(*(slice(0, length) for length in self.shape))
-            return self._whole[z, y, x].copy()
-        return self._box(z, y, x)
-
-    def _box(self, z: slice, y: slice, x: slice) -> Array:
         reader = self._reader()
         index, size = [0] * len(self._size), [0] * len(self._size)  # size 0 drops an axis
         for axis, bounds in zip(self._axes_xyz, (x, y, z), strict=True):

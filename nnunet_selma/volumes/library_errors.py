@@ -11,13 +11,14 @@ from nnunet_selma.errors import SelmaError
 def errors_as(error: SelmaError) -> Iterator[None]:
     """Raise this error for any that a library raises, and keep the library's warnings from the user, who can do nothing about them.
 
-    Any exception counts: what a damaged header holds is used as lengths, types and names, and fails in all ways, also for want of memory.
+    Any exception counts, because what a damaged header holds is used as lengths, types and names; only a want of memory says nothing about
+    the file.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except SelmaError:
+    except (SelmaError, MemoryError):
         raise
     except Exception as reason:
         raise error from reason

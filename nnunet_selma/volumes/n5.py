@@ -179,6 +179,8 @@ class N5Volume(Volume):
         size = int(np.prod(shape)) * self.dtype.itemsize
         try:
             decoded = _decoded(self._compression, data[16:], size)
+        except MemoryError:
+            raise
         except Exception as error:  # each codec has exceptions of its own
             raise self._damaged(file) from error
         if len(decoded) != size:

@@ -4,6 +4,7 @@ import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from itertools import count, takewhile
+from itertools import product as combinations
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -12,9 +13,11 @@ from numpy.typing import NDArray
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.running.cores import compute_threads
+from nnunet_selma.running.parallel import in_threads
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes.base import Array, ShapeZYX, Volume
 from nnunet_selma.volumes.choice import Choice, Inventory, check_level, chosen_channel, chosen_scene, chosen_time
+from nnunet_selma.volumes.stated_names import stated_names
 from nnunet_selma.volumes.units import VOXEL_UNITS, spacing_from_header, spacing_in_um
 
 _DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile)
@@ -129,6 +132,25 @@ def image_path(path: Path, scene: str | None = None) -> Path:
     return path if _is_zipped(path) else path / image_group(path, scene).path
 
 
+def label_names(path: Path, image: Any) -> list[str]:
+    """Names of the label images that a zarr group or array of an OME-Zarr lists; raises `SelmaError` for damaged metadata."""
+    try:
+        labels = _labels_below(path, image)
+    except _DAMAGE as error:
+        raise _damaged_metadata(path, error) from error
+    names: list[str] | None = None if labels is None else ome_metadata(labels).get("labels")
+    return names or []
+
+
+def _labels_below(path: Path, image: Any) -> Any:
+    """The group `labels` below a group; None without one."""
+    if not _is_zipped(path):
+        # consolidated metadata lack labels that were added later
+        labels = path / image.path / "labels"
+        return zarr_node(labels) if is_zarr(labels) else None
+    return image["labels"] if not hasattr(image, "shape") and "labels" in image else None
+
+
 def zarr_inventory(path: Path, scene: str | None = None) -> Inventory:
     """The series, channels, time points and levels of an OME-Zarr; of a file with several series, those of the chosen or first one.
 
@@ -148,13 +170,13 @@ def zarr_inventory(path: Path, scene: str | None = None) -> Inventory:
         raise
     except _DAMAGE as error:
         raise _damaged_metadata(path, error) from error
-    names = tuple(
-        str(channel.get("label") or "") for channel in ome_metadata(image).get("omero", {}).get("channels") or ()
-    )
+    stated = ome_metadata(image).get("omero", {}).get("channels") or ()
+    names = stated_names([channel.get("label") for channel in stated])
+    channels = int(lengths.get("c", 1))
     return Inventory(
         scenes=scenes,
-        channels=int(lengths.get("c", 1)),
-        channel_names=names if all(names) else (),
+        channels=channels,
+        channel_names=names if len(names) == channels else (),
         times=int(lengths.get("t", 1)),
         levels=len(datasets),
     )
@@ -245,6 +267,9 @@ class OmeZarrVolume(Volume):
         """Shape of the part of the image in one file, voxels: a shard, or a chunk where there are no shards."""
         self.fill_value = self._array.fill_value or 0
         """Value of voxels whose file is missing."""
+        # a zip file has its own sums, and the index of a shard stands at its end
+        unguarded = not _is_zipped(path) and self._array.shards is None
+        self._is_blosc = unguarded and type(next(iter(self._array.compressors[-1:]), None)).__name__.startswith("Blosc")
 
     def _level(self, node: Any, level: int) -> tuple[Any, list[str], SpacingUm | None, int]:
         """Array, axis names and spacing (µm, zyx) of a resolution level, and the number of levels."""
@@ -313,12 +338,44 @@ class OmeZarrVolume(Volume):
 
     def _read(self, z: slice, y: slice, x: slice) -> Array:
         index = self._fixed | {"z": z, "y": y, "x": x}
+        if self._is_blosc:
+            self._check_blosc((z, y, x))
         try:
             voxels = np.asarray(self._array[tuple(index[name] for name in self._axes)])
-        except (OSError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # each codec has exceptions of its own
             raise SelmaError(f"{self.path}: a chunk cannot be read ({error}); copy the OME-Zarr again") from error
         space = [name for name in self._axes if name in "zyx"]
         return np.ascontiguousarray(voxels.transpose([space.index(name) for name in "zyx"]))
+
+    def _check_blosc(self, box: tuple[slice, slice, slice]) -> None:
+        """Raise `SelmaError` if a chunk of a box is cut short: Blosc's decoder would read on behind it, and give any values.
+
+        Source: "Blosc header format", github.com/Blosc/c-blosc: bytes 12 to 15 of a chunk are its length.
+        """
+        grid = [range(b.start // edge, -(-b.stop // edge)) for b, edge in zip(box, self.chunk_zyx or (), strict=True)]
+        chunk_shape = dict(zip(self._axes, self._array.chunks, strict=True))
+        fixed = {name: entry // chunk_shape[name] for name, entry in self._fixed.items()}
+
+        def check(place: tuple[int, ...]) -> None:
+            index = fixed | dict(zip("zyx", place, strict=True))
+            file = Path(self._folder, self._array.metadata.encode_chunk_key(tuple(index[name] for name in self._axes)))
+            try:
+                with file.open("rb") as opened:
+                    length = int.from_bytes(opened.read(16)[12:], "little")
+                    complete = os.fstat(opened.fileno()).st_size >= max(length, 16)
+            except OSError:  # no file, which is an empty chunk, or one that reading will name
+                return
+            if not complete:
+                raise SelmaError(f"{self.path}: a chunk cannot be read ({file} is cut short); copy the OME-Zarr again")
+
+        in_threads(check, list(combinations(*grid)), compute_threads())
+
+    @property
+    def _folder(self) -> str:
+        """Folder of the array."""
+        return str(self.path / self._array.path)
 
     def stored_files(self) -> NDArray[np.bool_]:
         """True for each part of the image that has a file, on the grid of parts of shape `file_zyx` along (z, y, x).
@@ -341,9 +398,8 @@ class OmeZarrVolume(Volume):
             folder = f"{self._array.path}/" if self._array.path else ""
             with zipfile.ZipFile(self.path) as archive:
                 return {name.removeprefix(folder) for name in archive.namelist() if name.startswith(folder)}
-        folder = str(self.path / self._array.path)
         return {
-            os.path.join(place, name)[len(folder) + 1 :].replace(os.sep, "/")
-            for place, _, names in os.walk(folder)
+            os.path.join(place, name)[len(self._folder) + 1 :].replace(os.sep, "/")
+            for place, _, names in os.walk(self._folder)
             for name in names
         }

@@ -50,7 +50,8 @@ __all__ = [
 OmeZarrVersion = Literal["0.5", "0.4"]
 
 _ZARR_FORMAT: dict[OmeZarrVersion, int] = {"0.5": 3, "0.4": 2}
-_BLOSC = {"cname": "zstd", "clevel": 3}
+_BLOSC = {"cname": "zstd", "clevel": 1}
+"""Level 1: twice as fast as level 3, and 2 to 4 % larger, on a real brain and on noise around blobs."""
 _CHANNEL_COLOURS = ("FF00FF", "00FF00", "00FFFF", "FFFF00", "FF0000", "0000FF")
 
 

@@ -12,7 +12,7 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.volumes import Volume, inventory, open_volume
 from nnunet_selma.volumes.base import by_times
 from nnunet_selma.volumes.labels import check_labels
-from nnunet_selma.volumes.ome_zarr import image_group, image_path, is_zarr, ome_metadata, zarr_node
+from nnunet_selma.volumes.ome_zarr import image_group, is_zarr, label_names, ome_metadata, zarr_node
 
 Levels = tuple[Volume, ...]
 """One volume at several resolutions, the finest first."""
@@ -49,16 +49,17 @@ def segmentation_at(
         path: an OME-Zarr with label images, one of these, or any other volume that is the segmentation itself.
         label: name of the label image in the OME-Zarr.
         raw: the image, instead of the one in the OME-Zarr.
-        scene: scene of the image, in a file with several.
+        scene: the image in a file with several; the file is `raw`, or without it the path.
         time: time point of the image, in a file with several.
 
     Raises:
         SelmaError: nothing there, no such label image, labels whose values are those of an image, or image and segmentation do not have the same number of voxels.
     """
-    labels = label_levels(path, label)
-    place = label_path(path, label).resolve()
+    scene_of_labels = scene if raw is None else None
+    labels = label_levels(path, label, scene=scene_of_labels)
+    place = (label_image(path, label, scene_of_labels) or path).resolve()
     if raw is None and place.parent.name == "labels" and has_image(place.parent.parent):
-        raw = place.parent.parent
+        raw, scene = place.parent.parent, None
     channels = channel_levels(raw, scene=scene, time=time) if raw else ()
     check_same_voxels(labels, channels)
     return Segmented(
@@ -123,11 +124,13 @@ def label_image(path: Path, name: str | None = None, scene: str | None = None) -
         SelmaError: there is none of that name, or without a name there are several and none is called `segmentation`; or the OME-Zarr is a
             zip file, whose label images have no path.
     """
-    root = image_path(path, scene) if is_zarr(path) else path
-    names = _label_names(root)
+    names, root = list[str](), path
+    if is_zarr(path):
+        image = image_group(path, scene)
+        names, root = label_names(path, image), path / image.path
     if name is None and not names:
         return None
-    if names and root.is_file():
+    if names and path.is_file():
         raise SelmaError(
             f"{path}: holds the label images {', '.join(names)}, which are not read from a zip file; unpack it"
         )
@@ -148,7 +151,7 @@ def label_path(path: Path, name: str | None = None) -> Path:
     return label_image(path, name) or path
 
 
-def open_labels(path: Path, name: str | None = None) -> Volume:
+def open_labels(path: Path, name: str | None = None, *, scene: str | None = None) -> Volume:
     """Open the label image in an OME-Zarr, or any other volume, which is the labels, mask or atlas itself.
 
     A volume whose metadata do not mark it as labels is looked at in a few boxes.
@@ -156,21 +159,24 @@ def open_labels(path: Path, name: str | None = None) -> Volume:
     Args:
         path: the volume.
         name: name of the label image in an OME-Zarr; None takes `segmentation`, or the only one.
+        scene: the image in a file with several.
 
     Raises:
         SelmaError: the OME-Zarr has no such label image, or several and none is called `segmentation`; the volume cannot be opened; or its
             values are those of an image (`labels.check_labels`).
     """
-    place = label_path(path, name)
-    volume = open_volume(place)
-    if not is_label_image(place):
+    place = label_image(path, name, scene)
+    volume = open_volume(place) if place else open_volume(path, scene=scene)
+    if not is_label_image(place or path):
         check_labels(volume)
     return volume
 
 
-def label_levels(path: Path, name: str | None = None) -> Levels:
+def label_levels(path: Path, name: str | None = None, *, scene: str | None = None) -> Levels:
     """Open labels as `open_labels`, at every resolution that is stored, finest first."""
-    return (open_labels(path, name), *levels(label_path(path, name))[1:])
+    place = label_image(path, name, scene)
+    coarser = levels(place) if place else levels(path, scene=scene)
+    return (open_labels(path, name, scene=scene), *coarser[1:])
 
 
 def has_image(path: Path) -> bool:
@@ -180,7 +186,7 @@ def has_image(path: Path) -> bool:
 
 def is_segmentation_only(path: Path) -> bool:
     """True if an OME-Zarr is a label image, or holds label images and no image."""
-    return is_label_image(path) or bool(not has_image(path) and _label_names(path))
+    return is_label_image(path) or bool(is_zarr(path) and not has_image(path) and label_names(path, zarr_node(path)))
 
 
 def is_label_image(path: Path) -> bool:
@@ -217,14 +223,3 @@ def _name(path: Path) -> str:
 def _attributes(path: Path) -> dict[str, Any]:
     """OME-Zarr's metadata of a group; empty for everything else."""
     return ome_metadata(zarr_node(path)) if is_zarr(path) else {}
-
-
-def _label_names(path: Path) -> list[str]:
-    """Names of the label images that an OME-Zarr lists."""
-    if is_zarr(path) and path.is_file():
-        image = image_group(path)
-        metadata = ome_metadata(image["labels"]) if "labels" in image else {}
-    else:
-        metadata = _attributes(path / "labels")
-    names: list[str] = metadata.get("labels") or []
-    return names

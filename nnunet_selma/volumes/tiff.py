@@ -14,9 +14,10 @@ from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes.base import Array, ShapeZYX, Volume
 from nnunet_selma.volumes.choice import chosen_channel
+from nnunet_selma.volumes.ome_xml import ome_images
 from nnunet_selma.volumes.progressions import Progression
 from nnunet_selma.volumes.slices import most_interpolated, slice_numbers
-from nnunet_selma.volumes.tiff_pages import DAMAGE, full_pages, ome_spacing
+from nnunet_selma.volumes.tiff_pages import DAMAGE, full_pages
 
 _MOST_CHANNELS = 4
 """Pages up to which a file may be a slice with channels."""
@@ -291,6 +292,7 @@ def _slice_spacing(file: Path) -> SpacingUm | None:
     try:
         with tifffile.TiffFile(file, is_ome=False) as tif:
             xml = tif.pages.first.description
-        return ome_spacing(xml, file.name) if "<OME" in xml else None
+            images = ome_images(xml, file.name, len(tif.pages)) if "<OME" in xml else []
+        return images[0].spacing_um_zyx if images else None
     except DAMAGE:
         return None

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
-from xml.etree import ElementTree
 
 import numpy as np
 import tifffile
@@ -16,6 +15,8 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes.base import Array, Volume, by_times, cut_short, damaged_file
 from nnunet_selma.volumes.choice import Choice, Inventory, check_level, chosen_channel, chosen_scene, chosen_time
+from nnunet_selma.volumes.ome_xml import OmeImage, ome_image, ome_images
+from nnunet_selma.volumes.stated_names import distinct_names
 from nnunet_selma.volumes.units import spacing_in_um
 
 # what tifffile and the decoders behind it raise for a damaged file
@@ -44,7 +45,7 @@ class PageLayout(NamedTuple):
     scenes: tuple[str, ...]
     """Names of the images in an OME-TIFF with several; empty otherwise."""
     channel_names: tuple[str, ...]
-    """Names of the channels in OME-XML; empty unless all have one."""
+    """Names of the channels that OME-XML lists; empty unless all have one."""
 
     @property
     def lengths(self) -> dict[str, int]:
@@ -69,18 +70,19 @@ def page_layout(path: Path, scene: str | None = None) -> PageLayout:
     """
     with _noticing_damage(path), tifffile.TiffFile(path, _multifile=False) as tif:
         scenes = _ome_images(tif)
-        names = tuple(image.name or f"image {number}" for number, image in enumerate(scenes)) if len(scenes) > 1 else ()
+        several = [image.name or f"image {number}" for number, image in enumerate(scenes)] if len(scenes) > 1 else []
+        names = distinct_names(several)
         chosen = chosen_scene(path, scene, names)
         series = [scenes[chosen]] if names else _image_series(tif, path)
         first = series[0]
-        image = next(number for number, other in enumerate(tif.series) if other is first) if names else None
         numbers = [page.index for part in series for page in part.pages if page is not None]
         y_x = (first.keyframe.imagelength, first.keyframe.imagewidth)
         if first.keyframe.samplesperpixel != 1:
             raise SelmaError(
                 f"{path}: is a colour image, grey values are needed; save one channel as a grey-value TIFF"
             )
-        axes, leading = _stated_axes(tif, first, path) if len(series) == 1 else ("Z", (len(numbers),))
+        image = ome_image(_described(tif), numbers, path)
+        axes, leading = _stated_axes(tif, first, image, path) if len(series) == 1 else ("Z", (len(numbers),))
         contiguous = len(series) == 1 and first.dataoffset is not None
         dtype = np.dtype(first.dtype)
         if contiguous:
@@ -100,7 +102,7 @@ def page_layout(path: Path, scene: str | None = None) -> PageLayout:
             offset=first.dataoffset if contiguous else 0,
             spacing_um_zyx=_spacing(tif, image),
             scenes=names,
-            channel_names=_ome_channel_names(tif, image),
+            channel_names=image.channel_names if image else (),
         )
 
 
@@ -164,20 +166,23 @@ def _image_series(tif: tifffile.TiffFile, path: Path) -> list[Any]:
     return equal
 
 
-def _stated_axes(tif: tifffile.TiffFile, series: Any, path: Path) -> tuple[str, tuple[int, ...]]:
+def _described(tif: tifffile.TiffFile) -> list[OmeImage]:
+    """The images in this file that OME-XML describes; empty for other files."""
+    return ome_images(tif.ome_metadata, tif.filename, len(tif.pages)) if tif.is_ome and tif.ome_metadata else []
+
+
+def _stated_axes(
+    tif: tifffile.TiffFile, series: Any, image: OmeImage | None, path: Path
+) -> tuple[str, tuple[int, ...]]:
     """Axes before y and x, and their lengths; compared with what ImageJ and OME say about the file."""
     dimensions = dict(zip(series.axes, series.shape, strict=True))
     axes = "".join(axis for axis in series.axes if axis not in "YXS")
     leading = tuple(int(dimensions[axis]) for axis in axes)
     stated = int((tif.imagej_metadata or {}).get("images", 1))
-    image = _ome_image(tif.ome_metadata, tif.filename) if tif.is_ome and tif.ome_metadata else None
     if image is not None and series.kind != "ome":
-        order = image.get("DimensionOrder", "XYZCT")[:1:-1]
-        lengths = tuple(int(image.get(f"Size{axis}", 1)) for axis in order)
-        files = {name for element in image.iter() if (name := element.get("FileName"))}
-        if prod(lengths) == prod(leading):
-            return order, lengths
-        stated = prod(lengths) if files <= {tif.filename} else 1
+        if prod(image.lengths) == prod(leading):
+            return image.order, image.lengths
+        stated = prod(image.lengths) if image.files <= {tif.filename} else 1
     if stated > prod(leading):
         raise SelmaError(f"{path}: {prod(leading)} of {stated} pages are there, the file is cut short; copy it again")
     return axes, leading
@@ -246,18 +251,19 @@ def tiff_inventory(path: Path, scene: str | None = None) -> Inventory:
     with _noticing_damage(path), tifffile.TiffFile(path, _multifile=False) as tif:
         several = len(_ome_images(tif)) > 1
     layout = page_layout(path, scene or ("0" if several else None))
+    channels, names = layout.lengths.get("C", 1), layout.channel_names
     return Inventory(
         scenes=layout.scenes,
-        channels=layout.lengths.get("C", 1),
-        channel_names=layout.channel_names,
+        channels=channels,
+        channel_names=names if len(names) == channels else (),
         times=layout.times,
     )
 
 
-def _spacing(tif: tifffile.TiffFile, image: int | None) -> SpacingUm | None:
+def _spacing(tif: tifffile.TiffFile, image: OmeImage | None) -> SpacingUm | None:
     """Voxel size in µm (z, y, x) from OME or ImageJ metadata; None unless all three axes are stated in a unit of length."""
     if tif.is_ome and tif.ome_metadata:
-        return ome_spacing(tif.ome_metadata, tif.filename, image)
+        return image.spacing_um_zyx if image else None
     metadata: dict[str, Any] = tif.imagej_metadata or {}
     tags = tif.pages.first.tags
     resolution = [tags[f"{axis}Resolution"].value for axis in "YX" if f"{axis}Resolution" in tags]
@@ -270,39 +276,3 @@ def _spacing(tif: tifffile.TiffFile, image: int | None) -> SpacingUm | None:
     except (TypeError, ValueError):
         return None
     return spacing_in_um([depth, *(length / count for count, length in resolution)], units)
-
-
-def ome_spacing(xml: str, file_name: str, image: int | None = None) -> SpacingUm | None:
-    """Voxel size in µm (z, y, x) in OME-XML, of the image of this number, or of the one that lies in this file.
-
-    A size without unit is in µm, as OME defines; a size that is no number is none.
-    """
-    pixels = _ome_image(xml, file_name, image)
-    if pixels is None:
-        return None
-    try:
-        sizes = [float(pixels.get(f"PhysicalSize{axis}", "").replace(",", ".")) for axis in "ZYX"]
-    except ValueError:
-        return None
-    return spacing_in_um(sizes, [pixels.get(f"PhysicalSize{axis}Unit", "µm") for axis in "ZYX"])
-
-
-def _ome_channel_names(tif: tifffile.TiffFile, image: int | None) -> tuple[str, ...]:
-    """Names of the channels of an image in OME-XML; empty unless all have one."""
-    pixels = _ome_image(tif.ome_metadata, tif.filename, image) if tif.is_ome and tif.ome_metadata else None
-    names = [e.get("Name", "") for e in pixels or () if e.tag.rpartition("}")[2] == "Channel"]
-    return tuple(names) if all(names) else ()
-
-
-def _ome_image(xml: str, file_name: str, image: int | None = None) -> ElementTree.Element | None:
-    """The `Pixels` in OME-XML of the image of this number, otherwise of the image that names this file, or of the first; None if the XML is damaged."""
-    try:
-        # the text is decoded already, whatever encoding its declaration names
-        root = ElementTree.fromstring(re.sub(r"^\s*<\?xml.*?\?>", "", xml, flags=re.DOTALL).encode())
-    except ElementTree.ParseError:
-        return None
-    images = [element for element in root.iter() if element.tag.rpartition("}")[2] == "Pixels"]
-    if image is not None:
-        images = images[image : image + 1]
-    in_file = [pixels for pixels in images if any(e.get("FileName") == file_name for e in pixels.iter())]
-    return next(iter(in_file or images), None)

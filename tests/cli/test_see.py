@@ -13,6 +13,7 @@ from nnunet_selma.pictures.viewing import LazyArray, layers
 from nnunet_selma.volumes import open_volume
 from nnunet_selma.volumes.segmented import image_at, segmentation_at
 from tests.conftest import write_image
+from tests.volumes.microscope_files import write_imaris
 
 SHAPE, SPACING = (6, 32, 40), (6.0, 1.5, 1.5)
 
@@ -343,3 +344,50 @@ def test_view_says_that_there_is_no_display(brain, napari, monkeypatch):
 def test_view_names_what_is_not_there(tmp_path):
     with pytest.raises(SelmaError, match="no such file"):
         run("view", tmp_path / "nothing")
+
+
+@pytest.fixture
+def raw(tmp_path):
+    """An Imaris file with two data sets, two channels and three time points of the shape of the brain, and its voxels by data set and channel."""
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 900, (2, 2, *SHAPE), dtype=np.uint16)
+    for number, channels in enumerate(images):
+        write_imaris(
+            tmp_path / "raw.ims",
+            list(channels),
+            spacing_um_zyx=SPACING,
+            levels=1,
+            names=("GFP", "cFos"),
+            times=3,
+            data_set=str(number or ""),
+        )
+    return tmp_path / "raw.ims", images
+
+
+def test_view_shows_the_chosen_image_of_a_file_under_the_labels_of_an_ome_zarr(brain, raw, napari, monkeypatch):
+    path, images = raw
+    shown = []
+    monkeypatch.setattr(viewing, "layers", lambda image, spacing: shown.append(image) or layers(image, spacing))
+    assert run("view", path, "--labels", brain, "--scene", "1", "--time", "2") == 0
+    assert napari.added == [("image", "image, GFP"), ("image", "image, cFos"), ("labels", "segmentation")]
+    for channel, (volume,) in enumerate(shown[0].channels):
+        np.testing.assert_array_equal(volume.read(), images[1, channel] + 2)
+
+
+@pytest.mark.parametrize("channel", [0, 1])
+def test_overview_draws_the_chosen_image_of_a_file_with_the_labels_of_an_ome_zarr(channel, brain, raw, tmp_path):
+    path, images = raw
+    plain = write_image(tmp_path / "plain.nii.gz", images[1, channel] + 2, SPACING)
+    choice = ["--scene", "1", "--time", "2", "--channel", channel]
+    assert run("overview", brain, "--raw", path, *choice, "-o", tmp_path / "chosen.png") == 0
+    assert run("overview", brain, "--raw", plain, "-o", tmp_path / "plain.png") == 0
+    np.testing.assert_array_equal(imread(tmp_path / "chosen.png"), imread(tmp_path / "plain.png"))
+
+
+@pytest.mark.parametrize("command", ["view", "overview"])
+@pytest.mark.parametrize("choice", [["--scene", "0"], ["--time", "0"]])
+def test_a_choice_without_an_image_is_refused(command, choice, tmp_path, napari, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_brain(tmp_path / "b.ome.zarr", raw=False)
+    with pytest.raises(SelmaError, match=f"has no image, which {choice[0]} is for"):
+        run(command, tmp_path / "b.ome.zarr", *choice)

@@ -11,7 +11,9 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from nnunet_selma.conversion.annotated import AnnotatedSettings, convert_annotated
 from nnunet_selma.errors import SelmaError
+from nnunet_selma.running.json_files import read_json, write_json
 from tests.conftest import write_image, write_patch
+from tests.volumes.microscope_files import write_bdv
 
 
 def read(path):
@@ -389,3 +391,27 @@ def test_names_that_are_missing_or_differ_are_not_taken(names, sentence, tmp_pat
     with pytest.raises(SelmaError, match=sentence):
         convert(tmp_path / "in", folders, spacing="voxel", stains=("header",))
     assert not list(folders.raw.iterdir())
+
+
+def test_changed_voxels_beside_an_xml_are_noticed(tmp_path, rng, folders):
+    h5py = pytest.importorskip("h5py")
+    image = rng.integers(1, 60000, (8, 9, 10), dtype=np.uint16)
+    (tmp_path / "in" / "images").mkdir(parents=True)
+    write_bdv(tmp_path / "in" / "images" / "a.h5", [image], spacing_um_zyx=(2.0, 2.0, 2.0), levels=1)
+    write_image(tmp_path / "in" / "masks" / "a.nii.gz", (image > 30000).astype(np.uint8), (2.0, 2.0, 2.0))
+    manifest = convert(tmp_path / "in", folders)
+    assert convert(tmp_path / "in", folders) == manifest
+    with h5py.File(tmp_path / "in" / "images" / "a.h5", "a") as file:
+        file["t00000/s00/0/cells"][3] += 1
+    with pytest.raises(SelmaError, match="made from other files"):
+        convert(tmp_path / "in", folders)
+
+
+def test_a_dataset_of_an_earlier_version_is_complete(tmp_path, rng, folders):
+    write_patch(tmp_path / "in", "AD_plaques", 1, rng)
+    manifest = convert(tmp_path / "in", folders)
+    (file,) = folders.raw.glob("Dataset510*/selma_manifest.json")
+    content = read_json(file)
+    assert [content["settings"].pop(name) for name in ("scene", "channel", "time")] == [None] * 3
+    write_json(file, content)
+    assert convert(tmp_path / "in", folders)["cases"] == manifest["cases"]

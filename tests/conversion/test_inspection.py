@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
 
+from nnunet_selma.conversion import file_contents
 from nnunet_selma.conversion.inspection import as_text, inspect
 from nnunet_selma.conversion.unannotated import UnannotatedSettings
 from nnunet_selma.errors import SelmaError
 from tests.conftest import write_image, write_patch
+from tests.volumes.microscope_files import write_bdv, write_imaris
 from tests.volumes.test_choice import write_zarr
 
 
@@ -91,10 +93,10 @@ def test_what_is_passed_by_is_listed_with_its_reason(tmp_path, rng):
     write_image(tmp_path / "a.nii.gz", voxels, (0.005, 0.002, 0.002))
     write_image(tmp_path / "a_mask.nii.gz", (voxels > 500).astype(np.uint8))
     write_image(tmp_path / "tissue.nii.gz", (voxels > 500).astype(np.uint8))
-    (tmp_path / "b.czi").write_bytes(b"ZISRAWFILE")
+    (tmp_path / "b.klb").write_bytes(b"KLB")
     result = inspect(tmp_path)
     text = as_text(result)
-    assert "b.czi): Zeiss CZI is not read" in text
+    assert "b.klb): KLB is not read" in text
     assert "tissue.nii.gz): only two values, 0 and another, as a mask has" in text
     assert list(result.volumes) == ["volume_a"]
     assert list(result.patches) == ["a"]  # convert annotated takes the pair, convert unannotated the image
@@ -166,9 +168,66 @@ def test_scenes_channels_time_points_and_levels_of_a_file_are_listed(tmp_path, r
     chosen = UnannotatedSettings(scene="1", channel=0, time=2)
     result = inspect(path, chosen)
     assert result.problems == []
-    assert [scene.levels[1].shape_zyx for scene in result.contents["volume_v"]] == [(4, 5, 5)]
+    assert [scene.levels[1].shape_zyx for scene in result.contents[str(path)].scenes] == [(4, 5, 5)]
 
 
 def test_a_file_of_a_single_image_has_nothing_to_list(tmp_path, rng):
     write_image(tmp_path / "v.nii.gz", rng.integers(0, 60000, (8, 9, 10), dtype=np.uint16), (2.0, 2.0, 2.0))
     assert inspect(tmp_path).contents == {}
+
+
+SCENES = ("2", "0", "1")
+"""Names of tiles, in another order than their numbers in the file."""
+
+
+def write_scenes(path, rng, scenes=SCENES):
+    """A dataset of tiles with these names, two channels and two time points."""
+    images = [rng.integers(0, 60000, (8, 9, 10), dtype=np.uint16) for _ in range(2)]
+    return write_bdv(path, images, spacing_um_zyx=(2.0, 2.0, 2.0), levels=1, scenes=scenes, times=2)
+
+
+def test_scenes_are_asked_for_by_their_names(tmp_path, rng, monkeypatch):
+    """Names count before numbers, so that a number may be the name of another scene."""
+    path = write_scenes(tmp_path / "v.h5", rng)
+    names = [f"tile {name}" for name in SCENES]
+    asked = []
+    opened = file_contents.open_volume
+    monkeypatch.setattr(
+        file_contents, "open_volume", lambda path, **more: asked.append(more["scene"]) or opened(path, **more)
+    )
+    page = as_text(inspect(path))
+    assert asked == names
+    for number, name in enumerate(names):
+        assert f"scene {number} ({name}): 2 channels, 2 time points" in page
+
+
+@pytest.mark.parametrize("scene", ["1", "tile 0"])
+def test_a_chosen_scene_has_the_number_and_the_name_in_the_file(scene, tmp_path, rng):
+    path = write_scenes(tmp_path / "v.h5", rng)
+    result = inspect(path, UnannotatedSettings(scene=scene, channel=0, time=1))
+    assert "scene 1 (tile 0): 2 channels" in as_text(result)
+    assert result.problems == []
+
+
+def test_scenes_that_cannot_be_read_and_those_at_the_end_are_listed_too(tmp_path, rng, monkeypatch):
+    h5py = pytest.importorskip("h5py")
+    path = write_scenes(tmp_path / "v.h5", rng)
+    with h5py.File(tmp_path / "v.h5", "a") as file:
+        del file["t00001/s02"]  # the first channel of the second scene at the second time point
+    monkeypatch.setattr(file_contents, "_MOST_SCENES", 2)
+    lines = as_text(inspect(path, UnannotatedSettings(time=1))).splitlines()
+    listed = [line.removeprefix(f"{path}: ") for line in lines if line.startswith(f"{path}: ")]
+    assert listed[0].startswith("scene 0 (tile 2): 2 channels")
+    assert listed[1].startswith(f"scene 1 (tile 0): {tmp_path / 'v.h5'}: cannot be read")
+    assert listed[2:] == ["… and 1 more scene"]
+    assert "scene 1 (tile 0): 2 channels" in as_text(inspect(path, UnannotatedSettings(time=0)))
+
+
+def test_the_images_within_files_of_annotated_patches_are_listed(tmp_path, rng):
+    image = rng.integers(1, 60000, (8, 9, 10), dtype=np.uint16)
+    (tmp_path / "images").mkdir()
+    write_imaris(tmp_path / "images" / "a.ims", [image, image], spacing_um_zyx=(2.0, 2.0, 2.0), names=("GFP", "cFos"))
+    write_image(tmp_path / "masks" / "a.nii.gz", (image > 30000).astype(np.uint8), (2.0, 2.0, 2.0))
+    page = as_text(inspect(tmp_path))
+    assert "a.ims: 2 channels (GFP, cFos), 3 levels: 8×9×10 of 2×2×2 µm" in page
+    assert "choose one of 0 to 1 with --channel" in page

@@ -16,10 +16,11 @@ from nnunet_selma.conversion.tiles import TileSettings
 from nnunet_selma.conversion.unannotated import UnannotatedSettings, convert_unannotated
 from nnunet_selma.conversion.volume_tree import find_volumes
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.running.json_files import write_json
+from nnunet_selma.running.json_files import read_json, write_json
 from nnunet_selma.structures import named
 from tests.conftest import write_image
 from tests.plans import plans
+from tests.volumes.microscope_files import write_bdv
 
 TILES = TileSettings(tile=16, per_volume=3)
 
@@ -391,3 +392,35 @@ def test_a_single_slice_is_a_question(folders, tmp_path, rng):
             convert_unannotated(source, UnannotatedSettings(), folders)
         (problem,) = inspect(source).problems
         assert "is a single slice" in problem
+
+
+def earlier(manifest_file, *names):
+    """Take settings out of a manifest, which an earlier version did not have."""
+    content = read_json(manifest_file)
+    assert [content["settings"].pop(name) for name in names] == [None] * len(names)
+    write_json(manifest_file, content)
+
+
+def test_a_dataset_of_an_earlier_version_is_complete(tmp_path, rng, folders):
+    voxels, _ = brain_with_header(rng)
+    write_stack(tmp_path / "in" / "brain", voxels)
+    settings = UnannotatedSettings(spacing="voxel", tiles=TILES)
+    manifest = convert_unannotated(tmp_path / "in", settings, folders)
+    (file,) = folders.raw.glob("Dataset500*/selma_manifest.json")
+    earlier(file, "scene", "time")
+    assert convert_unannotated(tmp_path / "in", settings, folders)["cases"] == manifest["cases"]
+    with pytest.raises(SelmaError, match="other settings"):
+        convert_unannotated(tmp_path / "in", replace(settings, time=0), folders)
+
+
+def test_changed_voxels_beside_an_xml_are_noticed(tmp_path, rng, folders):
+    h5py = pytest.importorskip("h5py")
+    voxels, _ = brain_with_header(rng)
+    xml = write_bdv(tmp_path / "brain.h5", [voxels], spacing_um_zyx=(2.0, 2.0, 2.0), levels=1)
+    settings = UnannotatedSettings(spacing="voxel", tiles=TILES)
+    manifest = convert_unannotated(xml, settings, folders)
+    assert convert_unannotated(xml, settings, folders)["cases"] == manifest["cases"]
+    with h5py.File(tmp_path / "brain.h5", "a") as file:
+        file["t00000/s00/0/cells"][7] += 1
+    with pytest.raises(SelmaError, match="made from other files"):
+        convert_unannotated(xml, settings, folders)

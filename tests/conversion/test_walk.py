@@ -224,3 +224,42 @@ def test_a_damaged_ome_zarr_is_a_volume_that_opening_names(tmp_path):
     (tmp_path / "a.zarr" / ".zattrs").write_text("{")
     (tmp_path / "a.zarr" / ".zgroup").write_text("{")
     assert fates(tmp_path) == {"a.zarr": "volume"}
+
+
+@pytest.mark.parametrize("place", ["below", "link", "up"])
+def test_an_xml_and_voxels_in_another_folder_are_one_volume(place, tmp_path):
+    voxels = tmp_path / "in" / "voxels"
+    voxels.mkdir(parents=True)
+    xml = write_bdv(voxels / "brain.h5", [VOXELS], spacing_um_zyx=(6.0, 1.6, 1.5), levels=1)
+    path = {"below": "voxels/brain.h5", "link": "link.h5", "up": "../in/voxels/brain.h5"}[place]
+    text = xml.read_text(encoding="utf-8").replace(">brain.h5<", f">{path}<")
+    xml.unlink()
+    (tmp_path / "in" / "brain.xml").write_text(text, encoding="utf-8")
+    if place == "link":
+        (tmp_path / "in" / "link.h5").symlink_to(voxels / "brain.h5")
+    volumes = [entry.path.name for entry in walk(tmp_path / "in") if entry.fate == "volume"]
+    assert volumes == ["brain.xml"]
+
+
+FOREIGN = '<SpimData version="0.2"><SequenceDescription><ImageLoader format="spimreconstruction.filemap2"/></SequenceDescription></SpimData>'
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (FOREIGN, "its voxels are neither HDF5 nor N5 (loader spimreconstruction.filemap2)"),
+        (FOREIGN[:60], "is damaged"),
+    ],
+)
+def test_an_xml_that_describes_nothing_readable_is_passed_by(content, reason, tmp_path):
+    write_image(tmp_path / "fused.nii.gz", VOXELS)
+    (tmp_path / "dataset.xml").write_text(content)
+    foreign, fused = walk(tmp_path)
+    assert (foreign.fate, fused.fate) == ("passed by", "volume")
+    assert foreign.reason.startswith(reason)
+
+
+def test_an_xml_whose_voxels_are_missing_is_a_volume_that_opening_names(tmp_path):
+    xml = write_bdv(tmp_path / "brain.h5", [VOXELS], spacing_um_zyx=(6.0, 1.6, 1.5), levels=1)
+    (tmp_path / "brain.h5").unlink()
+    assert [(entry.path, entry.fate) for entry in walk(tmp_path)] == [(xml, "volume")]

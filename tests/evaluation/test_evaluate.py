@@ -20,6 +20,7 @@ from nnunet_selma.volumes import open_volume
 from nnunet_selma.volumes.labels import read_mask
 from tests.artists import saved_figures, titles
 from tests.conftest import write_image
+from tests.volumes.microscope_files import write_bdv, write_imaris
 
 SHAPE = (14, 16, 18)
 
@@ -583,3 +584,36 @@ def test_a_structure_of_a_laboratory_is_judged_by_its_kind(kind, known, edition,
         tables.append(score.official)
     assert tables[0] == tables[1]
     assert "TH" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("several", [{"times": 2}, {"channels": 2}, {"data_sets": 2}])
+def test_several_images_in_a_file_end_in_a_sentence_without_options_of_others(several, data, capsys):
+    mask = np.ones(SHAPE, np.uint8)
+    for number in range(several.get("data_sets", 1)):
+        write_imaris(
+            data / "brain.ims",
+            [mask] * several.get("channels", 1),
+            spacing_um_zyx=(2.0, 2.0, 2.0),
+            levels=1,
+            times=several.get("times", 1),
+            data_set=str(number or ""),
+        )
+    assert run(data, "--structure", "cfos_neuron", reference="truth/cfos_neuron_1.nii.gz", prediction="brain.ims") == 2
+    said = capsys.readouterr().err
+    assert "brain.ims: h" in said
+    assert "save one of them" in said
+    assert " --" not in said
+
+
+def test_changed_voxels_beside_an_xml_are_scored_anew(data):
+    h5py = pytest.importorskip("h5py")
+    truth = open_volume(data / "truth" / "cfos_neuron_1.nii.gz").read()
+    write_bdv(data / "brain.h5", [truth], spacing_um_zyx=(1.0, 1.0, 1.0), levels=1)
+    arguments = ["--structure", "cfos_neuron", "--no-sheets", "-o", str(data / "out")]
+    files = {"reference": "truth/cfos_neuron_1.nii.gz", "prediction": "brain.xml"}
+    assert run(data, *arguments, **files) == 0
+    first = cases(data / "out")
+    with h5py.File(data / "brain.h5", "a") as file:
+        file["t00000/s00/0/cells"][:7] = 0
+    assert run(data, *arguments, **files) == 0
+    assert cases(data / "out") != first

@@ -121,3 +121,15 @@ def test_the_voxels_of_a_header_count_in_its_contents(tmp_path):
     assert contents(tmp_path / "a.mhd").differs(first)
     (tmp_path / "a.raw").write_bytes(b"12")
     assert not contents(tmp_path / "a.mhd").differs(first)
+
+
+@pytest.mark.parametrize("changed", ["a/x.xml", "b/x.h5"])
+def test_files_in_several_folders_count_together(changed, tmp_path):
+    paths = [tmp_path / "a" / "x.xml", tmp_path / "b" / "x.h5"]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_bytes(b"12")
+    first = fingerprint(*paths)
+    assert first == fingerprint(*paths) != fingerprint(paths[0])
+    same_time(tmp_path / changed, lambda file: file.write_bytes(b"34"))
+    assert fingerprint(*paths) != first

@@ -14,6 +14,7 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.volumes.bigdataviewer import BigDataViewerVolume, bigdataviewer_inventory, is_bigdataviewer
 from nnunet_selma.volumes.choice import Choice, Inventory
 from nnunet_selma.volumes.hdf5 import other_hdf5
+from nnunet_selma.volumes.imaris import ImarisVolume
 from tests.volumes.microscope_files import pyramid, scaling, write_bdv, write_imaris
 
 h5py = pytest.importorskip("h5py")
@@ -260,6 +261,26 @@ def test_setups_without_attributes_are_scenes(brain):
     text = re.sub(r"<attributes>.*?</attributes>", "", brain.read_text())
     brain.write_text(text)
     assert bigdataviewer_inventory(brain).scenes == ("setup 0", "setup 1", "setup 2", "setup 3")
+
+
+def test_tiles_of_one_name_are_told_apart(tmp_path, channels, kept):
+    path = write_bdv(tmp_path / f"b{kept}", channels, spacing_um_zyx=SPACING, scenes=("left", "left"), levels=1)
+    assert bigdataviewer_inventory(path).scenes == ("tile left #0", "tile left #1")
+    for scene in range(2):
+        volume = BigDataViewerVolume(path, Choice(scene=f"tile left #{scene}", channel=1))
+        np.testing.assert_array_equal(volume.read(), channels[1] + 10 * scene)
+
+
+def test_setups_of_one_name_are_told_apart(brain):
+    text = re.sub(r"<attributes>.*?</attributes>", "", brain.read_text())
+    brain.write_text(re.sub(r"<name>setup \d</name>", "<name>brain</name>", text))
+    assert bigdataviewer_inventory(brain).scenes == tuple(f"brain #{number}" for number in range(4))
+
+
+def test_memory_for_kept_chunks_is_told(tmp_path, channels):
+    path = write_bdv(tmp_path / "b.h5", channels[:1], spacing_um_zyx=SPACING)
+    voxels = write_imaris(tmp_path / "b.ims", channels[:1], spacing_um_zyx=SPACING)
+    assert BigDataViewerVolume(path).kept_bytes == ImarisVolume(voxels).kept_bytes > 0
 
 
 LOADERS = {

@@ -231,6 +231,37 @@ def test_a_damaged_or_empty_zip_file_is_named(tmp_path):
             open_volume(tmp_path / f"{name}.zarr.zip")
 
 
+CODECS = {
+    "zlib": (2, lambda: numcodecs().Zlib()),
+    "gzip": (2, lambda: numcodecs().GZip()),
+    "bz2": (2, lambda: numcodecs().BZ2()),
+    "lzma": (2, lambda: numcodecs().LZMA()),
+    "lz4": (2, lambda: numcodecs().LZ4()),
+    "zstd": (2, lambda: numcodecs().Zstd()),
+    "blosc": (2, lambda: numcodecs().Blosc()),
+    "gzip, 3": (3, lambda: zarr.codecs.GzipCodec()),
+    "zstd, 3": (3, lambda: zarr.codecs.ZstdCodec()),
+    "blosc, 3": (3, lambda: zarr.codecs.BloscCodec()),
+}
+
+
+def numcodecs():
+    return pytest.importorskip("numcodecs")
+
+
+@pytest.mark.parametrize("harm", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"x" * len(data)])
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_damaged_chunk_is_named_whatever_its_codec(codec, harm, voxels, tmp_path):
+    version, compressor = CODECS[codec]
+    path = tmp_path / "v.ome.zarr"
+    zarr.create_array(str(path), data=voxels, chunks=SHAPE, compressors=compressor(), zarr_format=version)
+    np.testing.assert_array_equal(open_volume(path).read(), voxels)
+    chunk = path / ("0.0.0" if version == 2 else "c/0/0/0")
+    chunk.write_bytes(harm(chunk.read_bytes()))
+    with pytest.raises(SelmaError, match=r"v\.ome\.zarr: a chunk cannot be read .*copy the OME-Zarr again"):
+        open_volume(path).read()
+
+
 @pytest.mark.parametrize("sharded", [False, True])
 def test_stored_files_are_counted_on_the_grid(sharded, version, voxels, tmp_path):
     if sharded and version == 2:

@@ -113,6 +113,58 @@ def test_labels_below_a_root_of_bioformats2raw(version, mask, tmp_path):
     assert not is_segmentation_only(tmp_path / "v.zarr")
 
 
+def write_root(path, mask, version, labelled=()):
+    """A root of bioformats2raw with two images, some of them with labels."""
+    put(zarr.open_group(str(path), mode="w", zarr_format=version), {"bioformats2raw.layout": 3})
+    for number in range(2):
+        if number in labelled:
+            write_labels(path / str(number), mask + mask.dtype.type(number), version)
+        else:
+            write(path / str(number), mask + mask.dtype.type(7 + number), version)
+    return path
+
+
+@pytest.mark.parametrize("scene", ["0", "1"])
+def test_the_labels_of_a_scene_are_opened(scene, version, mask, tmp_path):
+    path = write_root(tmp_path / "v.zarr", mask, version, labelled=(0, 1))
+    for opened in (segmentation_at(path, scene=scene), image_at(path, scene=scene)):
+        np.testing.assert_array_equal(opened.labels[0].read(), mask + int(scene))
+        np.testing.assert_array_equal(opened.channels[0][0].read(), mask + int(scene) + 7)
+    with pytest.raises(SelmaError, match="is a file of 2 images"):
+        segmentation_at(path)
+
+
+@pytest.mark.parametrize("folder", ["", "v.zarr"])
+def test_a_scene_of_a_zipped_root(folder, version, mask, tmp_path):
+    archive = zipped(write_root(tmp_path / "v.zarr", mask, version, labelled=(0,)), folder)
+    np.testing.assert_array_equal(image_at(archive, scene="1").channels[0][0].read(), mask + 8)
+    np.testing.assert_array_equal(segmentation_at(archive, scene="1").labels[0].read(), mask + 8)
+    with pytest.raises(SelmaError, match="holds the label images segmentation, which are not read from a zip file"):
+        image_at(archive, scene="0")
+    with pytest.raises(SelmaError, match=r"v\.zarr\.zip: is a file of 2 images \(0, 1\), not one"):
+        image_at(archive)
+    assert not is_segmentation_only(archive)
+
+
+def test_a_zipped_plate_is_named(version, mask, tmp_path):
+    plate = zarr.open_group(str(tmp_path / "p.zarr"), mode="w", zarr_format=version)
+    put(plate, {"plate": {"wells": [{"path": "A/1"}, {"path": "A/2"}]}})
+    archive = zipped(tmp_path / "p.zarr")
+    for scene in (None, "0"):
+        with pytest.raises(
+            SelmaError, match=r"p\.zarr\.zip: is a plate of 2 images \(A/1/0, A/2/0\), not one; unpack it"
+        ):
+            image_at(archive, scene=scene)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_bare_array_has_no_labels(packed, version, mask, tmp_path):
+    zarr.create_array(str(tmp_path / "a.zarr"), data=mask, zarr_format=version)
+    path = zipped(tmp_path / "a.zarr") if packed else tmp_path / "a.zarr"
+    np.testing.assert_array_equal(open_labels(path).read(), mask)
+    assert not is_segmentation_only(path)
+
+
 def test_labels_in_a_zip_file_are_not_passed_over(version, mask, tmp_path):
     archive = zipped(write_labels(tmp_path / "v.ome.zarr", mask, version))
     shutil.rmtree(tmp_path / "v.ome.zarr")

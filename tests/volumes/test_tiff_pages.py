@@ -138,6 +138,75 @@ def test_a_file_with_two_images_is_a_question(tmp_path):
         open_volume(tmp_path / "two.ome.tif")
 
 
+def test_images_of_one_name_are_told_apart(tmp_path):
+    path = tmp_path / "two.ome.tif"
+    with tifffile.TiffWriter(path) as tif:
+        for number in range(2):
+            tif.write(VOXELS + 1000 * number, metadata={"axes": "ZYX", "Name": "brain"})
+    assert tiff_inventory(path).scenes == ("brain #0", "brain #1")
+    with pytest.raises(SelmaError, match="has no scene brain"):
+        open_volume(path, scene="brain")
+    for number in range(2):
+        volume = open_volume(path, scene=f"brain #{number}")
+        np.testing.assert_array_equal(volume.read(), VOXELS + 1000 * number)
+
+
+ELSEWHERE = '<TiffData IFD="0" PlaneCount="12"><UUID FileName="{0}">urn:uuid:{0}</UUID></TiffData>'
+CHANNELS = '<Channel ID="Channel:{0}:0" Name="GFP{0}"/><Channel ID="Channel:{0}:1" Name="cFos{0}"/>'
+
+
+def write_described(path, stacks, data, uuid=""):
+    """Stacks of 6 slices with 2 channels, one behind another, and images of different voxel size in OME-XML, each with its `TiffData`."""
+    images = "".join(IMAGE.format(i, 1.5 + i, CHANNELS.format(i) + planes) for i, planes in enumerate(data))
+    root = f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" {uuid}>{images}</OME>'
+    description = f'<?xml version="1.0"?>{root}'.encode()
+    with tifffile.TiffWriter(path) as tif:
+        for number, page in enumerate(np.concatenate(stacks)):
+            tif.write(page, contiguous=False, description=description if number == 0 else None, **PLAIN)
+    return path
+
+
+def test_images_without_pages_here_do_not_shift_the_others(tmp_path):
+    """The first image has no pages in any file, and the others are numbered without it."""
+    data = ["", '<TiffData IFD="0" PlaneCount="12"/>', '<TiffData IFD="12" PlaneCount="12"/>']
+    path = write_described(tmp_path / "a.ome.tif", [VOXELS, VOXELS + 1000], data)
+    for scene, image in ((0, 1), (1, 2)):
+        held = tiff_inventory(path, str(scene))
+        assert (held.scenes, held.channel_names) == (("Pos1", "Pos2"), (f"GFP{image}", f"cFos{image}"))
+        volume = open_volume(path, scene=str(scene), channel=1)
+        np.testing.assert_array_equal(volume.read(), VOXELS[1::2] + 1000 * scene)
+        assert volume.spacing_um_zyx == (5.0, 1.5 + image, 1.5 + image)
+
+
+@pytest.mark.parametrize("uuid", ["", 'UUID="urn:uuid:a.ome.tif"'])
+def test_images_of_which_one_lies_elsewhere_are_not_joined(uuid, tmp_path):
+    here = '<TiffData IFD="{0}" PlaneCount="12"><UUID FileName="a.ome.tif">urn:uuid:a.ome.tif</UUID></TiffData>'
+    data = [here.format(0), ELSEWHERE.format("b.ome.tif"), here.format(12)]
+    path = write_described(tmp_path / "a.ome.tif", [VOXELS, VOXELS + 1000], data, uuid)
+    for read in (tiff_inventory, lambda path: open_volume(path, channel=0)):
+        with pytest.raises(
+            SelmaError, match=r"a\.ome\.tif: its OME-XML describes 2 images and does not tell them apart"
+        ):
+            read(path)
+
+
+def test_a_renamed_file_asks_for_its_name_where_images_differ(tmp_path):
+    data = [ELSEWHERE.format("a.ome.tif"), ELSEWHERE.format("b.ome.tif")]
+    path = write_described(tmp_path / "c.ome.tif", [VOXELS], data)
+    with pytest.raises(SelmaError, match=r"give the file the name that it had, one of a\.ome\.tif, b\.ome\.tif"):
+        open_volume(path, channel=0)
+    for name, size in (("a.ome.tif", 1.5), ("b.ome.tif", 2.5)):
+        path = path.rename(tmp_path / name)
+        assert open_volume(path, channel=0).spacing_um_zyx == (5.0, size, size)
+    path = path.rename(tmp_path / "d.ome.tif")
+    path.write_bytes(
+        path.read_bytes().replace(b'"2.5"', b'"1.5"').replace(b"GFP1", b"GFP0").replace(b"cFos1", b"cFos0")
+    )
+    volume = open_volume(path, channel=1)
+    np.testing.assert_array_equal(volume.read(), VOXELS[1::2])
+    assert volume.spacing_um_zyx == (5.0, 1.5, 1.5)
+
+
 def test_a_slice_with_a_thumbnail_is_a_slice(tmp_path):
     for z, plane in enumerate(VOXELS):
         write_pages(tmp_path / f"Z{z:02d}.tif", [plane, plane[::4, ::4]] if z == 0 else [plane])

@@ -1,6 +1,8 @@
 """Every reader against the array that was written."""
 
 import gzip
+import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.volumes import open_volume, to_intensities
+from nnunet_selma.volumes import base, bioio, open_volume, stem, to_intensities
+from nnunet_selma.volumes.library_errors import errors_as
 from nnunet_selma.volumes.tiff import is_stack_of_slices, slice_channels
 from tests.conftest import write_image
 from tests.volumes.czi_files import write_czi
@@ -491,3 +494,50 @@ def test_what_itk_cannot_read_in_part_is_read_once(tmp_path, rng, monkeypatch):
             with monkeypatch.context() as patch:
                 patch.setattr(type(volume), "_reader", lambda _: 1 / 0)
                 np.testing.assert_array_equal(volume.read(slice(7, 12)), voxels[7:12])
+
+
+def test_a_file_that_is_read_whole_must_fit_into_the_memory(tmp_path, rng, monkeypatch):
+    voxels = rng.integers(0, 999, (12, 20, 30), dtype=np.uint16)
+    image = sitk.GetImageFromArray(voxels)
+    for name in ("a.nrrd", "b.mha"):
+        sitk.WriteImage(image, str(tmp_path / name))
+    monkeypatch.setattr(base, "usable_memory", lambda: 2 * voxels.nbytes - 1)
+    volume = open_volume(tmp_path / "a.nrrd")
+    assert volume.read(slice(3, 3)).shape == (0, 20, 30)
+    with pytest.raises(SelmaError, match=r"a\.nrrd: files of this kind cannot be read in part, .* save it as OME-Zarr"):
+        volume.read(slice(3, 4))
+    np.testing.assert_array_equal(open_volume(tmp_path / "b.mha").read(slice(3, 4)), voxels[3:4])
+    monkeypatch.setattr(base, "usable_memory", lambda: 2 * voxels.nbytes)
+    box = volume.read(slice(3, 4))
+    box[...] = 0
+    np.testing.assert_array_equal(volume.read(slice(3, 4)), voxels[3:4])
+    assert len(pickle.dumps(volume)) < voxels.nbytes
+
+
+def test_want_of_memory_is_no_damage(tmp_path):
+    with pytest.raises(MemoryError), errors_as(base.damaged_file(tmp_path)):
+        raise MemoryError
+    with pytest.raises(SelmaError, match="damaged"), errors_as(base.damaged_file(tmp_path)):
+        raise RuntimeError
+
+
+ENDINGS = (
+    *(".tif", ".tiff", ".ome.tif", ".ome.tiff", ".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".ims", ".xml"),
+    *(".h5", ".hdf5", ".n5", ".czi", ".lif", ".nd2", ".zarr", ".ome.zarr", ".zarr.zip", ".ome.zarr.zip", ".ozx"),
+    *bioio._FORMATS,
+)
+
+
+@pytest.mark.parametrize("name", ["brain", "Brain_C1", "brain.c1", "0.5um.s2"])
+def test_a_name_loses_its_ending_in_any_case(name):
+    for ending in ENDINGS:
+        for written in (ending, ending.upper(), ending.title()):
+            assert stem(Path(name + written)) == name
+    assert stem(Path("brain.c1")) == "brain.c1"
+
+
+@pytest.mark.parametrize("ending", [".zarr", ".ZARR", ".n5", ".N5"])
+def test_of_folders_only_stores_lose_an_ending(ending, tmp_path):
+    for name, expected in ((f"brain{ending}", "brain"), ("brain.left", "brain.left")):
+        (tmp_path / name).mkdir()
+        assert stem(tmp_path / name) == expected
