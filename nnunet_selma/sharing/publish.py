@@ -22,11 +22,13 @@ from nnunet_selma.nnunet.checkpoints import SUFFIX, check_finite, export_weights
 from nnunet_selma.nnunet.folders import Folders
 from nnunet_selma.running.json_files import read_json, write_json, write_text
 from nnunet_selma.running.whole_files import whole_folder
-from nnunet_selma.sharing.card import CardTexts, model_card
+from nnunet_selma.sharing.card import model_card
+from nnunet_selma.sharing.card_commands import CardTexts
 from nnunet_selma.sharing.cite import citations
-from nnunet_selma.sharing.licences import SELMA3D_QUESTION, licence_named, licence_text
+from nnunet_selma.sharing.licences import licence_named, licence_text, selma3d_in_words
 from nnunet_selma.sharing.light import light_checkpoint, public_plans, without_folders
-from nnunet_selma.sharing.results import SPLITS, ResultFacts, facts_of
+from nnunet_selma.sharing.results import ResultFacts, facts_of
+from nnunet_selma.sharing.training_data import SPLITS
 from nnunet_selma.sharing.validation import Validation, read_validation
 
 ADAPTATION = "adaptation_plan.json"
@@ -92,16 +94,16 @@ def publish(results: Path, output: Path, settings: PublishSettings, folders: Fol
     validation = read_validation(settings.evaluation, settings.method, facts) if settings.evaluation else None
     with whole_folder(output) as staging:
         _write(staging, facts, settings, name, validation)
-        write_text(staging / LICENCE, licence_text(licence, name, settings.author, selma3d=facts.names_of_selma3d))
+        write_text(staging / LICENCE, licence_text(licence, name, settings.author, selma3d=facts.of_selma3d))
     return facts
 
 
 def licence_warning(facts: ResultFacts, license_: str) -> str:
-    """A warning if the licence allows more than that of SELMA3D's data may; empty for other data, or a non-commercial licence."""
+    """A warning if the licence allows more than that of SELMA3D's data may; empty for a non-commercial licence, or if they are not among the data."""
     licence = licence_named(license_)
-    if not licence.commercial or facts.names_of_selma3d is False:
+    if not licence.commercial or facts.of_selma3d is False:
         return ""
-    return f"{licence.spdx} allows commercial use. {SELMA3D_QUESTION}"
+    return f"{licence.spdx} allows commercial use. Training data: {selma3d_in_words(facts.of_selma3d)}"
 
 
 def _public_facts(facts: ResultFacts) -> ResultFacts:
