@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,25 @@ def add_to(parts: Any) -> None:
         options=_options,
         help="write a trained model as a repository for a hub, with licence and model card; or check such a folder",
     )
+
+
+_DEFAULTS = (None, (), False, "checkpoint_final.pth")
+"""Values of options that were not given."""
+_NOT_OF_A_PACKAGE = {"--description": "description", "--repository": "repository"}
+_NOT_OF_A_CHECK = {
+    "RESULTS": "results",
+    "-o": "output",
+    "--license": "license",
+    "--name": "name",
+    "--author": "author",
+    **_NOT_OF_A_PACKAGE,
+    "--evaluation": "evaluation",
+    "--method": "method",
+    "-f": "folds",
+    "-chk": "checkpoint",
+    "--bioimageio": "bioimageio",
+    "--bioimageio-python": "bioimageio_python",
+}
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
@@ -55,15 +75,18 @@ def _publish(chosen: argparse.Namespace) -> int:
     from nnunet_selma.sharing.publish import PublishSettings, licence_warning, publish
 
     if chosen.check is not None:
-        if chosen.results is not None or chosen.output is not None:
-            raise SelmaError("--check takes a published folder alone; leave RESULTS and -o out")
+        _refuse(chosen, _NOT_OF_A_CHECK, "--check takes a published folder alone")
         return _check(chosen.check)
     if chosen.results is None or chosen.output is None:
         raise SelmaError("give the results folder and -o DIR, or --check DIR to check a published folder")
     if chosen.license is None:
         raise SelmaError("give the licence of the weights with --license, as in --license cc-by-nc-4.0")
+    if chosen.method is not None and chosen.evaluation is None:
+        raise SelmaError(f"--method {chosen.method}: is a method of an evaluation; give that with --evaluation")
     if chosen.bioimageio:
+        _refuse(chosen, _NOT_OF_A_PACKAGE, "a package for bioimage.io has no place for it")
         return _package(chosen)
+    _refuse(chosen, {"--bioimageio-python": "bioimageio_python"}, "tests a package, which only --bioimageio writes")
     facts = publish(chosen.results, chosen.output, settings_from(PublishSettings, chosen), _folders())
     size = sum(file.stat().st_size for file in chosen.output.rglob("*") if file.is_file())
     print(f"{chosen.output}: {facts.kind}, fold {', '.join(fold.fold for fold in facts.folds)}, {size / 1e6:.1f} MB")
@@ -74,11 +97,18 @@ def _publish(chosen: argparse.Namespace) -> int:
     return code
 
 
+def _refuse(chosen: argparse.Namespace, options: Mapping[str, str], why: str) -> None:
+    """Raise `SelmaError` if one of these options was given, which would be dropped."""
+    if given := [option for option, name in options.items() if getattr(chosen, name) not in _DEFAULTS]:
+        raise SelmaError(f"{', '.join(given)}: {why}; leave {'it' if len(given) == 1 else 'them'} out")
+
+
 def _package(chosen: argparse.Namespace) -> int:
     """Write a package for bioimage.io."""
     from nnunet_selma.sharing.bioimageio import LIMITS, PackageSettings, write_package
-    from nnunet_selma.sharing.card import validation_lines
+    from nnunet_selma.sharing.card_validation import validation_lines
     from nnunet_selma.sharing.licences import licence_named
+    from nnunet_selma.sharing.publish import licence_warning
     from nnunet_selma.sharing.results import facts_of
     from nnunet_selma.sharing.validation import read_validation
 
@@ -96,6 +126,8 @@ def _package(chosen: argparse.Namespace) -> int:
     print(f"{chosen.output}: passed test_model with {tested}")
     for limit in LIMITS:
         print(f"not expressed: {limit}")
+    if warning := licence_warning(facts, chosen.license):
+        print(f"WARNING: {warning}")
     return 0
 
 

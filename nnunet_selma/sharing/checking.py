@@ -1,6 +1,9 @@
 """The check of a published folder: every fault becomes a sentence.
 
-Nothing in the folder is trusted: checkpoints are read without running code first, and nnU-Net, which would run it, sees only those that passed.
+Nothing in the folder is trusted: checkpoints are read without running code first, and plans may name only networks and layers. nnU-Net, which
+would run whatever they hold, sees only those that passed.
+
+The card is compared with config.json where `card_check` says so; its other sentences are not judged.
 """
 
 import json
@@ -15,30 +18,36 @@ import numpy as np
 import torch
 
 from nnunet_selma.errors import SelmaError, counted
-from nnunet_selma.finetuning.pretrained import CHECKPOINT
-from nnunet_selma.nnunet.checkpoints import (
-    PRETEXT,
-    RECORD,
-    SUFFIX,
-    adaptation_record,
-    check_finite,
-    read_checkpoint,
-    unpickled,
-)
+from nnunet_selma.finetuning.pretrained import CHECKPOINT, SUMMARY, network_identity
+from nnunet_selma.nnunet.checkpoints import RECORD, adaptation_record
 from nnunet_selma.nnunet.plans import channels_of, whole_configuration
 from nnunet_selma.nnunet.voxel_sizes import planned_spacing
 from nnunet_selma.prediction.model import trainers_registered
-from nnunet_selma.running.json_files import read_json
-from nnunet_selma.sharing.card import card_problems
-from nnunet_selma.sharing.publish import ADAPTATION, CARD, CONFIG, LICENCE
+from nnunet_selma.sharing.buildable import plan_problems
+from nnunet_selma.sharing.card_check import card_problems
+from nnunet_selma.sharing.checkpoint_check import content_problems, twin_problems
+from nnunet_selma.sharing.descriptions import FOLD, read_description
+from nnunet_selma.sharing.publish import ADAPTATION, CARD, CONFIG, FINGERPRINT, LICENCE
+from nnunet_selma.sharing.training_data import SPLITS
 
 _NEEDED = ("plans.json", "dataset.json", CONFIG, LICENCE, CARD)
-_STATES = ("optimizer_state", "grad_scaler_state")
-_UNREADABLE = (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError)
-_UNBUILDABLE = (KeyError, AttributeError, RuntimeError, AssertionError, TypeError, ValueError, ImportError, IndexError)
 _EDGE = 32
 """Longest edge of the volume that is predicted, voxels."""
-_TRAINERS = "nnUNet_extTrainer"
+_UNBUILDABLE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    StopIteration,
+    TypeError,
+    UnpicklingError,
+    ValueError,
+)
+"""Errors of nnU-Net and PyTorch on files that do not fit each other."""
 
 
 def problems_of(folder: Path) -> list[str]:
@@ -58,20 +67,17 @@ class _Check:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.unread: list[str] = []
-        self.plans, self.dataset, self.config = (self._json(name) for name in ("plans.json", "dataset.json", CONFIG))
+        self.plans, self.dataset, self.config, self.adaptation = (
+            self._json(name) for name in ("plans.json", "dataset.json", CONFIG, ADAPTATION)
+        )
+        for name in (FINGERPRINT, SUMMARY):
+            self._json(name)
+        self._json(SPLITS, list)
 
-    def _json(self, name: str) -> dict[str, Any]:
-        path = self.folder / name
-        if not path.is_file():
-            return {}
-        try:
-            content: Any = read_json(path)
-        except SelmaError as error:
-            self.unread.append(str(error))
-            return {}
-        if not isinstance(content, dict):
-            self.unread.append(f"{path}: is no dictionary; restore it")
-            return {}
+    def _json(self, name: str, kind: type[Any] = dict) -> Any:
+        """The content of a file; empty where it is lacking or faulty."""
+        content, problems = read_description(self.folder / name, kind)
+        self.unread += problems
         return content
 
     def problems(self) -> Iterator[str]:
@@ -82,12 +88,15 @@ class _Check:
         yield from self.unread
         contents: dict[str, Mapping[str, Any]] = {}
         for name, path in self._checkpoints().items():
-            content = yield from _content_problems(path)
+            content = yield from content_problems(path)
             if content is not None:
                 contents[name] = content
-                yield from _twin_problems(path)
-        yield from self._description_problems()
-        if self.plans and self.dataset:
+                yield from twin_problems(path)
+        unfit = list(plan_problems(self.plans)) if self.plans else []
+        yield from (f"{self.folder / 'plans.json'}: {problem}" for problem in unfit)
+        if not unfit:
+            yield from self._description_problems()
+        if self.plans and self.dataset and not unfit:
             if self.pretraining:
                 yield from self._pretraining_problems(contents)
             else:
@@ -107,8 +116,9 @@ class _Check:
         """Fold to its checkpoint; those that config.json names, and those that are there."""
         if self.pretraining:
             return {"": self.folder / CHECKPOINT}
-        named = [str(fold) for fold in self.config.get("folds", [])]
-        there = sorted(path.name.removeprefix("fold_") for path in self.folder.glob("fold_*") if path.is_dir())
+        named = self.config.get("folds", [])
+        folders = (path.name.removeprefix("fold_") for path in self.folder.glob("fold_*") if path.is_dir())
+        there = sorted(fold for fold in folders if FOLD.fullmatch(fold))
         return {fold: self.folder / f"fold_{fold}" / CHECKPOINT for fold in dict.fromkeys([*named, *there])} or {
             "0": self.folder / "fold_0" / CHECKPOINT
         }
@@ -117,15 +127,15 @@ class _Check:
         """Contradictions between config.json, plans.json and dataset.json."""
         if not self.config:
             return
-        name, classes = self.config.get("configuration"), self.config.get("classes", {})
-        if self.plans and name not in self.plans.get("configurations", {}):
+        name, classes, network = (self.config[entry] for entry in ("configuration", "classes", "network_class_name"))
+        if self.plans and name not in self.plans["configurations"]:
             yield f"{self.folder / 'plans.json'}: has no configuration {name}, which config.json names"
         elif self.plans:
-            planned = whole_configuration(self.plans, str(name))["architecture"]["network_class_name"]
-            if planned != self.config.get("network_class_name"):
-                yield f"{self.folder / CONFIG}: names the network {self.config.get('network_class_name')}, and plans.json {planned}"
+            planned = network_identity(whole_configuration(self.plans, name))["network_class_name"]
+            if planned != network:
+                yield f"{self.folder / CONFIG}: names the network {network}, and plans.json {planned}"
         if self.dataset:
-            labels = {k: v for k, v in self.dataset.get("labels", {}).items() if k not in ("background", "ignore")}
+            labels = {k: v for k, v in self.dataset["labels"].items() if k not in ("background", "ignore")}
             if not self.pretraining and labels != classes:
                 yield (
                     f"{self.folder / 'dataset.json'}: has {counted(len(labels), 'class', 'classes')} ({', '.join(labels) or 'none'}), and config.json has "
@@ -171,13 +181,14 @@ class _Check:
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
         configuration, channels = str(self.config.get("configuration")), len(channels_of(self.dataset))
-        if configuration not in self.plans.get("configurations", {}):
+        if configuration not in self.plans["configurations"]:
             return
         try:
             manager = PlansManager(self.plans)
             network = nnUNetTrainer.build_network_architecture(
                 manager, manager.get_configuration(configuration), channels, channels, False
             )
+            planned = adaptation_record(network, self.plans, configuration, channels)
         except _UNBUILDABLE as error:
             yield f"{self.folder / 'plans.json'}: its network cannot be built ({_in_one_line(error)})"
             return
@@ -187,7 +198,7 @@ class _Check:
                 network.load_state_dict(content["network_weights"])
             except _UNBUILDABLE as error:
                 yield self._misfit(CHECKPOINT, error)
-        yield from self._adaptation_problems(content, adaptation_record(network, self.plans, configuration, channels))
+        yield from self._adaptation_problems(content, planned)
 
     def _adaptation_problems(
         self, content: Mapping[str, Any] | None, planned: Mapping[str, Any] | None
@@ -201,7 +212,7 @@ class _Check:
         if not path.is_file():
             yield f"{path} is missing, without which nnU-Net's nnUNetv2_preprocess_like_nnssl takes no weights; publish anew"
             return
-        written = {key: value for key, value in self._json(ADAPTATION).items() if key != "trainer_name"}
+        written = {key: value for key, value in self.adaptation.items() if key != "trainer_name"}
         record = (content or {}).get(RECORD)
         if content is not None and not isinstance(record, Mapping):
             yield f"{self.folder / CHECKPOINT}: lacks the entry {RECORD}, without which nnU-Net's nnUNetv2_preprocess_like_nnssl fails"
@@ -223,64 +234,14 @@ class _Check:
                 yield f"{path}: does not name {licence}, the licence in config.json"
 
 
-def _content_problems(path: Path) -> Iterator[str] | Any:
-    """Yield the faults of a checkpoint alone; returns its content, or None if it cannot be read."""
-    if not path.is_file():
-        yield f"{path} is missing; publish anew"
-        return None
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE:
-        try:
-            content = unpickled(path)
-        except SelmaError as error:
-            yield str(error)
-            return None
-        yield f"{path}: holds numpy objects, which strict readers of checkpoints refuse; publish anew"
-    lacking = [
-        name
-        for name in ("network_weights", "trainer_name", "init_args")
-        if not isinstance(content, Mapping) or name not in content
-    ]
-    if lacking:
-        yield f"{path}: is no checkpoint of nnU-Net, without {', '.join(lacking)}; publish anew"
-        return None
-    states = [name for name in _STATES if content.get(name)]
-    if states:
-        yield f"{path}: still holds the state of the optimiser ({', '.join(states)}), which only makes it larger; publish anew"
-    if isinstance(content.get(PRETEXT), Mapping):
-        yield f"{path}: still holds the state of the pretext ({PRETEXT}); publish anew"
-    try:
-        check_finite(content["network_weights"], str(path))
-    except SelmaError as error:
-        yield str(error)
-    return content
-
-
-def _twin_problems(path: Path) -> Iterator[str]:
-    """Faults of the safetensors file beside a checkpoint."""
-    twin = path.with_suffix(SUFFIX)
-    if not twin.is_file():
-        yield f"{twin} is missing; publish anew"
-        return
-    try:
-        ours, theirs = read_checkpoint(path).weights, read_checkpoint(twin).weights
-    except SelmaError as error:
-        yield str(error)
-        return
-    differing = [
-        key
-        for key in sorted(ours.keys() | theirs.keys())
-        if key not in ours or key not in theirs or not torch.equal(ours[key], theirs[key])
-    ]
-    if differing:
-        yield f"{twin}: holds other weights than {path.name} ({len(differing)} tensors differ, such as {differing[0]}); publish anew"
-
-
 def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
     """Names of the entries that differ."""
-    keys = sorted(first.keys() | second.keys())
-    return ", ".join(key for key in keys if json.dumps(first.get(key)) != json.dumps(second.get(key)))
+    keys = sorted(first.keys() | second.keys(), key=str)
+    return ", ".join(str(key) for key in keys if _as_text(first.get(key)) != _as_text(second.get(key)))
+
+
+def _as_text(value: Any) -> str:
+    return json.dumps(value, default=str)
 
 
 def _in_one_line(error: BaseException) -> str:

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 
 from nnunet_selma.sharing import works
 from nnunet_selma.sharing.results import ResultFacts
+from nnunet_selma.sharing.training_data import DELIVR_LAYOUT, SELMA3D_LAYOUTS
 from nnunet_selma.sharing.works import Work
 from nnunet_selma.structures import find_structure
-
-_SELMA3D_LAYOUTS = ("bioimage_archive", "challenge_zip")
-_DELIVR_LAYOUT = "delivr"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,18 +52,21 @@ def open_points(facts: ResultFacts) -> list[str]:
         if "unknown" in origins:
             points.append("The weights that the training started from are not recorded: cite those who made them.")
     points += [
-        f"The weights in {ancestor.get('path')} come from a training that is none of this package's: cite those who made them."
+        f"The weights in {ancestor.get('path')} come from a training that records neither a pretext nor an origin: cite those who made them."
         for ancestor in facts.ancestors
-        if ancestor["weights"] == "pretrained"
-        and not ancestor.get("pretext")
-        and not str(ancestor.get("trainer") or "").startswith(("SelmaFinetune", "nnUNetTrainer"))
+        if ancestor["weights"] == "pretrained" and not ancestor.get("pretext") and not ancestor.get("ancestor")
     ]
     points += [
         f"{name} is no pretext of this package: cite its source."
         for name in facts.pretexts
         if name not in works.PRETEXTS
     ]
-    if not facts.structures or any(find_structure(prefix) is None for prefix in facts.structures):
+    others = [layout for layout in facts.data.layouts if layout not in (*SELMA3D_LAYOUTS, DELIVR_LAYOUT)]
+    if others:
+        points.append(
+            f"Data were converted from a download laid out neither as SELMA3D's nor as DELiVR's ({', '.join(others)}): cite their source."
+        )
+    elif not facts.structures or any(find_structure(prefix) is None for prefix in facts.structures):
         points.append("The training data are not those of a published data set that is known here: cite their source.")
     return points
 
@@ -88,31 +89,25 @@ def _reasons(facts: ResultFacts) -> Iterator[tuple[Work, str]]:
 
 def _data(facts: ResultFacts) -> Iterator[tuple[Work, str]]:
     """Works about the training data."""
-    layout = str(facts.data.manifest.get("layout", "")) if facts.data.manifest else None
-    selma3d = _selma3d(facts, layout)
+    selma3d = _selma3d(facts)
     if selma3d:
         yield works.SELMA3D, selma3d
         for prefix, work in works.SOURCE_OF_STRUCTURE.items():
             structure = find_structure(prefix)
             assert structure is not None
             yield work, f"{selma3d}: source of SELMA3D's images of the {structure.title}, which its terms ask to cite"
-    if layout and _DELIVR_LAYOUT in layout:
+    if DELIVR_LAYOUT in facts.data.layouts:
         yield works.DELIVR, "the annotated data were converted from a download laid out as DELiVR's"
-    elif layout is None and "microglia" in facts.structures:
+    elif facts.kind == "segmentation" and not facts.data.layouts and "microglia" in facts.structures:
         yield works.DELIVR, "if the annotated data are DELiVR's, which the results folder does not record"
 
 
-def _selma3d(facts: ResultFacts, layout: str | None) -> str:
-    """The reason to cite SELMA3D and the papers on its data; empty without one.
-
-    Args:
-        facts: facts of the model.
-        layout: layout of the download that the annotated data were converted from; None where that is not recorded.
-    """
-    if layout and any(name in layout for name in _SELMA3D_LAYOUTS):
+def _selma3d(facts: ResultFacts) -> str:
+    """The reason to cite SELMA3D and the papers on its data; empty without one."""
+    if facts.data_of_selma3d:
         return "the annotated data were converted from a download laid out as SELMA3D's"
-    known = any(prefix in works.SOURCE_OF_STRUCTURE for prefix in facts.structures)
-    if layout is None and (known or "SELMA3D" in facts.dataset_name):
+    named = "SELMA3D" in facts.dataset_name or any(prefix in works.SOURCE_OF_STRUCTURE for prefix in facts.structures)
+    if facts.kind == "segmentation" and facts.data_of_selma3d is None and named:
         return "if the annotated data are SELMA3D's, which the results folder does not record"
     if facts.kind == "pretraining" or facts.pretexts:
         return "if the unlabelled images are SELMA3D's, which the results folder does not record"

@@ -63,18 +63,25 @@ def licence_text(licence: Licence, name: str, author: str | None, *, selma3d: bo
         licence: the chosen licence.
         name: name of the model.
         author: holder of the rights; None where it was not given.
-        selma3d: True if the cases carry names of SELMA3D's structures; None where that is not known.
+        selma3d: True if the model is of SELMA3D's data, False if it is not, None where that is not known (`ResultFacts.of_selma3d`).
     """
     holder = author or "not known: who holds the rights; ask whoever published this folder."
-    condition = {
-        True: "The cases carry the names of SELMA3D's structures. ",
-        False: "The cases carry other names than SELMA3D's; if an ancestor of the weights was trained on SELMA3D, this holds for it: ",
-        None: "Not known: what the training data show. If data of SELMA3D are among them, this holds: ",
-    }[selma3d]
     return (
         f"SPDX-License-Identifier: {licence.spdx}\n\n"
         f"{name}: the weights and the files of this folder\n"
         f"Rights: {holder}\n\n"
         f"They are licensed under the {licence.title}.\nFull text: {licence.url}\n\n"
-        f"Training data\n\n{condition}{SELMA3D_QUESTION}\n"
+        f"Training data\n\n{selma3d_in_words(selma3d)}\n"
     )
+
+
+def selma3d_in_words(selma3d: bool | None) -> str:
+    """The question about the licence of SELMA3D's data, as far as it concerns a model: True, False, or None where that is not known."""
+    if selma3d is False:
+        return "By the record of their conversion, or the names of the cases, they are not SELMA3D's. The training started from random weights."
+    beginning = (
+        "They are SELMA3D's. "
+        if selma3d
+        else "Not known: whether data of SELMA3D are among them, or among those of an ancestor of the weights. If so, this holds: "
+    )
+    return beginning + SELMA3D_QUESTION

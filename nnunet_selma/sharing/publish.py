@@ -5,16 +5,12 @@ segments nothing, has its checkpoint at the root beside `adaptation_plan.json`, 
 version downloads it. Both have `config.json`: that command wants it, and hubs count downloads by it.
 """
 
-import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import torch
@@ -22,24 +18,17 @@ import torch
 from nnunet_selma import __version__
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.finetuning.pretrained import CHECKPOINT, SUMMARY
-from nnunet_selma.nnunet.checkpoints import (
-    ANCESTOR,
-    PRETEXT,
-    RECORD,
-    SUFFIX,
-    TRAINED,
-    check_finite,
-    export_weights,
-    plain,
-    unpickled,
-)
+from nnunet_selma.nnunet.checkpoints import SUFFIX, check_finite, export_weights, unpickled
 from nnunet_selma.nnunet.folders import Folders
-from nnunet_selma.nnunet.settings import KEY
 from nnunet_selma.running.json_files import read_json, write_json, write_text
-from nnunet_selma.sharing.card import CardTexts, model_card
+from nnunet_selma.running.whole_files import whole_folder
+from nnunet_selma.sharing.card import model_card
+from nnunet_selma.sharing.card_commands import CardTexts
 from nnunet_selma.sharing.cite import citations
-from nnunet_selma.sharing.licences import SELMA3D_QUESTION, licence_named, licence_text
-from nnunet_selma.sharing.results import SPLITS, ResultFacts, facts_of
+from nnunet_selma.sharing.licences import licence_named, licence_text, selma3d_in_words
+from nnunet_selma.sharing.light import light_checkpoint, public_plans, without_folders
+from nnunet_selma.sharing.results import ResultFacts, facts_of
+from nnunet_selma.sharing.training_data import SPLITS
 from nnunet_selma.sharing.validation import Validation, read_validation
 
 ADAPTATION = "adaptation_plan.json"
@@ -47,7 +36,6 @@ CONFIG = "config.json"
 CARD = "README.md"
 LICENCE = "LICENSE"
 FINGERPRINT = "dataset_fingerprint.json"
-_MIRRORING = "inference_allowed_mirroring_axes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +74,6 @@ def publish(results: Path, output: Path, settings: PublishSettings, folders: Fol
     Raises:
         SelmaError: the output folder is not empty, the results are no complete model, or a setting cannot be used.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise SelmaError(f"{output}: exists already; choose another folder with -o, or remove it")
     licence = licence_named(settings.license)
     name = settings.name or output.resolve().name
     for option, text, pattern in (
@@ -106,43 +92,37 @@ def publish(results: Path, output: Path, settings: PublishSettings, folders: Fol
         raise SelmaError(f"{results}: holds several pretrainings, fold {listed}; choose one with -f")
     facts = _public_facts(facts)
     validation = read_validation(settings.evaluation, settings.method, facts) if settings.evaluation else None
-    output.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
-    try:
+    with whole_folder(output) as staging:
         _write(staging, facts, settings, name, validation)
-        write_text(staging / LICENCE, licence_text(licence, name, settings.author, selma3d=facts.names_of_selma3d))
-        staging.chmod(0o777 & ~_umask())
-        os.replace(staging, output)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        write_text(staging / LICENCE, licence_text(licence, name, settings.author, selma3d=facts.of_selma3d))
     return facts
 
 
 def licence_warning(facts: ResultFacts, license_: str) -> str:
-    """A warning if the licence allows more than that of SELMA3D's data may; empty for other data, or a non-commercial licence."""
+    """A warning if the licence allows more than that of SELMA3D's data may; empty for a non-commercial licence, or if they are not among the data."""
     licence = licence_named(license_)
-    if not licence.commercial or facts.names_of_selma3d is False:
+    if not licence.commercial or facts.of_selma3d is False:
         return ""
-    return f"{licence.spdx} allows commercial use. {SELMA3D_QUESTION}"
+    return f"{licence.spdx} allows commercial use. Training data: {selma3d_in_words(facts.of_selma3d)}"
 
 
 def _public_facts(facts: ResultFacts) -> ResultFacts:
-    """The facts, with ancestors whose paths lose the folders of this machine."""
-    return replace(facts, folds=tuple(replace(fold, ancestor=_without_folders(fold.ancestor)) for fold in facts.folds))
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    """The facts, in whose texts paths lose the folders of this machine."""
+    folds = (
+        replace(fold, ancestor=without_folders(fold.ancestor), entries=without_folders(fold.entries))
+        for fold in facts.folds
+    )
+    return replace(
+        facts, folds=tuple(folds), dataset=without_folders(facts.dataset), summary=without_folders(facts.summary)
+    )
 
 
 def _write(
     target: Path, facts: ResultFacts, settings: PublishSettings, name: str, validation: Validation | None
 ) -> None:
     """Write all files but LICENSE."""
-    write_json(target / "plans.json", _public_plans(read_json(facts.folder / "plans.json")))
-    shutil.copyfile(facts.folder / "dataset.json", target / "dataset.json")
+    write_json(target / "plans.json", public_plans(read_json(facts.folder / "plans.json")))
+    write_json(target / "dataset.json", facts.dataset)
     if (facts.folder / FINGERPRINT).is_file():
         shutil.copyfile(facts.folder / FINGERPRINT, target / FINGERPRINT)
     if facts.data.splits:
@@ -161,7 +141,7 @@ def _write(
     if facts.adaptation is not None:
         write_json(target / ADAPTATION, {**facts.adaptation, "trainer_name": facts.trainer or facts.stored_trainer})
     if facts.summary:
-        write_json(target / SUMMARY, _without_folders(facts.summary))
+        write_json(target / SUMMARY, facts.summary)
     licence = licence_named(settings.license)
     write_json(target / CONFIG, _config(facts, name, licence.on_hub))
     texts = CardTexts(
@@ -172,54 +152,6 @@ def _write(
         checkpoint=settings.checkpoint,
     )
     write_text(target / CARD, model_card(facts, texts, licence, parameters, validation))
-
-
-def light_checkpoint(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a checkpoint that prediction and fine-tuning need, in types that the strictest readers take.
-
-    Optimiser, gradient scaler, log and the state of a pretext are left out, and paths lose the folders of this machine.
-    """
-    begun = content["init_args"]
-    light = {
-        "network_weights": content["network_weights"],
-        "trainer_name": content["trainer_name"],
-        "init_args": {
-            "configuration": begun["configuration"],
-            **({"fold": begun["fold"]} if "fold" in begun else {}),
-            **({"plans": _public_plans(plain(begun["plans"]))} if "plans" in begun else {}),
-        },
-    }
-    axes = content.get(_MIRRORING)
-    light[_MIRRORING] = None if axes is None else tuple(plain(axes))
-    for entry in ("current_epoch", RECORD, TRAINED):
-        if entry in content:
-            light[entry] = plain(content[entry])
-    if ANCESTOR in content:
-        light[ANCESTOR] = _without_folders(plain(content[ANCESTOR]))
-    if PRETEXT in content:
-        light[PRETEXT] = True
-    return light
-
-
-def _public_plans(plans: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of plans, in whose settings paths lose the folders of this machine."""
-    copy = deepcopy(dict(plans))
-    if KEY in copy:
-        copy[KEY] = _without_folders(copy[KEY])
-    return copy
-
-
-def _without_folders(content: Any) -> Any:
-    """A copy in which an absolute path is its name alone, or, for a checkpoint of nnU-Net, the path below nnUNet_results."""
-    if isinstance(content, Mapping):
-        return {key: _without_folders(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_without_folders(value) for value in content]
-    if not isinstance(content, str) or not Path(content).is_absolute():
-        return content
-    path = Path(content)
-    in_results = path.parent.name.startswith("fold_") and "__" in path.parent.parent.name
-    return "/".join(path.parts[-4:]) if in_results else path.name
 
 
 def _config(facts: ResultFacts, name: str, licence: str) -> dict[str, Any]:

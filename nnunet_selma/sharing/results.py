@@ -3,29 +3,27 @@
 Nothing is guessed: what no file says is None or empty.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import nan
 from pathlib import Path
 from typing import Any, Literal
-
-import numpy as np
 
 from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.finetuning.pretrained import CHECKPOINT, SUMMARY, network_identity
 from nnunet_selma.nnunet.checkpoints import ANCESTOR, PRETEXT, RECORD, TRAINED, plain, unpickled
-from nnunet_selma.nnunet.folders import MANIFEST, Folders
+from nnunet_selma.nnunet.folders import Folders
 from nnunet_selma.nnunet.plans import channels_of, check_first_stage, whole_configuration
 from nnunet_selma.nnunet.settings import read_settings
 from nnunet_selma.nnunet.voxel_sizes import Unit, planned_spacing, unit_of
 from nnunet_selma.prediction.model_folder import check_model_folder
 from nnunet_selma.running.json_files import read_json
-from nnunet_selma.structures import PREFIXES, find_structure, of_case
+from nnunet_selma.sharing.light import OF_TRAINING, check_model
+from nnunet_selma.sharing.training_data import DELIVR_LAYOUT, SELMA3D_LAYOUTS, DataFacts, data_of, folders_around
+from nnunet_selma.sharing.validation_dice import Dice, dice_of_cases
+from nnunet_selma.structures import PREFIXES
 
 Kind = Literal["segmentation", "pretraining"]
-SPLITS = "splits_final.json"
 _NNUNETS_STEPS = 250
 """Training steps in an epoch of nnU-Net's trainer."""
 
@@ -43,43 +41,8 @@ class FoldFacts:
     """Epochs that were trained; None where the checkpoint does not say."""
     ancestor: Mapping[str, Any] | None
     """Origin of the weights that the training started from (`finetuning.ancestor`); None where it is not recorded."""
-    dice: Mapping[str, Sequence[float]]
-    """Class to the Dice of each validation case, by nnU-Net's validation/summary.json; empty where there is none."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataFacts:
-    """The training data, as far as files of the workspace describe them."""
-
-    splits: Sequence[Mapping[str, Sequence[str]]]
-    """The folds of nnU-Net's splits_final.json: cases of "train" and of "val"; empty where the file is not there."""
-    manifest: Mapping[str, Any] | None
-    """Manifest of the conversion; None where the data were not converted by this package, or are not there."""
-
-    @cached_property
-    def cases(self) -> tuple[str, ...]:
-        """Names of all cases, by the folds, or else by the manifest."""
-        split = {case for fold in self.splits for part in ("train", "val") for case in fold.get(part, ())}
-        return tuple(sorted(split or (self.manifest or {}).get("cases", {})))
-
-    @property
-    def groups(self) -> Mapping[str, str]:
-        """Case to the group (animal, brain) that no fold parts; empty where it is not recorded."""
-        groups: Mapping[str, str] = (self.manifest or {}).get("groups", {})
-        return groups
-
-    @cached_property
-    def structures(self) -> Mapping[str, int]:
-        """Prefix of each structure to its number of cases, by the manifest or the names of the cases; empty where neither says."""
-        records = (self.manifest or {}).get("cases", {})
-        counts: dict[str, int] = {}
-        for case in self.cases:
-            recorded = records.get(case, {}).get("structure")
-            known = find_structure(recorded) if recorded else of_case(case)
-            name = known.prefix if known else recorded
-            if name:
-                counts[name] = counts.get(name, 0) + 1
-        return dict(sorted(counts.items()))
+    dice: Dice | None
+    """Scores in nnU-Net's validation/summary.json, empty where it holds none; None where there is no such file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,9 +157,24 @@ class ResultFacts:
         return self.data.structures
 
     @property
-    def names_of_selma3d(self) -> bool | None:
-        """True if cases carry names of SELMA3D's structures; None where the cases, or what they show, are not known."""
-        return any(name in PREFIXES for name in self.structures) if self.structures else None
+    def data_of_selma3d(self) -> bool | None:
+        """True if the data were converted from a download laid out as SELMA3D's; None where that is not recorded and the names allow it."""
+        if self.data.layouts:
+            return any(layout in SELMA3D_LAYOUTS for layout in self.data.layouts)
+        others = self.structures and not any(name in PREFIXES for name in self.structures)
+        return False if others and "SELMA3D" not in self.dataset_name else None
+
+    @property
+    def of_selma3d(self) -> bool | None:
+        """As `data_of_selma3d`; None too where data of SELMA3D may be those of an ancestor, or of a pretraining."""
+        random = all((fold.ancestor or {}).get("weights") == "random" for fold in self.folds)
+        certain = self.data_of_selma3d or (self.kind == "segmentation" and random)
+        return self.data_of_selma3d if certain else None
+
+    @property
+    def light_sheet(self) -> bool:
+        """True if the training data are recorded as SELMA3D's or DELiVR's, whose images are from light-sheet microscopes."""
+        return any(layout in (*SELMA3D_LAYOUTS, DELIVR_LAYOUT) for layout in self.data.layouts)
 
     @property
     def adaptation(self) -> Mapping[str, Any] | None:
@@ -248,7 +226,7 @@ def facts_of(
         plans=begun.get("plans") or plans,
         dataset=dataset,
         folds=read,
-        data=_data(str(plans["dataset_name"]), folders or _folders_around(results)),
+        data=data_of(str(plans["dataset_name"]), folders or folders_around(results)),
         summary=read_json(beside) if pretrained and beside.is_file() else {},
     )
 
@@ -268,18 +246,8 @@ def _trainer_of_folder(results: Path) -> str | None:
 def _fold(results: Path, fold: str, checkpoint: str, dataset: Mapping[str, Any]) -> FoldFacts:
     path = results / f"fold_{fold}" / checkpoint
     content = unpickled(path)
-    lacking = [
-        name
-        for name in ("network_weights", "trainer_name", "init_args")
-        if not isinstance(content, Mapping) or name not in content
-    ]
-    if lacking:
-        raise SelmaError(f"{path}: is no checkpoint of nnU-Net, without {', '.join(lacking)}; give a model of nnU-Net")
-    entries = {
-        name: value
-        for name, value in content.items()
-        if name not in ("network_weights", "optimizer_state", "grad_scaler_state", "logging", PRETEXT)
-    }
+    check_model(content, path)
+    entries = {name: value for name, value in content.items() if name not in ("network_weights", *OF_TRAINING, PRETEXT)}
     if PRETEXT in content:
         entries[PRETEXT] = True  # its state is as large as a network
     summary = path.parent / "validation" / "summary.json"
@@ -289,62 +257,8 @@ def _fold(results: Path, fold: str, checkpoint: str, dataset: Mapping[str, Any])
         entries=plain(entries),
         epochs=int(content["current_epoch"]) if content.get("current_epoch") is not None else None,
         ancestor=plain(content.get(ANCESTOR)),
-        dice=_dice(summary, dataset) if summary.is_file() else {},
+        dice=dice_of_cases(summary, dataset) if summary.is_file() else None,
     )
-
-
-def _dice(summary: Path, dataset: Mapping[str, Any]) -> dict[str, list[float]]:
-    """Class to the Dice of each validation case; NaN where a class is in neither segmentation."""
-    name_of = {
-        _label_key(value if not isinstance(value, list) else tuple(value)): name
-        for name, value in dataset["labels"].items()
-    }
-    values: dict[str, list[float]] = {}
-    for case in read_json(summary).get("metric_per_case", []):
-        for label, metrics in case["metrics"].items():
-            dice = metrics.get("Dice")
-            values.setdefault(name_of.get(_label_key(label), label), []).append(nan if dice is None else float(dice))
-    return values
-
-
-def _label_key(label: Any) -> str:
-    """The same text for a label or region of dataset.json and its name in nnU-Net's summary: 1, or 1, 2 for a region."""
-    return ", ".join(re.findall(r"\d+", str(label)))
-
-
-def _folders_around(results: Path) -> Folders | None:
-    """nnU-Net's three folders, if the results lie in a workspace that has them side by side."""
-    root = results.resolve().parent.parent
-    if root.name != "nnUNet_results":
-        return None
-    return Folders(raw=root.parent / "nnUNet_raw", preprocessed=root.parent / "nnUNet_preprocessed", results=root)
-
-
-def _data(dataset: str, folders: Folders | None) -> DataFacts:
-    """Folds and manifest of a dataset, as far as they are there."""
-    if folders is None:
-        return DataFacts(splits=(), manifest=None)
-    preprocessed, raw = folders.preprocessed / dataset, folders.raw / dataset
-    splits: Any = read_json(preprocessed / SPLITS) if (preprocessed / SPLITS).is_file() else ()
-    manifests = [raw / MANIFEST, *(sorted(preprocessed.glob(f"*{MANIFEST}")) if preprocessed.is_dir() else ())]
-    manifest = next((read_json(path) for path in manifests if path.is_file()), None)
-    return DataFacts(splits=splits, manifest=manifest)
-
-
-def mean_dice(facts: ResultFacts) -> dict[str, tuple[float, int, int]]:
-    """Class to the mean Dice over the validation cases of all folds, their number, and the number of those without a value."""
-    pooled: dict[str, list[float]] = {}
-    for fold in facts.folds:
-        for name, values in fold.dice.items():
-            pooled.setdefault(name, []).extend(values)
-    return {
-        name: (
-            float(np.nanmean(values)) if not np.isnan(values).all() else nan,
-            len(values),
-            int(np.isnan(values).sum()),
-        )
-        for name, values in pooled.items()
-    }
 
 
 def in_words(size: Sequence[float], unit: Unit) -> str:

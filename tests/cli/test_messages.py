@@ -27,6 +27,8 @@ EXCEPTED = {
     "nnunet_selma.conversion.spacing": "inspect asks only for the spacing of structures that have one",
     "nnunet_selma.conversion.channels": "inspect keeps channels separate",
     "nnunet_selma.sharing.card": "writes a model card, which shows commands of several programs",
+    "nnunet_selma.sharing.card_check": "reads the commands of a model card",
+    "nnunet_selma.sharing.card_commands": "writes the commands of a model card",
     "nnunet_selma.prediction.model": "container loads models on the CPU, which has no --device to choose",
     "nnunet_selma.sharing.docker_files": "files with commands of Docker and pip",
 }
@@ -136,7 +138,9 @@ NNUNET = {
 
 
 OTHER_PROGRAMS = {
-    "nnunet_selma.sharing.card": {"-r", "--local-dir", "-n", "-pc", "-am"},
+    "nnunet_selma.sharing.card": {"-am"},
+    "nnunet_selma.sharing.card_check": {"--local-dir"},
+    "nnunet_selma.sharing.card_commands": {"-r", "--local-dir", "-n", "-pc", "-am"},
 }
 """Module to the options of cp, of the hub's hf, and of nnU-Net's development version, which its text shows."""
 

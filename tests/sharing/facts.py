@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from nnunet_selma.sharing.results import DataFacts, FoldFacts, ResultFacts
+from nnunet_selma.sharing.results import FoldFacts, ResultFacts
+from nnunet_selma.sharing.training_data import DataFacts
 from tests.plans import plans
 
 DATASET = {"channel_names": {"0": "signal"}, "labels": {"background": 0, "structure": 1}, "file_ending": ".nii.gz"}

@@ -40,6 +40,8 @@ def write_segmentation(workspace: Path, *, plain=False, **more) -> Path:
     write_model(folder, content, folds=2, channels=2, labels=labels, **more)
     if plain:
         return folder
+    description = read_json(folder / "dataset.json")
+    write_json(folder / "dataset.json", {**description, "reference": f"{HOME}/raw/licence.txt", "licence": "ask"})
     write_json(folder / "dataset_fingerprint.json", {"spacings": [[5.0, 1.5, 2.0]]})
     for fold in range(2):
         place = folder / f"fold_{fold}"
@@ -71,7 +73,10 @@ def write_segmentation(workspace: Path, *, plain=False, **more) -> Path:
         place.mkdir(parents=True)
     write_json(preprocessed / "splits_final.json", SPLITS)
     records = {case: {"structure": case.rsplit("_", 1)[0]} for case in CASES}
-    write_json(raw / "selma_manifest.json", {"cases": records, "groups": {case: case[:5] for case in CASES}})
+    write_json(
+        raw / "selma_manifest.json",
+        {"layout": "challenge_zip", "cases": records, "groups": {case: case[:5] for case in CASES}},
+    )
     return folder
 
 
@@ -83,16 +88,21 @@ def summary(fold):
 
 def write_pretraining(folders) -> Path:
     """A pretraining of one fold, as `SelmaSSLTrainer` saves it, with the state of an optimiser that has stepped."""
-    one = trainer(SelmaSSLTrainer, folders)
-    one.initialize()
-    folder = Path(one.output_folder)
+    training = trainer(SelmaSSLTrainer, folders)
+    training.initialize()
+    folder = Path(training.output_folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder.parent / "plans.json", one.plans_manager.plans)
-    write_json(folder.parent / "dataset.json", one.dataset_json)
-    one.current_epoch = 4
-    one.save_checkpoint(str(folder / "checkpoint_final.pth"))
+    write_json(folder.parent / "plans.json", training.plans_manager.plans)
+    write_json(folder.parent / "dataset.json", training.dataset_json)
+    training.current_epoch = 4
+    training.save_checkpoint(str(folder / "checkpoint_final.pth"))
     write_json(
         folder / "ssl_summary.json",
-        {"trainer": "SelmaSSLTrainer", "pretext": "MaskedInpainting", "versions": {"torch": "2.0"}, "warnings": []},
+        {
+            "trainer": "SelmaSSLTrainer",
+            "pretext": "MaskedInpainting",
+            "versions": {"torch": "2.0"},
+            "warnings": [f"{HOME}/tiles: few"],
+        },
     )
     return folder.parent

@@ -121,6 +121,35 @@ def test_what_cannot_be_named_is_said(ancestor, cases, words):
     assert all(word in point for word, point in zip(words, points, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("layout", "words"),
+    [("challenge_zip", []), ("delivr", []), ("pairs", ["(pairs)"]), ("pairs and delivr", ["(pairs)"])],
+)
+def test_data_of_another_layout_are_to_be_cited(layout, words):
+    manifest = {"layout": layout, "cases": {"cfos_neuron_1": {"structure": "cfos_neuron"}}}
+    points = open_points(model(ancestor={"weights": "random"}, manifest=manifest, cases=["cfos_neuron_1"]))
+    assert len(points) == len(words)
+    assert all(word in point for word, point in zip(words, points, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("origin", "points"), [(None, 1), ({"weights": "random"}, 0), ({"weights": "pretrained", "path": "b.pth"}, 1)]
+)
+@pytest.mark.parametrize("trainer", ["nnUNetTrainer", "SelmaFinetuneTrainer"])
+def test_an_ancestor_without_pretext_and_origin_is_said(trainer, origin, points):
+    ancestor = {**PRETRAINED, "pretext": None, "trainer": trainer, "ancestor": origin}
+    assert len(open_points(model(ancestor=ancestor, cases=["cfos_neuron_1"]))) == points
+
+
+@pytest.mark.parametrize("dataset", ["Dataset500_SELMA3D", "Dataset007_Mine"])
+@pytest.mark.parametrize("cases", [["cfos_neuron_1"], ["microglia_2"], []])
+def test_a_pretraining_has_no_annotated_data(dataset, cases):
+    facts = model(kind="pretraining", dataset=dataset, cases=cases, trainer="SelmaSSLTrainer")
+    reasons = [citation.reason for key, citation in cited(facts).items() if key in DATA]
+    assert len(reasons) == len(DATA)
+    assert all(reason.startswith("if the unlabelled") and "annotated data" not in reason for reason in reasons)
+
+
 @pytest.mark.parametrize("work", ALL.values(), ids=ALL)
 def test_references_are_whole(work):
     lines = work.bibtex.splitlines()

@@ -1,10 +1,10 @@
 """Published folders: complete, light, of no machine, and predicted by plain nnU-Net to the same labels."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,11 +16,12 @@ from nnunet_selma.nnunet.checkpoints import read_checkpoint
 from nnunet_selma.prediction.model import ModelSettings
 from nnunet_selma.running.json_files import read_json, write_json
 from nnunet_selma.sharing.checking import problems_of
+from nnunet_selma.sharing.licences import licence_named, licence_text
 from nnunet_selma.sharing.publish import PublishSettings, licence_warning, publish
-from nnunet_selma.sharing.results import DataFacts, facts_of
 from tests.conftest import write_image
 from tests.plans import network, plans
 from tests.prediction.models import stock, texture, write_model
+from tests.sharing.facts import PRETRAINED, model
 from tests.sharing.models import HOME, write_pretraining, write_segmentation
 
 SETTINGS = PublishSettings(license="cc-by-nc-4.0")
@@ -104,12 +105,16 @@ def test_checkpoints_hold_weights_and_what_predicts(results, published):
     assert content["inference_allowed_mirroring_axes"] == (0, 1, 2)
 
 
-def test_no_folder_of_this_machine_is_published(published):
+def test_no_folder_of_this_machine_is_published(published, published_pretraining):
     ancestor = torch.load(published / "fold_0" / "checkpoint_final.pth", weights_only=True)["selma_ancestor"]
     assert ancestor["path"] == "Dataset500_B/SelmaSSLTrainer__p__3d_fullres/fold_all/checkpoint_final.pth"
     assert read_json(published / "plans.json")["selma"]["finetuning"]["pretrained"] == "weights.pth"
-    for path in published.rglob("*.*"):
-        assert HOME.encode() not in path.read_bytes(), path
+    assert read_json(published / "dataset.json")["reference"] == "licence.txt"
+    assert read_json(published_pretraining[1] / "ssl_summary.json")["warnings"] == ["tiles: few"]
+    assert "- warning of the training: tiles: few" in (published_pretraining[1] / "README.md").read_text()
+    for path in (*published.rglob("*"), *published_pretraining[1].rglob("*")):
+        if path.is_file():
+            assert HOME.encode() not in path.read_bytes(), path
 
 
 @pytest.mark.parametrize("mirroring", [False, True])
@@ -388,7 +393,7 @@ BROKEN = {
     "a checkpoint that runs code": (runs_code, f"{PTH}: refused, because loading it would run code"),
     "an optimiser": (
         change_checkpoint(PTH, lambda content: content.update(optimizer_state={"state": {0: torch.ones(9)}})),
-        f"{PTH}: still holds the state of the optimiser (optimizer_state)",
+        f"{PTH}: still holds what only a training needs (optimizer_state)",
     ),
     "weights that are not finite": (change_checkpoint(PTH, with_nan), f"{PTH}: holds numbers that are not finite"),
     "no safetensors": (without("fold_0/checkpoint_final.safetensors"), "checkpoint_final.safetensors is missing"),
@@ -421,6 +426,64 @@ BROKEN = {
     "commands of other folds": (
         replace_text("README.md", "-f 0 1", "-f 0 1 2"),
         "with -f 0 1 2, and the folds are 0 1",
+    ),
+}
+FOREIGN = {
+    # name in the plans that a check must not call: the entry of the architecture that gets it
+    "torch.hub.load": "network_class_name",
+    "os.system": "conv_op",
+    "torch.nn.functional.torch.hub.load": "nonlin",
+    "torch.nn.modules.module.Path": "norm_op",
+    "dynamic_network_architectures.architectures.unet.torch.hub.load": "network_class_name",
+    "torch.nn.init.ones_": "nonlin",
+    "nnunet_selma.sharing.checking.problems_of": "network_class_name",
+}
+SHAPES = {
+    # file: an entry, and contents that it cannot have
+    "config.json": {"classes": (None, []), "folds": (None, [0], ["../x"], ["00"]), "license": (["mit"],)},
+    "dataset.json": {"labels": (["a"], None), "channel_names": (["a"],)},
+    "plans.json": {"configurations": (None, {"3d_fullres": 1}), "plans_name": (1,)},
+}
+BROKEN |= {
+    f"{name} without a proper {entry}, {value}": (change_json(name, **{entry: value}), f"{name}: lacks {entry}, or")
+    for name, entries in SHAPES.items()
+    for entry, values in entries.items()
+    for value in values
+}
+BROKEN |= {
+    "plans without an architecture": (
+        change_json("plans.json", configurations={"3d_fullres": {"spacing": [1, 1, 1]}}),
+        "plans.json: its configuration 3d_fullres does not describe a network",
+    ),
+    "plans with an architecture that is none": (
+        change_json("plans.json", configurations={"3d_fullres": {"architecture": {"arch_kwargs": 1}}}),
+        "plans.json: its configuration 3d_fullres does not describe a network",
+    ),
+    "plans that inherit in a circle": (
+        change_json("plans.json", configurations={"a": {"inherits_from": "b"}, "b": {"inherits_from": "a"}}),
+        "plans.json: its configuration a inherits from a, which is lacking or inherits from itself",
+    ),
+    "weights that are no dictionary": (
+        change_checkpoint(PTH, lambda content: content.update(network_weights=torch.ones(2))),
+        f"{PTH}: is no checkpoint of nnU-Net, its network_weights is no dictionary",
+    ),
+    "weights that are no tensors": (
+        change_checkpoint(PTH, lambda content: content["network_weights"].update(dict.fromkeys("ab", 1))),
+        f"{PTH}: does not fit the network of plans.json",
+    ),
+    "a licence that is no date": (
+        replace_text("README.md", "license: cc-by-nc-4.0", "license: 2024-13-45"),
+        "README.md: has no front matter that can be read",
+    ),
+    "splits that are no JSON": (cut("splits_final.json"), "splits_final.json: is no valid JSON"),
+    "a fingerprint that is no JSON": (cut("dataset_fingerprint.json"), "dataset_fingerprint.json: is no valid JSON"),
+    "a card without a class": (
+        replace_text("README.md", "cell (1), plaque (2)", "cell (1)"),
+        "README.md: does not name the class 'plaque' of config.json in its section 'Model'",
+    ),
+    "a card of another voxel size": (
+        replace_text("README.md", "| voxel size | 5 ×", "| voxel size | 6 ×"),
+        "README.md: does not say the voxel size of config.json, 5 × 1.5 × 2 µm (z, y, x), in its section 'Model'",
     ),
 }
 BROKEN_PRETRAINING = {
@@ -462,6 +525,36 @@ def test_a_broken_segmentation(published, tmp_path, fault):
     assert all(problem.startswith(str(folder)) for problem in problems)
 
 
+@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("kind", ["segmentation", "pretraining"])
+def test_a_check_calls_nothing_but_networks(published, published_pretraining, tmp_path, monkeypatch, kind, name):
+    folder = shutil.copytree(published if kind == "segmentation" else published_pretraining[1], tmp_path / "hub")
+    plans = read_json(folder / "plans.json")
+    (architecture,) = (each["architecture"] for each in plans["configurations"].values() if "architecture" in each)
+    place = architecture if FOREIGN[name] == "network_class_name" else architecture["arch_kwargs"]
+    assert place[FOREIGN[name]]
+    place[FOREIGN[name]] = name
+    write_json(folder / "plans.json", plans)
+    from nnunetv2.utilities import get_network_from_plans
+
+    monkeypatch.setattr(get_network_from_plans.pydoc, "locate", guarded(get_network_from_plans.pydoc.locate))
+    problems = problems_of(folder)
+    assert [problem for problem in problems if f"plans.json: names {name}, which is no network or layer" in problem]
+
+
+def guarded(locate):
+    """`locate`, that gives a class that fails the test when it is called."""
+
+    def call(*_, **__):
+        pytest.fail("code named by plans.json was called")
+
+    def guard(name, forceload=0):
+        found = locate(name, forceload)
+        return call if callable(found) and not isinstance(found, type) else found
+
+    return guard
+
+
 @pytest.mark.parametrize("fault", BROKEN_PRETRAINING)
 def test_a_broken_pretraining(published_pretraining, tmp_path, fault):
     folder = shutil.copytree(published_pretraining[1], tmp_path / "start")
@@ -488,15 +581,84 @@ def test_one_fault_is_one_sentence(published, tmp_path):
         assert len(problems_of(folder)) == 1, fault
 
 
+RANDOM = {"weights": "random"}
+CUBES = ["cfos_neuron_1"]
+
+
 @pytest.mark.parametrize(
-    ("license_", "case", "warned"),
-    [("cc-by-4.0", "cell_nuclei", True), ("cc-by-nc-4.0", "cell_nuclei", False), ("cc-by-4.0", "TH", False)],
+    ("layout", "cases", "ancestor", "certain"),
+    [
+        ("challenge_zip", CUBES, RANDOM, True),
+        ("pairs and bioimage_archive", ["TH_1"], PRETRAINED, True),
+        ("pairs", CUBES, RANDOM, False),
+        ("delivr", ["microglia_1"], RANDOM, False),
+        ("pairs", ["TH_1"], PRETRAINED, None),  # whose brains may be SELMA3D's
+        ("pairs", ["TH_1"], {"weights": "given"}, None),
+        ("pairs", ["TH_1"], None, None),
+        (None, CUBES, RANDOM, None),
+        (None, ["TH_1"], RANDOM, False),
+        (None, [], RANDOM, None),
+    ],
 )
-def test_a_licence_that_may_allow_too_much(results, license_, case, warned):
-    facts = facts_of(results)
-    records = {f"{case}_1": {"structure": case}}
-    facts = replace(facts, data=DataFacts(splits=(), manifest={"cases": records}))
-    assert ("CC BY-NC" in licence_warning(facts, license_)) == warned
+def test_the_question_of_the_licence_follows_the_record_of_the_data(layout, cases, ancestor, certain):
+    manifest = {"layout": layout, "cases": {case: {"structure": case.rsplit("_", 1)[0]} for case in cases}}
+    facts = model(ancestor=ancestor, manifest=manifest, cases=cases)
+    assert facts.of_selma3d is certain
+    warning = licence_warning(facts, "cc-by-4.0")
+    assert ("CC BY-NC" in warning) == (certain is not False)
+    assert ("Not known" in warning) == (certain is None)
+    assert licence_warning(facts, "cc-by-nc-4.0") == ""
+    text = licence_text(licence_named("mit"), "nuclei", None, selma3d=facts.of_selma3d)
+    assert ("CC BY-NC" in text) == (certain is not False)
+
+
+@pytest.mark.parametrize("cases", [["TH_1"], []])
+def test_the_data_of_a_pretraining_may_be_selma3ds(cases):
+    assert model(kind="pretraining", cases=cases).of_selma3d is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--bioimageio", "--description", "a", "--repository", "b/c"], "--description, --repository: a package"),
+        (["--bioimageio", "--method", "a"], "--method a: .* --evaluation"),
+        (["--bioimageio-python", "python"], "--bioimageio-python: tests a package, .*; leave it out"),
+    ],
+)
+def test_an_option_that_would_be_dropped_is_refused(results, tmp_path, capsys, arguments, words):
+    command = ["publish", str(results), "-o", str(tmp_path / "hub"), "--license", "mit", *arguments]
+    assert cli.main(command) == 2
+    assert re.search(words, capsys.readouterr().err.replace("\n", " "))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--license", "mit"],
+        ["--name", "a"],
+        ["--author", "a"],
+        ["--description", "a"],
+        ["--repository", "a/b"],
+        ["--evaluation", "a"],
+        ["--method", "a"],
+        ["-f", "0"],
+        ["-chk", "checkpoint_best.pth"],
+        ["--bioimageio"],
+        ["--bioimageio-python", "a"],
+        ["-o", "a"],
+    ],
+)
+def test_a_check_takes_no_option_of_a_publication(published, capsys, arguments):
+    assert cli.main(["publish", "--check", str(published), *arguments]) == 2
+    assert f"{arguments[0]}: --check takes a published folder alone" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_a_package_for_bioimageio_has_the_warning_of_its_licence(results, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("nnunet_selma.sharing.bioimageio.write_package", lambda *_, **__: {})
+    command = ["publish", str(results), "-o", str(tmp_path / "p"), "-f", "0", "--bioimageio", "--license", "cc-by-4.0"]
+    assert cli.main(command) == 0
+    assert "WARNING: CC-BY-4.0 allows commercial use" in capsys.readouterr().out
 
 
 def test_an_empty_folder_has_every_fault(tmp_path):

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,11 +13,17 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.evaluation import Evaluation, EvaluationSettings, write_evaluation
 from nnunet_selma.evaluation.scoring import CaseScore
 from nnunet_selma.running.json_files import read_json, write_json
-from nnunet_selma.sharing.card import SECTIONS, card_problems, sections_of
-from nnunet_selma.sharing.licences import LICENCES, licence_text
+from nnunet_selma.sharing.card import SECTIONS, model_card
+from nnunet_selma.sharing.card_check import card_problems, sections_of
+from nnunet_selma.sharing.card_commands import CardTexts
+from nnunet_selma.sharing.card_validation import validation_lines
+from nnunet_selma.sharing.licences import LICENCES, licence_named, licence_text
 from nnunet_selma.sharing.publish import PublishSettings, publish
-from nnunet_selma.sharing.results import facts_of, mean_dice
+from nnunet_selma.sharing.results import facts_of
 from nnunet_selma.sharing.validation import read_validation
+from nnunet_selma.sharing.validation_dice import mean_dice
+from tests.plans import plans
+from tests.sharing.facts import model
 from tests.sharing.models import CASES, SPLITS, write_segmentation
 
 
@@ -41,6 +48,43 @@ def test_a_hub_reads_the_front_matter(card):
     data = hub.ModelCard(card[0]).data
     assert (data.license, data.library_name, data.pipeline_tag) == ("cc-by-nc-4.0", "nnunetv2", "image-segmentation")
     assert {"SELMA3D", "cell_nuclei", "AD_plaques", "segmentation"} <= set(data.tags)
+
+
+@pytest.mark.parametrize(
+    ("name", "spacing", "layout", "tags"),
+    [
+        (
+            "small",
+            [5.0, 1.5, 2.0],
+            "challenge_zip",
+            {"3d", "biology", "microscopy", "light-sheet-microscopy", "SELMA3D"},
+        ),
+        ("small", [5.0, 1.5, 2.0], "delivr", {"3d", "biology", "microscopy", "light-sheet-microscopy"}),
+        ("small", [5.0, 1.5, 2.0], "pairs", {"3d", "biology", "microscopy"}),
+        ("small", [0.005, 0.0015, 0.002], None, {"3d"}),  # millimetres
+        ("2d, 256×256", [0.005, 0.0015, 0.002], None, {"2d"}),
+    ],
+)
+def test_tags_are_what_the_files_say(name, spacing, layout, tags):
+    content = plans(name)
+    (configuration,) = content["configurations"]
+    facts = model(
+        content={**content, "original_median_spacing_after_transp": spacing},
+        configuration=configuration,
+        manifest={"layout": layout} if layout else None,
+    )
+    texts = CardTexts(name="m", author=None, description=None, repository=None, checkpoint="checkpoint_final.pth")
+    card = model_card(facts, texts, licence_named("mit"), 1, None)
+    assert set(yaml.safe_load(card.split("---\n")[1])["tags"]) == {"nnU-Net", "segmentation", *tags}
+    assert ("three-dimensional" in card) == ("3d" in tags)
+
+
+@pytest.mark.parametrize(("dice", "words"), [(None, "no validation/summary.json"), ({}, "summary.json without scores")])
+def test_a_card_says_whether_there_was_a_summary(dice, words):
+    facts = model()
+    facts = replace(facts, folds=(replace(facts.folds[0], dice=dice),))
+    (line,) = validation_lines(facts, None)
+    assert words in line
 
 
 @pytest.mark.parametrize(
@@ -161,7 +205,7 @@ def test_the_dice_of_regions(tmp_path, labels):
             folder / f"fold_{fold}" / "validation" / "summary.json",
             {"metric_per_case": [{"metrics": {key: {"Dice": dice}}}]},
         )
-    assert mean_dice(facts_of(folder)) == {"whole": (0.75, 2, 0)}
+    assert mean_dice(fold.dice for fold in facts_of(folder).folds) == {"whole": (0.75, 2, 0)}
 
 
 @pytest.mark.parametrize("licence", LICENCES, ids=lambda licence: licence.spdx)
@@ -170,7 +214,7 @@ def test_a_licence_names_its_text_and_the_question(licence, selma3d):
     text = licence_text(licence, "nuclei", None, selma3d=selma3d)
     assert text.startswith(f"SPDX-License-Identifier: {licence.spdx}\n")
     assert licence.url in text
-    assert "CC BY-NC" in text
+    assert ("CC BY-NC" in text) == (selma3d is not False)
     assert "not known: who holds the rights" in text
 
 
