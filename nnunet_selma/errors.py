@@ -1,5 +1,6 @@
 """The error that users read, and the number of things in a sentence."""
 
+import errno
 import re
 from collections.abc import Container
 
@@ -23,6 +24,17 @@ class SelmaError(ValueError):
         """The message of a command with these options: with the further remedy if the command has the option it needs."""
         has_it = self.option and all(name in options for name in OPTION.findall(self.option))
         return f"{self}, or {self.option}" if has_it else str(self)
+
+
+def sentence_of(error: OSError | MemoryError) -> SelmaError:
+    """The error for a user where a file could not be read or written, or memory ran out."""
+    if isinstance(error, MemoryError):
+        reason = f" ({error})" if str(error) else ""
+        return SelmaError(f"there is not enough memory{reason}; make some free", option="take fewer --workers")
+    remedy = (
+        "make room and run the command again" if error.errno == errno.ENOSPC else "check the path and its permissions"
+    )
+    return SelmaError(f"{error.filename or 'the disk'}: {error.strerror or error}; {remedy}")
 
 
 def counted(number: int, singular: str, plural: str = "") -> str:

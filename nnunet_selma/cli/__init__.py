@@ -1,7 +1,6 @@
 """`nnunet-selma …`: reads arguments and environment, calls the library, prints. One module a group of commands."""
 
 import argparse
-import errno
 import os
 import shlex
 import sys
@@ -26,7 +25,7 @@ from nnunet_selma.cli import (
 from nnunet_selma.cli.arguments import device_argument, path
 from nnunet_selma.cli.options import CommandParser
 from nnunet_selma.cli.shell import complain, computing_device, discard_output, show_every_character
-from nnunet_selma.errors import SelmaError
+from nnunet_selma.errors import SelmaError, sentence_of
 from nnunet_selma.nnunet import commands
 
 
@@ -56,22 +55,11 @@ def _run(chosen: argparse.Namespace) -> int:
         return 2
     except BrokenPipeError:
         raise
-    except MemoryError as error:
-        reason = f" ({error})" if str(error) else ""
-        full = SelmaError(f"there is not enough memory{reason}; make some free", option="take fewer --workers")
-        complain(full.for_command(chosen.known_options))
-        return 2
     except UnicodeEncodeError as error:
         complain(f"{error.object}: files of this name cannot be read or written here; rename the file or its folder")
         return 2
-    except OSError as error:
-        where = error.filename or "the disk"
-        remedy = (
-            "make room and run the command again"
-            if error.errno == errno.ENOSPC
-            else "check the path and its permissions"
-        )
-        complain(f"{where}: {error.strerror or error}; {remedy}")
+    except (OSError, MemoryError) as error:
+        complain(sentence_of(error).for_command(chosen.known_options))
         return 2
     except KeyboardInterrupt:
         complain(_stopped(chosen))

@@ -7,12 +7,12 @@ from typing import Any, get_args
 from nnunet_selma.cli.arguments import path
 from nnunet_selma.cli.options import add_options, settings_from
 from nnunet_selma.cli.predict import models_by_class
-from nnunet_selma.cli.predict_volume import trained_folds
 from nnunet_selma.errors import SelmaError
 
 
 def _container(chosen: argparse.Namespace) -> int:
     from nnunet_selma.prediction.model import ModelSettings
+    from nnunet_selma.prediction.model_folder import trained_folds
     from nnunet_selma.routing.routers import OTHER
     from nnunet_selma.sharing.container import ContainerSettings, write_container
     from nnunet_selma.sharing.packed_model import PackedModel
@@ -76,7 +76,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
         "--fold",
         dest="folds",
         nargs="+",
-        help="folds, averaged, or all (default: those of 0 to 4 that are trained)",
+        help="folds, averaged, or all (default: those that are trained)",
     )
     parser.add_argument(
         "-chk",

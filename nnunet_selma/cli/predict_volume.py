@@ -15,6 +15,7 @@ from nnunet_selma.errors import SelmaError
 def _predict_volume(chosen: argparse.Namespace) -> int:
     from nnunet_selma.prediction import Execution, VolumePrediction, predict_volume
     from nnunet_selma.prediction.model import ModelSettings
+    from nnunet_selma.prediction.model_folder import trained_folds
     from nnunet_selma.running.cluster import workers_here
 
     folder = chosen.model_folder or _trained(chosen)
@@ -56,12 +57,6 @@ def _trained(chosen: argparse.Namespace) -> Path:
             f"{model}: there is no such folder; trained are {', '.join(trained)}: choose with -tr, -p and -c"
         )
     return model
-
-
-def trained_folds(folder: Path, checkpoint: str) -> list[str]:
-    """Those of nnU-Net's five folds that have a checkpoint; `all` where none of them has."""
-    trained = [fold for fold in "01234" if (folder / f"fold_{fold}" / checkpoint).is_file()]
-    return trained or ["all" if (folder / "fold_all" / checkpoint).is_file() else "0"]
 
 
 def _device(name: str | None, scheduler: str | None) -> str:
@@ -125,7 +120,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
         "--fold",
         dest="folds",
         nargs="+",
-        help="folds, averaged, or all (default: those of 0 to 4 that are trained)",
+        help="folds, averaged, or all (default: those that are trained)",
     )
     parser.add_argument(
         "-chk",

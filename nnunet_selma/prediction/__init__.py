@@ -81,8 +81,11 @@ def predict_volume(
         model: the model of the settings, where it is open already.
 
     Raises:
+        ValueError: the open model is another one than that of the settings.
         SelmaError: a file cannot be read, the model does not fit, the output exists, or an interrupted run had other settings.
     """
+    if model is not None and model.settings != settings.model:
+        raise ValueError(f"{model.settings}: is open, and the settings name another model, {settings.model}")
     settings = resolve_channels(resolve_output(settings))
     remove_leftovers(settings.staging)
     if execution.overwrite and execution.share[1] > 1:

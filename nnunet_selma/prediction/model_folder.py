@@ -44,6 +44,13 @@ def check_model_folder(folder: Path, folds: Sequence[str], checkpoint: str) -> N
     )
 
 
+def trained_folds(folder: Path, checkpoint: str) -> tuple[str, ...]:
+    """Folds that have the checkpoint: the numbers, or else "all"; "0" where there is none, whose absence `check_model_folder` then names."""
+    names = {path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{checkpoint}")}
+    numbers = sorted((name for name in names if name.isdecimal()), key=int)
+    return tuple(numbers) or (("all",) if "all" in names else ("0",))
+
+
 def _is_model(folder: Path) -> bool:
     return all((folder / name).is_file() for name in _ENTRIES)
 

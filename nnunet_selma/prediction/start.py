@@ -42,7 +42,7 @@ class StartedRun:
 
     run: Run
     model: Model
-    """The model, on the CPU."""
+    """The model, on the device on which it was opened."""
     volumes: tuple[Volume, ...]
     """The volume of each channel."""
 

@@ -10,7 +10,6 @@ The format describes one network on one grid of voxels. `LIMITS` says what of nn
 import hashlib
 import json
 import re
-import shutil
 import subprocess
 import sys
 import warnings
@@ -18,7 +17,9 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,9 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.nnunet.checkpoints import check_finite, read_checkpoint
 from nnunet_selma.nnunet.plans import total_strides
 from nnunet_selma.running.json_files import write_json, write_text
+from nnunet_selma.running.whole_files import whole_file, whole_folder
 from nnunet_selma.sharing.cite import citations
+from nnunet_selma.sharing.licences import selma3d_in_words
 from nnunet_selma.sharing.results import ResultFacts
 
 FORMAT = "0.5.12"
@@ -91,20 +94,20 @@ def write_package(
     Raises:
         SelmaError: the model cannot be expressed, the output exists, the interpreter lacks a library, or the package fails.
     """
-    if output.exists():
-        raise SelmaError(f"{output}: exists already; remove it, or choose another name")
     _asked(python)
-    staging = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
-        write_files(facts, staging, settings)
-        versions = check_package(staging, python)
-        if output.suffix == ".zip":
-            _zip(staging, output)
-        else:
-            staging.rename(output)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    if output.suffix != ".zip":
+        with whole_folder(output) as folder:
+            write_files(facts, folder, settings)
+            return check_package(folder, python)
+    if output.exists():
+        raise SelmaError(f"{output}: exists already; remove it, or choose another -o")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as name:
+        write_files(facts, Path(name), settings)
+        versions = check_package(Path(name), python)
+        with whole_file(output) as partial, zipfile.ZipFile(partial, "w") as archive:
+            for path in sorted(Path(name).iterdir()):
+                archive.write(path, path.name)
     return versions
 
 
@@ -147,19 +150,8 @@ def _asked(python: Path, *package: str) -> dict[str, Any]:
     )
 
 
-def _zip(folder: Path, target: Path) -> None:
-    partial = target.with_name(f".{target.name}.zipped")
-    try:
-        with zipfile.ZipFile(partial, "w") as archive:
-            for path in sorted(folder.iterdir()):
-                archive.write(path, path.name)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def write_files(facts: ResultFacts, folder: Path, settings: PackageSettings) -> None:
-    """Write the files of a package into a new folder, untested; raises `SelmaError` if the model cannot be expressed."""
+    """Write the files of a package into a folder, untested; raises `SelmaError` if the model cannot be expressed."""
     _check_expressible(facts)
     name = settings.name or " ".join(
         filter(None, (facts.dataset_name, facts.trainer, facts.plans_name, facts.configuration))
@@ -167,20 +159,28 @@ def write_files(facts: ResultFacts, folder: Path, settings: PackageSettings) -> 
     if not _NAME.fullmatch(name):
         raise SelmaError(f"{name!r}: a name on bioimage.io has 5 to 128 letters, digits, spaces and _ + - ( )")
     network = _network(facts)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     image = np.random.default_rng(0).uniform(0, 1000, (1, len(facts.channels), *facts.patch_size)).astype(np.float32)
     normalised = torch.from_numpy(_normalised(image, facts))
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about sizes in the trace, which test_model tries
         probabilities = _probabilities(network(normalised), facts).numpy()
         traced: Any = torch.jit.trace(network, normalised)  # type: ignore[no-untyped-call]
-    traced.save(str(folder / "weights_torchscript.pt"))
+    _save_script(traced, folder / "weights_torchscript.pt")
     torch.save(network.state_dict(), folder / "weights.pt")
     np.save(folder / "test_input.npy", image)
     np.save(folder / "test_output.npy", probabilities)
     write_json(folder / "environment.yaml", _environment())
     write_text(folder / "README.md", _readme(name, facts, settings))
     write_json(folder / "rdf.yaml", _description(name, facts, folder, settings))
+
+
+def _save_script(script: Any, path: Path) -> None:
+    """Save a TorchScript without the entries for debugging, which hold the folders of this machine."""
+    with zipfile.ZipFile(BytesIO(script.save_to_buffer())) as whole, zipfile.ZipFile(path, "w") as kept:
+        for entry in whole.infolist():
+            if not entry.filename.endswith(".debug_pkl"):
+                kept.writestr(entry, whole.read(entry))
 
 
 def _check_expressible(facts: ResultFacts) -> None:
@@ -331,16 +331,23 @@ def _description(name: str, facts: ResultFacts, folder: Path, settings: PackageS
     to_float = {"id": "ensure_dtype", "kwargs": {"dtype": "float32"}}
     (scheme,) = set(facts.planned["normalization_schemes"])
     activation = {"id": "sigmoid"} if _has_regions(facts) else {"id": "softmax", "kwargs": {"axis": "channel"}}
+    in_light_sheet = " in light-sheet microscopy" if facts.light_sheet else ""
     works = [{"text": citation.sentence, "doi": citation.doi} for citation in citations(facts) if citation.doi]
     return {
         "type": "model",
         "format_version": FORMAT,
         "name": name,
-        "description": f"nnU-Net that segments {', '.join(facts.classes)} in light-sheet microscopy. {LIMITS[0]}",
+        "description": f"nnU-Net that segments {', '.join(facts.classes)}{in_light_sheet}. {LIMITS[0]}",
         **({"authors": [{"name": author} for author in settings.authors]} if settings.authors else {}),
         **({"license": settings.license} if settings.license else {}),
         "cite": works,
-        "tags": ["nnU-Net", "light-sheet microscopy", "segmentation", f"{len(axes)}d", "pytorch"],
+        "tags": [
+            "nnU-Net",
+            "segmentation",
+            f"{len(axes)}d",
+            "pytorch",
+            *(["light-sheet microscopy"] if in_light_sheet else []),
+        ],
         "documentation": file("README.md"),
         "inputs": [
             {
@@ -389,5 +396,6 @@ def _readme(name: str, facts: ResultFacts, settings: PackageSettings) -> str:
         f"Voxel size ({', '.join(_axes(facts))}): {size} {unit}. Patch of the training: {patch} voxels.\n\n"
         f"# Not in this package\n\n{limits}\n\n"
         f"# Validation\n\n{settings.validation or 'Not known: the package was made without scores on data that the model had not seen.'}\n\n"
+        f"# Licence\n\nOf this package: {settings.license or 'not known'}. Training data: {selma3d_in_words(facts.of_selma3d)}\n\n"
         f"# Please cite\n\n{references}\n"
     )

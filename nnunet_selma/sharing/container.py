@@ -1,7 +1,6 @@
 """A folder that `docker build` takes as it is: Dockerfile, this package, the entry program, and a packed model."""
 
 import gzip
-import os
 import re
 import shutil
 import tarfile
@@ -19,6 +18,7 @@ from nnunet_selma.prediction.grids import trained_in_voxels
 from nnunet_selma.routing.routers import OTHER, open_router
 from nnunet_selma.running.devices import available_device
 from nnunet_selma.running.json_files import read_json, write_json, write_text
+from nnunet_selma.running.whole_files import whole_folder
 from nnunet_selma.sharing.docker_files import (
     ARCHIVE,
     IGNORED,
@@ -30,12 +30,12 @@ from nnunet_selma.sharing.docker_files import (
     project_file,
     readme,
     requirements,
-    without_voxel_size,
 )
 from nnunet_selma.sharing.editions import EDITIONS, INPUTS, Edition, EditionYear
 from nnunet_selma.sharing.meta_image import Geometry, write_mha
 from nnunet_selma.sharing.packed_model import PackedModel, write_packed_model
 from nnunet_selma.sharing.segmenting import open_models
+from nnunet_selma.structures import STRUCTURES
 
 _FAKE = "cell_nuclei_0001.mha"
 """Name of the fake image; the structure has a voxel size in the table."""
@@ -82,22 +82,16 @@ def write_container(
     Raises:
         SelmaError: the output is there, a model is incomplete or not fit for the challenge, or this package is not installed.
     """
-    output = output.resolve()
-    _check_place(output)
-    versions = pinned()
-    _check_packed(packed)
-    edition = EDITIONS[settings.edition]
-    staging = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)  # of a call that was killed
-    try:
-        staging.mkdir()
+    output, edition = output.resolve(), EDITIONS[settings.edition]
+    with whole_folder(output) as staging:
+        versions = pinned()
+        _check_packed(packed)
+        write_packed_model(packed, staging / "resources")  # says of a file that is cut short that it is
+        open_models(packed, "cpu")
         if edition.apart:
-            write_packed_model(packed, staging / "model")
             say("compressing the model")
-            write_archive(staging / "model", staging / ARCHIVE)
-            shutil.rmtree(staging / "model")
-        else:
-            write_packed_model(packed, staging / "resources")
+            write_archive(staging / "resources", staging / ARCHIVE)
+            shutil.rmtree(staging / "resources")
         _write_package(staging / "package", versions)
         _write_fake_case(staging / "fake" / "input", edition)
         image, warnings = _image_name(output), _warnings(packed)
@@ -109,22 +103,12 @@ def write_container(
             "README.md": readme(edition, settings.base, image, about, _FAKE),
         }.items():
             write_text(staging / name, text)
-        os.replace(staging, output)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     model = output / (ARCHIVE if edition.apart else "resources")
     return ContainerFolder(output, build_command(image), model, tuple(warnings))
 
 
-def _check_place(output: Path) -> None:
-    if not output.parent.is_dir():
-        raise SelmaError(f"{output.parent}: there is no such folder; make it, or choose another -o")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise SelmaError(f"{output}: exists already; remove it, or choose another -o")
-
-
 def _check_packed(packed: PackedModel) -> None:
-    """Raise `SelmaError` unless models and router can be loaded and belong together."""
+    """Raise `SelmaError` unless models are complete, and belong to the router."""
     if packed.router is None:
         if len(packed.models) != 1:
             raise SelmaError(
@@ -139,8 +123,6 @@ def _check_packed(packed: PackedModel) -> None:
             )
     for model in packed.models.values():
         model.check_complete()
-        model.check_finite()  # says of a file that is cut short that it is
-    open_models(packed, "cpu")
 
 
 def _about(packed: PackedModel) -> list[str]:
@@ -164,9 +146,10 @@ def _warnings(packed: PackedModel) -> list[str]:
     in_voxels = all(trained_in_voxels(read_json(model.folder / "plans.json")) for model in packed.models.values())
     if in_voxels or packed.spacing_um_zyx:
         return []
+    unknown = [each.prefix for each in STRUCTURES if each.density and each.spacing_um_zyx is None]
     return [
         "The model was trained with a voxel size. That of a case is the one of the structure that its name begins with; where SELMA3D states none "
-        f"({', '.join(without_voxel_size())}), or the name says no structure, it is the header's, and a header of 1, 1, 1 ends in an error. "
+        f"({', '.join(unknown)}), or the name says no structure, it is the header's, and a header of 1, 1, 1 ends in an error. "
         "--spacing sets one for all."
     ]
 

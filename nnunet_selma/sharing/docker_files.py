@@ -9,11 +9,12 @@ from typing import Literal
 from nnunet_selma import __version__
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.sharing.editions import PORT, Edition
-from nnunet_selma.structures import STRUCTURES
 
 Base = Literal["cpu", "cuda"]
 PROJECT = "nnunet-selma"
 ARCHIVE = "model.tar.gz"
+_BUILDER = "setuptools==80.9.0"
+"""Package that builds this one in the image."""
 _EXTRAS = ("brains", "networks")
 """Extras of this package that a prediction may need: OME-Zarr, in which it is written, and networks made from MONAI's blocks."""
 _TORCH = ("torch", "torchvision")
@@ -78,7 +79,7 @@ def project_file(versions: Mapping[str, str]) -> str:
     dependencies = "".join(f'    "{name}=={number}",\n' for name, number in versions.items())
     return f"""\
 [build-system]
-requires = ["setuptools>=77"]
+requires = ["{_BUILDER}"]
 build-backend = "setuptools.build_meta"
 
 [project]
@@ -115,7 +116,7 @@ def dockerfile(edition: Edition, base: Base, versions: Mapping[str, str]) -> str
         else ""
     )
     index = f"{_WHEELS}/cpu" if base == "cpu" else ""
-    expose = f"EXPOSE {PORT}\n" if edition.apart else ""
+    expose = f"EXPOSE {PORT}\n" if edition.server else ""
     command = ["python", "-m", "nnunet_selma.sharing.serve", "--edition", str(edition.year)]
     command += ["--input", "/input", "--output", "/output", "--model", str(edition.model)]
     entry = ", ".join(f'"{word}"' for word in command)
@@ -164,22 +165,24 @@ def readme(edition: Edition, base: Base, image: str, about: list[str], fake: str
     gpu = " --gpus all" if base == "cuda" else ""
     common = f'--network none{gpu} -v "$PWD/fake/input:/input:ro" -v "$PWD/fake/output:/output"'
     prepare = "mkdir -p fake/output && chmod 777 fake/output"
+    upload = f"Upload `{image}.tar.gz` as the container image. The weights are in it."
     if edition.apart:
+        prepare += f" && mkdir -p fake/model && tar -xzf {ARCHIVE} -C fake/model"
+        common += f' \\\n            -v "$PWD/fake/model:{edition.model}:ro"'
+        upload = f"Upload `{image}.tar.gz` as the container image, and `{ARCHIVE}` as the model: its content comes to `{edition.model}`."
+    if edition.server:
         run = f"""\
-        {prepare} && mkdir -p fake/model && tar -xzf {ARCHIVE} -C fake/model
-        docker run --rm --detach --name {image} {common} \\
-            -v "$PWD/fake/model:{edition.model}:ro" {image}
+        {prepare}
+        docker run --rm --detach --name {image} {common} {image}
         sleep 5
         docker exec {image} python -c "from urllib.request import urlopen as ask; u = 'http://localhost:{PORT}/'; print(ask(u + 'health').status, ask(u + 'invoke', b'').status)"
         docker stop {image}"""
         result = f"It prints 200 and 201, and `fake/output/{edition.output}` is there."
-        upload = f"Upload `{image}.tar.gz` as the container image, and `{ARCHIVE}` as the model: its content comes to `{edition.model}`."
     else:
         run = f"""\
         {prepare}
         docker run --rm {common} {image}"""
         result = f"It ends with code 0, and `fake/output/{edition.output}` is there."
-        upload = f"Upload `{image}.tar.gz` as the container image. The weights are in it."
     driver = (
         "With a GPU whose driver is too old for the CUDA of this PyTorch, build with another index, as in\n"
         f"`--build-arg TORCH_INDEX={_WHEELS}/cu126`, if it has this version of PyTorch.\n\n"
@@ -214,8 +217,3 @@ Written by {PROJECT} {__version__}; runs on {"a GPU, or without one on a CPU" if
 
     python -m nnunet_selma.sharing.serve --edition {edition.year} --input fake/input --output fake/output --model {"fake/model" if edition.apart else "resources"}
 """
-
-
-def without_voxel_size() -> list[str]:
-    """Prefixes of the structures of the challenge whose voxel size is not stated anywhere."""
-    return [each.prefix for each in STRUCTURES if each.density and each.spacing_um_zyx is None]

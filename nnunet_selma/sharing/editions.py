@@ -26,6 +26,8 @@ class Edition:
     """Folder of the model in the container."""
     apart: bool
     """True if the weights are uploaded apart from the image."""
+    server: bool
+    """True if it answers requests until it is stopped; False if it segments one case and ends."""
     label: str | None
     """Label of the image, without which the platform would not start it as a server."""
 
@@ -38,6 +40,7 @@ EDITIONS: dict[int, Edition] = {
         dtype="uint8",
         model=Path("/opt/app/resources"),
         apart=False,
+        server=False,
         label=None,
     ),
     2026: Edition(
@@ -47,6 +50,7 @@ EDITIONS: dict[int, Edition] = {
         dtype="int8",
         model=Path("/opt/ml/model"),
         apart=True,
+        server=True,
         label='org.grand-challenge.api-method="invoke"',
     ),
 }

@@ -4,7 +4,8 @@
     models/NAME/plans.json, dataset.json, fold_N/checkpoint_final.pth
     router.pt, or router/plans.json, dataset.json, fold_N/checkpoint_final.pth
 
-Checkpoints are written without the state of the optimiser, which prediction does not need and which is twice as large as the weights.
+Checkpoints, plans and descriptions are written without what prediction does not need, such as the optimiser's state, which is twice as large
+as the weights, and without the folders of the machine.
 """
 
 import shutil
@@ -18,15 +19,16 @@ import torch
 from nnunet_selma import __version__
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.finetuning.pretrained import CHECKPOINT
-from nnunet_selma.nnunet.checkpoints import unpickled
+from nnunet_selma.nnunet.checkpoints import PRETEXT, unpickled
 from nnunet_selma.prediction.model import ModelSettings
 from nnunet_selma.running.json_files import read_json, write_json
+from nnunet_selma.sharing.light import check_model, light_checkpoint, without_folders
 from nnunet_selma.structures import SpacingUm
 
 SETTINGS = "prediction.json"
 _FORMAT = 1
-_OF_TRAINING = ("optimizer_state", "grad_scaler_state", "logging")
-"""Entries of nnU-Net's checkpoints that only a training that goes on needs."""
+_CLASSIFIER = ("structure.weight", "structure.bias", "seen")
+"""Entries of the state of a pretext that a router reads."""
 _DESCRIPTIONS = ("plans.json", "dataset.json")
 
 
@@ -79,23 +81,35 @@ def read_packed_model(folder: Path) -> PackedModel:
         raise SelmaError(
             f"{folder}: holds no packed model, {SETTINGS} is missing; unpack the model.tar.gz that nnunet-selma container wrote there"
         )
-    content = read_json(file)
-    if content.get("format") != _FORMAT:
+    content: Any = read_json(file)
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise SelmaError(
             f"{file}: is of another version of nnunet-selma; write image and model anew with nnunet-selma container"
         )
+    try:
+        packed = _from_json(content, folder)
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        raise SelmaError(
+            f"{file}: is damaged ({type(error).__name__}: {error}); write the model anew with nnunet-selma container"
+        ) from error
+    for model in packed.models.values():
+        model.check_complete()
+    return packed
+
+
+def _from_json(content: Mapping[str, Any], folder: Path) -> PackedModel:
     models = {
-        name: ModelSettings(**{**model, "folder": folder / model["folder"], "folds": tuple(model["folds"])})
+        str(name): ModelSettings(**{**model, "folder": folder / model["folder"], "folds": tuple(model["folds"])})
         for name, model in content["models"].items()
     }
-    for model in models.values():
-        model.check_complete()
-    spacing = content["spacing_um_zyx"]
+    router, spacing = content["router"], content["spacing_um_zyx"]
+    if not models or (router is None and len(models) > 1):
+        raise ValueError(f"{len(models)} models, and {'no' if router is None else 'a'} router")
     return PackedModel(
         models=models,
-        router=folder / content["router"] if content["router"] else None,
-        remove_below=content["remove_below"],
-        spacing_um_zyx=None if spacing is None else (spacing[0], spacing[1], spacing[2]),
+        router=None if router is None else folder / router,
+        remove_below=int(content["remove_below"]),
+        spacing_um_zyx=None if spacing is None else (float(spacing[0]), float(spacing[1]), float(spacing[2])),
     )
 
 
@@ -117,12 +131,14 @@ def _copy_fold(source: Path, target: Path) -> None:
     """Copy the checkpoint of a fold, and the descriptions of the model around it, unless they are there."""
     target.parent.mkdir(parents=True)
     content = unpickled(source)
-    if not isinstance(content, dict):
-        raise SelmaError(f"{source}: is no checkpoint of nnU-Net; copy it again")
+    check_model(content, source)
+    light = light_checkpoint(content)
+    if isinstance(state := content.get(PRETEXT), Mapping):
+        light[PRETEXT] = {name: state[name] for name in _CLASSIFIER if name in state}
     try:
-        torch.save({key: value for key, value in content.items() if key not in _OF_TRAINING}, target)
+        torch.save(light, target)
     except RuntimeError as error:  # of a full disk
         raise SelmaError(f"{target}: could not be written ({error}); make room and run the command again") from error
     for name in _DESCRIPTIONS:
         if not (target.parents[1] / name).is_file():
-            shutil.copyfile(source.resolve().parents[1] / name, target.parents[1] / name)
+            write_json(target.parents[1] / name, without_folders(read_json(source.resolve().parents[1] / name)))

@@ -85,10 +85,10 @@ class Segmenter:
                 raw=False,
                 **self._options,
             )
+            self._check_removal(volume, settings.max_memory)
             predict_volume(settings, Execution(device=str(self._device)), model=model)
             labels = open_volume(settings.output / "labels" / settings.name)
-            slabs = self._masks(labels, settings.max_memory)
-            write_mha(output, labels.shape, dtype, geometry_of(case.path, labels.shape), slabs)
+            write_mha(output, labels.shape, dtype, geometry_of(case.path, labels.shape), self._masks(labels))
         self._say(f"{case.name}: {output}")
 
     def _chosen(self, volume: Volume) -> Model:
@@ -108,17 +108,20 @@ class Segmenter:
         self._say(f"shows {shows} ({probabilities[shows]:.2f}), model {name}")
         return models[name]
 
-    def _masks(self, labels: Volume, max_memory: float) -> Iterator[Array]:
+    def _check_removal(self, volume: Volume, max_memory: float) -> None:
+        """Raise `SelmaError` if small components are to be removed from more voxels than the memory, in GB, takes."""
+        needed = prod(volume.shape) * _BYTES_OF_REMOVAL / GB
+        if self._packed.remove_below > 1 and needed > max_memory:
+            raise SelmaError(
+                f"{volume.path}: removing small components takes about {needed:.1f} GB, and {max_memory:g} GB are allowed; pack the model "
+                "without the removal"
+            )
+
+    def _masks(self, labels: Volume) -> Iterator[Array]:
         """The foreground, in parts along z; whole where small components are removed."""
         least = self._packed.remove_below
         depth, height, width = labels.shape
         if least > 1:
-            needed = prod(labels.shape) * _BYTES_OF_REMOVAL / GB
-            if needed > max_memory:
-                raise SelmaError(
-                    f"{labels.path}: removing small components takes about {needed:.1f} GB, and {max_memory:g} GB are allowed; pack the model "
-                    "without the removal"
-                )
             mask, removed = remove_small((labels.read() > 0).view(np.uint8), least)
             self._say(f"{counted(removed, 'small component')} removed")
             yield mask

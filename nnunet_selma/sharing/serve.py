@@ -25,7 +25,7 @@ from tempfile import TemporaryDirectory, gettempdir
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nnunet_selma.errors import SelmaError
+from nnunet_selma.errors import SelmaError, sentence_of
 from nnunet_selma.sharing.editions import EDITIONS, PORT, Edition
 
 if TYPE_CHECKING:
@@ -91,12 +91,9 @@ class Handler(BaseHTTPRequestHandler):
             return
         try:
             self._work.segment()
-        except SelmaError as error:
-            _complain(str(error))
-            self._answer(400, str(error))
         except Exception as error:  # noqa: BLE001 - the server stays for the next case
-            traceback.print_exc()
-            self._answer(500, _sentence(error))
+            _complain_of(error)
+            self._answer(400 if isinstance(error, SelmaError) else 500, _sentence(error))
         else:
             self._answer(201, "the segmentation is written")
 
@@ -122,24 +119,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0: done, or a server that was stopped; 2: it could not be done; 143: a signal stopped a case.
     """
-    chosen = _parser().parse_args(arguments)
+    chosen = command_parser().parse_args(arguments)
     edition = EDITIONS[chosen.edition]
     os.environ.setdefault("MPLBACKEND", "agg")
     signal.signal(signal.SIGTERM, _stop)
     try:
         with TemporaryDirectory(prefix="nnunet-selma-", dir=chosen.scratch, ignore_cleanup_errors=True) as scratch:
             work = _work(chosen, edition, Path(scratch))
-            if edition.apart:
-                _run_server(work, chosen.port)
-            else:
-                _in_background(work.segment).result()
+            try:
+                if edition.server:
+                    _run_server(work, chosen.port)
+                else:
+                    _in_background(work.segment).result()
+            finally:  # before the temporary files, whose removal may take longer than the platform waits
+                for part in work.segmentation.parent.glob("*.partial"):
+                    part.unlink(missing_ok=True)
             return 0
     except (_Stop, KeyboardInterrupt):
-        for part in (chosen.output / edition.output).parent.glob("*.partial"):  # of the case that was stopped
-            part.unlink(missing_ok=True)
-        return 0 if edition.apart else _STOPPED
-    except (SelmaError, OSError, MemoryError) as error:
-        _complain(_sentence(error))
+        return 0 if edition.server else _STOPPED
+    except Exception as error:  # noqa: BLE001 - a container that ends must say why
+        _complain_of(error)
         return _FAILED
 
 
@@ -147,7 +146,9 @@ def _run_server(work: Work, port: int) -> None:
     """Answer until a signal comes; raises what goes wrong while the model is loaded."""
     with ThreadingHTTPServer(("", port), partial(Handler, work)) as server:
         _say(f"listening on port {server.server_port}")
-        work.segmenter.add_done_callback(lambda loaded: server.shutdown() if loaded.exception() else None)
+        # in a thread: it waits for the server to end, which may not have begun
+        end = Thread(target=server.shutdown, daemon=True)
+        work.segmenter.add_done_callback(lambda loaded: end.start() if loaded.exception() else None)
         server.serve_forever()
     work.segmenter.result()
 
@@ -184,14 +185,19 @@ def _stop(*_: Any) -> None:
     raise _Stop
 
 
-def _sentence(error: BaseException) -> str:
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError | MemoryError):
+        error = sentence_of(error)
     if isinstance(error, SelmaError):
         return str(error)
-    if isinstance(error, MemoryError):
-        return f"there is not enough memory ({error}); give a smaller --max-memory"
-    if isinstance(error, OSError):
-        return f"{error.filename or 'the disk or network'}: {error.strerror or error}; check the path, its permissions and the room on it"
-    return f"{type(error).__name__}: {error}"
+    return f"an unexpected error, {type(error).__name__}: {' '.join(str(error).split())}; the log says where"
+
+
+def _complain_of(error: Exception) -> None:
+    """Write an error to the log, with the place in the code where it is not one of input, files or memory."""
+    if not isinstance(error, SelmaError | OSError | MemoryError):
+        traceback.print_exception(error)
+    _complain(_sentence(error))
 
 
 def _say(line: str) -> None:
@@ -204,7 +210,8 @@ def _complain(sentence: str) -> None:
     sys.stderr.flush()
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_parser() -> argparse.ArgumentParser:
+    """The parser of the program's arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m nnunet_selma.sharing.serve",
         description="Segment a case as a container of the challenge does.",
@@ -216,7 +223,9 @@ def _parser() -> argparse.ArgumentParser:
         "--model", type=Path, required=True, help="folder with prediction.json, as nnunet-selma container packs it"
     )
     parser.add_argument("--port", type=int, default=PORT, help="of 2026; 0: any free one (default: %(default)s)")
-    parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="(default: cuda if there is a GPU, else cpu)")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda", "mps"), help="(default: cuda if there is a GPU, else mps, else cpu)"
+    )
     parser.add_argument(
         "--max-memory",
         type=float,

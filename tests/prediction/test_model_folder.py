@@ -3,7 +3,7 @@
 import pytest
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.prediction.model_folder import check_model_folder
+from nnunet_selma.prediction.model_folder import check_model_folder, trained_folds
 
 FINAL = "checkpoint_final.pth"
 
@@ -39,6 +39,15 @@ def test_a_complete_model_needs_no_advice(tmp_path):
     folder = model(tmp_path / "m", f"fold_0/{FINAL}", f"fold_all/{FINAL}", "fold_0/checkpoint_best.pth")
     assert advice(folder, ["0", "all"], FINAL) is None
     assert advice(folder, ["0"], "checkpoint_best.pth") is None
+
+
+@pytest.mark.parametrize(
+    ("trained", "folds"),
+    [((0, 10, 2), ("0", "2", "10")), ((1, "all"), ("1",)), (("all",), ("all",)), ((), ("0",))],
+)
+def test_the_folds_that_are_trained(trained, folds, tmp_path):
+    folder = model(tmp_path / "m", "fold_7/checkpoint_best.pth", *(f"fold_{fold}/{FINAL}" for fold in trained))
+    assert trained_folds(folder, FINAL) == folds
 
 
 def test_folders_above_models_name_the_models(results):

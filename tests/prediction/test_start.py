@@ -1,5 +1,6 @@
 """Inputs with which a run begins: boolean images, masks, and inputs that were copied in part."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -10,6 +11,7 @@ import zarr
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.prediction import Execution, VolumePrediction, predict_volume
+from nnunet_selma.prediction.model import Model
 from nnunet_selma.volumes import open_volume
 from tests.prediction.models import write_model
 from tests.volumes.test_lost_chunks import lose
@@ -55,6 +57,13 @@ def test_a_boolean_image_is_predicted_as_the_same_0_and_1(write, name, settings,
         labels.append(open_volume(run.output / "labels" / run.name).read())
         np.testing.assert_array_equal(open_volume(run.output).read(), mask)
     np.testing.assert_array_equal(*labels)
+
+
+def test_an_open_model_must_be_that_of_the_settings(settings, model, tmp_path):
+    run = settings(tiff(tmp_path / "v.tif", np.ones(SHAPE, np.uint8)))
+    with pytest.raises(ValueError, match="the settings name another model"):
+        predict_volume(run, Execution(), model=Model(replace(model, step_size=1.0), "cpu"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_mask_is_the_labels_of_an_ome_zarr_and_never_an_image(settings, rng, tmp_path):

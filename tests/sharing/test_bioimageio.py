@@ -1,8 +1,11 @@
+"""Packages for bioimage.io: complete, of no machine, and with the output that nnU-Net predicts."""
+
 import json
 import stat
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -10,9 +13,12 @@ import numpy as np
 import pytest
 import torch
 
+from nnunet_selma import cli
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.sharing.bioimageio import LIMITS, PackageSettings, check_package, write_files, write_package
-from nnunet_selma.sharing.results import facts_of
+from nnunet_selma.sharing.licences import SELMA3D_QUESTION
+from nnunet_selma.sharing.results import DataFacts, facts_of
+from tests.conftest import REPOSITORY
 from tests.plans import plans
 from tests.prediction.models import stock, write_model
 
@@ -103,6 +109,45 @@ def test_both_weights_compute_the_same_at_another_size(tmp_path):
     images = torch.rand(2, 1, 12, 20, 16)
     with torch.inference_mode():
         torch.testing.assert_close(script(images), network(images))
+
+
+def unpacked(path):
+    """The bytes of a file, or of all files within it."""
+    if not zipfile.is_zipfile(path):
+        return path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        return b"".join(archive.read(name) for name in archive.namelist())
+
+
+def test_no_folder_of_this_machine_is_in_a_package(tmp_path):
+    _, package, _ = packaged(tmp_path, small())
+    for path in package.iterdir():
+        for folder in (tmp_path, REPOSITORY, Path(torch.__path__[0]).parent):
+            assert str(folder).encode() not in unpacked(path), path
+
+
+@pytest.mark.parametrize(
+    ("layout", "ancestor", "light_sheet", "question"),
+    [
+        ("bioimage_archive", "random", True, True),
+        ("pairs", "random", False, False),
+        ("pairs", "pretrained", False, True),
+        (None, "random", False, True),
+    ],
+)
+def test_microscopy_and_licence_follow_from_the_data(layout, ancestor, light_sheet, question, tmp_path):
+    settings = write_model(tmp_path / "model", small())
+    facts = facts_of(settings.folder)
+    data = DataFacts(splits=(), manifest={"layout": layout, "cases": {}} if layout else None)
+    folds = tuple(replace(fold, ancestor={"weights": ancestor}) for fold in facts.folds)
+    write_files(replace(facts, data=data, folds=folds), tmp_path / "package", NAMED)
+    description = json.loads((tmp_path / "package" / "rdf.yaml").read_text())
+    assert ("light-sheet microscopy" in description["tags"]) == light_sheet
+    assert ("light-sheet" in description["description"]) == light_sheet
+    assert "3d" in description["tags"]
+    page = (tmp_path / "package" / "README.md").read_text()
+    assert "Of this package: CC-BY-NC-4.0." in page
+    assert (SELMA3D_QUESTION in page) == question
 
 
 def test_every_file_that_is_named_is_there_with_its_hash(tmp_path):
@@ -246,6 +291,32 @@ def test_bioimageio_core_passes_the_package(content, more, python, tmp_path):
     settings = write_model(tmp_path / "model", content, **more)
     versions = write_package(facts_of(settings.folder), tmp_path / "package.zip", NAMED, python=python)
     assert versions["bioimageio.spec"].startswith("0.5.12")
+
+
+def package_by_command(folder, python, *options):
+    """Exit code of publish --bioimageio of a small model."""
+    settings = write_model(folder / "Dataset510_A" / "SelmaFinetuneTrainer__nnUNetPlans__3d_fullres", small())
+    command = ["publish", settings.folder, "-o", folder / "package.zip", "--bioimageio", "--bioimageio-python", python]
+    return cli.main([*map(str, [*command, "--license", "cc-by-4.0", "--name", "Small test model", *options])])
+
+
+def test_the_command_writes_a_package_and_says_what_it_lacks(tmp_path, capsys):
+    passes = interpreter(tmp_path, '{"status": "passed", "faults": [], "versions": {"torch": "2"}}')
+    assert package_by_command(tmp_path, passes, "--author", "A. Person", "-f", "0") == 0
+    said = capsys.readouterr().out
+    assert f"{tmp_path / 'package.zip'}: passed test_model with torch 2" in said
+    assert all(f"not expressed: {limit}" in said for limit in LIMITS)
+    with zipfile.ZipFile(tmp_path / "package.zip") as archive:
+        description = json.loads(archive.read("rdf.yaml"))
+        assert "# Validation\n\nNot known" in archive.read("README.md").decode()
+    assert description["name"] == "Small test model"
+    assert (description["authors"], description["license"]) == ([{"name": "A. Person"}], "CC-BY-4.0")
+
+
+@pytest.mark.slow
+def test_the_command_packages_for_bioimageio_core(python, tmp_path, capsys):
+    assert package_by_command(tmp_path, python) == 0
+    assert "passed test_model with bioimageio.core 0.11" in capsys.readouterr().out
 
 
 @pytest.mark.slow

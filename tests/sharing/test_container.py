@@ -16,18 +16,21 @@ import pytest
 import torch
 
 from nnunet_selma import cli
-from nnunet_selma.prediction.model import Model
-from nnunet_selma.running.json_files import read_json
+from nnunet_selma.prediction.model import Model, ModelSettings
+from nnunet_selma.routing.routers import open_router
+from nnunet_selma.running.json_files import read_json, write_json
 from nnunet_selma.sharing import container, docker_files
 from nnunet_selma.sharing.cases import find_case
 from nnunet_selma.sharing.container import write_archive
 from nnunet_selma.sharing.editions import EDITIONS
 from nnunet_selma.sharing.packed_model import PackedModel, read_packed_model, write_packed_model
-from nnunet_selma.sharing.serve import _parser
+from nnunet_selma.sharing.serve import command_parser
 from nnunet_selma.volumes import open_volume
 from tests.conftest import REPOSITORY
 from tests.plans import plans
 from tests.prediction.models import write_model
+from tests.routing.test_routers import pretraining
+from tests.sharing.models import HOME, write_segmentation
 
 OF_TRAINING = {"optimizer_state", "grad_scaler_state", "logging"}
 
@@ -140,7 +143,7 @@ def test_the_entry_program_takes_the_arguments(written):
     python, minus_m, module, *arguments = json.loads(only(instructions(folder), "ENTRYPOINT"))
     assert (python, minus_m, module) == ("python", "-m", "nnunet_selma.sharing.serve")
     assert (folder / "package" / Path(*module.split("."))).with_suffix(".py").is_file()
-    chosen = _parser().parse_args(arguments)
+    chosen = command_parser().parse_args(arguments)
     assert (chosen.edition, chosen.input, chosen.output) == (edition.year, Path("/input"), Path("/output"))
     assert chosen.model == Path("/opt/ml/model" if edition.apart else "/opt/app/resources")
     assert chosen.port == 4743
@@ -184,6 +187,7 @@ def test_the_package_is_this_one(written):
     }
     assert copied == kept
     project = tomllib.loads((package / "pyproject.toml").read_text())
+    assert all("==" in each for each in [*project["build-system"]["requires"], *project["project"]["dependencies"]])
     ours = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
     assert project["project"]["name"] == "nnunet-selma"
     assert project["project"]["scripts"] == ours["project"]["scripts"]
@@ -275,7 +279,7 @@ def test_what_cannot_become_a_container(trained, tmp_path, capsys, monkeypatch):
     assert "full: exists already; remove it, or choose another -o" in refused(capsys, place / "full", model)
     assert "nowhere: there is no such folder" in refused(capsys, tmp_path / "out" / "c", tmp_path / "nowhere")
     assert "was trained on 2 channels (stain 0, stain 1)" in refused(capsys, target, both.folder)
-    assert "cut/fold_0/checkpoint_final.pth: cannot be read" in refused(capsys, target, cut, "-f", 0)
+    assert "cut/fold_0/checkpoint_final.pth: is no checkpoint or is cut short" in refused(capsys, target, cut, "-f", 0)
     assert "fold_4/checkpoint_final.pth is missing" in refused(capsys, target, model, "-f", 4)
     assert "give either the folder of one model, or a --router" in refused(capsys, target)
     assert "a router needs the models" in refused(capsys, target, model, "--router", "router.pt")
@@ -290,8 +294,7 @@ def test_what_cannot_become_a_container(trained, tmp_path, capsys, monkeypatch):
     assert "pip install 'nnunet-selma[brains]' first" in refused(capsys, target, model)
 
 
-def test_a_killed_call_is_forgotten_and_an_error_leaves_nothing(trained, tmp_path, monkeypatch):
-    (tmp_path / ".box.partial" / "package").mkdir(parents=True)
+def test_an_empty_folder_is_taken_and_an_error_leaves_nothing(trained, tmp_path, monkeypatch):
     (tmp_path / "box").mkdir()  # empty
     command = ["container", str(trained.folder), "-o", str(tmp_path / "box"), "--edition", "2024", "-f", "1"]
     assert cli.main(command) == 0
@@ -309,7 +312,7 @@ def test_a_killed_call_is_forgotten_and_an_error_leaves_nothing(trained, tmp_pat
 def test_a_router_and_its_models(trained, tmp_path, capsys):
     """A DenseNet, saved as train-router does, and two classes that share a model."""
     pytest.importorskip("monai")
-    from nnunet_selma.routing.routers import DenseNetRouter, open_router
+    from nnunet_selma.routing.routers import DenseNetRouter
 
     tiny = {"init_features": 4, "growth_rate": 2, "block_config": [1, 1]}
     router = DenseNetRouter(("cfos_neuron", "microglia"), (16, 16, 16), tiny, torch.device("cpu"))
@@ -357,7 +360,36 @@ def test_a_pretraining_as_a_router(trained, tmp_path):
     assert router == tmp_path / "packed" / "router" / "fold_1"
     assert read_json(router.parent / "plans.json") == read_json(trained.folder / "plans.json")
     assert (router.parent / "dataset.json").is_file()
-    assert not OF_TRAINING & torch.load(router / "checkpoint_final.pth", weights_only=False).keys()
+    assert not OF_TRAINING & torch.load(router / "checkpoint_final.pth", weights_only=True).keys()
+
+
+def test_a_packed_pretraining_routes_as_before(trained, tmp_path):
+    """Of the state of the pretext the classifier stays, which the router reads."""
+    fold, _, pretext = pretraining(tmp_path / "pretraining")
+    write_packed_model(PackedModel(models={"other": trained}, router=fold), tmp_path / "packed")
+    packed = read_packed_model(tmp_path / "packed").router
+    patches = torch.randn(3, 1, 16, 16, 16)
+    before, after = (open_router(folder, torch.device("cpu")) for folder in (fold, packed))
+    assert after.classes == before.classes
+    torch.testing.assert_close(after.probabilities(patches), before.probabilities(patches), rtol=0, atol=0)
+    state = torch.load(packed / "checkpoint_final.pth", weights_only=True)["pretext_state"]
+    assert state.keys() == {"structure.weight", "structure.bias", "seen"} < pretext.state_dict().keys()
+
+
+def test_no_folder_of_this_machine_is_packed(tmp_path):
+    folder = write_segmentation(tmp_path / "workspace")
+    dataset = read_json(folder / "dataset.json")
+    write_json(folder / "dataset.json", {**dataset, "reference": f"{HOME}/raw data/notes.txt"})
+    model = ModelSettings(folder=folder, folds=("0", "1"))
+    write_packed_model(PackedModel(models={"other": model}), tmp_path / "packed")
+    files = [path for path in (tmp_path / "packed").rglob("*") if path.is_file()]
+    assert len(files) == 5
+    for path in files:
+        assert HOME.encode() not in path.read_bytes(), path
+        assert str(tmp_path).encode() not in path.read_bytes(), path
+    for path in (tmp_path / "packed").rglob("*.pth"):
+        torch.load(path, weights_only=True)  # as the strictest readers do
+    assert read_json(tmp_path / "packed/models/other/dataset.json")["labels"] == dataset["labels"]
 
 
 def test_cases_without_a_voxel_size_are_announced(tmp_path, capsys):

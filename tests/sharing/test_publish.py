@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -21,6 +20,7 @@ from nnunet_selma.sharing.publish import PublishSettings, licence_warning, publi
 from tests.conftest import write_image
 from tests.plans import network, plans
 from tests.prediction.models import stock, texture, write_model
+from tests.sharing.environments import predict, without_this_package
 from tests.sharing.facts import PRETRAINED, model
 from tests.sharing.models import HOME, write_pretraining, write_segmentation
 
@@ -282,23 +282,7 @@ def test_nnunets_command_predicts_from_the_folder_without_this_package(results, 
     image = texture(rng, (20, 18, 17), channels=2)
     for channel, voxels in enumerate(image):
         write_image(tmp_path / "in" / f"case_{channel:04d}.nii.gz", voxels, (5.0, 1.5, 2.0))
-    program = (
-        "import sys\n"
-        "from nnunetv2.inference.predict_from_raw_data import predict_entry_point_modelfolder\n"
-        "if __name__ == '__main__':\n"
-        "    predict_entry_point_modelfolder()\n"
-        "    assert 'nnunet_selma' not in sys.modules\n"
-    )
-    (tmp_path / "predict.py").write_text(program)
-    paths = ["-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "-m", str(published)]
-    options = ["-f", "0", "1", "--disable_tta", "-device", "cpu", "-npp", "1", "-nps", "1"]
-    done = subprocess.run(
-        [sys.executable, "-I", str(tmp_path / "predict.py"), *paths, *options],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    predict(without_this_package(tmp_path / "plain"), tmp_path, published, ["0", "1"])
     from nnunet_selma.volumes import open_volume
 
     labels = open_volume(tmp_path / "out" / "case.nii.gz").read()

@@ -8,8 +8,12 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from http.client import HTTPConnection
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -86,8 +90,24 @@ def write_input(folder, file, voxels, *, edition=2026, name=None, key="socket", 
 
 
 def content(folder):
-    """Every path below a folder, with the bytes of files."""
-    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+    """Every path of a folder with the bytes of files, and the time of the last change of folders, where nothing may come and go either."""
+    return {
+        path: path.read_bytes() if path.is_file() else path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]
+    }
+
+
+@contextmanager
+def read_only(folder):
+    """Take away the right to write in a folder, for users who need one."""
+    paths = [folder, *folder.rglob("*")]
+    modes = {path: path.stat().st_mode for path in paths}
+    try:
+        for path in paths:
+            path.chmod(modes[path] & ~0o222)
+        yield
+    finally:
+        for path in paths:
+            path.chmod(modes[path])
 
 
 class Program:
@@ -97,7 +117,9 @@ class Program:
         self.input, self.output, self.scratch = (root / name for name in ("input", "output", "tmp"))
         for folder in (self.input, self.output, self.scratch):
             folder.mkdir(exist_ok=True)
-        places = ["--input", self.input, "--output", self.output, "--model", model, "--scratch", self.scratch]
+        mounted = root / "mounted"
+        mounted.symlink_to(self.input)  # as the platform may do it
+        places = ["--input", mounted, "--output", self.output, "--model", model, "--scratch", self.scratch]
         command = [
             sys.executable,
             "-m",
@@ -173,11 +195,10 @@ def test_two_cases_one_after_another(server, model, rng):
         ("77aa.tif", "AD_plaques_7.tif", "interface", Geometry(), PLAQUES),
     ):
         voxels = texture(rng, SHAPE)
-        path = write_input(server.input, file, voxels[0], name=name, key=key, geometry=where)
-        path.chmod(0o444)
-        path.parent.chmod(0o555)
+        write_input(server.input, file, voxels[0], name=name, key=key, geometry=where)
         before = content(server.input)
-        assert server.ask("POST", "/invoke") == (201, "the segmentation is written\n")
+        with read_only(server.input):
+            assert server.ask("POST", "/invoke") == (201, "the segmentation is written\n")
         assert content(server.input) == before
         assert server.results == [server.output / "images/isolated-biological-structure/output.mha"]
         check(server.results[0], stock(model, voxels, size), where, sitk.sitkInt8)
@@ -330,6 +351,20 @@ def test_a_damaged_model_ends_the_server(packed, tmp_path):
             lambda root: (root / "model/prediction.json").write_text("{}"),
             "model/prediction.json: is of another version",
         ),
+        (
+            lambda root: (root / "model/prediction.json").write_text("[1]"),
+            "model/prediction.json: is of another version",
+        ),
+        (
+            lambda root: (root / "model/prediction.json").write_text('{"format": 1}'),
+            "model/prediction.json: is damaged (KeyError: 'models')",
+        ),
+        (
+            lambda root: (root / "model/prediction.json").write_text(
+                '{"format": 1, "models": {}, "router": null, "spacing_um_zyx": null}'
+            ),
+            "model/prediction.json: is damaged (ValueError: 0 models, and no router)",
+        ),
         (lambda root: shutil.rmtree(root / "tmp"), "tmp"),
     ],
 )
@@ -348,6 +383,104 @@ def test_a_container_of_2024_that_fails_says_why_and_writes_nothing(
     assert err.startswith(f"nnunet-selma: {tmp_path}/{sentence}")
     assert err.count("\n") == 1
     assert not list((tmp_path / "output").rglob("*"))
+
+
+OUT_OF_MEMORY = "CUDA out of memory.\nTried to allocate 20 GB."
+
+
+@pytest.mark.parametrize(("edition", "where"), [(2024, "__init__"), (2024, "segment"), (2026, "__init__")])
+def test_an_unexpected_error_is_in_the_log_and_ends_with_a_sentence(edition, where, tmp_path, capsys, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError(OUT_OF_MEMORY)
+
+    methods = {"__init__": lambda *_, **__: None, where: fail}
+    monkeypatch.setattr(segmenting, "Segmenter", type("Segmenter", (), methods))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    write_input(tmp_path / "input", "cell_nuclei_3.tiff", np.ones(SHAPE, np.uint16), edition=edition)
+    places = [f"--input={tmp_path}/input", f"--output={tmp_path}/output", f"--model={tmp_path}"]
+    assert serve.main([f"--edition={edition}", *places, f"--scratch={tmp_path}", "--port=0"]) == 2
+    log = capsys.readouterr().err
+    assert "Traceback" in log
+    assert log.splitlines()[-1] == (
+        "nnunet-selma: an unexpected error, RuntimeError: CUDA out of memory. Tried to allocate 20 GB.; the log says where"
+    )
+
+
+def work(root, segmenter):
+    return serve.Work(PLATFORM, root / "input", root / "output", segmenter, threading.Lock())
+
+
+def test_the_server_stays_after_an_unexpected_error(tmp_path, capsys):
+    class Failing:
+        def segment(self, *_):
+            raise RuntimeError(OUT_OF_MEMORY)
+
+    loaded: Future = Future()
+    loaded.set_result(Failing())
+    write_input(tmp_path / "input", "cell_nuclei_1.mha", np.ones(SHAPE, np.uint16))
+    with ThreadingHTTPServer(("localhost", 0), partial(serve.Handler, work(tmp_path, loaded))) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        for method, path, code in (("POST", "/invoke", 500), ("GET", "/health", 200), ("POST", "/invoke", 500)):
+            connection = HTTPConnection("localhost", http.server_port, timeout=60)
+            connection.request(method, path)
+            answer = connection.getresponse()
+            text = answer.read().decode()
+            assert answer.status == code
+            assert text.count("\n") == 1
+            connection.close()
+        http.shutdown()
+    assert "out of memory. Tried" in text
+    assert capsys.readouterr().err.count("Traceback") == 2
+
+
+def test_a_model_that_fails_before_the_server_listens_ends_it(tmp_path):
+    failed: Future = Future()
+    failed.set_exception(SelmaError("model: is damaged"))
+    ended: Future = Future()
+
+    def run():
+        try:
+            serve._run_server(work(tmp_path, failed), 0)
+        except SelmaError as error:
+            ended.set_result(str(error))
+
+    threading.Thread(target=run, daemon=True).start()
+    assert ended.result(timeout=20) == "model: is damaged"
+
+
+def test_a_part_of_a_segmentation_goes_before_the_temporary_files(tmp_path, monkeypatch):
+    """A platform may kill the program while it removes them."""
+    part = tmp_path / "output" / f"{EDITIONS[2024].output}.partial"
+    left = []
+
+    class Scratch(serve.TemporaryDirectory):
+        def __exit__(self, *error):
+            left.append(part.exists())
+            super().__exit__(*error)
+
+    def stopped(*_):
+        part.parent.mkdir(parents=True)
+        part.write_text("half")
+        raise serve._Stop
+
+    monkeypatch.setattr(serve, "TemporaryDirectory", Scratch)
+    monkeypatch.setattr(serve.Work, "segment", stopped)
+    monkeypatch.setattr(segmenting, "Segmenter", lambda *_, **__: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    places = [f"--output={tmp_path}/output", f"--model={tmp_path}", f"--scratch={tmp_path}"]
+    assert serve.main(["--edition=2024", *places]) == 143
+    assert left == [False]
+
+
+def test_a_removal_that_does_not_fit_is_refused_before_the_prediction(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(segmenting, "predict_volume", lambda *_, **__: pytest.fail("was predicted"))
+    path = write_image(tmp_path / "cell_nuclei_1.mha", np.ones(SHAPE, np.uint16))
+    packed = pack(tmp_path / "packed", model, remove_below=4)
+    small = segmenting.Segmenter(packed, device="cpu", max_memory=9e-5, scratch=tmp_path)
+    with pytest.raises(SelmaError, match=r"cell_nuclei_1\.mha: removing small components takes about 0\.0 GB"):
+        small.segment(Case(path, path.name), tmp_path / "a.mha", "uint8")
 
 
 def segmenter(folder, scratch, said):
