@@ -414,8 +414,7 @@ def next_commands(state: Standing) -> list[str]:
     if state.dataset is None:
         return lines
     trainer, plans, configuration = _model(state)
-    preparing = preprocessing_command(state.dataset_id, plans, configuration, planned=state.planned)
-    lines += [preparing] if state.stale else []
+    lines += [_preprocessing(state, plans, configuration)] if state.stale else []
     version = len(state.history)
     done = {
         t.fold: t for t in state.trainings if t.version == version and t.model == f"{trainer}__{plans}__{configuration}"
@@ -454,8 +453,8 @@ def _model(state: Standing) -> tuple[str, str, str]:
     return trainer, plans, configuration
 
 
-def preprocessing_command(dataset_id: int, plans: str, configuration: str, *, planned: bool) -> str:
+def _preprocessing(state: Standing, plans: str, configuration: str) -> str:
     """nnU-Net's command for a dataset that is new or has grown; plans that are there stay, so that versions can be compared and weights fit."""
-    if planned:
-        return f"nnUNetv2_preprocess -d {dataset_id} -plans_name {plans} -c {configuration}"
-    return f"nnUNetv2_plan_and_preprocess -d {dataset_id} -c {configuration} --verify_dataset_integrity"
+    if state.planned:
+        return f"nnUNetv2_preprocess -d {state.dataset_id} -plans_name {plans} -c {configuration}"
+    return f"nnUNetv2_plan_and_preprocess -d {state.dataset_id} -c {configuration} --verify_dataset_integrity"

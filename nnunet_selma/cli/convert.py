@@ -7,7 +7,7 @@ from typing import Any
 
 from nnunet_selma.annotation.conversion import CubeSettings, check_no_cube_settings, convert_cubes
 from nnunet_selma.annotation.returned import is_folder_of_cubes
-from nnunet_selma.annotation.rounds import preprocessing_command
+from nnunet_selma.annotation.rounds import next_commands, standing
 from nnunet_selma.cli.arguments import path, prefixes, scheduler_argument, workers_argument
 from nnunet_selma.cli.options import add_options, settings_from
 from nnunet_selma.cli.shell import folders, progress
@@ -87,13 +87,17 @@ def _convert_cubes(chosen: argparse.Namespace, settings: AnnotatedSettings, of_c
             "all cubes are one group, which no fold may part: every fold trains and validates on all of them. Annotate a second brain, or begin the "
             "dataset with --group cube_[0-9]+ to hold out single cubes, which says nothing about other brains"
         )
-    if len(manifest["history"]) == before:
+    entry, version = manifest["history"][-1], len(manifest["history"])
+    if version == before:
         print("nothing new: the dataset stays as it is")
-        return 0
-    entry = manifest["history"][-1]
-    print(f"version {len(manifest['history'])}: {len(entry['added'])} new, {len(entry['changed'])} corrected")
-    planned = any((where.preprocessed / name).glob("*Plans.json"))
-    print(f"next: {preprocessing_command(settings.dataset_id, 'nnUNetPlans', '3d_fullres', planned=planned)}")
+    else:
+        print(f"version {version}: {len(entry['added'])} new, {len(entry['changed'])} corrected")
+    # keeps the validation of the version before, which nnU-Net will replace
+    print(
+        "\n".join(
+            ["next:", *(f"  {line}" for line in next_commands(standing(settings.dataset_id, where, chosen.source)))]
+        )
+    )
     return 0
 
 

@@ -362,7 +362,7 @@ def test_the_command(source, folders, rng, capsys):
     out = capsys.readouterr().out
     assert "left out: cube_0005: its label is as it was handed over" in out
     assert "58.3% of the voxels are not annotated" in out
-    assert "next: nnUNetv2_plan_and_preprocess -d 510 -c 3d_fullres --verify_dataset_integrity" in out
+    assert "\n  nnUNetv2_plan_and_preprocess -d 510 -c 3d_fullres --verify_dataset_integrity" in out
     (folders.preprocessed / DATASET / "nnUNetPlans.json").write_text("{}")
     assert cli.main([*command, "--without-unchanged"]) == 0
     assert "nothing new" in capsys.readouterr().out
@@ -370,7 +370,7 @@ def test_the_command(source, folders, rng, capsys):
     assert cli.main(command) == 0
     out = capsys.readouterr().out
     assert "version 2: 1 new, 0 corrected" in out
-    assert "next: nnUNetv2_preprocess -d 510 -plans_name nnUNetPlans -c 3d_fullres" in out
+    assert "\n  nnUNetv2_preprocess -d 510 -plans_name nnUNetPlans -c 3d_fullres" in out
 
 
 def test_options_for_cubes_are_refused_for_patches(tmp_path, folders, capsys):
