@@ -19,6 +19,7 @@ from nnunet_selma.cli import (
     predict_volume,
     publish,
     recipe,
+    round,
     see,
     weights,
 )
@@ -108,7 +109,10 @@ def command_parser() -> CommandParser:
     env.add_argument("root", type=path, help="folder for nnU-Net's raw, preprocessed and result folders")
     env.set_defaults(run=_env)
 
-    groups = (convert, plan, recipe, weights, predict, predict_volume, objects, see, evaluate, container, publish, cite)
+    groups = (
+        *(convert, plan, recipe, weights, predict, predict_volume, objects, see, evaluate),
+        *(round, container, publish, cite),
+    )
     for group in groups:
         group.add_to(parts)
 

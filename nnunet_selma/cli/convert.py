@@ -5,6 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from nnunet_selma.annotation.conversion import CubeSettings, check_no_cube_settings, convert_cubes
+from nnunet_selma.annotation.returned import is_folder_of_cubes
+from nnunet_selma.annotation.rounds import next_commands, standing
 from nnunet_selma.cli.arguments import path, prefixes, scheduler_argument, workers_argument
 from nnunet_selma.cli.options import add_options, settings_from
 from nnunet_selma.cli.shell import folders, progress
@@ -16,7 +19,9 @@ from nnunet_selma.conversion.tiles import TileSettings
 from nnunet_selma.conversion.unannotated import StoreSettings, UnannotatedSettings, convert_unannotated
 from nnunet_selma.conversion.walk import PassedBy
 from nnunet_selma.errors import SelmaError, counted
+from nnunet_selma.nnunet.folders import MANIFEST
 from nnunet_selma.nnunet.plans import store_plans
+from nnunet_selma.running.json_files import read_json
 
 
 def add_to(parts: Any) -> None:
@@ -59,9 +64,40 @@ def _splits(chosen: argparse.Namespace) -> int:
 def _convert_annotated(chosen: argparse.Namespace) -> int:
     settings = settings_from(AnnotatedSettings, chosen, structures=prefixes(chosen.structures))
     where = folders()
+    of_cubes = settings_from(CubeSettings, chosen)
+    if is_folder_of_cubes(chosen.source):
+        return _convert_cubes(chosen, settings, of_cubes)
+    check_no_cube_settings(of_cubes, chosen.source)
     manifest = convert_annotated(chosen.source, settings, where, progress)
     _print_cases(manifest, where.raw / dataset_folder_name(chosen.dataset_id, chosen.name))
     print(f"next: nnUNetv2_plan_and_preprocess -d {chosen.dataset_id} -c 3d_fullres --verify_dataset_integrity")
+    return 0
+
+
+def _convert_cubes(chosen: argparse.Namespace, settings: AnnotatedSettings, of_cubes: CubeSettings) -> int:
+    where, name = folders(), dataset_folder_name(settings.dataset_id, settings.name)
+    manifest_file = where.raw / name / MANIFEST
+    before = len(read_json(manifest_file).get("history", [])) if manifest_file.is_file() else 0
+    manifest = convert_cubes(chosen.source, settings, of_cubes, where, progress)
+    _print_cases(manifest, where.raw / name)
+    for sentence in manifest["parted"]:
+        print(f"  {sentence}")
+    if len(set(manifest["groups"].values())) == 1:
+        print(
+            "all cubes are one group, which no fold may part: every fold trains and validates on all of them. Annotate a second brain, or begin the "
+            "dataset with --group cube_[0-9]+ to hold out single cubes, which says nothing about other brains"
+        )
+    entry, version = manifest["history"][-1], len(manifest["history"])
+    if version == before:
+        print("nothing new: the dataset stays as it is")
+    else:
+        print(f"version {version}: {len(entry['added'])} new, {len(entry['changed'])} corrected")
+    # keeps the validation of the version before, which nnU-Net will replace
+    print(
+        "\n".join(
+            ["next:", *(f"  {line}" for line in next_commands(standing(settings.dataset_id, where, chosen.source)))]
+        )
+    )
     return 0
 
 
@@ -155,6 +191,8 @@ def _annotated_arguments(parser: argparse.ArgumentParser) -> None:
         folds="",
         seed="",
     )
+    cubes = parser.add_argument_group("with a folder of cubes from propose, whose dataset grows when this is run again")
+    add_options(cubes, CubeSettings, classes="", without_unchanged="", without=" CUBE", as_is=" CUBE")
     parser.set_defaults(run=_convert_annotated)
 
 

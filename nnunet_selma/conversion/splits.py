@@ -48,3 +48,51 @@ def make_splits(structures: Mapping[str, str], groups: Mapping[str, str], folds:
         train = sorted(case for case, group in groups.items() if group not in held_out)
         splits.append({"train": train or val, "val": val})
     return splits
+
+
+def dealt_folds(groups: Mapping[str, str], known: Mapping[str, int], folds: int, seed: int = 0) -> dict[str, int]:
+    """Case to the fold that holds it out, as a dataset grows: cases keep their fold, and new cases follow their group.
+
+    New groups are dealt to the fold with the fewest cases, the largest group first, and groups of a size in random order.
+
+    Args:
+        groups: case to its group.
+        known: fold of the cases that have one.
+        folds: number of folds.
+        seed: seed of the random order.
+    """
+    members: dict[str, list[str]] = {}
+    for case, group in sorted(groups.items()):
+        members.setdefault(group, []).append(case)
+    dealt = {case: known[case] for case in groups if case in known}
+    sizes = [sum(fold == number for fold in dealt.values()) for number in range(folds)]
+    order = np.random.default_rng(seed).permutation(len(members))
+    names = [sorted(members)[place] for place in order]
+    for name in sorted(names, key=lambda name: -len(members[name])):
+        before = [dealt[case] for case in members[name] if case in dealt]
+        fold = max(sorted(set(before)), key=before.count) if before else sizes.index(min(sizes))
+        for case in members[name]:
+            if case not in dealt:
+                dealt[case] = fold
+                sizes[fold] += 1
+    return dealt
+
+
+def splits_of_folds(held_out: Mapping[str, int], folds: int) -> list[Split]:
+    """The content of nnU-Net's `splits_final.json`, from the fold that holds out each case.
+
+    Folds without cases repeat others; a single fold with cases is both trained on and validated on.
+    """
+    filled = sorted(set(held_out.values()))
+    splits = []
+    for number in range(folds):
+        fold = number if number in filled else filled[number % len(filled)]
+        val = sorted(case for case, place in held_out.items() if place == fold)
+        train = sorted(case for case, place in held_out.items() if place != fold)
+        splits.append({"train": train or val, "val": val})
+    return splits
+
+
+def folds_of_splits(splits: Sequence[Split]) -> dict[str, int]:
+    """Case to the first fold that holds it out."""
+    return {case: fold for fold, split in reversed(list(enumerate(splits))) for case in split["val"]}

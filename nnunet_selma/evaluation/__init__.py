@@ -10,7 +10,7 @@ from nnunet_selma import __version__
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.evaluation import pictures, tables
 from nnunet_selma.evaluation.cases import CaseFiles, Missing, find_cases, listed
-from nnunet_selma.evaluation.classes import LabelClass, find_classes
+from nnunet_selma.evaluation.classes import LabelClass, find_classes, ignored_value
 from nnunet_selma.evaluation.comparison import PairedDifference, Ranks, class_means, compare, rank
 from nnunet_selma.evaluation.metrics.editions import Edition, edition
 from nnunet_selma.evaluation.metrics.extras import Extras
@@ -170,6 +170,7 @@ def evaluate(
             output=output,
             sheets=sheets,
             classes=classes,
+            ignored=classes[0].ignored if classes else ignored_value(reference, predictions.values()),
         )
         for number in range(len(of_one_method))
     ]

@@ -101,6 +101,12 @@ def find_classes(
     return tuple(LabelClass(name, tuple(of_name)) for name, of_name in by_name.items())
 
 
+def ignored_value(reference: Path, predictions: Iterable[Path]) -> int | None:
+    """Value of voxels that nobody annotated, as the first `dataset.json` for ground truths or predictions names it; None where none is there."""
+    described = (classes for side in (reference, *predictions) for _, classes in _description(side))
+    return next(described, {}).get(_IGNORED, (None,))[0]
+
+
 def values_of(path: Path) -> Generator[int, None, set[int]]:
     """Values in a label file; the work of `run_tasks`, one step."""
     values = set(np.unique(label_values(open_labels(path).read(), path)).tolist())
@@ -138,11 +144,11 @@ def class_mask(volume: Volume, chosen: LabelClass, classes: Iterable[LabelClass]
     return np.isin(labels, chosen.values)
 
 
-def ignored_mask(volume: Volume, chosen: LabelClass | None) -> Mask | None:
+def ignored_mask(volume: Volume, ignored: int | None) -> Mask | None:
     """Mask of the voxels of a label file that nobody annotated, (z, y, x); None where no value says so."""
-    if chosen is None or chosen.ignored is None:
+    if ignored is None:
         return None
-    return np.asarray(label_values(volume.read(), volume.path) == chosen.ignored)
+    return np.asarray(label_values(volume.read(), volume.path) == ignored)
 
 
 def _description(side: Path) -> list[tuple[Path, dict[str, tuple[int, ...]]]]:

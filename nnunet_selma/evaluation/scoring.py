@@ -52,6 +52,8 @@ class ScoreTask:
     """Classes that are scored apart; empty takes every value above 0 as one."""
     chosen: LabelClass | None = None
     """The class to score; None scores all of them, one after the other."""
+    ignored: int | None = None
+    """Value of voxels in the reference that nobody annotated, which are background on both sides; None if there is none."""
 
     def file_name(self, method: str) -> str:
         """Name of a method's files, without ending."""
@@ -173,14 +175,16 @@ class _Reference:
     @cached_property
     def ignored(self) -> Mask | None:
         """Voxels that nobody annotated; None where there is no file, or no value for them."""
-        return None if self.path is None else ignored_mask(open_labels(self.path), self._task.chosen)
+        return None if self.path is None else ignored_mask(open_labels(self.path), self._task.ignored)
 
 
 def _objects(task: ScoreTask, volume: Volume, *, truth: bool) -> tuple[Mask, tuple[str, ...]]:
     """Mask of the objects, or of the chosen class, in a label file, and warnings."""
     if task.chosen is not None:
         return class_mask(volume, task.chosen, task.classes), ()
-    mask, _, warnings = read_mask(volume, task.foreground if truth else None, truth=truth)
+    mask, _, warnings = read_mask(
+        volume, task.foreground if truth else None, truth=truth, ignored=task.ignored if truth else None
+    )
     return mask, tuple(f"{volume.path}: {warning}" for warning in warnings)
 
 
@@ -260,6 +264,7 @@ def _made_from(task: ScoreTask, method: str) -> dict[str, Any]:
         "spacing": case.spacing_um_zyx,
         "extras": asdict(task.extras),
         "class": task.chosen and asdict(task.chosen),
+        "ignored": task.ignored,
     }
     content: dict[str, Any] = json.loads(json.dumps({**files, **settings}))
     return content

@@ -45,13 +45,16 @@ class ObjectMask(NamedTuple):
     """Sentences about unusual values."""
 
 
-def read_mask(volume: Volume, foreground: int | None = None, *, truth: bool = True) -> ObjectMask:
+def read_mask(
+    volume: Volume, foreground: int | None = None, *, truth: bool = True, ignored: int | None = None
+) -> ObjectMask:
     """Read a whole label file as the mask of its objects.
 
     Args:
         volume: the label file.
         foreground: the value of the objects; None takes every value above 0.
         truth: True for a ground truth, whose values must leave no doubt; False for a prediction, which may be anything.
+        ignored: value of voxels that nobody annotated, taken as 0; None if there is none.
 
     Raises:
         SelmaError: the values are no labels (`label_values`), or many values that change from voxel to voxel, as in an image; the foreground
@@ -59,6 +62,8 @@ def read_mask(volume: Volume, foreground: int | None = None, *, truth: bool = Tr
             stands beside 1.
     """
     labels = label_values(volume.read(), volume.path)
+    if ignored is not None:
+        labels = np.where(labels == ignored, labels.dtype.type(0), labels)
     values = dict(zip(*(part.tolist() for part in np.unique(labels, return_counts=True)), strict=True))
     if foreground is not None and foreground not in values:
         raise SelmaError(

@@ -1,0 +1,93 @@
+"""A raw dataset of nnU-Net that grows: each version is built whole beside the one before, and takes its place.
+
+Files that did not change are the same files (hard links), so that a version costs little. After a kill the earlier version is there, or is put
+back by the next run.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunet_selma.conversion.raw_dataset import FILE_ENDING, dataset_description, write_nifti
+from nnunet_selma.errors import SelmaError
+from nnunet_selma.nnunet.folders import MANIFEST
+from nnunet_selma.running.json_files import read_json, write_json
+from nnunet_selma.structures import SpacingUm
+from nnunet_selma.volumes.base import Array
+
+LAYOUT = "proposed cubes"
+"""Layout in the manifest of a dataset that grows."""
+
+
+class GrowingDataset:
+    """The dataset in `nnUNet_raw`, and its next version.
+
+    Args:
+        raw_root: the `nnUNet_raw` folder.
+        folder_name: name of the dataset's folder.
+
+    Raises:
+        SelmaError: the dataset was made from something else than cubes.
+    """
+
+    def __init__(self, raw_root: Path, folder_name: str) -> None:
+        self.folder = raw_root / folder_name
+        self._next, self._former = (raw_root / f".{folder_name}.{word}" for word in ("partial", "former"))
+        if self._former.exists() and not self.folder.exists():
+            os.replace(self._former, self.folder)  # a kill between the two renames of `finish`
+        self.manifest: dict[str, Any] | None = read_json(self._manifest) if self._manifest.is_file() else None
+        """Manifest of the version that is there; None before the first."""
+        if self.folder.exists() and (self.manifest or {}).get("layout") != LAYOUT:
+            raise SelmaError(
+                f"{self.folder} exists already and was made from other files than cubes of nnunet-selma propose; remove it, or choose another dataset id"
+            )
+        for rest in (self._next, self._former):
+            shutil.rmtree(rest, ignore_errors=True)
+
+    @property
+    def _manifest(self) -> Path:
+        return self.folder / MANIFEST
+
+    def image(self, case: str, channel: int = 0) -> Path:
+        """File of an image in the version that is there."""
+        return self.folder / "imagesTr" / f"{case}_{channel:04d}{FILE_ENDING}"
+
+    def begin(self) -> None:
+        """Begin the next version."""
+        for name in ("imagesTr", "labelsTr"):
+            (self._next / name).mkdir(parents=True)
+
+    def keep(self, case: str, channels: int, *, label: bool = True) -> None:
+        """Take a case into the next version as it is; without the label, only its images."""
+        files = [Path("imagesTr") / self.image(case, channel).name for channel in range(channels)]
+        for file in [*files, *([Path("labelsTr") / f"{case}{FILE_ENDING}"] if label else [])]:
+            try:
+                os.link(self.folder / file, self._next / file)
+            except OSError:  # a file system without hard links
+                shutil.copy2(self.folder / file, self._next / file)
+
+    def write_images(self, case: str, images: Sequence[Array], spacing_zyx: SpacingUm, *, in_um: bool) -> None:
+        """Write the channels of a case, (z, y, x), into the next version."""
+        for channel, image in enumerate(images):
+            file = self._next / "imagesTr" / self.image(case, channel).name
+            write_nifti(file, image, spacing_zyx, in_um=in_um)
+
+    def write_label(self, case: str, label: Array, spacing_zyx: SpacingUm, *, in_um: bool) -> None:
+        """Write the label of a case, (z, y, x), into the next version."""
+        write_nifti(self._next / "labelsTr" / f"{case}{FILE_ENDING}", label, spacing_zyx, in_um=in_um)
+
+    def finish(self, channels: Sequence[str], classes: Sequence[str], manifest: Mapping[str, Any]) -> None:
+        """Write `dataset.json`, with nnU-Net's ignore label above all classes, and the manifest; the next version takes its place."""
+        text = "cubes of light-sheet images, annotated whole or in part"
+        content = dataset_description(channels, classes[0], len(manifest["cases"]), self.folder.name, text)
+        numbered = {name: number for number, name in enumerate(classes, start=1)}
+        content["labels"] = {"background": 0, **numbered, "ignore": len(classes) + 1}
+        write_json(self._next / "dataset.json", content)
+        write_json(self._next / MANIFEST, dict(manifest))
+        if self.folder.exists():
+            os.replace(self.folder, self._former)
+        os.replace(self._next, self.folder)
+        shutil.rmtree(self._former, ignore_errors=True)
+        self.manifest = dict(manifest)
