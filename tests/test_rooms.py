@@ -25,6 +25,7 @@ ROOMS = [
     "ext_trainers",
     "evaluation",
     "prediction",
+    "annotation",
     "routing",
     "demo",
     "recipes",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnunet_selma import __version__
-from nnunet_selma.cli import convert, evaluate, objects, plan, predict, predict_volume, recipe, see, weights
+from nnunet_selma.cli import convert, evaluate, objects, plan, predict, predict_volume, propose, recipe, see, weights
 from nnunet_selma.cli.arguments import device_argument, path
 from nnunet_selma.cli.options import CommandParser
 from nnunet_selma.cli.shell import complain, computing_device, discard_output, show_every_character
@@ -107,7 +107,7 @@ def command_parser() -> CommandParser:
     env.add_argument("root", type=path, help="folder for nnU-Net's raw, preprocessed and result folders")
     env.set_defaults(run=_env)
 
-    for group in (convert, plan, recipe, weights, predict, predict_volume, objects, see, evaluate):
+    for group in (convert, plan, recipe, weights, predict, predict_volume, propose, objects, see, evaluate):
         group.add_to(parts)
 
     demo = parts.add_parser(

@@ -18,7 +18,7 @@ def _predict_volume(chosen: argparse.Namespace) -> int:
     from nnunet_selma.running.cluster import workers_here
 
     folder = chosen.model_folder or _trained(chosen)
-    folds = tuple(fold.removeprefix("fold_") for fold in chosen.folds or _trained_folds(folder, chosen.checkpoint))
+    folds = tuple(fold.removeprefix("fold_") for fold in chosen.folds or trained_folds(folder, chosen.checkpoint))
     settings = settings_from(
         VolumePrediction, chosen, model=settings_from(ModelSettings, chosen, folder=folder, folds=folds)
     )
@@ -58,7 +58,7 @@ def _trained(chosen: argparse.Namespace) -> Path:
     return model
 
 
-def _trained_folds(folder: Path, checkpoint: str) -> list[str]:
+def trained_folds(folder: Path, checkpoint: str) -> list[str]:
     """Those of nnU-Net's five folds that have a checkpoint; `all` where none of them has."""
     trained = [fold for fold in "01234" if (folder / f"fold_{fold}" / checkpoint).is_file()]
     return trained or ["all" if (folder / "fold_all" / checkpoint).is_file() else "0"]
