@@ -4,7 +4,7 @@ INSTRUCTIONS = """# Cubes to annotate
 
 Each folder `cube_0001`, `cube_0002`, … holds
 
-- `image.nii.gz`: the cube, in µm, at its place in the brain (`image_channel_1.nii.gz`, … if there are more channels),
+- `image.nii.gz`: the cube, with its true voxel size, at its place in the brain (`image_channel_1.nii.gz`, … if there are more channels),
 - `image.ome.zarr`: the same with all channels,
 - `label.nii.gz`: the label to fill,
 - `context.ome.zarr`: the surroundings, for the eye only; they are **not to be annotated**,

@@ -50,7 +50,7 @@ class CubeLabel:
     """Number of times that it was saved."""
 
     @staticmethod
-    def of(folder: Path) -> "CubeLabel":
+    def open(folder: Path) -> "CubeLabel":
         """The label of a cube; raises `SelmaError` if its file is missing, damaged, of another size, or no label."""
         shape = tuple(read_json(folder / CUBE)["shape_zyx"])
         volume = open_volume(folder / LABEL)

@@ -128,8 +128,9 @@ def _propose(
         ]
         record = record.begin(identity, cubes)
     cubes = _write(brains, folder, record, prediction, progress)
-    classes = None if prediction is None else dict(prediction.classes(brains[0]))
-    write_text(folder / README, instructions(classes))
+    if prediction is not None or not (folder / README).exists():  # that of a round with a model names its classes
+        classes = None if prediction is None else dict(prediction.classes(brains[0]))
+        write_text(folder / README, instructions(classes))
     there = [folder / cube["name"] for cube in record.cubes if (folder / cube["name"] / CUBE).is_file()]
     draw_sheet(folder / SHEET, [read_cube(cube) for cube in there], there, brains)
     record.finish(cubes)

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from nnunet_selma.annotation.brains import Brain
@@ -129,7 +130,9 @@ def _draw_map(axis: Axes, brain: Brain, cubes: Sequence[dict[str, Any]]) -> None
         axis.add_patch(
             Rectangle((x / step, y / step), columns / step, rows / step, fill=False, edgecolor=CLASS_COLOURS[0])
         )
-        axis.text((x + columns / 2) / step, (y + rows / 2) / step, str(cube["number"]), color="white", fontsize=7, ha="center", va="center")  # fmt: skip
+        middle_yx = (y + rows / 2) / step, (x + columns / 2) / step
+        text = axis.text(*middle_yx[::-1], str(cube["number"]), color="white", fontsize=8, ha="center", va="center")
+        text.set_path_effects([withStroke(linewidth=2, foreground="black")])
     axis.set(xticks=[], yticks=[])
     axis.set_title(f"places in {shorten(brain.name, 30, placeholder='…')}", fontsize=10)
     axis.set_xlabel("middle slice; cubes lie at different depths", fontsize=7, loc="left")

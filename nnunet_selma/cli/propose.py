@@ -22,6 +22,7 @@ def add_to(parts: Any) -> None:
 
 def _options(parser: argparse.ArgumentParser) -> None:
     from nnunet_selma.annotation.settings import ProposalSettings
+    from nnunet_selma.prediction.model import ModelSettings
 
     parser.add_argument(
         "brains",
@@ -65,6 +66,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "-chk", "--checkpoint", default="checkpoint_final.pth", metavar="NAME", help="(default: %(default)s)"
     )
+    add_options(model, ModelSettings, step_size="-step_size", mirroring="--tta")
     device_argument(model)
     add_options(parser, ProposalSettings, scene="", channels="--channel", time="", level="", spacing_um_zyx="--spacing")
     add_options(parser, ProposalSettings, on_bad_slice="", slice_pattern=" REGEX")
@@ -107,5 +109,5 @@ def _prediction(folder: Path | None, chosen: argparse.Namespace) -> Any:
     from nnunet_selma.prediction.model import ModelSettings
 
     folds = tuple(fold.removeprefix("fold_") for fold in chosen.folds or trained_folds(folder, chosen.checkpoint))
-    settings = ModelSettings(folder=folder, folds=folds, checkpoint=chosen.checkpoint)
+    settings = settings_from(ModelSettings, chosen, folder=folder, folds=folds)
     return ModelPrediction(settings, computing_device(chosen.device).type)

@@ -95,7 +95,7 @@ def _paint(chosen: argparse.Namespace) -> int:
     given = [o for o in ("labels", "label", "scene", "time", "spacing") if getattr(chosen, o) is not None]
     if given:
         raise SelmaError(f"{chosen.image}: is a cube to annotate, which needs no --{given[0]}; leave the option out")
-    label = CubeLabel.of(chosen.image)
+    label = CubeLabel.open(chosen.image)
     check_napari()
     _check_display(chosen.image)
     show(chosen.image.resolve().name, cube_layers(label), lambda viewer: let_save(viewer, label, print))

@@ -30,7 +30,7 @@ def cube(tmp_path):
 
 
 def test_saving_writes_the_label_and_keeps_every_version(cube):
-    label = CubeLabel.of(cube)
+    label = CubeLabel.open(cube)
     first = label.path.read_bytes()
     affine = open_volume(label.path).affine
     for number in (1, 2):
@@ -46,7 +46,7 @@ def test_saving_writes_the_label_and_keeps_every_version(cube):
 
 
 def test_a_kill_while_saving_keeps_the_label(cube, monkeypatch):
-    label = CubeLabel.of(cube)
+    label = CubeLabel.open(cube)
     before = label.path.read_bytes()
     label.voxels[:] = 1
     monkeypatch.setattr(painting, "write_label_nifti", lambda *_: 1 / 0)
@@ -56,7 +56,7 @@ def test_a_kill_while_saving_keeps_the_label(cube, monkeypatch):
 
 
 def test_what_was_not_saved_goes_beside_the_label(cube):
-    label = CubeLabel.of(cube)
+    label = CubeLabel.open(cube)
     before = label.path.read_bytes()
     label.voxels[0, 1, 2] = 7
     kept = label.keep_unsaved()
@@ -65,7 +65,7 @@ def test_what_was_not_saved_goes_beside_the_label(cube):
 
 
 def test_layers_lie_over_each_other(cube):
-    *around, image, painted = cube_layers(CubeLabel.of(cube))
+    *around, image, painted = cube_layers(CubeLabel.open(cube))
     assert [kind for *_, kind in (*around, image, painted)] == ["image", "image", "labels"]
     assert "not to be annotated" in around[0][1]["name"]
     assert painted[1]["name"] == "label"
@@ -115,7 +115,7 @@ def viewer(monkeypatch):
 
 @pytest.mark.parametrize("by", ["key", "button"])
 def test_only_the_user_saves(cube, viewer, by):
-    label, lines = CubeLabel.of(cube), []
+    label, lines = CubeLabel.open(cube), []
     layer = viewer.layers["label"] = Layer(label.voxels.copy())
     let_save(viewer, label, lines.append)
     assert viewer.layers.selection.active is layer
@@ -158,4 +158,4 @@ def test_without_napari_a_sentence_comes(cube, monkeypatch, capsys):
 def test_a_label_of_another_size_is_named(cube):
     write_image(cube / "label.nii.gz", np.zeros((3, 4, 5), np.uint8))
     with pytest.raises(SelmaError, match="3 × 4 × 5 voxels"):
-        CubeLabel.of(cube)
+        CubeLabel.open(cube)

@@ -64,7 +64,7 @@ def test_a_box_that_is_the_brain_is_predicted_as_by_stock_nnunet(content, more, 
     if "regions_order" in more:
         expected = np.mean([surprise(np.stack([p, 1 - p])) for p in probabilities], axis=0)
     assert np.mean(answer.labels == labels) > 0.999
-    np.testing.assert_allclose(answer.entropy, expected, atol=1e-3)
+    np.testing.assert_allclose(answer.entropy, expected, atol=5e-3)
     assert answer.entropy.std() > 0.003
 
 
