@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 
 from nnunet_selma import __version__
 from nnunet_selma.annotation.growing import LAYOUT, GrowingDataset
+from nnunet_selma.annotation.layout import NOT_ANNOTATED, file_hash
 from nnunet_selma.annotation.returned import (
-    NOT_ANNOTATED,
     Cube,
     ReturnedLabel,
     doubts,
     read_cubes,
     read_label,
-    sha256,
 )
 from nnunet_selma.conversion.annotated import AnnotatedSettings
 from nnunet_selma.conversion.checks import LabelFacts, check_equal_shapes, facts_as_json, read_image
@@ -225,7 +224,7 @@ def _check_same_folder(
             raise SelmaError(
                 f"{source}: lacks {record['cube']}, which the dataset holds; put it back, or remove the dataset to convert all cubes anew"
             )
-        if [sha256(image) for image in cubes[case].images] != record["images_sha256"]:
+        if [file_hash(image) for image in cubes[case].images] != record["images_sha256"]:
             raise SelmaError(
                 f"{cubes[case].images[0]}: is another image than {case} in the dataset; give the folder that the dataset was made from, or choose "
                 "another dataset id"
@@ -258,7 +257,7 @@ def _labels(
         known = before.get(case)
         if cube.name in answers.without:
             left_out.append(f"{cube.name}: as asked for")
-        elif known is not None and sha256(cube.label) == known["label_sha256"]:
+        elif known is not None and file_hash(cube.label) == known["label_sha256"]:
             continue
         elif cube.is_unchanged() and cube.name not in answers.as_is:
             if known is not None:
@@ -365,7 +364,7 @@ def _grown(
             "round": cube.round,
             "spacing_zyx": list(spacing.size_zyx),
             "spacing": str(spacing),
-            "images_sha256": [sha256(image) for image in cube.images],
+            "images_sha256": [file_hash(image) for image in cube.images],
             "label_sha256": label_hash,
             "images": images,
             "label": facts_as_json(_label_facts(cube, values)),

@@ -4,7 +4,6 @@ A label holds 0 for background, 1 and above for classes, and 255 where nobody an
 unfinished: it is as it was handed over, it is empty, or the painted planes stop.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from nnunet_selma.annotation.layout import CUBE, LABEL, NOT_ANNOTATED, RECORD, file_hash
 from nnunet_selma.conversion.checks import open_label
 from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.running.json_files import read_json
@@ -21,11 +21,6 @@ from nnunet_selma.volumes.base import by_times
 from nnunet_selma.volumes.labels import label_values
 from nnunet_selma.volumes.orientation import placement
 
-RECORD = "selma_cubes.json"
-"""File that marks a folder of cubes."""
-NOT_ANNOTATED = 255
-"""Value of voxels that nobody annotated."""
-_LABEL, _CUBE = "label.nii.gz", "cube.json"
 _LEAST_GAP = 0.25
 """Share of the planes along an axis, in a row and without any label, from which on they may have been forgotten."""
 _FEWEST_PLANES = 4
@@ -55,7 +50,7 @@ class Cube:
     @property
     def label(self) -> Path:
         """File of the label."""
-        return self.folder / _LABEL
+        return self.folder / LABEL
 
     @property
     def other_labels(self) -> list[str]:
@@ -64,7 +59,7 @@ class Cube:
 
     def is_unchanged(self) -> bool:
         """True if the label file is as it was handed over."""
-        return sha256(self.label) == self.handed_over
+        return file_hash(self.label) == self.handed_over
 
 
 def is_folder_of_cubes(folder: Path | None) -> bool:
@@ -76,7 +71,7 @@ def read_cubes(folder: Path) -> list[Cube]:
     """The cubes of a folder, by name; raises `SelmaError` if there are none, or one lacks its label."""
     if not is_folder_of_cubes(folder):
         raise SelmaError(f"{folder}: holds no {RECORD}; give a folder that nnunet-selma propose wrote")
-    cubes = [_read_cube(path) for path in sorted(folder.glob(f"*/{_CUBE}"))]
+    cubes = [_read_cube(path) for path in sorted(folder.glob(f"*/{CUBE}"))]
     if not cubes:
         raise SelmaError(f"{folder}: holds no cubes; run nnunet-selma propose again")
     return cubes
@@ -103,11 +98,6 @@ def _read_cube(path: Path) -> Cube:
     return cube
 
 
-def sha256(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 class ReturnedLabel(NamedTuple):
     """A label as it was read."""
 
@@ -123,10 +113,10 @@ def read_label(cube: Cube) -> ReturnedLabel:
     Raises:
         SelmaError: the file is damaged or changes meanwhile; it does not lie on the image; its values are no labels.
     """
-    before, volume = sha256(cube.label), open_label(cube.label)
+    before, volume = file_hash(cube.label), open_label(cube.label)
     _check_place(volume, open_volume(cube.images[0]))
     labels = label_values(volume.read(), cube.label)
-    if sha256(cube.label) != before:
+    if file_hash(cube.label) != before:
         raise SelmaError(f"{cube.label}: was saved while it was read; run the command again")
     if labels.max(initial=0) > NOT_ANNOTATED:
         raise SelmaError(

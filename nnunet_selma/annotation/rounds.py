@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 
 from nnunet_selma.annotation.growing import LAYOUT
-from nnunet_selma.annotation.returned import RECORD, Cube, read_cubes, sha256
+from nnunet_selma.annotation.layout import RECORD, file_hash
+from nnunet_selma.annotation.returned import Cube, read_cubes
+from nnunet_selma.annotation.settings import ProposalSettings
 from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.nnunet.folders import MANIFEST, Folders
 from nnunet_selma.running.json_files import read_json, write_json
@@ -25,16 +27,16 @@ KEPT = "selma_rounds.json"
 """File in the dataset's folder of results that keeps the validation of each training."""
 _RESAMPLES = 2000
 _OPTIONS = {
-    "size": ("--size", 100),
-    "scene": ("--scene", None),
-    "channels": ("--channel", None),
-    "time": ("--time", None),
-    "level": ("--level", 0),
-    "spacing_um_zyx": ("--spacing", None),
-    "on_bad_slice": ("--on-bad-slice", "error"),
-    "slice_pattern": ("--slice-pattern", None),
+    "size": "--size",
+    "scene": "--scene",
+    "channels": "--channel",
+    "time": "--time",
+    "level": "--level",
+    "spacing_um_zyx": "--spacing",
+    "on_bad_slice": "--on-bad-slice",
+    "slice_pattern": "--slice-pattern",
 }
-"""Setting of a proposal to its option and its default, for the next proposal to repeat."""
+"""Setting of a proposal to its option, for the next proposal to repeat."""
 _WEAK = 5
 """Number of brains that are listed, the weakest first."""
 
@@ -181,7 +183,7 @@ def _changed_at(path: Path) -> datetime:
 
 def _state(cube: Cube, cases: Mapping[str, Any]) -> CubeState:
     record = next(((case, known) for case, known in cases.items() if known["cube"] == cube.name), None)
-    label = sha256(cube.label)
+    label = file_hash(cube.label)
     return CubeState(
         cube=cube,
         case=record[0] if record else None,
@@ -433,7 +435,9 @@ def _proposing(state: Standing, model: str) -> str:
     brains = shlex.join(dict.fromkeys(entry.cube.brain_path for entry in state.cubes))
     last = max(entry.cube.round for entry in state.cubes)
     words = ["-n", str(sum(entry.cube.round == last for entry in state.cubes)), "-o", str(state.source)]
-    for name, (option, default) in _OPTIONS.items():
+    defaults = ProposalSettings()
+    for name, option in _OPTIONS.items():
+        default = getattr(defaults, name)
         value: Any = state.proposal.get(name, default)
         if value != default:
             values = (

@@ -17,6 +17,7 @@ from nnunet_selma.cli import (
     plan,
     predict,
     predict_volume,
+    propose,
     publish,
     recipe,
     round,
@@ -111,7 +112,7 @@ def command_parser() -> CommandParser:
 
     groups = (
         *(convert, plan, recipe, weights, predict, predict_volume, objects, see, evaluate),
-        *(round, container, publish, cite),
+        *(propose, round, container, publish, cite),
     )
     for group in groups:
         group.add_to(parts)

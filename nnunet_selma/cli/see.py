@@ -16,8 +16,15 @@ if TYPE_CHECKING:
 
 def add_to(parts: Any) -> None:
     """Add the commands."""
-    view = parts.add_parser("view", help="open an image and its segmentation in napari, without loading them")
-    view.add_argument("image", type=path, metavar="PATH", help="OME-Zarr of predict-volume, or any volume")
+    view = parts.add_parser(
+        "view", help="open an image and its segmentation in napari, without loading them, or a cube to annotate"
+    )
+    view.add_argument(
+        "image",
+        type=path,
+        metavar="PATH",
+        help="OME-Zarr of predict-volume, any volume, or a folder of propose, whose label is painted and saved",
+    )
     view.add_argument(
         "--labels", type=path, metavar="PATH", help="segmentation in another file (default: the one in the OME-Zarr)"
     )
@@ -66,20 +73,48 @@ def _check_choice(chosen: argparse.Namespace, segmented: "Segmented") -> None:
 
 
 def _view(chosen: argparse.Namespace) -> int:
+    from nnunet_selma.annotation.layout import CUBE
     from nnunet_selma.pictures.viewing import check_napari, layers, show
     from nnunet_selma.volumes.segmented import image_at
 
+    if (chosen.image / CUBE).is_file():
+        return _paint(chosen)
     image = image_at(chosen.image, label=chosen.label, labels=chosen.labels, scene=chosen.scene, time=chosen.time)
     _check_choice(chosen, image)
     check_napari()
-    # Qt would abort without a word that helps
-    if sys.platform.startswith("linux") and not any(os.environ.get(name) for name in _DISPLAYS):
-        raise SelmaError(
-            f"{chosen.image}: there is no display to open a window on; run the command on a computer with a screen, or connect with ssh -X. "
-            "nnunet-selma overview draws a picture without one"
-        )
+    _check_display(chosen.image)
     show(image.name, layers(image, chosen.spacing))
     return 0
+
+
+def _paint(chosen: argparse.Namespace) -> int:
+    """Open a cube, whose label is saved when the user saves it."""
+    from nnunet_selma.annotation.painting import CubeLabel, cube_layers, let_save
+    from nnunet_selma.pictures.viewing import check_napari, show
+
+    given = [o for o in ("labels", "label", "scene", "time", "spacing") if getattr(chosen, o) is not None]
+    if given:
+        raise SelmaError(f"{chosen.image}: is a cube to annotate, which needs no --{given[0]}; leave the option out")
+    label = CubeLabel.open(chosen.image)
+    check_napari()
+    _check_display(chosen.image)
+    show(chosen.image.resolve().name, cube_layers(label), lambda viewer: let_save(viewer, label, print))
+    kept = label.keep_unsaved()
+    print(
+        f"{kept}: holds what was painted and not saved; {label.path} is as it was"
+        if kept
+        else f"{label.path}: {counted(label.saves, 'save')}"
+    )
+    return 0
+
+
+def _check_display(image: Path) -> None:
+    """Raise `SelmaError` without a display: Qt would abort without a word that helps."""
+    if sys.platform.startswith("linux") and not any(os.environ.get(name) for name in _DISPLAYS):
+        raise SelmaError(
+            f"{image}: there is no display to open a window on; run the command on a computer with a screen, or connect with ssh -X. "
+            "nnunet-selma overview draws a picture without one"
+        )
 
 
 _DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM")

@@ -7,6 +7,7 @@ voxels at the default tile).
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.morphology.blocks import Mask
 from nnunet_selma.morphology.tissue import box_means, find_tissue, intensity_unit, log_intensity
+from nnunet_selma.running.progress import Progress, silent
 from nnunet_selma.volumes.base import Array, ShapeZYX, Volume
 
 _BOXES = 8
@@ -76,6 +78,13 @@ class TissueMap:
     """Log intensity that tissue exceeds; `ALL_TISSUE` where the volume has no empty outside."""
     unit: float
     """Intensities are divided by it before the logarithm: 1, or less for volumes that were scaled to a few units."""
+    brightness: NDArray[np.float64]
+    """Mean log intensity of the boxes of a tile that are tissue; 0 where none is."""
+
+
+def has_signal(tissue: TissueMap, min_foreground: float) -> Mask:
+    """True for each tile that holds enough tissue, and signal in it."""
+    return (tissue.foreground >= min_foreground) & (tissue.signal > _FLAT)
 
 
 def tile_grid(shape: ShapeZYX, tile: int) -> list[Tile]:
@@ -89,7 +98,7 @@ def tile_grid(shape: ShapeZYX, tile: int) -> list[Tile]:
     return [Tile((a, b, c), (z, y, x)) for a in starts[0] for b in starts[1] for c in starts[2]]
 
 
-def tissue_map(volume: Volume, tile: int) -> TissueMap:
+def tissue_map(volume: Volume, tile: int, progress: Progress[Any] = silent) -> TissueMap:
     """Tissue and signal of each tile of a grid, from a few slices of each layer of tiles.
 
     Raises:
@@ -99,7 +108,11 @@ def tissue_map(volume: Volume, tile: int) -> TissueMap:
     layers = [list(layer) for _, layer in groupby(tiles, key=lambda tile: tile.start[0])]
     unit = intensity_unit(volume)
     means, deviations = (
-        np.concatenate(part) for part in zip(*(_layer_boxes(volume, layer, unit) for layer in layers), strict=True)
+        np.concatenate(part)
+        for part in zip(
+            *(_layer_boxes(volume, layer, unit) for layer in progress(layers, "finding tissue")),
+            strict=True,
+        )
     )
     if not np.isfinite(means).all():
         raise SelmaError(
@@ -109,7 +122,8 @@ def tissue_map(volume: Volume, tile: int) -> TissueMap:
     # bright boxes and the median, because a box that the edge of the tissue cuts has the largest standard deviation of all
     inside = np.ma.array(deviations, mask=means <= threshold, dtype=np.float64)  # type: ignore[no-untyped-call]
     signal = np.ma.median(inside, axis=1).filled(0.0)  # type: ignore[no-untyped-call]
-    return TissueMap(tiles, tissue.mean(axis=1), signal, threshold, unit)
+    bright = np.ma.array(means, mask=means <= threshold, dtype=np.float64).mean(axis=1)  # type: ignore[no-untyped-call]
+    return TissueMap(tiles, tissue.mean(axis=1), signal, threshold, unit, np.ma.filled(bright, 0.0))  # type: ignore[no-untyped-call]
 
 
 def _tissue_of_tiles(means: NDArray[np.float64], shape: ShapeZYX, tiles: Sequence[Tile]) -> tuple[Mask, float]:
@@ -167,7 +181,7 @@ def choose_tiles(tissue: TissueMap, settings: TileSettings) -> list[Tile]:
 
     Returns an empty list where no tile holds enough tissue.
     """
-    enough = np.flatnonzero((tissue.foreground >= settings.min_foreground) & (tissue.signal > _FLAT))
+    enough = np.flatnonzero(has_signal(tissue, settings.min_foreground))
     if len(enough) > settings.per_volume:
         weights = (tissue.foreground * tissue.signal)[enough]
         rng = np.random.default_rng(settings.seed)

@@ -65,6 +65,10 @@ _IN_SEVERAL_FILES = (".xml", ".h5", ".hdf5", ".n5")
 """Endings of volumes that may lie in several files: BigDataViewer's."""
 
 
+CUBE = "cube.json"
+"""File that marks the folder of a cube that is handed over to be annotated."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """A file or folder, and its fate."""
@@ -203,6 +207,9 @@ def _folder(folder: Path, so_far: _Walk) -> Iterator[Entry]:
         yield (
             Entry(folder, "mask", "OME-Zarr files of labels") if _holds_labels_only(folder) else Entry(folder, "volume")
         )
+        return
+    if (folder / CUBE).is_file():
+        yield Entry(folder, "passed by", "a cube to annotate; convert annotated takes the folder around it")
         return
     if is_store(folder) or folder.suffix.lower() == ".n5":
         yield _file(folder)

@@ -1,5 +1,6 @@
 """Layers for napari: an image and its segmentation at every resolution, of which only the visible part is read."""
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, TypeAlias
 
@@ -93,8 +94,13 @@ def layers(segmented: Segmented, spacing_um_zyx: SpacingUm | None = None) -> lis
     return layers
 
 
-def show(title: str, layers: list[LayerData]) -> None:
+def show(title: str, layers: list[LayerData], prepare: Callable[[Any], None] = lambda viewer: None) -> None:
     """Open a window of napari and wait until it is closed.
+
+    Args:
+        title: title of the window.
+        layers: the layers.
+        prepare: called with the viewer when all layers are in it.
 
     Raises:
         SelmaError: napari, or the Qt that it needs, is not installed.
@@ -109,6 +115,7 @@ def show(title: str, layers: list[LayerData]) -> None:
     # napari 0.9 has it in another place
     bar = viewer.canvas.overlays.scale_bar if hasattr(viewer, "canvas") else viewer.scale_bar
     bar.visible = True
+    prepare(viewer)
     napari.run()
 
 

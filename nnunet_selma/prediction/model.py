@@ -230,6 +230,11 @@ class Model:
         return {int(value): name_of[int(value)] for value in manager.foreground_labels}  # in the order of the heads
 
     @property
+    def has_regions(self) -> bool:
+        """True if the classes may overlap: nnU-Net's regions."""
+        return bool(self._predictor.label_manager.has_regions)
+
+    @property
     def heads(self) -> int:
         """Output channels of the network."""
         return int(self._predictor.label_manager.num_segmentation_heads)

@@ -40,22 +40,36 @@ def write_label_nifti(path: Path, labels: Volume, like: Path, progress: Progress
         SelmaError: the header of the volume cannot be read, or labels have a type that NIfTI does not know.
     """
     header = _header(labels, like)
-    depth, height, width = labels.shape
+    header["intent_code"], header["intent_name"], header["aux_file"] = _LABEL, _PROGRAM, b""
+    _write(path, labels, header, progress)
+
+
+def write_image_nifti(path: Path, image: Volume, progress: Progress[Any] = silent) -> None:
+    """Write an image as .nii.gz, placed as `write_label_nifti` places labels of a volume that is no NIfTI; the file is whole or absent.
+
+    Raises:
+        SelmaError: voxels have a type that NIfTI does not know.
+    """
+    _write(path, image, _new_header(image), progress)
+
+
+def _write(path: Path, volume: Volume, header: Any, progress: Progress[Any]) -> None:
+    """Write the voxels of a volume behind a header."""
+    depth, height, width = volume.shape
     try:
-        header.set_data_dtype(labels.dtype)
+        header.set_data_dtype(volume.dtype)
     except HeaderDataError as error:
-        raise SelmaError(f"{path}: NIfTI holds no labels of type {labels.dtype}") from error
+        raise SelmaError(f"{path}: NIfTI holds no voxels of type {volume.dtype}") from error
     header.set_data_shape((width, height, depth))
     header.set_slope_inter(1, 0)
     header["cal_min"], header["cal_max"] = 0, 0  # the window of the image
-    header["intent_code"], header["intent_name"], header["aux_file"] = _LABEL, _PROGRAM, b""
     header["magic"], header["vox_offset"] = header.single_magic, header.single_vox_offset
-    step = max(1, _SLAB_BYTES // max(1, height * width * labels.dtype.itemsize))
+    step = max(1, _SLAB_BYTES // max(1, height * width * volume.dtype.itemsize))
     with whole_file(path) as partial, partial.open("wb") as raw, gzip.GzipFile("", "wb", 3, raw, mtime=0) as file:
         file.write(header.binaryblock.ljust(header.single_vox_offset, b"\0"))  # without extensions
         for z in progress(range(0, depth, step), f"writing {path.name}"):
-            voxels = labels.read(slice(z, min(z + step, depth)))  # (z, y, x) as it lies in memory is NIfTI's x, y, z
-            file.write(voxels.astype(labels.dtype.newbyteorder("<"), copy=False).tobytes())
+            voxels = volume.read(slice(z, min(z + step, depth)))  # (z, y, x) as it lies in memory is NIfTI's x, y, z
+            file.write(voxels.astype(volume.dtype.newbyteorder("<"), copy=False).tobytes())
 
 
 def _header(labels: Volume, like: Path) -> Any:
@@ -65,12 +79,13 @@ def _header(labels: Volume, like: Path) -> Any:
         stored = nibabel.load(like).header
         if stored.get_data_shape()[:3] == labels.shape[::-1]:
             return stored.as_byteswapped("<")
+    return _new_header(labels)
+
+
+def _new_header(labels: Volume) -> Any:
+    """A header with the place of labels, or of an image, whose volume has no header of NIfTI."""
     kind = nibabel.Nifti1Header if max(labels.shape) <= _MOST_NIFTI1 else nibabel.Nifti2Header
-    return _made(kind(endianness="<"), labels)
-
-
-def _made(header: Any, labels: Volume) -> Any:
-    """A header with the place of labels whose volume has no header of NIfTI."""
+    header = kind(endianness="<")
     affine, unit = labels.affine, "mm"
     spacing = labels.spacing_um_zyx
     if affine is None:
