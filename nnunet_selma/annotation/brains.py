@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_selma.annotation.layout import CUBE
 from nnunet_selma.annotation.settings import ProposalSettings
 from nnunet_selma.conversion.checks import MASK_BY_VALUES, check_equal_shapes, check_several_slices, is_mask
-from nnunet_selma.conversion.walk import passed_by, walk
+from nnunet_selma.conversion.walk import is_cube, passed_by, walk
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.morphology.blocks import Box
 from nnunet_selma.running.fingerprints import fingerprint
@@ -19,8 +18,6 @@ from nnunet_selma.running.progress import Progress, silent
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes import Volume, check_exists, open_volume, parts_of, stem
 from nnunet_selma.volumes.base import Array, ShapeZYX, check_finite_voxels
-
-"""File in the folder of a cube that says where it comes from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +150,7 @@ def open_brains(
 def _is_cube(path: Path, leave_out: Path | None) -> bool:
     """True for a file in a folder of a cube, and for everything below the folder that is left out."""
     within = leave_out is not None and leave_out.resolve() in path.resolve().parents
-    return within or (path.parent / CUBE).is_file()
+    return within or is_cube(path.parent)
 
 
 def _names(paths: dict[Path, tuple[str, ...]]) -> dict[Path, str]:

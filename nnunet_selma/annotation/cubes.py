@@ -11,13 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nibabel.affines import voxel_sizes
+from numpy.typing import NDArray
 
 from nnunet_selma.annotation.brains import Brain
 from nnunet_selma.annotation.layout import CONTEXT, CUBE, IMAGE, LABEL, file_hash
 from nnunet_selma.annotation.uncertainty import Answer
+from nnunet_selma.conversion.walk import is_cube
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.morphology.blocks import Box
 from nnunet_selma.running.json_files import read_json, write_json
+from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes.base import Array, ShapeZYX, Volume, origin_in_voxels
 from nnunet_selma.volumes.nifti_writing import write_image_nifti, write_label_nifti
 from nnunet_selma.volumes.ome_zarr_writing import ImageLayout, create_image, fill_pyramid, place_like, write_box
@@ -51,7 +55,7 @@ class Cut(Volume):
         if affine is not None and not brain.placed_by_spacing:
             shift = np.eye(4)
             shift[:3, 3] = start[::-1]
-            self.affine = affine @ shift
+            self.affine = _in_mm(affine, brain.spacing_um_zyx) @ shift
             self.origin_voxels_zyx = origin_in_voxels(self.affine)
         else:
             a, b, c = (o + s for o, s in zip(origin, start, strict=True))
@@ -59,6 +63,15 @@ class Cut(Volume):
 
     def _read(self, z: slice, y: slice, x: slice) -> Array:
         return self._voxels[z, y, x]
+
+
+def _in_mm(affine: NDArray[np.float64], spacing_um_zyx: SpacingUm) -> NDArray[np.float64]:
+    """A matrix from the index (x, y, z) to a place in mm, from that of a file, which may count in µm or m."""
+    x, y, z = origin_in_voxels(affine)[::-1]
+    scaled = affine.copy()
+    scaled[:3, :3] *= np.array(spacing_um_zyx)[::-1] / 1000 / voxel_sizes(affine)
+    scaled[:3, 3] = scaled[:3, :3] @ (x, y, z)
+    return scaled
 
 
 def surroundings(start: ShapeZYX, shape: ShapeZYX, whole: ShapeZYX) -> Box:
@@ -134,6 +147,11 @@ def read_cube(folder: Path) -> dict[str, Any]:
         raise SelmaError(
             f"{folder}: is no cube of nnunet-selma propose, without {CUBE}; move it elsewhere, or restore the file"
         )
+    if not is_cube(folder):
+        read_json(folder / CUBE)  # names damage
+        raise SelmaError(
+            f"{folder / CUBE}: comes from another program, not from nnunet-selma propose; move it elsewhere, or restore the file"
+        )
     return read_json(folder / CUBE)
 
 
@@ -153,7 +171,7 @@ def _write_zarr(path: Path, voxels: Array, start: ShapeZYX, brain: Brain) -> Non
         reduction="mean",
         name=f"{brain.name}, {path.name.partition('.')[0]}",
         channels=tuple(f"channel {number}" for number in range(len(voxels))) if several else (),
-        window=(float(low), float(max(high, low + 1))),
+        window=(float(low), float(high if high > low else low + 1)),
     )
     create_image(path, layout)
     write_box(path, (0, 0, 0), voxels if several else voxels[0])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from nnunet_selma.errors import SelmaError, counted
+from nnunet_selma.running.json_files import read_json
 from nnunet_selma.volumes import is_store, is_volume, missing_library, parts_of, stem
 from nnunet_selma.volumes.ome_zarr import is_zarr
 from nnunet_selma.volumes.segmented import is_segmentation_only
@@ -143,6 +144,17 @@ def label_folder(images: Path) -> Path | None:
     return next((beside[name] for name in names if name in beside), None)
 
 
+def is_cube(folder: Path) -> bool:
+    """True for the folder of a cube that is handed over to be annotated; a `cube.json` of another program marks none."""
+    if not (folder / CUBE).is_file():
+        return False
+    try:
+        content: object = read_json(folder / CUBE)
+    except SelmaError:
+        return False
+    return isinstance(content, dict) and "label_sha256" in content
+
+
 def is_mask_name(name: str, *, is_file: bool = False) -> bool:
     """True if the name of a file without its ending, or of a folder, says that it holds masks or labels."""
     return _MASK.search(name) is not None or (is_file and _MASK_FILE.search(name) is not None)
@@ -208,7 +220,7 @@ def _folder(folder: Path, so_far: _Walk) -> Iterator[Entry]:
             Entry(folder, "mask", "OME-Zarr files of labels") if _holds_labels_only(folder) else Entry(folder, "volume")
         )
         return
-    if (folder / CUBE).is_file():
+    if is_cube(folder):
         yield Entry(folder, "passed by", "a cube to annotate; convert annotated takes the folder around it")
         return
     if is_store(folder) or folder.suffix.lower() == ".n5":

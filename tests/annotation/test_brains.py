@@ -58,6 +58,17 @@ def test_what_is_no_brain_is_passed_by_and_said(tmp_path):
     assert "notes.txt" in " ".join(passed)
 
 
+@pytest.mark.parametrize(
+    ("content", "taken"), [('{"label_sha256": "0"}', False), ('{"edges": 12}', True), ("[1", True), ("[1]", True)]
+)
+def test_only_our_cubes_are_passed_by(content, taken, tmp_path):
+    write_brain(tmp_path / "mouse.nii.gz")
+    write_brain(tmp_path / "other" / "rat.nii.gz")
+    (tmp_path / "other" / "cube.json").write_text(content)
+    opened, _ = open_brains([tmp_path], SETTINGS)
+    assert {b.name for b in opened} == ({"mouse", "rat"} if taken else {"mouse"})
+
+
 def test_a_coarser_level_of_an_ome_zarr(tmp_path):
     pytest.importorskip("zarr", reason="zarr 3 needs Python 3.11")
     path = BRAINS["OME-Zarr"](tmp_path, [brain(0), brain(1)], SPACING_UM, ["nuclei", "cells"])

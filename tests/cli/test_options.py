@@ -129,7 +129,7 @@ def test_options_are_added_when_the_command_is_called():
 
 def test_every_command_has_a_help(capsys):
     commands = "inspect|splits|convert annotated|convert unannotated|plan-small|plan-network|plan-pretraining|settings|recipe list|recipe show|recipe run"
-    commands += "|challenge|export-weights|train-router|predict-routed|remove-small|predict-volume|objects|view|overview|evaluate|round|demo|env"
+    commands += "|challenge|export-weights|train-router|predict-routed|remove-small|predict-volume|objects|view|overview|evaluate|propose|round|demo|env"
     for command in commands.split("|"):
         with pytest.raises(SystemExit) as stopped:
             cli.main([*command.split(), "--help"])
