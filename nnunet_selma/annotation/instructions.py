@@ -36,8 +36,8 @@ ITK-SNAP counts in mm: a voxel of 2 µm is shown as 0.002 mm.
 
     nnunet-selma view cube_0001
 
-opens the image, its surroundings and the label. Paint in the layer `label`; Ctrl+S, or the button at the side, saves to `label.nii.gz` and
-keeps the version before in `versions/`. Nothing is saved unless you do.
+opens the image, its surroundings and the label. Paint in the layer `label`; the button *Save label.nii.gz* at the side saves it and keeps
+the version before in `versions/`. What was not saved lies in `unsaved_0001.nii.gz`, … after the window is closed.
 
 ## Virtual reality
 
@@ -61,6 +61,11 @@ def instructions(classes: dict[int, str] | None) -> str:
             start="Labels are 0 everywhere when they are handed over.",
         )
     return INSTRUCTIONS.format(
-        classes=", ".join(f"{value} {name}" for value, name in sorted(classes.items())),
+        classes=named_classes(classes),
         start="Labels that a model has filled in hold its prediction: correct it. A label that comes back unchanged is asked about.",
     )
+
+
+def named_classes(classes: dict[int, str]) -> str:
+    """Value and name of each class, for a sentence."""
+    return ", ".join(f"{value} {name}" for value, name in sorted(classes.items()))

@@ -1,6 +1,6 @@
 """A cube in napari: its image, its surroundings, and a label to paint, which goes back to its file when the user saves."""
 
-import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,20 +9,23 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_selma.annotation.cubes import NOT_FOR_ANNOTATION
-from nnunet_selma.annotation.layout import CONTEXT, CUBE, IMAGE, LABEL
+from nnunet_selma.annotation.cubes import NOT_FOR_ANNOTATION, read_cube
+from nnunet_selma.annotation.layout import CONTEXT, IMAGE, LABEL, file_hash
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.pictures.viewing import LayerData, layers
-from nnunet_selma.running.json_files import read_json
+from nnunet_selma.running.whole_files import whole_file
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes import Volume, open_volume
 from nnunet_selma.volumes.base import Array, by_times
-from nnunet_selma.volumes.labels import check_labels
-from nnunet_selma.volumes.nifti_writing import write_label_nifti
+from nnunet_selma.volumes.labels import check_labels, label_values
+from nnunet_selma.volumes.nifti_writing import label_header, write_label_nifti
 from nnunet_selma.volumes.pyramids import open_zarr_group
 from nnunet_selma.volumes.segmented import image_at
 
-VERSIONS, UNSAVED = "versions", "unsaved.nii.gz"
+VERSIONS = "versions"
+"""Folder in that of a cube for the versions of the label before each save."""
+_MOST = 2**16 - 1
+"""Largest value of a label that is painted."""
 
 
 class _Painted(Volume):
@@ -46,55 +49,94 @@ class CubeLabel:
     """(z, y, x); napari paints into this array."""
     stored: Array
     """The voxels of the file."""
+    header: Any
+    """Header of NIfTI for what is saved; the file may be gone by then."""
+    digest: str
+    """SHA-256 of the file when it was opened or saved last."""
     saves: int = 0
     """Number of times that it was saved."""
 
     @staticmethod
     def open(folder: Path) -> "CubeLabel":
-        """The label of a cube; raises `SelmaError` if its file is missing, damaged, of another size, or no label."""
-        shape = tuple(read_json(folder / CUBE)["shape_zyx"])
-        volume = open_volume(folder / LABEL)
+        """The label of a cube; raises `SelmaError` if its file is missing, damaged, of another size, or no label, or the folder is no cube."""
+        shape = tuple(read_cube(folder)["shape_zyx"])
+        path = folder / LABEL
+        volume = open_volume(path)
         if volume.shape != shape:
             raise SelmaError(
-                f"{folder / LABEL}: has {by_times(volume.shape)} voxels (z, y, x), the cube {by_times(shape)}; restore the label from {VERSIONS}"
+                f"{path}: has {by_times(volume.shape)} voxels (z, y, x), the cube {by_times(shape)}; restore the label from {VERSIONS}"
             )
         check_labels(volume)
-        voxels = volume.read()
-        dtype = np.uint8 if voxels.max(initial=0) < 256 else np.uint16
-        return CubeLabel(folder, voxels.astype(dtype), voxels.astype(dtype))
+        digest = file_hash(path)
+        voxels = label_values(volume.read(), path)
+        highest = int(voxels.max(initial=0))
+        if highest > _MOST:
+            raise SelmaError(
+                f"{path}: holds the value {highest}, and values up to {_MOST} are painted; give the structures smaller numbers"
+            )
+        dtype = np.uint8 if highest < 256 else np.uint16
+        header = label_header(volume, path)
+        return CubeLabel(folder, voxels.astype(dtype), voxels.astype(dtype), header, digest)
 
     @property
     def path(self) -> Path:
         """File of the label."""
         return self.folder / LABEL
 
-    def save(self) -> Path:
-        """Write the label to its file, whole or not at all, and keep the version before; returns the path of that version."""
-        folder = self.folder / VERSIONS
-        folder.mkdir(exist_ok=True)
-        number = 1 + max(
-            (int(p.name.split("_")[1].split(".")[0]) for p in folder.glob("label_[0-9]*.nii.gz")), default=0
-        )
-        before = folder / f"label_{number:04d}.nii.gz"
-        copying = folder / f"{before.name}.partial"
-        shutil.copyfile(self.path, copying)
-        os.replace(copying, before)
-        write_label_nifti(self.path, _Painted(self.voxels, self.path), before)
+    def save(self) -> str:
+        """Write the label to its file, whole or not at all, and keep the file before; returns a sentence with the path of that file."""
+        before = self._keep_file()
+        self._write(self.path)
+        expected, self.digest = self.digest, file_hash(self.path)
         self.stored, self.saves = self.voxels.copy(), self.saves + 1
-        return before
+        if before is None:
+            return f"{self.path}: saved; the file before was removed or renamed meanwhile"
+        if file_hash(before) != expected:
+            return f"{self.path}: saved; another program had saved it meanwhile, and that version is {before}"
+        return f"{self.path}: saved; the version before is {before}"
 
     def keep_unsaved(self) -> Path | None:
-        """Write what was painted and not saved to another file beside the label; returns its path, or None if all is saved."""
+        """Write what was painted and not saved to a new file beside the label; returns its path, or None if all is saved."""
         if np.array_equal(self.voxels, self.stored):
             return None
-        path = self.folder / UNSAVED
-        write_label_nifti(path, _Painted(self.voxels, path), self.path)
+        path = _next(self.folder, "unsaved")
+        self._write(path)
         return path
+
+    def kept_unsaved(self) -> list[Path]:
+        """Files that `keep_unsaved` has written, also in earlier sessions."""
+        return [path for _, path in _numbered(self.folder, "unsaved")]
+
+    def _keep_file(self) -> Path | None:
+        """Copy the file to the versions; returns the path of the copy, or None if there is no file."""
+        folder = self.folder / VERSIONS
+        folder.mkdir(exist_ok=True)
+        before = _next(folder, "label")
+        if not self.path.is_file():
+            return None
+        with whole_file(before) as copying:
+            shutil.copyfile(self.path, copying)
+        return before
+
+    def _write(self, path: Path) -> None:
+        write_label_nifti(path, _Painted(self.voxels, path), self.header)
+
+
+def _numbered(folder: Path, name: str) -> list[tuple[int, Path]]:
+    """The files `NAME_0001.nii.gz`, … of a folder with their numbers, in order; copies with other names do not count."""
+    matches = ((re.fullmatch(rf"{name}_(\d+)\.nii\.gz", path.name), path) for path in folder.iterdir())
+    return sorted((int(match[1]), path) for match, path in matches if match)
+
+
+def _next(folder: Path, name: str) -> Path:
+    """The file after the last of `_numbered`."""
+    number = 1 + max((number for number, _ in _numbered(folder, name)), default=0)
+    return folder / f"{name}_{number:04d}.nii.gz"
 
 
 def cube_layers(label: CubeLabel) -> list[LayerData]:
     """Layers for napari: the surroundings, darker, the channels of the image over them, and the label to paint."""
-    spacing: SpacingUm = tuple(read_json(label.folder / CUBE)["spacing_um_zyx"])
+    spacing: SpacingUm = tuple(read_cube(label.folder)["spacing_um_zyx"])
     around = layers(image_at(label.folder / CONTEXT), spacing)
     image = layers(image_at(label.folder / IMAGE), spacing)
     offset = _offset(label.folder, spacing)
@@ -114,17 +156,15 @@ def _offset(folder: Path, spacing: SpacingUm) -> SpacingUm:
 
 
 def let_save(viewer: Any, label: CubeLabel, say: Callable[[str], None]) -> None:
-    """Let Ctrl+S, and a button at the side, save the label of a cube; the label layer is chosen, and its brush."""
+    """Let a button at the side save the label of a cube, and choose the layer of the label."""
     layer = viewer.layers["label"]
     viewer.layers.selection.active = layer
     label.voxels = layer.data
 
     def save(_: Any = None) -> None:
         label.voxels = layer.data
-        before = label.save()
-        say(f"{label.path}: saved; the version before is {before}")
+        say(label.save())
 
-    viewer.bind_key("Control-S", save, overwrite=True)
     from magicgui.widgets import PushButton  # type: ignore[import-not-found]  # comes with napari
 
     button = PushButton(text="Save label.nii.gz")

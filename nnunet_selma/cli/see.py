@@ -98,13 +98,17 @@ def _paint(chosen: argparse.Namespace) -> int:
     label = CubeLabel.open(chosen.image)
     check_napari()
     _check_display(chosen.image)
-    show(chosen.image.resolve().name, cube_layers(label), lambda viewer: let_save(viewer, label, print))
-    kept = label.keep_unsaved()
-    print(
-        f"{kept}: holds what was painted and not saved; {label.path} is as it was"
-        if kept
-        else f"{label.path}: {counted(label.saves, 'save')}"
-    )
+    for earlier in label.kept_unsaved():
+        print(f"{earlier}: holds what was painted and not saved in an earlier session; remove it if it is not needed")
+    try:
+        show(chosen.image.resolve().name, cube_layers(label), lambda viewer: let_save(viewer, label, print))
+    finally:
+        kept = label.keep_unsaved()
+        print(
+            f"{kept}: holds what was painted and not saved; {label.path} is as it was"
+            if kept
+            else f"{label.path}: {counted(label.saves, 'save')}"
+        )
     return 0
 
 

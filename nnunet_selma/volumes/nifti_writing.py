@@ -24,7 +24,7 @@ _LABEL = 1002
 """Code of NIfTI for an image of labels."""
 
 
-def write_label_nifti(path: Path, labels: Volume, like: Path, progress: Progress[Any] = silent) -> None:
+def write_label_nifti(path: Path, labels: Volume, like: Any, progress: Progress[Any] = silent) -> None:
     """Write labels as .nii.gz that lies over the volume they were predicted from; the file is whole or absent.
 
     A NIfTI keeps its affine, the codes of qform and sform, units and zooms. Any other volume is placed by the affine that the labels keep, or else by
@@ -33,13 +33,13 @@ def write_label_nifti(path: Path, labels: Volume, like: Path, progress: Progress
     Args:
         path: the file.
         labels: the labels.
-        like: path of the volume that they were predicted from.
+        like: path of the volume that they were predicted from, or a header of `label_header`.
         progress: shows the slabs.
 
     Raises:
         SelmaError: the header of the volume cannot be read, or labels have a type that NIfTI does not know.
     """
-    header = _header(labels, like)
+    header = label_header(labels, like) if isinstance(like, Path) else like.copy()
     header["intent_code"], header["intent_name"], header["aux_file"] = _LABEL, _PROGRAM, b""
     _write(path, labels, header, progress)
 
@@ -72,8 +72,8 @@ def _write(path: Path, volume: Volume, header: Any, progress: Progress[Any]) -> 
             file.write(voxels.astype(volume.dtype.newbyteorder("<"), copy=False).tobytes())
 
 
-def _header(labels: Volume, like: Path) -> Any:
-    """Header for labels, little-endian, with the place of the volume that they belong to."""
+def label_header(labels: Volume, like: Path) -> Any:
+    """Header for labels, little-endian, with the place of the volume that they belong to; raises `SelmaError` if it is missing."""
     if is_nifti(like):
         check_exists(like)
         stored = nibabel.load(like).header

@@ -35,7 +35,7 @@ def test_saving_writes_the_label_and_keeps_every_version(cube):
     affine = open_volume(label.path).affine
     for number in (1, 2):
         label.voxels[number, 3, 4] = number
-        assert label.save() == cube / "versions" / f"label_{number:04d}.nii.gz"
+        assert label.save().endswith(f"saved; the version before is {cube / 'versions' / f'label_{number:04d}.nii.gz'}")
     assert (cube / "versions" / "label_0001.nii.gz").read_bytes() == first
     assert open_volume(cube / "versions" / "label_0002.nii.gz").read().sum() == 1
     saved = open_volume(label.path)
@@ -62,6 +62,48 @@ def test_what_was_not_saved_goes_beside_the_label(cube):
     kept = label.keep_unsaved()
     assert open_volume(kept).read()[0, 1, 2] == 7
     assert label.path.read_bytes() == before
+
+
+def test_what_was_not_saved_earlier_is_kept_too(cube):
+    for number in (1, 2):
+        label = CubeLabel.open(cube)
+        label.voxels[0, 1, 2] = number
+        assert label.keep_unsaved() == cube / f"unsaved_{number:04d}.nii.gz"
+    assert [open_volume(path).read()[0, 1, 2] for path in CubeLabel.open(cube).kept_unsaved()] == [1, 2]
+
+
+def test_a_label_that_is_gone_is_saved_at_its_place(cube):
+    label = CubeLabel.open(cube)
+    affine = open_volume(label.path).affine
+    label.path.rename(cube / "mine.nii.gz")
+    label.voxels[3, 4, 5] = 1
+    np.testing.assert_array_equal(open_volume(label.keep_unsaved()).affine, affine)
+    assert "removed or renamed meanwhile" in label.save()
+    np.testing.assert_array_equal(open_volume(label.path).affine, affine)
+    np.testing.assert_array_equal(open_volume(label.path).read(), label.voxels)
+
+
+def test_what_another_program_saved_is_kept_and_said(cube):
+    label = CubeLabel.open(cube)
+    label.voxels[3, 4, 5] = 1
+    (cube / "versions").mkdir()
+    (cube / "versions" / "label_0007 copy.nii.gz").write_bytes(b"a copy by hand")
+    label.path.write_bytes(b"of another program")
+    kept = cube / "versions" / "label_0001.nii.gz"
+    assert f"another program had saved it meanwhile, and that version is {kept}" in label.save()
+    assert kept.read_bytes() == b"of another program"
+    assert "the version before is" in label.save()
+
+
+def test_what_is_no_label_or_no_cube_is_refused(cube):
+    voxels = np.zeros(SHAPE, np.uint32)
+    voxels[1, 2, 3] = 65536
+    write_image(cube / "label.nii.gz", voxels)
+    with pytest.raises(SelmaError, match="holds the value 65536"):
+        CubeLabel.open(cube)
+    (cube / "cube.json").write_text('{"edges": 12}')
+    with pytest.raises(SelmaError, match="comes from another program"):
+        CubeLabel.open(cube)
 
 
 def test_layers_lie_over_each_other(cube):
@@ -103,18 +145,15 @@ def viewer(monkeypatch):
     """Stands for napari's viewer, in which a person paints a voxel."""
     monkeypatch.setitem(sys.modules, "magicgui", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "magicgui.widgets", SimpleNamespace(PushButton=Button))
-    keys, docked = {}, []
+    docked: list = []
     return SimpleNamespace(
         layers=Layers(),
-        keys=keys,
         docked=docked,
-        bind_key=lambda key, call, overwrite: keys.update({key: call}),
         window=SimpleNamespace(add_dock_widget=lambda widget, **_: docked.append(widget)),
     )
 
 
-@pytest.mark.parametrize("by", ["key", "button"])
-def test_only_the_user_saves(cube, viewer, by):
+def test_only_the_user_saves(cube, viewer):
     label, lines = CubeLabel.open(cube), []
     layer = viewer.layers["label"] = Layer(label.voxels.copy())
     let_save(viewer, label, lines.append)
@@ -122,7 +161,9 @@ def test_only_the_user_saves(cube, viewer, by):
     layer.data[5, 6, 7] = 1
     assert open_volume(label.path).read().sum() == 0
     assert not lines
-    viewer.keys["Control-S"](viewer) if by == "key" else Button.buttons[-1][1]()
+    text, press = Button.buttons[-1]
+    assert text == "Save label.nii.gz"
+    press()
     assert open_volume(label.path).read()[5, 6, 7] == 1
     assert "saved; the version before is" in lines[0]
 
@@ -135,7 +176,7 @@ def test_the_command_opens_a_cube(cube, viewer, save, monkeypatch, capsys):
         prepare(viewer)
         viewer.layers["label"].data[1, 1, 1] = 2
         if save:
-            viewer.keys["Control-S"](viewer)
+            Button.buttons[-1][1]()
 
     monkeypatch.setattr(viewing, "check_napari", lambda: None)
     monkeypatch.setattr(viewing, "show", show)
@@ -147,6 +188,27 @@ def test_the_command_opens_a_cube(cube, viewer, save, monkeypatch, capsys):
     assert (open_volume(cube / "label.nii.gz").read()[1, 1, 1] == 2) == save
     assert cli.main(["view", str(cube), "--labels", str(cube / "label.nii.gz")]) == 2
     assert "needs no --labels" in capsys.readouterr().err
+
+
+def test_what_was_painted_is_kept_when_napari_fails(cube, viewer, monkeypatch, capsys):
+    def show(title, layers, prepare):
+        viewer.layers["label"] = Layer(layers[-1][0])
+        prepare(viewer)
+        viewer.layers["label"].data[1, 1, 1] = 2
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(viewing, "check_napari", lambda: None)
+    monkeypatch.setattr(viewing, "show", show)
+    monkeypatch.setenv("DISPLAY", ":0")
+    for number in (1, 2):
+        with pytest.raises(ZeroDivisionError):
+            cli.main(["view", str(cube)])
+        kept = cube / f"unsaved_{number:04d}.nii.gz"
+        assert open_volume(kept).read()[1, 1, 1] == 2
+        assert f"{kept}: holds what was painted and not saved; " in capsys.readouterr().out
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["view", str(cube)])
+    assert capsys.readouterr().out.count("in an earlier session") == 2
 
 
 def test_without_napari_a_sentence_comes(cube, monkeypatch, capsys):
