@@ -1,5 +1,6 @@
 """Proposing cubes: candidates are looked at, some are chosen and recorded, and their folders are written one by one."""
 
+import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +12,9 @@ import numpy as np
 from nnunet_selma.annotation.brains import Brain, brain_fingerprint, open_brains
 from nnunet_selma.annotation.candidates import Candidate, candidates_of, draw_pool, image_suffix, with_responses
 from nnunet_selma.annotation.choosing import Choice, beta_of, choose_diverse, choose_uncertain
-from nnunet_selma.annotation.cubes import PARTIAL, read_cube, write_cube
-from nnunet_selma.annotation.instructions import instructions
-from nnunet_selma.annotation.layout import CUBE
+from nnunet_selma.annotation.cubes import PARTIAL, write_cube
+from nnunet_selma.annotation.instructions import instructions, named_classes
+from nnunet_selma.annotation.layout import CUBE, file_hash
 from nnunet_selma.annotation.record import CubeRecord, settings_as_json
 from nnunet_selma.annotation.settings import ProposalSettings
 from nnunet_selma.annotation.sheet import draw_sheet
@@ -129,13 +130,35 @@ def _propose(
         ]
         record = record.begin(identity, cubes)
     cubes = _write(brains, folder, record, prediction, progress)
-    if prediction is not None or not (folder / README).exists():  # that of a round with a model names its classes
-        classes = None if prediction is None else dict(prediction.classes(brains[0]))
-        write_text(folder / README, instructions(classes))
-    there = [folder / cube["name"] for cube in record.cubes if (folder / cube["name"] / CUBE).is_file()]
-    draw_sheet(folder / SHEET, [read_cube(cube) for cube in there], there, brains)
-    record.finish(cubes)
+    classes = None if prediction is None else dict(prediction.classes(brains[0]))
+    record = record.finish(cubes, _write_instructions(folder / README, classes, record.readme, say))
+    there = [cube for cube in record.cubes if (folder / cube["name"] / CUBE).is_file()]
+    draw_sheet(folder / SHEET, there, [folder / cube["name"] for cube in there], brains)
     return Proposal(folder=folder, round=len(record.rounds), cubes=cubes, candidates=looked_at)
+
+
+def _write_instructions(
+    path: Path, classes: dict[int, str] | None, written: str | None, say: Callable[[str], None]
+) -> str | None:
+    """Write the instructions, unless a person has changed them; returns the hash of those that were written last.
+
+    Those of a round with a model name its classes, and stay when a round without a model follows.
+    """
+    text = instructions(classes)
+    if path.exists():
+        unchanged = path.is_file() and file_hash(path) in (written, _hash(text), _hash(instructions(None)))
+        if not unchanged:
+            named = "" if classes is None else f"; classes of the model: {named_classes(classes)}"
+            say(f"{path}: is not as it was written, and stays as it is{named}")
+        if not unchanged or classes is None:
+            return written
+    write_text(path, text)
+    return file_hash(path)
+
+
+def _hash(text: str) -> str:
+    """SHA-256 of a text as `write_text` writes it."""
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
 
 
 def _check_same(folder: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -28,9 +28,14 @@ class CubeRecord:
 
     @staticmethod
     def at(folder: Path) -> "CubeRecord":
-        """The record of a folder; without rounds where there is none. Raises `SelmaError` for one of another format."""
+        """The record of a folder; without rounds where there is none. Raises `SelmaError` for one of another format, and for cubes without one."""
         path = folder / RECORD
         if not path.is_file():
+            cube = next((cube for cube in sorted(folder.glob("cube_[0-9]*")) if cube.is_dir()), None)
+            if cube is not None:
+                raise SelmaError(
+                    f"{folder}: holds {cube.name} without {RECORD}, which says where earlier cubes lie; restore it, or choose another folder with -o"
+                )
             return CubeRecord(folder, {"format": _FORMAT, "version": __version__, "rounds": [], "cubes": []})
         content = read_json(path)
         if content.get("format") != _FORMAT:
@@ -67,14 +72,21 @@ class CubeRecord:
         }
         return self._written(content)
 
-    def finish(self, written: Sequence[Mapping[str, Any]]) -> "CubeRecord":
-        """Record that all cubes of the last round are written, with the whole content of their `cube.json`."""
+    @property
+    def readme(self) -> str | None:
+        """SHA-256 of the instructions as they were written last; None if they never were."""
+        digest: str | None = self.content.get("readme_sha256")
+        return digest
+
+    def finish(self, written: Sequence[Mapping[str, Any]], readme: str | None) -> "CubeRecord":
+        """Record that all cubes of the last round are written, with the whole content of their `cube.json`, and the hash of the instructions."""
         by_name = {cube["name"]: cube for cube in written}
         return self._written(
             {
                 **self.content,
                 "rounds": [*self.rounds[:-1], {**self.rounds[-1], "complete": True}],
                 "cubes": [by_name.get(cube["name"], cube) for cube in self.cubes],
+                "readme_sha256": readme,
             }
         )
 

@@ -29,6 +29,8 @@ _TEXT_WIDTH = 50
 _LINES = 5
 _GAP = 2
 """Pixels between sections."""
+_MOST_OUTLINED = 20
+"""Number of values above which a label is not outlined, because they are numbers of objects, or an image."""
 _MAP_PIXELS = 600
 """Longer edge of a brain's section in a map, pixels."""
 
@@ -58,12 +60,7 @@ def draw_sheet(path: Path, cubes: Sequence[dict[str, Any]], folders: Sequence[Pa
 
 def _draw_cube(axis: Axes, folder: Path, cube: dict[str, Any]) -> None:
     """The three middle sections of a cube; outlines are what a model suggests or a person has painted."""
-    spacing = tuple(cube["spacing_um_zyx"])
-    several = len(cube["images"]) > 1
-    image = open_volume(folder / IMAGE, channel=0 if several else None).read()
-    low, high = np.percentile(image, (0.5, 99.7))
-    axis.imshow(sections(image, spacing), cmap="gray", vmin=low, vmax=max(high, low + 1), interpolation="nearest")
-    problem = _draw_label(axis, folder / LABEL, cube)
+    problem = _draw_image(axis, folder / IMAGE, cube) or _draw_label(axis, folder / LABEL, cube)
     axis.set(xticks=[], yticks=[])
     axis.set_title(f"cube {cube['number']}, {shorten(cube['brain'], 30, placeholder='…')}", fontsize=10)
     z, y, x = cube["start_zyx"]
@@ -73,6 +70,20 @@ def _draw_cube(axis: Axes, folder: Path, cube: dict[str, Any]) -> None:
         *wrap(cube["reason"]["words"], _TEXT_WIDTH),
     ]
     axis.set_xlabel("\n".join([*lines[:_LINES], "…"] if len(lines) > _LINES + 1 else lines), fontsize=7, loc="left")
+
+
+def _draw_image(axis: Axes, path: Path, cube: dict[str, Any]) -> str | None:
+    """Show the first channel; returns a few words if it cannot be shown, because a person may have moved the file."""
+    if not path.exists():
+        return f"{path.name} is missing"
+    try:
+        image = open_volume(path, channel=0 if len(cube["images"]) > 1 else None).read()
+    except SelmaError:
+        return f"{path.name} cannot be read"
+    low, high = np.percentile(image, (0.5, 99.7))
+    picture = sections(image, tuple(cube["spacing_um_zyx"]))
+    axis.imshow(picture, cmap="gray", vmin=low, vmax=high if high > low else low + 1, interpolation="nearest")
+    return None
 
 
 def _draw_label(axis: Axes, path: Path, cube: dict[str, Any]) -> str | None:
@@ -86,10 +97,12 @@ def _draw_label(axis: Axes, path: Path, cube: dict[str, Any]) -> str | None:
     if labels.shape != tuple(cube["shape_zyx"]):
         return f"{path.name} has another size"
     picture = sections(labels, tuple(cube["spacing_um_zyx"]))
-    for value in np.unique(picture[picture > 0]):
-        if value != NOT_ANNOTATED:
-            colour = CLASS_COLOURS[(int(value) - 1) % len(CLASS_COLOURS)]
-            axis.contour(picture == value, levels=[0.5], colors=[colour], linewidths=0.8)
+    values = np.unique(picture[(picture > 0) & (picture != NOT_ANNOTATED) & np.isfinite(picture)])
+    if len(values) > _MOST_OUTLINED:
+        return f"{path.name} has {len(values)} values here, too many for outlines"
+    for value in values:
+        colour = CLASS_COLOURS[(int(value) - 1) % len(CLASS_COLOURS)]
+        axis.contour(picture == value, levels=[0.5], colors=[colour], linewidths=0.8)
     return None
 
 

@@ -149,19 +149,27 @@ class StoredPrediction:
         return volumes, labels
 
     def answers(self, brain: Brain, boxes: Sequence[Box]) -> Iterator[tuple[int, Answer]]:
-        """Yield the number of each box and its prediction, read from the files."""
+        """Yield the number of each box and its prediction, read from the files.
+
+        Classes may overlap in all boxes if they do so in any, so that the scores of boxes can be compared.
+        """
         volumes, labels = self._opened(self._files[brain.name], brain.shape)
+        # probabilities of classes that exclude each other add up to 255 and the rounding of each
+        most = 255 + len(volumes)
+        overlapping = any(bool((_stored(volumes, box).sum(axis=0) > most).any()) for box in boxes)
         for number, box in enumerate(boxes):
-            stored = np.stack([volume.read(*box) for volume in volumes]).astype(np.int32)
-            total = stored.sum(axis=0)
-            # probabilities of classes that exclude each other add up to 255 and the rounding of each
-            overlapping = bool((total > 255 + len(volumes)).any())
+            stored = _stored(volumes, box)
             if not overlapping:
-                stored = np.concatenate([np.maximum(0, 255 - total)[None], stored])
+                stored = np.concatenate([np.maximum(0, 255 - stored.sum(axis=0))[None], stored])
             probabilities = (stored / np.float32(255)).astype(np.float32)
             values = labels.read(*box)
             _check_values(int(values.max(initial=0)), brain.path)
             yield number, Answer(values.astype(np.uint8), entropy(probabilities, overlapping=overlapping))
+
+
+def _stored(volumes: Sequence[Volume], box: Box) -> NDArray[np.int32]:
+    """Probabilities of a box in 1/255, (class, z, y, x)."""
+    return np.stack([volume.read(*box) for volume in volumes]).astype(np.int32)
 
 
 class ModelPrediction:

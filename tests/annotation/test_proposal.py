@@ -162,6 +162,109 @@ def test_a_cube_whose_folder_was_removed_is_not_proposed_again(one_round, brains
     assert not (one_round.folder / "cube_0002").exists()
 
 
+def test_a_readme_of_a_person_stays(one_round, brains):
+    readme, lines = one_round.folder / "README.md", []
+    ours = readme.read_bytes()
+    readme.write_bytes(ours + b"\nTo the lab: begin with cube 3.\n")
+    propose([brains], one_round.folder, SETTINGS, say=lines.append)
+    assert readme.read_bytes() == ours + b"\nTo the lab: begin with cube 3.\n"
+    assert any("README.md: is not as it was written, and stays" in line for line in lines)
+
+
+def test_a_model_renews_only_a_readme_of_ours(tmp_path):
+    path, lines = tmp_path / "README.md", []
+    first = proposal._write_instructions(path, None, None, lines.append)
+    second = proposal._write_instructions(path, {1: "cell"}, first, lines.append)
+    assert "1 cell" in path.read_text()
+    assert proposal._write_instructions(path, None, second, lines.append) == second
+    third = proposal._write_instructions(path, {1: "soma"}, second, lines.append)
+    assert "1 soma" in path.read_text()
+    assert third == file_hash(path) != second
+    assert lines == []
+    path.write_text(path.read_text().replace("1 soma", "1 soma of a neuron"))
+    assert proposal._write_instructions(path, {1: "cell"}, third, lines.append) == third
+    assert "1 soma of a neuron" in path.read_text()
+    assert lines[0].endswith("stays as it is; classes of the model: 1 cell")
+
+
+def test_cubes_without_their_record_are_refused(one_round, brains):
+    (one_round.folder / "selma_cubes.json").unlink()
+    before = files_of(one_round.folder)
+    with pytest.raises(SelmaError, match="holds cube_0001 without selma_cubes"):
+        propose([brains], one_round.folder, SETTINGS)
+    assert files_of(one_round.folder) == before
+
+
+def test_a_sheet_that_fails_leaves_a_complete_round(brains, tmp_path, monkeypatch):
+    monkeypatch.setattr(proposal, "draw_sheet", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        propose([brains], tmp_path / "cubes", SETTINGS)
+    assert [r["complete"] for r in read_json(tmp_path / "cubes" / "selma_cubes.json")["rounds"]] == [True]
+
+
+def test_the_sheet_says_what_it_cannot_draw(one_round, brains, monkeypatch):
+    import shutil
+
+    contents = one_round.cubes
+    shutil.rmtree(one_round.folder / "cube_0001" / "image.ome.zarr")
+    many = np.arange(np.prod(contents[1]["shape_zyx"]), dtype=np.uint16).reshape(contents[1]["shape_zyx"])
+    write_image(one_round.folder / "cube_0002" / "label.nii.gz", many)
+    figures = artists.saved_figures(monkeypatch)
+    proposal.draw_sheet(
+        one_round.folder / "sheet.png", contents, [one_round.folder / cube["name"] for cube in contents], ()
+    )
+    first, second, _ = (figures[0].axes[n] for n in range(3))
+    assert "image.ome.zarr is missing" in first.get_xlabel()
+    assert "too many for outlines" in second.get_xlabel().replace("\n", " ")
+    assert not second.collections
+
+
+@pytest.mark.parametrize("unit", ["mm", "micron", "meter"])
+def test_cubes_of_a_brain_in_any_unit_are_in_mm(unit, tmp_path):
+    factor = {"mm": 1.0, "micron": 1000.0, "meter": 0.001}[unit]
+    turned = np.array([[0, -2e-3, 0, 0.3], [3e-3, 0, 0, -0.2], [0, 0, 6e-3, 0.1], [0, 0, 0, 1.0]])
+    scaled = np.vstack([turned[:3] * factor, turned[3]])
+    image = nibabel.Nifti1Image(np.ascontiguousarray(brain(0).T), scaled)
+    image.header.set_xyzt_units(unit)
+    nibabel.save(image, tmp_path / "mouse.nii.gz")
+    result = propose([tmp_path / "mouse.nii.gz"], tmp_path / "cubes", ProposalSettings(count=1, size=20, pool=2))
+    (cube,) = result.cubes
+    for name in ("image.nii.gz", "label.nii.gz"):
+        stored = nibabel.load(result.folder / cube["name"] / name)
+        assert stored.header.get_xyzt_units()[0] == "mm"
+        assert stored.header.get_zooms() == pytest.approx((3e-3, 2e-3, 6e-3), rel=1e-5)
+        np.testing.assert_allclose(stored.affine[:, :3], turned[:, :3], rtol=1e-5, atol=1e-9)
+        corner = turned @ [*cube["start_zyx"][::-1], 1]
+        np.testing.assert_allclose(stored.affine[:3, 3], corner[:3], atol=1e-6)
+        volume = open_volume(result.folder / cube["name"] / name)
+        for spacing in (volume.spacing_um_zyx, cube["spacing_um_zyx"]):
+            assert spacing == pytest.approx((6, 2, 3), rel=1e-5)
+        assert volume.origin_um_zyx == pytest.approx(cube["origin_um_zyx"], abs=1e-2)
+
+
+@pytest.mark.parametrize(("lowest", "highest"), [(0.0, 1.0), (5.0, 5.0)])
+def test_the_window_of_a_dim_image_is_its_values(lowest, highest, tmp_path, monkeypatch):
+    voxels = brain(0).astype(np.float32)
+    voxels = lowest + (highest - lowest) * voxels / voxels.max()
+    path = write_image(tmp_path / "mouse.nii.gz", voxels, (0.006, 0.002, 0.003))
+    ((opened,), _) = proposal.open_brains([path], SETTINGS)
+    box = tuple(slice(20, 40) for _ in range(3))
+    content = {"start_zyx": [20] * 3, "shape_zyx": [20] * 3, "spacing_um_zyx": SPACING_UM}
+    content |= {"number": 1, "round": 1, "brain": "mouse", "reason": {"words": "bright"}}
+    cube = cubes.write_cube(tmp_path / "cube_0001", opened, content, None)
+    window = read_json(tmp_path / "cube_0001" / "image.ome.zarr" / "zarr.json")["attributes"]["ome"]["omero"]
+    figures = artists.saved_figures(monkeypatch)
+    proposal.draw_sheet(tmp_path / "sheet.png", [cube], [tmp_path / "cube_0001"], ())
+    shown = figures[0].axes[0].images[0].get_clim()
+    whole, middle = (np.percentile(voxels[box], (0.5, share)) for share in (99.8, 99.7))
+    for place, (low, high) in (
+        (window["channels"][0]["window"], whole),
+        ({"start": shown[0], "end": shown[1]}, middle),
+    ):
+        assert place["start"] == pytest.approx(low, rel=1e-4)
+        assert place["end"] == pytest.approx(high if high > low else low + 1, rel=1e-4)
+
+
 class Killed(Exception):
     """Stands for the end of a process."""
 

@@ -1,5 +1,7 @@
 """Entropy and labels of a model on boxes, against stock nnU-Net and against the files of predict-volume."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -109,6 +111,24 @@ def test_files_of_predict_volume_give_the_same_as_the_model(regions, brain, tmp_
     from_model = first_answer(computed, brain, WHOLE)
     np.testing.assert_array_equal(from_files.labels, from_model.labels[BOX])
     np.testing.assert_allclose(from_files.entropy, from_model.entropy[BOX], atol=0.02)  # a step of 1/255
+
+
+def test_classes_of_a_file_overlap_in_all_boxes_or_in_none(brain, monkeypatch):
+    """The same voxels have the same entropy, whether another box of the request shows the overlap or not."""
+    first, second = np.full((2, *SHAPE), 64, np.uint8)
+    first[12:], second[12:] = 250, 200
+    boxes = [(slice(a, a + 6), slice(0, 7), slice(0, 8)) for a in (0, 6, 12)]
+    volumes = [SimpleNamespace(read=lambda *box, voxels=voxels: voxels[box]) for voxels in (first, second)]
+    labels = SimpleNamespace(read=lambda *box: np.ones(SHAPE, np.uint8)[box])
+    monkeypatch.setattr(StoredPrediction, "_opened", lambda *_: (volumes, labels))
+    prediction = object.__new__(StoredPrediction)
+    prediction._files = {brain.name: brain.path}
+    p = 64 / 255
+    apart = -2 * p * np.log(p) - (1 - 2 * p) * np.log(1 - 2 * p)
+    together = -p * np.log(p) - (1 - p) * np.log(1 - p)
+    for chosen, expected in ((boxes[:2], apart), (boxes, together)):
+        entropies = [answer.entropy for _, answer in prediction.answers(brain, chosen)]
+        np.testing.assert_allclose(entropies[:2], expected, rtol=1e-5)
 
 
 def test_what_cannot_be_used_is_named(brain, tmp_path, rng):
