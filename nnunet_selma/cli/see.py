@@ -105,7 +105,7 @@ def _paint(chosen: argparse.Namespace) -> int:
     finally:
         kept = label.keep_unsaved()
         print(
-            f"{kept}: holds what was painted and not saved; {label.path} is as it was"
+            f"{kept}: holds what was painted and not saved; {label.path} stays as it is"
             if kept
             else f"{label.path}: {counted(label.saves, 'save')}"
         )
