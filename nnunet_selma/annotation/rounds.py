@@ -432,7 +432,8 @@ def next_commands(state: Standing) -> list[str]:
         return [
             f"# annotate {', '.join(cube.name for cube in waiting)}, as README.md in the folder says, for example",
             f"nnunet-selma view {shlex.quote(str(waiting[0].folder))}",
-            f"# then {shlex.join(converting)}, with --without-unchanged to leave out for now what is not annotated",
+            f"# then {shlex.join(converting)}",
+            f"# or, to leave out for now what is not annotated: {shlex.join([*converting, '--without-unchanged'])}",
         ]
     if any(entry.changed and not entry.current and not entry.left_out for entry in state.cubes):
         return [shlex.join(converting)]

@@ -291,10 +291,13 @@ def test_a_dataset_of_patches_is_not_touched(source, folders):
         convert(source, folders)
 
 
-@pytest.mark.parametrize("killed_at", range(17))
+@pytest.mark.parametrize("killed_at", range(18))
 def test_a_kill_at_any_time_leaves_a_whole_version(killed_at, source, folders, rng, monkeypatch):
     """Each step that changes names on the disk may be the last one; the same command then makes what it would have made."""
     first = convert(source, folders)
+    by_hand = folders.raw / DATASET / "labelsTs/test.nii.gz"
+    by_hand.parent.mkdir()
+    by_hand.write_bytes(b"by hand")
     small = tree(folders.raw / DATASET)
     (name,) = write_cubes(source, rng, ["d"], round_number=2)
     paint(source, name, blobs(rng))
@@ -329,6 +332,7 @@ def test_a_kill_at_any_time_leaves_a_whole_version(killed_at, source, folders, r
     assert len(manifest["history"]) == 2
     assert set(held_out(folders)) == set(manifest["cases"])
     assert tree(source) == labels
+    assert by_hand.read_bytes() == b"by hand"
     assert [path.name for path in folders.raw.iterdir() if path.is_dir()] == [DATASET]
 
 
@@ -505,3 +509,10 @@ def test_an_answer_is_kept_where_nothing_is_new(source, folders, rng):
     there = read_json(folders.raw / DATASET / "selma_manifest.json")
     assert (sorted(there["left_out_cubes"]), len(there["history"])) == (names, 1)
     assert (folders.preprocessed / DATASET / "splits_final.json").read_bytes() == splits
+
+
+def test_an_earlier_version_that_is_put_back_is_not_a_new_one(source, folders, capsys):
+    convert(source, folders)
+    (folders.raw / DATASET).rename(folders.raw / f".{DATASET}.former")
+    assert cli.main(["convert", "annotated", str(source), "-d", "510"]) == 0
+    assert "nothing new" in capsys.readouterr().out
