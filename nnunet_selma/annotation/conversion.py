@@ -1,6 +1,6 @@
 """Cubes that people annotated become a nnU-Net dataset, which grows with them; cases keep their fold, and a brain is never parted."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from nnunet_selma import __version__
 from nnunet_selma.annotation.growing import LAYOUT, GrowingDataset
-from nnunet_selma.annotation.layout import NOT_ANNOTATED, file_hash
+from nnunet_selma.annotation.layout import NOT_ANNOTATED, file_hash, label_hash
 from nnunet_selma.annotation.returned import (
     Cube,
     ReturnedLabel,
@@ -25,7 +25,14 @@ from nnunet_selma.conversion.groups import given_groups
 from nnunet_selma.conversion.raw_dataset import check_free_id, dataset_folder_name
 from nnunet_selma.conversion.relatives import find_relations, signature
 from nnunet_selma.conversion.spacing import Spacing, SpacingSources, WrittenSpacing, spacing_of
-from nnunet_selma.conversion.splits import Split, dealt_folds, folds_of_splits, joined_groups, splits_of_folds
+from nnunet_selma.conversion.splits import (
+    Split,
+    dealt_folds,
+    folds_of_splits,
+    grown_splits,
+    joined_groups,
+    splits_of_folds,
+)
 from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.nnunet.folders import Folders
 from nnunet_selma.running.json_files import read_json, write_json
@@ -111,8 +118,10 @@ def convert_cubes(
     cube_settings: CubeSettings,
     folders: Folders,
     progress: Progress[Any] = silent,
+    *,
+    given: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Take the annotated cubes of a folder into a dataset in `folders.raw`, and deal the folds in `folders.preprocessed`; returns the manifest.
+    """Take the annotated cubes of a folder into a dataset in `folders.raw`, and deal the folds in `folders.preprocessed`.
 
     The first run makes the dataset. Each further one adds cubes that were annotated since, and writes labels that were corrected since anew; a run
     with nothing new changes nothing. The dataset that is there stays whole until the next version takes its place.
@@ -123,6 +132,10 @@ def convert_cubes(
         cube_settings: classes, and answers to questions about cubes that may be unfinished.
         folders: nnU-Net's folders.
         progress: shows the cubes.
+        given: names of settings that are meant though they equal their defaults, such as folds.
+
+    Returns:
+        The manifest; `left_out` holds a sentence for each cube that was left out, and `grown` is True if there is a new version.
 
     Raises:
         SelmaError: labels leave a question, which the message asks; or source, labels or settings cannot be used. Nothing is changed then.
@@ -134,7 +147,7 @@ def convert_cubes(
     with exclusive(folders.raw / f".{folder_name}.lock") as held:
         if not held:
             raise SelmaError(f"{folders.raw / folder_name}: another conversion is writing it; wait for its end")
-        return _convert(source, settings, cube_settings, folders, folder_name, progress)
+        return _convert(source, settings, cube_settings, folders, folder_name, progress, given)
 
 
 def _convert(
@@ -144,14 +157,16 @@ def _convert(
     folders: Folders,
     folder_name: str,
     progress: Progress[Any],
+    given: Collection[str],
 ) -> dict[str, Any]:
     dataset = GrowingDataset(folders.raw, folder_name)
-    lasting = _lasting(settings, answers, dataset)
+    lasting = _lasting(settings, answers, dataset, given)
     before: dict[str, Any] = (dataset.manifest or {}).get("cases", {})
     prefix = f"{lasting.structure.prefix}_" if lasting.structure else ""
     cubes = {f"{prefix}{cube.name}": cube for cube in read_cubes(source)}
     _check_same_folder(source, cubes, before, answers)
-    labels, left_out = _labels(source, cubes, before, answers, progress)
+    answered: dict[str, Any] = (dataset.manifest or {}).get("left_out_cubes", {})
+    labels, left_out = _labels(source, cubes, before, answered, answers, progress)
     _check_classes(labels, cubes, lasting.classes)
     splits_file = folders.preprocessed / folder_name / "splits_final.json"
     manifest = dataset.manifest
@@ -161,15 +176,33 @@ def _convert(
                 f"{source}: no cube is annotated yet; paint the labels, as README.md in that folder says, and run this again"
             )
         manifest = _grown(source, dataset, lasting, cubes, labels, left_out, splits_file, progress)
+    elif manifest["left_out_cubes"] != left_out:
+        manifest = {**manifest, "left_out_cubes": left_out}
+        dataset.note(manifest)
+    if labels or not _newer(splits_file, dataset.folder / "dataset.json"):
+        _write_splits(splits_file, manifest)
+    return manifest | {"left_out": _sentences(left_out), "grown": bool(labels)}
+
+
+def _newer(file: Path, other: Path) -> bool:
+    """True if a file is there and was written after another."""
+    return file.is_file() and file.stat().st_mtime_ns >= other.stat().st_mtime_ns
+
+
+def _write_splits(splits_file: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the folds, or take the cases of the last version into those that are there; cases that a user took out of the folds stay out."""
     there = _read_splits(splits_file)
-    held_out = {**manifest["folds"], **folds_of_splits(there)}
-    splits = splits_of_folds(
-        {case: held_out[case] for case in manifest["cases"]}, len(there) or int(manifest["settings"]["folds"])
-    )
-    splits_file.parent.mkdir(parents=True, exist_ok=True)
-    if _read_splits(splits_file) != splits:
-        write_json(splits_file, splits)
-    return manifest | {"left_out": left_out}
+    if not there:
+        splits_file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(splits_file, splits_of_folds(manifest["folds"], int(manifest["settings"]["folds"])))
+        return
+    placed = {case for split in there for case in (*split["train"], *split["val"])}
+    if new := sorted({*manifest["history"][-1]["added"]} - placed):
+        write_json(splits_file, grown_splits(there, new, manifest["groups"], manifest["folds"]))
+
+
+def _sentences(left_out: Mapping[str, Mapping[str, str]]) -> list[str]:
+    return [f"{name}: {cube['reason']}" for name, cube in left_out.items()]
 
 
 def _check_suited(settings: AnnotatedSettings, source: Path) -> None:
@@ -181,7 +214,9 @@ def _check_suited(settings: AnnotatedSettings, source: Path) -> None:
             )
 
 
-def _lasting(settings: AnnotatedSettings, answers: CubeSettings, dataset: GrowingDataset) -> _Lasting:
+def _lasting(
+    settings: AnnotatedSettings, answers: CubeSettings, dataset: GrowingDataset, given_names: Collection[str]
+) -> _Lasting:
     """Settings of the dataset: those given for the first version, afterwards those of the version that is there.
 
     Raises:
@@ -202,7 +237,7 @@ def _lasting(settings: AnnotatedSettings, answers: CubeSettings, dataset: Growin
     unset = {**vars(AnnotatedSettings()), "classes": ()}
     for name in _LASTING:
         chosen = answers.classes if name == "classes" else getattr(settings, name)
-        if chosen != unset[name] and getattr(given, name) != getattr(earlier, name):
+        if (chosen != unset[name] or name in given_names) and getattr(given, name) != getattr(earlier, name):
             was = earlier.as_json()[name]
             words = " ".join(map(str, was)) if isinstance(was, list) else was
             raise SelmaError(
@@ -241,29 +276,36 @@ def _labels(
     source: Path,
     cubes: Mapping[str, Cube],
     before: Mapping[str, Any],
+    answered: Mapping[str, Any],
     answers: CubeSettings,
     progress: Progress[Any],
-) -> tuple[dict[str, ReturnedLabel], list[str]]:
-    """Case to its label, where it is new or changed; and sentences about cubes that are left out.
+) -> tuple[dict[str, ReturnedLabel], dict[str, dict[str, str]]]:
+    """Case to its label, where it is new or changed; and the cubes that are left out, with the reason and the hash of the label.
+
+    A cube that was left out before stays so until its label changes.
 
     Raises:
         SelmaError: labels cannot be used, or may be unfinished; the message asks about all of them.
     """
     labels: dict[str, ReturnedLabel] = {}
-    left_out: list[str] = []
+    reasons: dict[str, str] = {}
     unchanged: list[str] = []
     doubtful: list[str] = []
+    hashes: dict[str, str] = {}
     for case, cube in progress(list(cubes.items()), "reading labels"):
-        known = before.get(case)
+        known, digest = before.get(case), label_hash(cube.label)
+        hashes[cube.name] = digest
         if cube.name in answers.without:
-            left_out.append(f"{cube.name}: as asked for")
-        elif known is not None and file_hash(cube.label) == known["label_sha256"]:
+            reasons[cube.name] = "as asked for"
+        elif known is not None and digest == known["label_sha256"]:
             continue
-        elif cube.is_unchanged() and cube.name not in answers.as_is:
+        elif answered.get(cube.name, {}).get("label_sha256") == digest and cube.name not in answers.as_is:
+            reasons[cube.name] = answered[cube.name]["reason"]
+        elif digest == cube.handed_over and cube.name not in answers.as_is:
             if known is not None:
                 doubtful.append(f"{cube.name} is as it was handed over, though an annotation of it is in the dataset")
             elif answers.without_unchanged:
-                left_out.append(f"{cube.name}: its label is as it was handed over")
+                reasons[cube.name] = "its label is as it was handed over"
             else:
                 beside = f" (beside it lies {cube.other_labels[0]}, which is not read)" if cube.other_labels else ""
                 unchanged.append(cube.name + beside)
@@ -274,14 +316,14 @@ def _labels(
             if nothing and known is not None:
                 doubtful.append(f"{cube.name} is marked as not annotated, though an annotation of it is in the dataset")
             elif nothing:
-                left_out.append(f"{cube.name}: all of it is marked as not annotated")
+                reasons[cube.name] = "all of it is marked as not annotated"
             elif words:
                 doubtful.append(f"{cube.name} {words}")
             else:
                 labels[case] = label
     if unchanged or doubtful:
         raise SelmaError(_question(source, unchanged, doubtful))
-    return labels, left_out
+    return labels, {name: {"label_sha256": hashes[name], "reason": reason} for name, reason in reasons.items()}
 
 
 def _question(source: Path, unchanged: Sequence[str], doubtful: Sequence[str]) -> str:
@@ -321,7 +363,7 @@ def _grown(
     lasting: _Lasting,
     cubes: Mapping[str, Cube],
     labels: Mapping[str, ReturnedLabel],
-    left_out: Sequence[str],
+    left_out: Mapping[str, Mapping[str, str]],
     splits_file: Path,
     progress: Progress[Any],
 ) -> dict[str, Any]:
@@ -351,7 +393,7 @@ def _grown(
             dataset.write_images(case, [image for image, _ in read], spacing.size_zyx, in_um=in_um)
             signatures.append(signature(case, read[0][0]))
             images = [facts_as_json(facts) for _, facts in read]
-        values, label_hash = labels[case]
+        values, digest = labels[case]
         ignored = len(lasting.classes) + 1
         dataset.write_label(
             case, np.where(values == NOT_ANNOTATED, np.uint8(ignored), values), spacing.size_zyx, in_um=in_um
@@ -365,7 +407,7 @@ def _grown(
             "spacing_zyx": list(spacing.size_zyx),
             "spacing": str(spacing),
             "images_sha256": [file_hash(image) for image in cube.images],
-            "label_sha256": label_hash,
+            "label_sha256": digest,
             "images": images,
             "label": facts_as_json(_label_facts(cube, values)),
         }
@@ -382,7 +424,7 @@ def _grown(
             for case, label in labels.items()
             if case in before
         },
-        "left_out": list(left_out),
+        "left_out": _sentences(left_out),
     }
     manifest = {
         "nnunet_selma": __version__,
@@ -395,6 +437,7 @@ def _grown(
         "related_patches": related,
         "folds": folds,
         "cases": {case: {**cases[case], "group": groups[case]} for case in sorted(cases)},
+        "left_out_cubes": dict(left_out),
         "history": [*earlier.get("history", []), entry],
     }
     dataset.finish(channels, lasting.classes, manifest)
@@ -450,15 +493,19 @@ def _groups(
 ) -> tuple[dict[str, str], list[dict[str, Any]]]:
     """Case to its group: its brain, or as the user gives it; groups that show the same tissue are joined. And the relations between groups.
 
-    The cubes of a brain share a group also where the brain was moved, or was called otherwise, between rounds.
+    Cubes of one path, or of one name, are of one brain: it may have been called otherwise, or moved, between rounds.
     """
+    together: list[tuple[str, str]] = []
     if group is None:
+        first: dict[str, str] = {}
+        together = [(first.setdefault(record["brain"], case), case) for case, record in cases.items()]
         names = {case: record["brain_path"] for case, record in cases.items()}
     else:
         names = given_groups(group, {case: [case, record["cube"], record["brain"]] for case, record in cases.items()})
     names |= {case: earlier[case] for case in cases if case in earlier}
     related = [r for r in find_relations(signatures) if names[r.first] != names[r.second]]
-    return joined_groups(names, [(r.first, r.second) for r in related]), [vars(relation) for relation in related]
+    together += [(r.first, r.second) for r in related]
+    return joined_groups(names, together), [vars(relation) for relation in related]
 
 
 def _parted(groups: Mapping[str, str], folds: Mapping[str, int]) -> list[str]:

@@ -15,7 +15,7 @@ from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
 from nnunet_selma.annotation.brains import Brain
-from nnunet_selma.annotation.layout import CONTEXT, CUBE, IMAGE, LABEL, file_hash
+from nnunet_selma.annotation.layout import CONTEXT, CUBE, IMAGE, LABEL, label_hash
 from nnunet_selma.annotation.uncertainty import Answer
 from nnunet_selma.conversion.walk import is_cube
 from nnunet_selma.errors import SelmaError
@@ -130,7 +130,7 @@ def write_cube(folder: Path, brain: Brain, content: Mapping[str, Any], suggestio
         "dtype": str(image.dtype),
         "images": image_names(len(image)),
         "suggestion": "empty" if suggestion is None else "model",
-        "label_sha256": file_hash(partial / LABEL),
+        "label_sha256": label_hash(partial / LABEL),
     }
     write_json(partial / CUBE, whole)
     try:

@@ -1,7 +1,7 @@
 """A raw dataset of nnU-Net that grows: each version is built whole beside the one before, and takes its place.
 
-Files that did not change are the same files (hard links), so that a version costs little. After a kill the earlier version is there, or is put
-back by the next run.
+Files that did not change are the same files (hard links), so that a version costs little. Files and folders that people put beside `imagesTr` and
+`labelsTr` go along. After a kill the earlier version is there, or is put back by the next run.
 """
 
 import os
@@ -19,6 +19,7 @@ from nnunet_selma.volumes.base import Array
 
 LAYOUT = "proposed cubes"
 """Layout in the manifest of a dataset that grows."""
+_OF_CASES = ("imagesTr", "labelsTr")
 
 
 class GrowingDataset:
@@ -33,8 +34,11 @@ class GrowingDataset:
     """
 
     def __init__(self, raw_root: Path, folder_name: str) -> None:
-        self.folder = raw_root / folder_name
-        self._next, self._former = (raw_root / f".{folder_name}.{word}" for word in ("partial", "former"))
+        self._name = folder_name
+        self.folder = (raw_root / folder_name).resolve()  # a link stays, and the folder that it names grows
+        self._next, self._former = (
+            self.folder.with_name(f".{self.folder.name}.{word}") for word in ("partial", "former")
+        )
         if self._former.exists() and not self.folder.exists():
             os.replace(self._former, self.folder)  # a kill between the two renames of `finish`
         self.manifest: dict[str, Any] | None = read_json(self._manifest) if self._manifest.is_file() else None
@@ -55,18 +59,32 @@ class GrowingDataset:
         return self.folder / "imagesTr" / f"{case}_{channel:04d}{FILE_ENDING}"
 
     def begin(self) -> None:
-        """Begin the next version."""
-        for name in ("imagesTr", "labelsTr"):
+        """Begin the next version; raises `SelmaError` if cases lie in the one that is there which no conversion wrote."""
+        self._check_no_strangers()
+        for name in _OF_CASES:
             (self._next / name).mkdir(parents=True)
+
+    def _check_no_strangers(self) -> None:
+        cases = (self.manifest or {}).get("cases", {})
+        written = {
+            "imagesTr": {
+                self.image(case, channel).name for case in cases for channel in range(len(cases[case]["images"]))
+            },
+            "labelsTr": {f"{case}{FILE_ENDING}" for case in cases},
+        }
+        for name, files in written.items():
+            there = (self.folder / name).iterdir() if (self.folder / name).is_dir() else ()
+            for path in sorted(there):
+                if path.name not in files:
+                    raise SelmaError(
+                        f"{path}: belongs to no cube, and would be lost as the dataset grows; move it out of {self.folder / name}"
+                    )
 
     def keep(self, case: str, channels: int, *, label: bool = True) -> None:
         """Take a case into the next version as it is; without the label, only its images."""
         files = [Path("imagesTr") / self.image(case, channel).name for channel in range(channels)]
         for file in [*files, *([Path("labelsTr") / f"{case}{FILE_ENDING}"] if label else [])]:
-            try:
-                os.link(self.folder / file, self._next / file)
-            except OSError:  # a file system without hard links
-                shutil.copy2(self.folder / file, self._next / file)
+            _link(self.folder / file, self._next / file)
 
     def write_images(self, case: str, images: Sequence[Array], spacing_zyx: SpacingUm, *, in_um: bool) -> None:
         """Write the channels of a case, (z, y, x), into the next version."""
@@ -81,13 +99,37 @@ class GrowingDataset:
     def finish(self, channels: Sequence[str], classes: Sequence[str], manifest: Mapping[str, Any]) -> None:
         """Write `dataset.json`, with nnU-Net's ignore label above all classes, and the manifest; the next version takes its place."""
         text = "cubes of light-sheet images, annotated whole or in part"
-        content = dataset_description(channels, classes[0], len(manifest["cases"]), self.folder.name, text)
+        content = dataset_description(channels, classes[0], len(manifest["cases"]), self._name, text)
         numbered = {name: number for number, name in enumerate(classes, start=1)}
         content["labels"] = {"background": 0, **numbered, "ignore": len(classes) + 1}
         write_json(self._next / "dataset.json", content)
         write_json(self._next / MANIFEST, dict(manifest))
         if self.folder.exists():
+            self._take_along()
             os.replace(self.folder, self._former)
         os.replace(self._next, self.folder)
         shutil.rmtree(self._former, ignore_errors=True)
         self.manifest = dict(manifest)
+
+    def note(self, manifest: Mapping[str, Any]) -> None:
+        """Write another manifest for the version that is there."""
+        write_json(self._manifest, dict(manifest))
+        self.manifest = dict(manifest)
+
+    def _take_along(self) -> None:
+        """Take everything that people put into the folder into the next version."""
+        for path in self.folder.iterdir():
+            if path.name in (*_OF_CASES, "dataset.json", MANIFEST):
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.copytree(path, self._next / path.name, symlinks=True, copy_function=_link)
+            else:
+                _link(path, self._next / path.name)
+
+
+def _link(file: str | Path, target: str | Path) -> None:
+    """The same file at another place; a copy on a file system without hard links."""
+    try:
+        os.link(file, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(file, target, follow_symlinks=False)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_selma.annotation.layout import CUBE, LABEL, NOT_ANNOTATED, RECORD, file_hash
+from nnunet_selma.annotation.layout import CUBE, LABEL, NOT_ANNOTATED, RECORD, file_hash, label_hash, values_hash
 from nnunet_selma.conversion.checks import open_label
 from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.running.json_files import read_json
@@ -43,7 +43,7 @@ class Cube:
     suggestion: str
     """Content of the label as it was handed over: "empty", or "model"."""
     handed_over: str
-    """SHA-256 of the label file as it was handed over."""
+    """`label_hash` of the label as it was handed over."""
     images: tuple[Path, ...]
     """Files of the image, one for each channel."""
 
@@ -55,11 +55,12 @@ class Cube:
     @property
     def other_labels(self) -> list[str]:
         """Names of files beside the label that a person may take for it."""
-        return sorted(path.name for path in self.folder.glob("*label*") if path != self.label)
+        beside = {path.name for pattern in ("*label*", "unsaved*") for path in self.folder.glob(pattern)}
+        return sorted(beside - {LABEL})
 
     def is_unchanged(self) -> bool:
-        """True if the label file is as it was handed over."""
-        return file_hash(self.label) == self.handed_over
+        """True if no voxel of the label differs from what was handed over."""
+        return label_hash(self.label) == self.handed_over
 
 
 def is_folder_of_cubes(folder: Path | None) -> bool:
@@ -68,7 +69,7 @@ def is_folder_of_cubes(folder: Path | None) -> bool:
 
 
 def read_cubes(folder: Path) -> list[Cube]:
-    """The cubes of a folder, by name; raises `SelmaError` if there are none, or one lacks its label."""
+    """The cubes of a folder, by name; raises `SelmaError` if there are none, one lacks its label, or one is a copy."""
     if not is_folder_of_cubes(folder):
         raise SelmaError(f"{folder}: holds no {RECORD}; give a folder that nnunet-selma propose wrote")
     cubes = [_read_cube(path) for path in sorted(folder.glob(f"*/{CUBE}"))]
@@ -90,8 +91,13 @@ def _read_cube(path: Path) -> Cube:
             handed_over=str(content["label_sha256"]),
             images=tuple(folder / str(name) for name in content["images"]),
         )
+        name = str(content["name"])
     except (KeyError, TypeError, ValueError) as error:
         raise SelmaError(f"{path}: is no record of a cube ({error}); restore it") from error
+    if name != folder.name:
+        raise SelmaError(
+            f"{folder}: holds {name}, so it is a copy or was renamed; move a copy out of {folder.parent}, or give the folder the name {name} again"
+        )
     for file in (*cube.images, cube.label):
         if not file.is_file():
             raise SelmaError(f"{file}: is missing; put it back")
@@ -104,7 +110,7 @@ class ReturnedLabel(NamedTuple):
     values: NDArray[np.uint8]
     """0, classes and `NOT_ANNOTATED`, (z, y, x)."""
     sha256: str
-    """SHA-256 of its file."""
+    """`label_hash` of it."""
 
 
 def read_label(cube: Cube) -> ReturnedLabel:
@@ -122,7 +128,7 @@ def read_label(cube: Cube) -> ReturnedLabel:
         raise SelmaError(
             f"{cube.label}: holds the value {labels.max()}; classes are 1 and above, and {NOT_ANNOTATED} marks what nobody annotated"
         )
-    return ReturnedLabel(labels.astype(np.uint8), before)
+    return ReturnedLabel(labels.astype(np.uint8), values_hash(labels))
 
 
 def _check_place(label: Volume, image: Volume) -> None:

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from nnunet_selma.annotation.growing import LAYOUT
-from nnunet_selma.annotation.layout import RECORD, file_hash
+from nnunet_selma.annotation.layout import RECORD, label_hash
 from nnunet_selma.annotation.returned import Cube, read_cubes
 from nnunet_selma.annotation.settings import ProposalSettings
+from nnunet_selma.conversion.annotated import AnnotatedSettings
 from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.nnunet.folders import MANIFEST, Folders
 from nnunet_selma.running.json_files import read_json, write_json
@@ -28,6 +29,8 @@ KEPT = "selma_rounds.json"
 _RESAMPLES = 2000
 _OPTIONS = {
     "size": "--size",
+    "seed": "--seed",
+    "pool": "--pool",
     "scene": "--scene",
     "channels": "--channel",
     "time": "--time",
@@ -52,6 +55,13 @@ class CubeState:
     """True if the label file differs from that which was handed over."""
     current: bool
     """True if the dataset holds the label as it is."""
+    left_out: bool
+    """True if the label as it is was left out of the dataset, as asked for."""
+
+    @property
+    def waiting(self) -> bool:
+        """True if nobody has annotated the cube, or said that it is left out."""
+        return not self.changed and self.case is None and not self.left_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +116,7 @@ class Standing:
     """Folder name of the dataset; None before the first conversion."""
     cubes: list[CubeState]
     proposal: dict[str, Any]
-    """Settings of the last proposal."""
+    """Brains and settings of the last proposal, as in `selma_cubes.json`."""
     history: list[dict[str, Any]]
     """Versions of the dataset, as in its manifest."""
     stale: list[str]
@@ -145,23 +155,25 @@ def standing(dataset_id: int, folders: Folders, source: Path | None = None) -> S
             raise SelmaError(f"{folders.raw / name}: was not made from cubes of nnunet-selma propose; give another id")
     folder = source or Path(manifest["settings"]["source"])
     cases: dict[str, Any] = manifest.get("cases", {})
+    left_out: dict[str, Any] = manifest.get("left_out_cubes", {})
     history: list[dict[str, Any]] = manifest.get("history", [])
     preprocessed, results = folders.preprocessed / str(name), folders.results / str(name)
     splits_file = preprocessed / "splits_final.json"
     splits: Any = read_json(splits_file) if splits_file.is_file() else []
-    trainings = list(_trainings(results, [_date(entry["date"]) for entry in history]))
+    versions = [_date(entry["date"]) for entry in history]
+    trainings = list(_trainings(results, versions))
     return Standing(
         dataset_id=dataset_id,
         source=folder,
         dataset=name,
-        cubes=[_state(cube, cases) for cube in read_cubes(folder)],
+        cubes=[_state(cube, cases, left_out) for cube in read_cubes(folder)],
         proposal=_last_proposal(folder),
         history=history,
         stale=_stale(preprocessed, history),
         planned=any(preprocessed.glob("*Plans.json")),
         folds=_folds(splits),
         trainings=trainings,
-        validations=_validations(results, trainings, cases, splits, _classes(folders.raw / str(name))),
+        validations=_validations(results, trainings, versions, cases, splits, _classes(folders.raw / str(name))),
         trainer="SelmaFinetuneTrainer" if any(folders.results.glob("*/SelmaSSLTrainer__*")) else "nnUNetTrainer",
         results=results,
     )
@@ -169,7 +181,7 @@ def standing(dataset_id: int, folders: Folders, source: Path | None = None) -> S
 
 def _last_proposal(folder: Path) -> dict[str, Any]:
     rounds = read_json(folder / RECORD).get("rounds") or [{}]
-    return dict(rounds[-1].get("settings") or {})
+    return dict(rounds[-1])
 
 
 def _date(text: str) -> datetime:
@@ -181,14 +193,15 @@ def _changed_at(path: Path) -> datetime:
     return datetime.fromtimestamp(int(path.stat().st_mtime), tz=timezone.utc)
 
 
-def _state(cube: Cube, cases: Mapping[str, Any]) -> CubeState:
+def _state(cube: Cube, cases: Mapping[str, Any], left_out: Mapping[str, Any]) -> CubeState:
     record = next(((case, known) for case, known in cases.items() if known["cube"] == cube.name), None)
-    label = file_hash(cube.label)
+    label = label_hash(cube.label)
     return CubeState(
         cube=cube,
         case=record[0] if record else None,
         changed=label != cube.handed_over,
         current=record is not None and record[1]["label_sha256"] == label,
+        left_out=left_out.get(cube.name, {}).get("label_sha256") == label,
     )
 
 
@@ -237,24 +250,33 @@ def _trainings(results: Path, versions: Sequence[datetime]) -> Iterator[Training
 def _validations(
     results: Path,
     trainings: Sequence[Training],
+    versions: Sequence[datetime],
     cases: Mapping[str, Any],
     splits: Sequence[Mapping[str, Any]],
     classes: Mapping[str, str],
 ) -> list[Validation]:
-    """Validations of all versions, oldest first: those that were kept, and those that are new, which are kept from now on."""
+    """Validations of all versions, oldest first: those that were kept, and those that are new, which are kept from now on.
+
+    Trainings from before the first version are of a dataset that was removed, and are dropped.
+    """
     path = results / KEPT
     kept: dict[str, Any] = read_json(path) if path.is_file() else {"trainings": []}
-    entries = {(entry["model"], entry["fold"], entry["begun"]): entry for entry in kept["trainings"]}
+    entries = {
+        (entry["model"], entry["fold"], entry["begun"]): entry
+        for entry in kept["trainings"]
+        if versions and _date(entry["begun"]) >= versions[0]
+    }
     for training in trainings:
         summary = results / training.model / f"fold_{training.fold}" / "validation" / "summary.json"
         if summary.is_file() and _changed_at(summary) >= training.begun:
             begun = training.begun.isoformat()
+            earlier = entries.get((training.model, training.fold, begun), {})
             entries[training.model, training.fold, begun] = {
                 "model": training.model,
                 "fold": training.fold,
                 "begun": begun,
                 "version": training.version,
-                "seen": _seen(training.fold, splits),
+                "seen": earlier.get("seen", _seen(training.fold, splits)),  # the folds may have changed since
                 "dice": _dice(read_json(summary), classes),
             }
     if list(entries.values()) != kept["trainings"]:
@@ -328,8 +350,10 @@ def _cube_lines(state: Standing) -> Iterator[str]:
         yield (
             f"round {number}: {counted(len(of_round), 'cube')} handed over ({where}), {changed} changed since, {converted} in the dataset"
         )
-    if waiting := [entry.cube.name for entry in state.cubes if not entry.changed and entry.case is None]:
+    if waiting := [entry.cube.name for entry in state.cubes if entry.waiting]:
         yield f"  as handed over: {', '.join(waiting)}"
+    if left_out := [entry.cube.name for entry in state.cubes if entry.left_out]:
+        yield f"  left out: {', '.join(left_out)}"
     if corrected := [entry.cube.name for entry in state.cubes if entry.case is not None and not entry.current]:
         yield f"  changed since they were converted: {', '.join(corrected)}"
 
@@ -402,19 +426,20 @@ def _in_words(values: Mapping[str, float], brains: Mapping[str, str], sign: str 
 
 def next_commands(state: Standing) -> list[str]:
     """Lines to type next, or to do by hand; a line of words begins with #."""
-    waiting = [entry.cube for entry in state.cubes if not entry.changed and entry.case is None]
-    fresh = [entry for entry in state.cubes if entry.changed and not entry.current]
-    lines = []
+    waiting = [entry.cube for entry in state.cubes if entry.waiting]
+    converting = ["nnunet-selma", "convert", "annotated", str(state.source), "-d", str(state.dataset_id), *_name(state)]
     if waiting:
-        lines += [
+        return [
             f"# annotate {', '.join(cube.name for cube in waiting)}, as README.md in the folder says, for example",
             f"nnunet-selma view {shlex.quote(str(waiting[0].folder))}",
+            f"# then {shlex.join(converting)}",
+            f"# or, to leave out for now what is not annotated: {shlex.join([*converting, '--without-unchanged'])}",
         ]
-    if fresh:
-        converting = ["nnunet-selma", "convert", "annotated", str(state.source), "-d", str(state.dataset_id)]
-        return [*lines, shlex.join([*converting, *(["--without-unchanged"] if waiting else [])])]
+    if any(entry.changed and not entry.current and not entry.left_out for entry in state.cubes):
+        return [shlex.join(converting)]
     if state.dataset is None:
-        return lines
+        return []
+    lines = []
     trainer, plans, configuration = _model(state)
     lines += [_preprocessing(state, plans, configuration)] if state.stale else []
     version = len(state.history)
@@ -430,15 +455,20 @@ def next_commands(state: Standing) -> list[str]:
     return [*lines, _proposing(state, f"{trainer}__{plans}__{configuration}")]
 
 
+def _name(state: Standing) -> list[str]:
+    """The option that names the dataset, where it has another name than by default."""
+    name = AnnotatedSettings.name if state.dataset is None else state.dataset.partition("_")[2]
+    return [] if name == AnnotatedSettings.name else ["--name", name]
+
+
 def _proposing(state: Standing, model: str) -> str:
     """The command for the next round: the same brains and settings as in the last one, with the model."""
-    brains = shlex.join(dict.fromkeys(entry.cube.brain_path for entry in state.cubes))
-    last = max(entry.cube.round for entry in state.cubes)
-    words = ["-n", str(sum(entry.cube.round == last for entry in state.cubes)), "-o", str(state.source)]
-    defaults = ProposalSettings()
+    brains = shlex.join(path for path, _ in state.proposal["brains"].values())
+    settings, defaults = state.proposal["settings"], ProposalSettings()
+    words = ["-n", str(settings["count"]), "-o", str(state.source)]
     for name, option in _OPTIONS.items():
         default = getattr(defaults, name)
-        value: Any = state.proposal.get(name, default)
+        value: Any = settings.get(name, default)
         if value != default:
             values = (
                 [",".join(map(str, value))] if option == "--spacing" else value if isinstance(value, list) else [value]

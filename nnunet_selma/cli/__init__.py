@@ -20,10 +20,10 @@ from nnunet_selma.cli import (
     propose,
     publish,
     recipe,
-    round,
     see,
     weights,
 )
+from nnunet_selma.cli import round as round_
 from nnunet_selma.cli.arguments import device_argument, path
 from nnunet_selma.cli.options import CommandParser
 from nnunet_selma.cli.shell import complain, computing_device, discard_output, show_every_character
@@ -112,7 +112,7 @@ def command_parser() -> CommandParser:
 
     groups = (
         *(convert, plan, recipe, weights, predict, predict_volume, objects, see, evaluate),
-        *(propose, round, container, publish, cite),
+        *(propose, round_, container, publish, cite),
     )
     for group in groups:
         group.add_to(parts)

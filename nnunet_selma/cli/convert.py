@@ -21,7 +21,6 @@ from nnunet_selma.conversion.walk import PassedBy
 from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.nnunet.folders import MANIFEST
 from nnunet_selma.nnunet.plans import store_plans
-from nnunet_selma.running.json_files import read_json
 
 
 def add_to(parts: Any) -> None:
@@ -76,9 +75,10 @@ def _convert_annotated(chosen: argparse.Namespace) -> int:
 
 def _convert_cubes(chosen: argparse.Namespace, settings: AnnotatedSettings, of_cubes: CubeSettings) -> int:
     where, name = folders(), dataset_folder_name(settings.dataset_id, settings.name)
-    manifest_file = where.raw / name / MANIFEST
-    before = len(read_json(manifest_file).get("history", [])) if manifest_file.is_file() else 0
-    manifest = convert_cubes(chosen.source, settings, of_cubes, where, progress)
+    if (where.raw / name / MANIFEST).is_file():
+        standing(settings.dataset_id, where, chosen.source)  # keeps validations by the folds as they were
+    given = _NUMBERS & vars(chosen).keys()
+    manifest = convert_cubes(chosen.source, settings, of_cubes, where, progress, given=given)
     _print_cases(manifest, where.raw / name)
     for sentence in manifest["parted"]:
         print(f"  {sentence}")
@@ -88,11 +88,10 @@ def _convert_cubes(chosen: argparse.Namespace, settings: AnnotatedSettings, of_c
             "dataset with --group cube_[0-9]+ to hold out single cubes, which says nothing about other brains"
         )
     entry, version = manifest["history"][-1], len(manifest["history"])
-    if version == before:
+    if not manifest["grown"]:
         print("nothing new: the dataset stays as it is")
     else:
         print(f"version {version}: {len(entry['added'])} new, {len(entry['changed'])} corrected")
-    # keeps the validation of the version before, which nnU-Net will replace
     print(
         "\n".join(
             ["next:", *(f"  {line}" for line in next_commands(standing(settings.dataset_id, where, chosen.source)))]
@@ -167,6 +166,8 @@ def _inspect(chosen: argparse.Namespace) -> int:
 
 _SHOWN = {"structure": "", "spacing": "", "stains": "", "scene": "", "channel": "", "time": ""}
 _COMMON = {"dataset_id": "-d", "name": "", "structures": "", "vessel_channels": "", **_SHOWN}
+_NUMBERS = frozenset({"folds", "seed"})
+"""Options whose default is a number, which does not tell whether a user gave it."""
 _VOLUME = {"level": "", "slice_pattern": " REGEX", "on_bad_slice": ""}
 
 
@@ -180,6 +181,7 @@ def _annotated_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(
         parser,
         AnnotatedSettings,
+        only_given=_NUMBERS,
         images="--images DIR",
         labels="--labels DIR",
         **_COMMON,

@@ -5,7 +5,7 @@ import ast
 import inspect
 import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import MISSING, Field, fields
 from itertools import pairwise
 from pathlib import Path
@@ -50,12 +50,13 @@ class CommandParser(argparse.ArgumentParser):
         return namespace, rest
 
 
-def add_options(parser: Any, settings: type, **flags: str) -> None:
+def add_options(parser: Any, settings: type, *, only_given: Collection[str] = (), **flags: str) -> None:
     """Add an option for each of these fields of a dataclass.
 
     Args:
         parser: parser or group of argparse.
         settings: the dataclass. A field's docstring may end in "None: …" or "empty: …", which says what its default means.
+        only_given: fields that the parsed arguments lack unless their option is given.
         flags: field to its option, and a word for its value if the type says too little, as in `block="--block VOXELS"`; without an
             option it is "--" and the name of the field.
     """
@@ -64,6 +65,7 @@ def add_options(parser: Any, settings: type, **flags: str) -> None:
     for name, flag in flags.items():
         option, _, metavar = flag.partition(" ")
         described = _description(by_name[name], hints[name], texts[name]) | ({"metavar": metavar} if metavar else {})
+        described |= {"default": argparse.SUPPRESS} if name in only_given else {}
         parser.add_argument(option or f"--{name.replace('_', '-')}", dest=name, **described)
 
 

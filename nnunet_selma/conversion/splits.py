@@ -96,3 +96,32 @@ def splits_of_folds(held_out: Mapping[str, int], folds: int) -> list[Split]:
 def folds_of_splits(splits: Sequence[Split]) -> dict[str, int]:
     """Case to the first fold that holds it out."""
     return {case: fold for fold, split in reversed(list(enumerate(splits))) for case in split["val"]}
+
+
+def grown_splits(
+    splits: Sequence[Split], new: Sequence[str], groups: Mapping[str, str], held_out: Mapping[str, int]
+) -> list[Split]:
+    """The same splits with new cases.
+
+    Splits as `splits_of_folds` makes them are made anew, so that folds without cases are filled. In others, which a user made, every case that is
+    there keeps its place, and a new one goes where its group is.
+
+    Args:
+        splits: the splits that are there.
+        new: cases that none of them holds.
+        groups: case to its group.
+        held_out: case to the fold that holds it out.
+    """
+    before = folds_of_splits(splits)
+    if before and splits_of_folds(before, len(splits)) == list(splits):
+        return splits_of_folds({**before, **{case: held_out[case] for case in new}}, len(splits))
+    grown: list[Split] = []
+    for number, split in enumerate(splits):
+        places = {part: {groups.get(case) for case in split[part]} for part in ("train", "val")}
+        added: Split = {"train": [], "val": []}
+        for case in new:
+            trained, validated = (groups[case] in places[part] for part in ("train", "val"))
+            in_val = validated if trained != validated else held_out[case] == number
+            added["val" if in_val else "train"].append(case)
+        grown.append({part: [*split[part], *added[part]] for part in ("train", "val")})
+    return grown

@@ -154,6 +154,8 @@ def evaluate(
     if settings.per_class:
         every = [case for of_method in cases.values() for case in of_method]
         classes = find_classes(reference, predictions.values(), every, workers=workers, progress=progress)
+    ignored, unapplied = ignored_value(reference, predictions.values())
+    warnings += unapplied
     _check_spacing(of_one_method, settings.extras)
     warnings += _warnings_of_useless(of_one_method, settings.extras)
     tabled = [
@@ -170,7 +172,7 @@ def evaluate(
             output=output,
             sheets=sheets,
             classes=classes,
-            ignored=classes[0].ignored if classes else ignored_value(reference, predictions.values()),
+            ignored=ignored,
         )
         for number in range(len(of_one_method))
     ]

@@ -65,6 +65,9 @@ def find_classes(
     """
     described = {place: classes for side in (reference, *predictions) for place, classes in _description(side)}
     if described:
+        ignored, _ = ignored_value(reference, ())
+        for classes in described.values():
+            classes.pop(_IGNORED, None)
         (place, first), *others = described.items()
         for other, classes in others:
             if classes != first:
@@ -72,7 +75,6 @@ def find_classes(
                     f"{other}: names other classes or values ({_listed(classes)}) than {place} ({_listed(first)}); give predictions of "
                     "the same classes, or remove the file that is wrong"
                 )
-        ignored = first.pop(_IGNORED, (None,))[0]
         return tuple(
             sorted((LabelClass(name, values, ignored) for name, values in first.items()), key=lambda c: c.values)
         )
@@ -101,10 +103,28 @@ def find_classes(
     return tuple(LabelClass(name, tuple(of_name)) for name, of_name in by_name.items())
 
 
-def ignored_value(reference: Path, predictions: Iterable[Path]) -> int | None:
-    """Value of voxels that nobody annotated, as the first `dataset.json` for ground truths or predictions names it; None where none is there."""
-    described = (classes for side in (reference, *predictions) for _, classes in _description(side))
-    return next(described, {}).get(_IGNORED, (None,))[0]
+def ignored_value(reference: Path, predictions: Iterable[Path]) -> tuple[int | None, list[str]]:
+    """Value of voxels that nobody annotated, as the `dataset.json` of the ground truths names it, or None; and sentences about what is not applied.
+
+    That of predictions describes what a model learned from, not the ground truths here, in which the value may be an object.
+    """
+    value: int | None = None
+    warnings = []
+    for side in dict.fromkeys((reference, *predictions)):
+        try:
+            described = _description(side)
+        except SelmaError as error:
+            warnings.append(f"{error}; it is not used, and no voxels are left out as not annotated by it")
+            continue
+        for path, classes in described:
+            if _IGNORED in classes and side == reference:
+                value = classes[_IGNORED][0]
+            elif _IGNORED in classes and value is None:
+                warnings.append(
+                    f"{path}: names the value {classes[_IGNORED][0]} for voxels that nobody annotated, and no dataset.json of the ground truths "
+                    "does; it is not applied"
+                )
+    return value, warnings
 
 
 def values_of(path: Path) -> Generator[int, None, set[int]]:

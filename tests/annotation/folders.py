@@ -21,6 +21,12 @@ def write_nifti(path: Path, voxels, *, origin_um=(0.0, 0.0, 0.0), spacing_um=SPA
     nibabel.save(image, path)
 
 
+def values_sha256(labels) -> str:
+    """Hash of the shape and of the values of labels, as four bytes each."""
+    content = b"".join(int(value).to_bytes(4, "little") for value in labels.ravel())
+    return hashlib.sha256(str(labels.shape).encode() + content).hexdigest()
+
+
 def write_cubes(
     folder: Path,
     rng: np.random.Generator,
@@ -56,12 +62,14 @@ def write_cubes(
             "images": images,
             "origin_um_zyx": list(origin),
             "suggestion": "empty" if suggestion is None else "model",
-            "label_sha256": hashlib.sha256(label.read_bytes()).hexdigest(),
+            "label_sha256": values_sha256(start),
         }
         write_json(folder / name / "cube.json", cube)
         content["cubes"].append(cube)
         names.append(name)
-    content["rounds"].append({"round": round_number, "settings": {"size": 100, "level": 1, "channels": None}})
+    settings = {"count": len(brains), "size": 100, "seed": 0, "level": 1, "channels": None}
+    paths = {brain: [f"/brains/{brain}.ome.zarr", "fingerprint"] for brain in brains}
+    content["rounds"].append({"round": round_number, "settings": settings, "brains": paths})
     write_json(record, content)
     return names
 

@@ -15,7 +15,7 @@ from nnunet_selma.conversion.annotated import AnnotatedSettings
 from nnunet_selma.conversion.splits import dealt_folds, splits_of_folds
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.running.json_files import read_json, write_json
-from tests.annotation.folders import SHAPE, SPACING_UM, blobs, paint, write_cubes
+from tests.annotation.folders import SHAPE, SPACING_UM, blobs, paint, values_sha256, write_cubes
 
 DATASET = "Dataset510_SELMA3D"
 
@@ -70,8 +70,7 @@ def test_voxels_that_nobody_annotated_get_nnunets_ignore_label(source, folders):
         painted = voxels(cube / "label.nii.gz")
         expected = np.where(painted == 255, 2, painted)
         np.testing.assert_array_equal(voxels(dataset / f"labelsTr/{case}.nii.gz"), expected)
-        digest = hashlib.sha256((cube / "label.nii.gz").read_bytes()).hexdigest()
-        assert manifest["cases"][case]["label_sha256"] == digest
+        assert manifest["cases"][case]["label_sha256"] == values_sha256(painted)
     assert (2 in expected, manifest["cases"][case]["brain"]) == (True, "c")
     assert tree(source) == before
     folds = held_out(folders)
@@ -94,7 +93,7 @@ def test_nnunet_takes_the_labels_and_counts_ignored_voxels_for_nothing(source, f
 def test_a_dataset_grows_and_old_cases_keep_their_fold(source, folders, rng):
     first = convert(source, folders, structure="microglia")
     folds, files = held_out(folders), tree(folders.raw / DATASET)
-    assert convert(source, folders) == first  # nothing new
+    assert convert(source, folders) == {**first, "grown": False}  # nothing new
     assert tree(folders.raw / DATASET) == files
     new = write_cubes(source, rng, ["d", "b"], round_number=2)
     for name in new:
@@ -292,10 +291,13 @@ def test_a_dataset_of_patches_is_not_touched(source, folders):
         convert(source, folders)
 
 
-@pytest.mark.parametrize("killed_at", range(17))
+@pytest.mark.parametrize("killed_at", range(18))
 def test_a_kill_at_any_time_leaves_a_whole_version(killed_at, source, folders, rng, monkeypatch):
     """Each step that changes names on the disk may be the last one; the same command then makes what it would have made."""
     first = convert(source, folders)
+    by_hand = folders.raw / DATASET / "labelsTs/test.nii.gz"
+    by_hand.parent.mkdir()
+    by_hand.write_bytes(b"by hand")
     small = tree(folders.raw / DATASET)
     (name,) = write_cubes(source, rng, ["d"], round_number=2)
     paint(source, name, blobs(rng))
@@ -330,6 +332,7 @@ def test_a_kill_at_any_time_leaves_a_whole_version(killed_at, source, folders, r
     assert len(manifest["history"]) == 2
     assert set(held_out(folders)) == set(manifest["cases"])
     assert tree(source) == labels
+    assert by_hand.read_bytes() == b"by hand"
     assert [path.name for path in folders.raw.iterdir() if path.is_dir()] == [DATASET]
 
 
@@ -377,3 +380,139 @@ def test_options_for_cubes_are_refused_for_patches(tmp_path, folders, capsys):
     (tmp_path / "patches").mkdir()
     assert cli.main(["convert", "annotated", str(tmp_path / "patches"), "--without-unchanged"]) == 2
     assert "--without-unchanged: is for folders that nnunet-selma propose wrote" in capsys.readouterr().err
+
+
+def grow(source, folders, rng, brain="d"):
+    """Convert with one more cube of a brain; returns its name."""
+    (name,) = write_cubes(source, rng, [brain], round_number=2)
+    paint(source, name, blobs(rng))
+    convert(source, folders)
+    return name
+
+
+class TestWhatPeoplePutIntoTheDataset:
+    def test_goes_along(self, source, folders, rng):
+        convert(source, folders)
+        dataset = folders.raw / DATASET
+        (dataset / "labelsTs/deep").mkdir(parents=True)
+        (dataset / "labelsTs/deep/test.nii.gz").write_bytes(b"by hand")
+        (dataset / "notes.txt").write_text("by hand")
+        (dataset / "latest").symlink_to("notes.txt")
+        (dataset / "gone").symlink_to("labelsTs/none")
+        name = grow(source, folders, rng)
+        assert (dataset / f"labelsTr/{name}.nii.gz").is_file()
+        assert (dataset / "labelsTs/deep/test.nii.gz").read_bytes() == b"by hand"
+        assert (dataset / "latest").read_text() == "by hand"
+        assert ((dataset / "latest").is_symlink(), (dataset / "gone").is_symlink()) == (True, True)
+        assert [path.name for path in folders.raw.iterdir() if path.is_dir()] == [DATASET]
+
+    @pytest.mark.parametrize(
+        "file", ["imagesTr/mine_0000.nii.gz", "labelsTr/mine.nii.gz", "imagesTr/cube_0001_0001.nii.gz"]
+    )
+    def test_is_refused_among_the_cases(self, file, source, folders, rng):
+        convert(source, folders)
+        (folders.raw / DATASET / file).touch()
+        files = tree(folders.raw)
+        with pytest.raises(SelmaError, match=f"{file}: belongs to no cube"):
+            grow(source, folders, rng)
+        assert tree(folders.raw) == files
+
+    def test_a_dataset_may_be_a_link(self, source, folders, rng, tmp_path):
+        convert(source, folders)
+        elsewhere = tmp_path / "disk/cubes"
+        elsewhere.parent.mkdir()
+        shutil.move(folders.raw / DATASET, elsewhere)
+        (folders.raw / DATASET).symlink_to(elsewhere)
+        name = grow(source, folders, rng)
+        assert (folders.raw / DATASET).readlink() == elsewhere
+        assert (elsewhere / f"labelsTr/{name}.nii.gz").is_file()
+        assert [path.name for path in elsewhere.parent.iterdir()] == ["cubes"]
+        assert read_json(elsewhere / "dataset.json")["name"] == DATASET
+
+
+class TestFoldsMadeByHand:
+    def test_overlapping_ones_stay_and_take_new_cases_beside_their_brain(self, source, folders, rng):
+        convert(source, folders)
+        file = folders.preprocessed / DATASET / "splits_final.json"
+        given = [
+            {"train": ["cube_0002"], "val": ["cube_0003", "cube_0001"]},
+            {"train": ["cube_0004"], "val": ["cube_0001", "cube_0002", "cube_0003"]},
+        ]
+        write_json(file, given)
+        text = file.read_text()
+        assert not convert(source, folders)["grown"]
+        assert file.read_text() == text
+        name = grow(source, folders, rng, "a")
+        assert read_json(file) == [{**split, "val": [*split["val"], name]} for split in given]
+        other = grow(source, folders, rng, "c")
+        assert other in read_json(file)[1]["train"]
+
+    def test_a_case_that_was_taken_out_stays_out(self, source, folders, rng):
+        convert(source, folders)
+        file = folders.preprocessed / DATASET / "splits_final.json"
+        splits = [{part: [c for c in cases if c != "cube_0004"] for part, cases in s.items()} for s in read_json(file)]
+        splits = [split for split in splits if split["val"]]
+        write_json(file, splits)
+        convert(source, folders)
+        assert read_json(file) == splits
+        name = grow(source, folders, rng, "b")
+        placed = {case for split in read_json(file) for case in (*split["train"], *split["val"])}
+        assert placed == {"cube_0001", "cube_0002", "cube_0003", name}
+
+
+@pytest.mark.parametrize("renamed", ["brain", "path"])
+def test_cubes_of_one_name_or_of_one_path_share_a_fold(renamed, source, folders):
+    content = read_json(source / "cube_0003/cube.json")
+    write_json(source / "cube_0003/cube.json", {**content, renamed: "/moved/elsewhere"})
+    manifest = convert(source, folders)
+    folds = held_out(folders)
+    assert folds["cube_0001"] == folds["cube_0003"] != folds["cube_0002"]
+    assert manifest["groups"]["cube_0001"] == manifest["groups"]["cube_0003"]
+
+
+def test_numbers_that_are_given_are_compared_also_where_they_are_the_default(source, folders, capsys):
+    command = ["convert", "annotated", str(source), "-d", "510"]
+    assert cli.main([*command, "--folds", "3"]) == 0
+    assert cli.main(command) == 0
+    assert cli.main([*command, "--folds", "3", "--seed", "0"]) == 0
+    capsys.readouterr()
+    assert cli.main([*command, "--folds", "5"]) == 2
+    assert "was begun with folds 3" in capsys.readouterr().err
+
+
+def test_what_was_left_out_is_not_asked_again_until_its_label_changes(source, folders, rng):
+    names = write_cubes(source, rng, ["a", "b", "c"], round_number=2)
+    paint(source, names[1], np.full(SHAPE, 255, np.uint8))
+    (source / names[2] / "label.nii.gz").write_bytes(b"damaged")
+    manifest = convert(source, folders, {"without_unchanged": True, "without": (names[2],)})
+    assert (len(manifest["cases"]), sorted(manifest["left_out_cubes"])) == (4, names)
+    assert convert(source, folders) == {**manifest, "grown": False}
+    labels = blobs(rng)
+    labels[6:] = 0
+    paint(source, names[0], labels)
+    with pytest.raises(SelmaError, match=f"{names[0]} has no label in the 6 planes"):
+        convert(source, folders)
+    paint(source, names[0], blobs(rng))
+    manifest = convert(source, folders)
+    assert (manifest["grown"], names[0] in manifest["cases"], sorted(manifest["left_out_cubes"])) == (
+        True,
+        True,
+        names[1:],
+    )
+
+
+def test_an_answer_is_kept_where_nothing_is_new(source, folders, rng):
+    convert(source, folders)
+    names = write_cubes(source, rng, ["a"], round_number=2)
+    splits = (folders.preprocessed / DATASET / "splits_final.json").read_bytes()
+    assert not convert(source, folders, {"without_unchanged": True})["grown"]
+    there = read_json(folders.raw / DATASET / "selma_manifest.json")
+    assert (sorted(there["left_out_cubes"]), len(there["history"])) == (names, 1)
+    assert (folders.preprocessed / DATASET / "splits_final.json").read_bytes() == splits
+
+
+def test_an_earlier_version_that_is_put_back_is_not_a_new_one(source, folders, capsys):
+    convert(source, folders)
+    (folders.raw / DATASET).rename(folders.raw / f".{DATASET}.former")
+    assert cli.main(["convert", "annotated", str(source), "-d", "510"]) == 0
+    assert "nothing new" in capsys.readouterr().out

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from nnunet_selma import cli
 from nnunet_selma.annotation import cubes, proposal
 from nnunet_selma.annotation.cubes import NOT_FOR_ANNOTATION
-from nnunet_selma.annotation.layout import file_hash
+from nnunet_selma.annotation.layout import file_hash, label_hash
 from nnunet_selma.annotation.proposal import propose
 from nnunet_selma.annotation.settings import ProposalSettings
 from nnunet_selma.annotation.uncertainty import ModelPrediction
@@ -57,7 +57,7 @@ def test_a_cube_is_the_box_of_the_brain_at_its_place(one_round, brains):
         whole = open_volume(cube["path"])
         box = tuple(slice(s, s + n) for s, n in zip(cube["start_zyx"], cube["shape_zyx"], strict=True))
         assert json.loads((folder / "cube.json").read_text()) == cube
-        assert cube["label_sha256"] == file_hash(folder / "label.nii.gz")
+        assert cube["label_sha256"] == label_hash(folder / "label.nii.gz")
         assert cube["suggestion"] == "empty"
         assert cube["reason"]["words"]
         image, label, stored = (open_volume(folder / n) for n in ("image.nii.gz", "label.nii.gz", "image.ome.zarr"))
@@ -344,7 +344,7 @@ def test_a_model_chooses_and_fills_the_labels(brains, tmp_path):
         ((_, answer),) = model.answers(whole, [box])
         np.testing.assert_array_equal(open_volume(label).read(), answer.labels)
         assert cube["suggestion"] == "model"
-        assert cube["label_sha256"] == file_hash(label)
+        assert cube["label_sha256"] == label_hash(label)
     record = read_json(result.folder / "selma_cubes.json")
     assert record["model"] == settings.fingerprint()
     assert "1 cell, 2 vessel" in (result.folder / "README.md").read_text()

@@ -1,14 +1,16 @@
 """Labels that people give back: what is read from them, what is refused, and what is asked about."""
 
-import hashlib
+import gzip
+import shutil
 
 import nibabel
 import numpy as np
 import pytest
 
+from nnunet_selma.annotation.layout import label_hash
 from nnunet_selma.annotation.returned import doubts, is_folder_of_cubes, read_cubes, read_label
 from nnunet_selma.errors import SelmaError
-from tests.annotation.folders import SHAPE, SPACING_UM, blobs, paint, write_cubes, write_nifti
+from tests.annotation.folders import SHAPE, SPACING_UM, blobs, paint, values_sha256, write_cubes, write_nifti
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def test_cubes_have_their_brains_and_hashes(folder, tmp_path, rng):
     values, digest = read_label(first)
     assert not first.is_unchanged()
     np.testing.assert_array_equal(values, labels)
-    assert digest == hashlib.sha256(before).hexdigest()
+    assert digest == values_sha256(labels)
     assert path.read_bytes() == before
 
 
@@ -138,3 +140,41 @@ def test_a_label_that_marks_what_is_missing_is_not_doubted(folder, rng):
     cube = read_cubes(folder)[0]
     assert doubts(cube, labels) is None
     assert "holds only 0 and 255" in doubts(cube, np.where(labels == 1, 0, labels).astype(np.uint8))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
+def test_a_label_that_is_saved_again_without_a_change_is_unchanged(dtype, tmp_path, rng):
+    folder = tmp_path / "cubes"
+    suggestion = blobs(rng)
+    write_cubes(folder, rng, ["a"], suggestion=suggestion)
+    before = (folder / "cube_0001/label.nii.gz").read_bytes()
+    (folder / "cube_0001/label.nii.gz").unlink()
+    write_nifti(folder / "cube_0001/label.nii.gz", suggestion.astype(dtype), origin_um=(1000.0, 0.0, 0.0))
+    content = (folder / "cube_0001/label.nii.gz").read_bytes()
+    if dtype is np.uint8:
+        plain = gzip.decompress(content)
+        (folder / "cube_0001/label.nii.gz").write_bytes(gzip.compress(plain, compresslevel=1, mtime=1))
+    assert (folder / "cube_0001/label.nii.gz").read_bytes() != before
+    (cube,) = read_cubes(folder)
+    assert cube.is_unchanged()
+    suggestion[-1, 0, 2] ^= 1
+    paint(folder, "cube_0001", suggestion.astype(dtype))
+    assert not cube.is_unchanged()
+
+
+def test_the_hash_of_a_label_tells_shapes_apart(tmp_path):
+    paths = [tmp_path / f"{number}.nii.gz" for number in range(2)]
+    for path, shape in zip(paths, [(2, 3, 4), (4, 3, 2)], strict=True):
+        write_nifti(path, np.zeros(shape, np.uint8))
+    assert label_hash(paths[0]) == values_sha256(np.zeros((2, 3, 4), np.uint8)) != label_hash(paths[1])
+
+
+def test_a_copy_of_a_cube_is_refused(folder):
+    shutil.copytree(folder / "cube_0001", folder / "cube_0001 backup")
+    with pytest.raises(SelmaError, match="cube_0001 backup: holds cube_0001, so it is a copy or was renamed"):
+        read_cubes(folder)
+
+
+def test_a_label_that_was_not_saved_lies_beside(folder):
+    (folder / "cube_0001/unsaved.nii.gz").touch()
+    assert [cube.other_labels for cube in read_cubes(folder)] == [["unsaved.nii.gz"], []]

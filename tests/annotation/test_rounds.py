@@ -3,6 +3,7 @@
 import os
 from datetime import datetime, timedelta
 
+import numpy as np
 import pytest
 
 from nnunet_selma import cli
@@ -11,7 +12,7 @@ from nnunet_selma.annotation.rounds import KEPT, as_text, mean_and_interval, nex
 from nnunet_selma.conversion.annotated import AnnotatedSettings
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.running.json_files import read_json, write_json
-from tests.annotation.folders import blobs, paint, write_cubes
+from tests.annotation.folders import SHAPE, blobs, paint, write_cubes
 
 DATASET = "Dataset510_SELMA3D"
 MODEL = "nnUNetTrainer__nnUNetPlans__3d_fullres"
@@ -91,10 +92,7 @@ def test_the_printed_commands_lead_through_two_rounds(source, folders, rng):
         standing(510, folders)
     assert commands(source, folders) == [f"nnunet-selma view {source}/cube_0001"]
     annotate(source, rng, 1, 2)
-    assert commands(source, folders) == [
-        f"nnunet-selma view {source}/cube_0003",
-        f"nnunet-selma convert annotated {source} -d 510 --without-unchanged",
-    ]
+    assert commands(source, folders) == [f"nnunet-selma view {source}/cube_0003"]
     annotate(source, rng, 3)
     assert commands(source, folders) == [f"nnunet-selma convert annotated {source} -d 510"]
     convert(source, folders)
@@ -198,3 +196,82 @@ def test_the_interval_resamples_brains(rng):
     mean, low, high = mean_and_interval(values, alone)
     expected = 1.96 * 0.3 / 10
     assert (mean, high - mean, mean - low) == pytest.approx((0.5, expected, expected), abs=0.01)
+
+
+def trained(source, folders, rng):
+    annotate(source, rng, 1, 2, 3)
+    convert(source, folders)
+    clock = Clock(folders)
+    clock.preprocess()
+    for fold, dice in enumerate([{"cube_0001": 0.5}, {"cube_0002": 0.25}, {"cube_0003": 0.75}]):
+        clock.train(fold, dice)
+    return clock
+
+
+def test_a_kept_validation_stays_as_it_was_seen(source, folders, rng):
+    trained(source, folders, rng)
+    assert not any(one.seen for one in standing(510, folders).validations)
+    kept = read_json(folders.results / DATASET / KEPT)
+    file = folders.preprocessed / DATASET / "splits_final.json"
+    write_json(file, [{"train": split["val"], "val": split["val"]} for split in read_json(file)])
+    assert not any(one.seen for one in standing(510, folders).validations)
+    assert read_json(folders.results / DATASET / KEPT) == kept
+
+
+def test_the_command_keeps_validations_by_the_folds_as_they_were(tmp_path, folders, rng):
+    """With a second brain, the folds no longer say that those of a single one validated what they were trained on."""
+    source = tmp_path / "cubes"
+    write_cubes(source, rng, ["a", "a"])
+    annotate(source, rng, 1, 2)
+    convert(source, folders)
+    file = folders.raw / DATASET / "selma_manifest.json"
+    manifest = read_json(file)
+    earlier = datetime.fromisoformat(manifest["history"][0]["date"]) - timedelta(hours=1)
+    manifest["history"][0]["date"] = earlier.isoformat()
+    write_json(file, manifest)
+    clock = Clock(folders)
+    clock.preprocess()
+    clock.train(0, {"cube_0001": 0.5, "cube_0002": 0.75})
+    write_cubes(source, rng, ["b"], round_number=2)
+    annotate(source, rng, 3)
+    assert cli.main(["convert", "annotated", str(source), "-d", "510"]) == 0
+    (entry,) = read_json(folders.results / DATASET / KEPT)["trainings"]
+    assert (entry["version"], entry["seen"]) == (1, True)
+
+
+def test_validations_of_a_dataset_that_was_removed_are_dropped(source, folders, rng):
+    clock = trained(source, folders, rng)
+    assert len(standing(510, folders).validations) == 1
+    clock.convert_again()
+    assert standing(510, folders).validations == []
+    assert read_json(folders.results / DATASET / KEPT) == {"trainings": []}
+
+
+def test_cubes_that_are_left_out_do_not_wait(source, folders, rng):
+    annotate(source, rng, 1, 2)
+    convert(source, folders, without_unchanged=True)
+    state = standing(510, folders)
+    assert "left out: cube_0003" in as_text(state)
+    assert next_commands(state)[0].startswith("nnUNetv2_plan_and_preprocess -d 510")
+    paint(source, "cube_0003", np.full(SHAPE, 255, np.uint8))
+    assert commands(None, folders) == [f"nnunet-selma convert annotated {source} -d 510"]
+    convert(source, folders)
+    assert commands(None, folders)[0].startswith("nnUNetv2_plan_and_preprocess -d 510")
+
+
+def test_the_next_proposal_repeats_the_last_one(source, folders, rng):
+    trained(source, folders, rng)
+    record = read_json(source / "selma_cubes.json")
+    paths = {name: [f"/brains/{name}.n5", "fingerprint"] for name in ("a", "e f")}  # e f has no cube
+    settings = {**record["rounds"][-1]["settings"], "count": 7, "seed": 4, "pool": 90}
+    write_json(source / "selma_cubes.json", {**record, "rounds": [{"round": 1, "settings": settings, "brains": paths}]})
+    (line,) = commands(None, folders)
+    expected = f"propose /brains/a.n5 '/brains/e f.n5' -n 7 -o {source} --seed 4 --pool 90 --level 1 --model "
+    assert line.startswith(f"nnunet-selma {expected}")
+
+
+def test_commands_name_a_dataset_of_another_name(source, folders, rng):
+    annotate(source, rng, 1, 2, 3)
+    convert_cubes(source, AnnotatedSettings(name="Vessels"), CubeSettings(), folders)
+    annotate(source, rng, 2)
+    assert commands(None, folders) == [f"nnunet-selma convert annotated {source} -d 510 --name Vessels"]

@@ -167,6 +167,31 @@ def test_voxels_that_nobody_annotated_are_background_on_both_sides(more, number,
     assert len(alone) == number
 
 
+@pytest.mark.parametrize("more", [["--per-class"], []])
+def test_the_ignored_value_of_predictions_is_not_applied(more, data):
+    """A model's dataset.json says nothing about ground truths, in which the value may be an object."""
+    assert run(data, "before") == 0
+    describe(data / "shifted", first=1, second=2, ignore=5)
+    if more:
+        describe(data / "truth", first=1, second=[2, 5])
+        describe(data / "shifted", first=1, second=[2, 5], ignore=7)
+    assert run(data, "after", *more) == 0
+    after = content(data / "after")
+    assert [w for w in after["warnings"] if "it is not applied" in w and "shifted/dataset.json" in w]
+    if not more:
+        scores = [[case["official"] for case in content(data / name)["cases"]] for name in ("before", "after")]
+        assert scores[0] == scores[1]
+
+
+def test_a_damaged_description_stops_only_what_needs_it(data, capsys):
+    for side in ("truth", "shifted"):
+        (data / side / "dataset.json").write_text("{")
+    assert run(data, "out") == 0
+    assert any("truth/dataset.json: is no valid JSON" in warning for warning in content(data / "out")["warnings"])
+    assert run(data, "classes", "--per-class") == 2
+    assert "dataset.json: is no valid JSON" in capsys.readouterr().err
+
+
 def other_classes(data):
     describe(data / "truth", soma=1, cell=2, vessel=5)
     describe(data / "shifted", cell=1, soma=2, vessel=5)
