@@ -17,7 +17,7 @@ def own_environment(monkeypatch):
         monkeypatch.setenv(name, os.environ.get(name, ""))
 
 
-FAST = ["step_", "loaded_", "overhead_", "floor_", "judge_"]
+FAST = ["step_", "loaded_", "overhead_", "floor_", "judge_", "microscopes_"]
 SLOW = ["first_", "patches_", "disk_", "convert_", "memory", "volume_", "objects_"]
 
 

@@ -6,7 +6,7 @@ import shutil
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import distribution
+from importlib.metadata import distributions
 from pathlib import Path
 
 import numpy as np
@@ -177,9 +177,17 @@ def _write_package(folder: Path, versions: dict[str, str]) -> None:
     source = Path(nnunet_selma.__file__).parent
     shutil.copytree(source, folder / "nnunet_selma", ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*"))
     write_text(folder / "pyproject.toml", project_file(versions))
-    licence = distribution(PROJECT).read_text("licenses/LICENSE")
-    if licence:
-        write_text(folder / "LICENSE", licence)
+    write_text(folder / "LICENSE", _licence(source))
+
+
+def _licence(source: Path) -> str:
+    """The licence of this package: that of its installation, or of the clone around the source.
+
+    A build leaves a description of the package in the clone, without the licence, which may be met before the installation.
+    """
+    installed = (each.read_text("licenses/LICENSE") for each in distributions(name=PROJECT))
+    text = next(filter(None, installed), None)
+    return text or (source.parent / "LICENSE").read_text(encoding="utf-8")
 
 
 def _write_fake_case(folder: Path, edition: Edition) -> None:

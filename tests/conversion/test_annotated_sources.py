@@ -117,9 +117,9 @@ def test_folders_that_are_stacks_themselves(images, labels, tmp_path):
 def test_what_is_passed_by_in_the_folders_that_the_user_names(tmp_path):
     write_tiff(tmp_path / "a" / "x.tif", IMAGE)
     write_tiff(tmp_path / "b" / "x.tif", LABEL)
-    (tmp_path / "a" / "y.czi").write_bytes(b"x")
+    (tmp_path / "a" / "y.klb").write_bytes(b"x")
     (group,) = patches_of_folders(tmp_path / "a", tmp_path / "b").passed_by
-    assert "y.czi): Zeiss CZI" in str(group)
+    assert "y.klb): KLB" in str(group)
 
 
 def test_channels_and_labels_in_the_same_folder(tmp_path):
