@@ -18,10 +18,10 @@ PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 
 
 def documented() -> list[str]:
-    found = [match.strip() for page in PAGES for match in LINE.findall(page.read_text(encoding="utf-8"))]
-    found = [line.rstrip('"') if line.count('"') % 2 else line for line in found]  # of "$(…)"
+    lines = [match.strip() for page in PAGES for match in LINE.findall(page.read_text(encoding="utf-8"))]
+    lines = [line.rstrip('"') if line.count('"') % 2 else line for line in lines]  # of "$(…)"
     # a command in running prose, without arguments, shows no use
-    return sorted({line for line in found if "…" not in line and len(line.split()) > 2})
+    return sorted({line for line in lines if "…" not in line and len(line.split()) > 2})
 
 
 def test_the_pages_show_the_path():

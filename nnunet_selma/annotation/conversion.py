@@ -393,24 +393,12 @@ def _grown(
             dataset.write_images(case, [image for image, _ in read], spacing.size_zyx, in_um=in_um)
             signatures.append(signature(case, read[0][0]))
             images = [facts_as_json(facts) for _, facts in read]
-        values, digest = labels[case]
+        values = labels[case].values
         ignored = len(lasting.classes) + 1
         dataset.write_label(
             case, np.where(values == NOT_ANNOTATED, np.uint8(ignored), values), spacing.size_zyx, in_um=in_um
         )
-        cases[case] = {
-            "structure": lasting.structure.prefix if lasting.structure else None,
-            "cube": cube.name,
-            "brain": cube.brain,
-            "brain_path": cube.brain_path,
-            "round": cube.round,
-            "spacing_zyx": list(spacing.size_zyx),
-            "spacing": str(spacing),
-            "images_sha256": [file_hash(image) for image in cube.images],
-            "label_sha256": digest,
-            "images": images,
-            "label": facts_as_json(_label_facts(cube, values)),
-        }
+        cases[case] = _record(cube, labels[case], images, spacing, lasting)
     groups, related = _groups(cases, earlier.get("groups", {}), lasting.group, signatures)
     there = _read_splits(splits_file)
     known = {**earlier.get("folds", {}), **folds_of_splits(there)}
@@ -442,6 +430,25 @@ def _grown(
     }
     dataset.finish(channels, lasting.classes, manifest)
     return manifest
+
+
+def _record(
+    cube: Cube, label: ReturnedLabel, images: list[dict[str, Any]], spacing: WrittenSpacing, lasting: _Lasting
+) -> dict[str, Any]:
+    """Entry of a case in the manifest; `images` are the facts about its channels."""
+    return {
+        "structure": lasting.structure.prefix if lasting.structure else None,
+        "cube": cube.name,
+        "brain": cube.brain,
+        "brain_path": cube.brain_path,
+        "round": cube.round,
+        "spacing_zyx": list(spacing.size_zyx),
+        "spacing": str(spacing),
+        "images_sha256": [file_hash(image) for image in cube.images],
+        "label_sha256": label.sha256,
+        "images": images,
+        "label": facts_as_json(_label_facts(cube, label.values)),
+    }
 
 
 def _channel_names(lasting: _Lasting, cubes: Sequence[Cube]) -> list[str]:

@@ -12,7 +12,7 @@ from nnunet_selma.errors import SelmaError
 
 def _container(chosen: argparse.Namespace) -> int:
     from nnunet_selma.prediction.model import ModelSettings
-    from nnunet_selma.prediction.model_folder import trained_folds
+    from nnunet_selma.prediction.model_folder import chosen_folds
     from nnunet_selma.routing.routers import OTHER
     from nnunet_selma.sharing.container import ContainerSettings, write_container
     from nnunet_selma.sharing.packed_model import PackedModel
@@ -27,7 +27,7 @@ def _container(chosen: argparse.Namespace) -> int:
     folders = folders or {OTHER: chosen.results.resolve()}
 
     def settings_of(folder: Path) -> ModelSettings:
-        folds = tuple(fold.removeprefix("fold_") for fold in chosen.folds or trained_folds(folder, chosen.checkpoint))
+        folds = chosen_folds(folder, chosen.folds, chosen.checkpoint)
         return settings_from(ModelSettings, chosen, folder=folder, folds=folds)
 
     models = {name: settings_of(folder) for name, folder in folders.items()}

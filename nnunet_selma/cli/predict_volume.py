@@ -15,11 +15,11 @@ from nnunet_selma.errors import SelmaError
 def _predict_volume(chosen: argparse.Namespace) -> int:
     from nnunet_selma.prediction import Execution, VolumePrediction, predict_volume
     from nnunet_selma.prediction.model import ModelSettings
-    from nnunet_selma.prediction.model_folder import trained_folds
+    from nnunet_selma.prediction.model_folder import chosen_folds
     from nnunet_selma.running.cluster import workers_here
 
     folder = chosen.model_folder or _trained(chosen)
-    folds = tuple(fold.removeprefix("fold_") for fold in chosen.folds or trained_folds(folder, chosen.checkpoint))
+    folds = chosen_folds(folder, chosen.folds, chosen.checkpoint)
     settings = settings_from(
         VolumePrediction, chosen, model=settings_from(ModelSettings, chosen, folder=folder, folds=folds)
     )

@@ -60,7 +60,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
         "--fold",
         dest="folds",
         nargs="+",
-        help="folds, averaged, or all (default: those of 0 to 4 that are trained)",
+        help="folds, averaged, or all (default: those that are trained)",
     )
     model.add_argument(
         "-chk", "--checkpoint", default="checkpoint_final.pth", metavar="NAME", help="(default: %(default)s)"
@@ -106,8 +106,8 @@ def _prediction(folder: Path | None, chosen: argparse.Namespace) -> Any:
         return None
     from nnunet_selma.annotation.uncertainty import ModelPrediction
     from nnunet_selma.prediction.model import ModelSettings
-    from nnunet_selma.prediction.model_folder import trained_folds
+    from nnunet_selma.prediction.model_folder import chosen_folds
 
-    folds = tuple(fold.removeprefix("fold_") for fold in chosen.folds or trained_folds(folder, chosen.checkpoint))
+    folds = chosen_folds(folder, chosen.folds, chosen.checkpoint)
     settings = settings_from(ModelSettings, chosen, folder=folder, folds=folds)
     return ModelPrediction(settings, computing_device(chosen.device).type)

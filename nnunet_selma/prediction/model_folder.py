@@ -51,6 +51,11 @@ def trained_folds(folder: Path, checkpoint: str) -> tuple[str, ...]:
     return tuple(numbers) or (("all",) if "all" in names else ("0",))
 
 
+def chosen_folds(folder: Path, folds: Sequence[str] | None, checkpoint: str) -> tuple[str, ...]:
+    """The folds that were given, as 0 or fold_0, or else those that are trained."""
+    return tuple(fold.removeprefix("fold_") for fold in folds or trained_folds(folder, checkpoint))
+
+
 def _is_model(folder: Path) -> bool:
     return all((folder / name).is_file() for name in _ENTRIES)
 

@@ -16,7 +16,7 @@ from nnunet_selma.nnunet.folders import Folders
 from nnunet_selma.nnunet.plans import channels_of, check_first_stage, whole_configuration
 from nnunet_selma.nnunet.settings import read_settings
 from nnunet_selma.nnunet.voxel_sizes import Unit, planned_spacing, unit_of
-from nnunet_selma.prediction.model_folder import check_model_folder, trained_folds
+from nnunet_selma.prediction.model_folder import check_model_folder, chosen_folds
 from nnunet_selma.running.json_files import read_json
 from nnunet_selma.sharing.light import OF_TRAINING, check_model
 from nnunet_selma.sharing.training_data import DELIVR_LAYOUT, SELMA3D_LAYOUTS, DataFacts, data_of, folders_around
@@ -197,7 +197,7 @@ def facts_of(
     Raises:
         SelmaError: the folder is no complete model, its folds do not belong together, or it is the second stage of a cascade.
     """
-    chosen = tuple(fold.removeprefix("fold_") for fold in folds) or trained_folds(results, checkpoint)
+    chosen = chosen_folds(results, folds, checkpoint)
     check_model_folder(results, chosen, checkpoint)
     plans, dataset = read_json(results / "plans.json"), read_json(results / "dataset.json")
     read = tuple(_fold(results, fold, checkpoint, dataset) for fold in chosen)

@@ -57,7 +57,7 @@ class Clock:
         write_json(file, content)
 
     def preprocess(self):
-        """What nnU-Net's preprocessing leaves."""
+        """The files that nnU-Net's preprocessing leaves."""
         folder = self.folders.preprocessed / DATASET / "nnUNetPlans_3d_fullres"
         folder.mkdir(exist_ok=True)
         (folder.parent / "nnUNetPlans.json").write_text("{}")
@@ -67,7 +67,7 @@ class Clock:
             at(folder / f"{case}.pkl", moment)
 
     def train(self, fold, dice=None, *, finished=True):
-        """What nnU-Net's training of a fold leaves; `dice` is case to Dice."""
+        """The files that nnU-Net's training of a fold leaves; `dice` is case to Dice."""
         folder = self.folders.results / DATASET / MODEL / f"fold_{fold}"
         (folder / "validation").mkdir(parents=True, exist_ok=True)
         names = ["debug.json", *(["checkpoint_final.pth"] if finished else [])]

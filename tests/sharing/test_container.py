@@ -364,7 +364,7 @@ def test_a_pretraining_as_a_router(trained, tmp_path):
 
 
 def test_a_packed_pretraining_routes_as_before(trained, tmp_path):
-    """Of the state of the pretext the classifier stays, which the router reads."""
+    """The classifier in the state of the pretext stays, because the router reads it."""
     fold, _, pretext = pretraining(tmp_path / "pretraining")
     write_packed_model(PackedModel(models={"other": trained}, router=fold), tmp_path / "packed")
     packed = read_packed_model(tmp_path / "packed").router
