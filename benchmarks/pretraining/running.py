@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import time
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -173,17 +174,10 @@ class Study:
         with redirect_stdout(StringIO()):
             trainer.on_train_start()
             tested, fitted = test_cases(data.images, data.references, trainer, stage.octants), training_cases(trainer)
-            while trainer.current_epoch < trainer.num_epochs:
-                trainer.on_epoch_start()
-                trainer.on_train_epoch_start()
-                losses = [
-                    float(trainer.train_step(next(trainer.dataloader_train))["loss"]) for _ in range(STEPS_PER_EPOCH)
-                ]
-                trainer.current_epoch += 1
-                steps = trainer.current_epoch * STEPS_PER_EPOCH
+            for steps, loss in trained(trainer):
                 if steps in points:
                     point = measure(trainer, tested, fitted, topology=steps >= 512)
-                    measured.append({"steps": steps, "training_loss": sum(losses) / len(losses), **point})
+                    measured.append({"steps": steps, "training_loss": loss, **point})
         result.parent.mkdir(parents=True, exist_ok=True)
         write_json(
             result,
@@ -202,6 +196,16 @@ class Study:
             },
         )
         shutil.rmtree(trainer.output_folder, ignore_errors=True)
+
+
+def trained(trainer: Any) -> Iterator[tuple[int, float]]:
+    """Train epoch by epoch; yields the steps so far and the mean loss of the epoch."""
+    while trainer.current_epoch < trainer.num_epochs:
+        trainer.on_epoch_start()
+        trainer.on_train_epoch_start()
+        losses = [float(trainer.train_step(next(trainer.dataloader_train))["loss"]) for _ in range(STEPS_PER_EPOCH)]
+        trainer.current_epoch += 1
+        yield trainer.current_epoch * STEPS_PER_EPOCH, sum(losses) / len(losses)
 
 
 def drawn_patches(cases: list[str], count: int, seed: int) -> list[str]:

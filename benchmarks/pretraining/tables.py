@@ -27,11 +27,12 @@ STRUCTURES = {"cfos_neuron": "c-Fos", "microglia": "microglia"}
 """Structures as result files and as readers name them."""
 _NO_VALUE = "–"
 Column = TypeVar("Column")
-_INTERVALS = (
+INTERVALS = (
     "95 % interval in brackets: bootstrap over seeds, cubes, and octants within cubes. Bold: the interval excludes zero. "
     "With so few seeds and cubes the intervals are rough, and rather too narrow; nothing is corrected for the number of "
     "comparisons."
 )
+"""Explains the intervals of a table."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def screening_table(runs: Sequence[Run]) -> str:
     shown = "Mean over cubes and seeds ± standard deviation over seeds, where there are several."
     return _with_text(
         f"After {steps} steps of fine-tuning. {shown}",
-        _markdown(["arm", *headings, "predicted ÷ true: c-Fos, microglia", "seeds"], rows),
+        markdown(["arm", *headings, "predicted ÷ true: c-Fos, microglia", "seeds"], rows),
     )
 
 
@@ -105,7 +106,7 @@ def confirmation_table(runs: Sequence[Run], baseline: str, steps: int) -> str:
     captions = {
         MAIN: (
             f"After {steps} steps of fine-tuning: mean, and in brackets lowest and highest seed.",
-            f"Difference to “{baseline}”. {_INTERVALS}",
+            f"Difference to “{baseline}”. {INTERVALS}",
         ),
         SECONDARY: (
             "Further measures, in the same way; clDice and β errors at the calibrated threshold.",
@@ -127,12 +128,12 @@ def curve_table(runs: Sequence[Run], baseline: str) -> str:
     curve = sorted({steps for run in runs for steps in run.points})
 
     def cell(arm: str, measure: Measure, steps: int) -> str:
-        return _difference(of_arm(runs, arm), of_arm(runs, baseline), steps, measure)
+        return difference_cell(of_arm(runs, arm), of_arm(runs, baseline), steps, measure)
 
     rows = _arm_and_measure_rows(_arms(runs, baseline)[1:], curve, cell)
     return _with_text(
-        f"Difference to “{baseline}” after so many steps of fine-tuning. {_INTERVALS}",
-        _markdown(["arm", "measure", *(str(steps) for steps in curve)], rows, left=2),
+        f"Difference to “{baseline}” after so many steps of fine-tuning. {INTERVALS}",
+        markdown(["arm", "measure", *(str(steps) for steps in curve)], rows, left=2),
     )
 
 
@@ -148,13 +149,13 @@ def labels_table(runs: Sequence[Run], baseline: str, steps: int) -> str:
 
     def cell(arm: str, measure: Measure, labels: int | None) -> str:
         with_patches = [run for run in runs if run.labels == labels]
-        return _difference(of_arm(with_patches, arm), of_arm(with_patches, baseline), steps, measure)
+        return difference_cell(of_arm(with_patches, arm), of_arm(with_patches, baseline), steps, measure)
 
     rows = _arm_and_measure_rows(_arms(runs, baseline)[1:], patches, cell)
     titles = ("all patches" if labels is None else f"{labels} patch{'es' * (labels > 1)}" for labels in patches)
     return _with_text(
-        f"Difference to “{baseline}” with so many annotated patches, after {steps} steps of fine-tuning. {_INTERVALS}",
-        _markdown(["arm", "measure", *titles], rows, left=2),
+        f"Difference to “{baseline}” with so many annotated patches, after {steps} steps of fine-tuning. {INTERVALS}",
+        markdown(["arm", "measure", *titles], rows, left=2),
     )
 
 
@@ -178,17 +179,18 @@ def write_page(results_folder: Path, page: Path, baseline: str = BASELINE) -> No
     labels = read_runs(results_folder / "labels")
     text = page.read_text(encoding="utf-8")
     if screening:
-        text = _replaced(text, "screening", screening_table(screening))
+        text = replaced(text, "screening", screening_table(screening))
     if confirmation:
         table = confirmation_table(confirmation, baseline, PRIMARY_STEPS)
-        text = _replaced(text, "confirmation", table)
-        text = _replaced(text, "curves", curve_table(confirmation, baseline))
+        text = replaced(text, "confirmation", table)
+        text = replaced(text, "curves", curve_table(confirmation, baseline))
     if labels:
-        text = _replaced(text, "labels", labels_table(labels, baseline, last_common_step(labels)))
+        text = replaced(text, "labels", labels_table(labels, baseline, last_common_step(labels)))
     write_text(page, text)
 
 
-def _replaced(text: str, name: str, table: str) -> str:
+def replaced(text: str, name: str, table: str) -> str:
+    """The text with a table between the markers of that name; raises `SelmaError` if it lacks them."""
     begin, end = f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
     before, opened, rest = text.partition(begin)
     _, closed, after = rest.partition(end)
@@ -200,18 +202,18 @@ def _replaced(text: str, name: str, table: str) -> str:
 def _means(runs: Sequence[Run], baseline: str, steps: int, measures: Sequence[Measure]) -> str:
     arms = _arms(runs, baseline)
     rows = [
-        [arm, *(_mean(of_arm(runs, arm), steps, measure) for measure in measures), str(len(of_arm(runs, arm)))]
+        [arm, *(mean_cell(of_arm(runs, arm), steps, measure) for measure in measures), str(len(of_arm(runs, arm)))]
         for arm in arms
     ]
-    return _markdown(["arm", *(measure.heading for measure in measures), "seeds"], rows)
+    return markdown(["arm", *(measure.heading for measure in measures), "seeds"], rows)
 
 
 def _differences(runs: Sequence[Run], baseline: str, steps: int, measures: Sequence[Measure]) -> str:
     rows = [
-        [arm, *(_difference(of_arm(runs, arm), of_arm(runs, baseline), steps, measure) for measure in measures)]
+        [arm, *(difference_cell(of_arm(runs, arm), of_arm(runs, baseline), steps, measure) for measure in measures)]
         for arm in _arms(runs, baseline)[1:]
     ]
-    return _markdown(["arm", *(measure.points for measure in measures)], rows)
+    return markdown(["arm", *(measure.points for measure in measures)], rows)
 
 
 def _arm_and_measure_rows(
@@ -241,7 +243,8 @@ def _mean_and_spread(runs: Sequence[Run], steps: int, measure: Measure) -> str:
     return _number(mean) if isnan(deviation) else f"{_number(mean)} ± {_number(deviation)}"
 
 
-def _mean(runs: Sequence[Run], steps: int, measure: Measure) -> str:
+def mean_cell(runs: Sequence[Run], steps: int, measure: Measure) -> str:
+    """The mean over seeds and cubes, with the lowest and highest seed in brackets; a dash where nothing was scored."""
     interval = mean_interval(runs, steps, measure.metric, measure.structure, draws=0)
     if isnan(interval.mean):
         return _NO_VALUE
@@ -250,7 +253,8 @@ def _mean(runs: Sequence[Run], steps: int, measure: Measure) -> str:
     return f"{mean} ({low} to {high})"
 
 
-def _difference(runs: Sequence[Run], against: Sequence[Run], steps: int, measure: Measure) -> str:
+def difference_cell(runs: Sequence[Run], against: Sequence[Run], steps: int, measure: Measure) -> str:
+    """The difference between two arms with its interval in brackets, bold if that excludes zero; a dash where nothing was scored."""
     return _signed(difference(runs, against, steps, measure.metric, measure.structure), measure.scale)
 
 
@@ -270,7 +274,7 @@ def _with_text(text: str, table: str) -> str:
     return f"{text}\n\n{table}"
 
 
-def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """A table whose first columns are aligned to the left, and the others to the right."""
     rule = ["---"] * left + ["---:"] * (len(headings) - left)
     return "\n".join(

@@ -1,0 +1,66 @@
+"""Markdown tables of the simulated annotation loops, and their place in docs/results.md."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks.annotation.brains import BUDGETS
+from benchmarks.annotation.running import STARTS, STEPS
+from benchmarks.annotation.strategies import BASELINE, STRATEGIES
+from benchmarks.pretraining.intervals import Run, of_arm, read_runs
+from benchmarks.pretraining.tables import (
+    AVERAGE_PRECISION,
+    CALIBRATED_DICE,
+    DICE,
+    INTERVALS,
+    Measure,
+    difference_cell,
+    markdown,
+    mean_cell,
+    replaced,
+)
+from nnunet_selma.running.json_files import write_text
+
+_MEASURES = {DICE: "Dice at 0.5", AVERAGE_PRECISION: "average precision", CALIBRATED_DICE: "Dice, calibrated"}
+
+
+def loops_table(runs: Sequence[Run], structure: str) -> str:
+    """Means by number of annotated cubes, and differences to the baseline of the same start, for one structure."""
+    budgets = BUDGETS[structure]
+
+    def rows(cell: Callable[[str, str, Measure, int], str], strategies: Sequence[str]) -> list[list[str]]:
+        measures = [Measure(structure, metric, title) for metric, title in _MEASURES.items()]
+        return [
+            [start, strategy, measure.title, *(cell(start, strategy, measure, budget) for budget in budgets)]
+            for measure in measures
+            for start in STARTS
+            for strategy in strategies
+        ]
+
+    def of(start: str, strategy: str, budget: int) -> list[Run]:
+        return [run for run in of_arm(runs, f"{strategy}, {start}") if run.labels == budget]
+
+    def mean(start: str, strategy: str, measure: Measure, budget: int) -> str:
+        return mean_cell(of(start, strategy, budget), STEPS, measure)
+
+    def difference(start: str, strategy: str, measure: Measure, budget: int) -> str:
+        return difference_cell(of(start, strategy, budget), of(start, BASELINE, budget), STEPS, measure)
+
+    headings = ["network", "cubes chosen by", "measure", *(f"{budget} cubes" for budget in budgets)]
+    others = [strategy for strategy in STRATEGIES if strategy != BASELINE]
+    name = Measure(structure, DICE, "").heading.partition(":")[0]
+    return "\n\n".join(
+        [
+            f"{name[0].upper()}{name[1:]}, %: mean over unseen cubes and seeds, in brackets lowest and highest seed.",
+            markdown(headings, rows(mean, list(STRATEGIES)), left=3),
+            f"{name[0].upper()}{name[1:]}, points: difference to “{BASELINE}” with the same start. {INTERVALS}",
+            markdown(headings, rows(difference, others), left=3),
+        ]
+    )
+
+
+def write_page(results: Path, page: Path) -> None:
+    """Put the tables of all structures that have runs between the markers of the page, and leave all other text as it is."""
+    tables = [loops_table(runs, structure) for structure in BUDGETS if (runs := read_runs(results / structure))]
+    if tables:
+        text = page.read_text(encoding="utf-8")
+        write_text(page, replaced(text, "annotation", "\n\n".join(tables)))
