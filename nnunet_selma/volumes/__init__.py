@@ -1,6 +1,6 @@
 """Lazy volumes: shape, dtype, voxel size, and reading of any box, whatever the file format."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -39,11 +39,14 @@ __all__ = [
     "missing_library",
     "open_volume",
     "parts_of",
+    "parts_of_others",
     "stem",
     "to_intensities",
 ]
 
 OnBadSlice = Literal["error", "interpolate"]
+_IN_SEVERAL_FILES = (".xml", ".h5", ".hdf5", ".n5")
+"""Endings of volumes that may lie in several files: BigDataViewer's."""
 
 
 class _Format(NamedTuple):
@@ -141,6 +144,15 @@ def parts_of(path: Path, scene: str | None = None) -> tuple[Path, ...]:
     except SelmaError:
         return (path,)
     return (path, *(part for part in others if part.exists()))
+
+
+def parts_of_others(paths: Iterable[Path]) -> dict[Path, Path]:
+    """Resolved path of each file that holds a part of one of these volumes, to that volume; a description in XML stands for all its files."""
+    parts: dict[Path, Path] = {}
+    for path in sorted(paths, key=lambda path: path.suffix.lower() != ".xml"):
+        if path.suffix.lower() in _IN_SEVERAL_FILES and path.resolve() not in parts:
+            parts |= dict.fromkeys((part.resolve() for part in parts_of(path)[1:]), path)
+    return parts
 
 
 def open_volume(
