@@ -15,13 +15,13 @@ from nnunet_selma.volumes.bigdataviewer import (
 )
 from nnunet_selma.volumes.bioio import BioioVolume, bioio_inventory, is_bioio_file, missing_bioio_plugin
 from nnunet_selma.volumes.choice import Choice, Inventory, check_only_image
-from nnunet_selma.volumes.czi import CziVolume, czi_inventory, is_czi, missing_czi_library
+from nnunet_selma.volumes.czi import CZI_LIBRARY, CziVolume, czi_inventory, is_czi
 from nnunet_selma.volumes.hdf5 import missing_h5py, other_hdf5
 from nnunet_selma.volumes.imaris import ImarisVolume, imaris_inventory, is_imaris
 from nnunet_selma.volumes.itk import ItkVolume, is_itk_file
-from nnunet_selma.volumes.lif import LifVolume, is_lif, lif_inventory, missing_lif_library
+from nnunet_selma.volumes.lif import LIF_LIBRARY, LifVolume, is_lif, lif_inventory
 from nnunet_selma.volumes.n5 import is_n5, other_n5
-from nnunet_selma.volumes.nd2 import Nd2Volume, is_nd2, missing_nd2_library, nd2_inventory
+from nnunet_selma.volumes.nd2 import ND2_LIBRARY, Nd2Volume, is_nd2, nd2_inventory
 from nnunet_selma.volumes.nifti import NiftiVolume, is_nifti
 from nnunet_selma.volumes.ome_zarr import OmeZarrVolume, is_zarr, zarr_inventory
 from nnunet_selma.volumes.tiff import TiffSlices, is_tiff, slice_channels, tiff_slices
@@ -78,9 +78,9 @@ _FORMATS = (
     _Format(is_itk_file, lambda path, scene: Inventory(), _single(ItkVolume)),
     _Format(is_imaris, imaris_inventory, ImarisVolume, missing_h5py),
     _Format(is_bigdataviewer, bigdataviewer_inventory, BigDataViewerVolume, missing_for_bigdataviewer),
-    _Format(is_czi, czi_inventory, CziVolume, lambda path: missing_czi_library()),
-    _Format(is_lif, lif_inventory, LifVolume, lambda path: missing_lif_library()),
-    _Format(is_nd2, nd2_inventory, Nd2Volume, lambda path: missing_nd2_library()),
+    _Format(is_czi, czi_inventory, CziVolume, lambda path: CZI_LIBRARY.missing()),
+    _Format(is_lif, lif_inventory, LifVolume, lambda path: LIF_LIBRARY.missing()),
+    _Format(is_nd2, nd2_inventory, Nd2Volume, lambda path: ND2_LIBRARY.missing()),
     _Format(is_bioio_file, bioio_inventory, BioioVolume, missing_bioio_plugin),
 )
 """The formats, apart from folders of TIFF slices."""
