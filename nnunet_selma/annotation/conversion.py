@@ -7,11 +7,11 @@ from typing import Any
 
 from nnunet_selma import __version__
 from nnunet_selma.annotation.cube_cases import write_cases
-from nnunet_selma.annotation.cube_folds import fold_facts, write_splits
+from nnunet_selma.annotation.cube_folds import check_folds_without, fold_facts, write_splits
 from nnunet_selma.annotation.cube_settings import CubeSettings, LastingSettings, check_suited, lasting_settings
 from nnunet_selma.annotation.growing import LAYOUT, GrowingDataset
-from nnunet_selma.annotation.layout import NOT_ANNOTATED, file_hash
-from nnunet_selma.annotation.questions import NewLabels, check_classes, listed, new_labels
+from nnunet_selma.annotation.layout import file_hash
+from nnunet_selma.annotation.questions import Changes, check_classes, listed, read_changes
 from nnunet_selma.annotation.returned import Cube, read_cubes
 from nnunet_selma.conversion.annotated import AnnotatedSettings
 from nnunet_selma.conversion.raw_dataset import check_free_id, dataset_folder_name
@@ -32,8 +32,8 @@ def convert_cubes(
 ) -> dict[str, Any]:
     """Take the annotated cubes of a folder into a dataset in `folders.raw`, and deal the folds in `folders.preprocessed`.
 
-    The first run makes the dataset. Each further one adds cubes that were annotated since, and writes labels that were corrected since anew; a run
-    with nothing new changes nothing. The dataset that is there stays whole until the next version takes its place.
+    The first run makes the dataset. Each further one adds cubes that were annotated since, writes labels that were corrected since anew, and takes
+    out cubes that are to be left out; a run with nothing new changes nothing. The dataset that is there stays whole until the next version takes its place.
 
     Args:
         source: a folder that `propose` wrote; nothing in it is written.
@@ -74,71 +74,76 @@ def _convert(
     cubes = {f"{prefix}{cube.name}": cube for cube in read_cubes(source)}
     manifest = dataset.manifest
     _check_same_folder(source, cubes, manifest["cases"] if manifest else {}, answers)
-    labels = new_labels(source, cubes, manifest, answers, progress)
-    check_classes(labels.taken, cubes, lasting.classes)
-    if labels.taken:
-        manifest = _grown(source, dataset, lasting, cubes, labels, splits_file, progress)
+    changes = read_changes(source, cubes, manifest, answers, progress)
+    check_classes(changes.taken, cubes, lasting.classes)
+    if changes.need_a_version:
+        manifest = _next_version(source, dataset, lasting, cubes, changes, splits_file, progress)
     elif manifest is None:
         raise SelmaError(
             f"{source}: no cube is annotated yet; paint the labels, as README.md in that folder says, and run this again"
         )
-    elif manifest["left_out_cubes"] != labels.left_out:
-        manifest = {**manifest, "left_out_cubes": labels.left_out}
+    elif manifest["left_out_cubes"] != changes.left_out:
+        manifest = {**manifest, "left_out_cubes": changes.left_out}
         dataset.note(manifest)
-    if labels.taken or not _newer(splits_file, dataset.folder / "dataset.json"):
+    if changes.need_a_version or not _newer(splits_file, dataset.folder / "dataset.json"):
         write_splits(splits_file, manifest)
-    return manifest | {"left_out": _sentences(labels.left_out), "grown": bool(labels.taken)}
+    return manifest | {"left_out": _sentences(changes.left_out), "grown": changes.need_a_version}
 
 
 def _check_same_folder(
     source: Path, cubes: Mapping[str, Cube], before: Mapping[str, Any], answers: CubeSettings
 ) -> None:
-    """Raise `SelmaError` if the dataset has cubes of another folder, or cubes that are to be left out, or options name no cube."""
-    names = {cube.name: case for case, cube in cubes.items()}
-    if unknown := sorted({*answers.without, *answers.as_is} - names.keys()):
-        raise SelmaError(f"{unknown[0]}: is no cube of {source}; its cubes are {listed(list(names))}")
+    """Raise `SelmaError` if the dataset has cubes of another folder, or options name no cube; cubes that are taken out may be gone."""
+    names = [cube.name for cube in cubes.values()]
+    if unknown := sorted(
+        {*answers.without, *answers.as_is} - {*names, *(record["cube"] for record in before.values())}
+    ):
+        raise SelmaError(f"{unknown[0]}: is no cube of {source}; its cubes are {listed(names)}")
     for case, record in before.items():
+        if record["cube"] in answers.without:
+            continue
         if case not in cubes:
             raise SelmaError(
-                f"{source}: lacks {record['cube']}, which the dataset holds; put it back, or remove the dataset to convert all cubes anew"
+                f"{source}: lacks {record['cube']}, which the dataset holds; put it back, or take it out with --without {record['cube']}"
             )
         if [file_hash(image) for image in cubes[case].images] != record["images_sha256"]:
             raise SelmaError(
                 f"{cubes[case].images[0]}: is another image than {case} in the dataset; give the folder that the dataset was made from, or choose "
                 "another dataset id"
             )
-    if taken := [name for name in answers.without if names[name] in before]:
-        raise SelmaError(
-            f"{taken[0]}: is in the dataset already; mark what is wrong as {NOT_ANNOTATED} in its label, or remove the dataset to convert all cubes "
-            "anew"
-        )
 
 
-def _grown(
+def _next_version(
     source: Path,
     dataset: GrowingDataset,
     lasting: LastingSettings,
     cubes: Mapping[str, Cube],
-    labels: NewLabels,
+    changes: Changes,
     splits_file: Path,
     progress: Progress[Any],
 ) -> dict[str, Any]:
     """Build the next version of the dataset; returns its manifest."""
     earlier = dataset.manifest or {}
     before: dict[str, Any] = earlier.get("cases", {})
-    channels, cases, signatures = write_cases(dataset, lasting, cubes, labels.taken, progress)
+    removed = {case: before[case] for case in changes.removed}
+    kept = {case: record for case, record in before.items() if case not in removed}
+    if not kept and not changes.taken:
+        raise SelmaError(f"{dataset.folder}: would hold no cube any more; remove the folder instead")
+    check_folds_without(splits_file, changes.removed)
+    channels, cases, signatures = write_cases(dataset, lasting, cubes, kept, changes.taken, progress)
     settings = {**lasting.as_json(), "source": str(source.resolve())}
     folds = fold_facts(cases, signatures, settings, earlier, splits_file)
     entry = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "cases": len(cases),
-        "added": {case: label.sha256 for case, label in labels.taken.items() if case not in before},
+        "added": {case: label.sha256 for case, label in changes.taken.items() if case not in before},
         "changed": {
             case: {"from": before[case]["label_sha256"], "to": label.sha256}
-            for case, label in labels.taken.items()
+            for case, label in changes.taken.items()
             if case in before
         },
-        "left_out": _sentences(labels.left_out),
+        "removed": {case: {name: removed[case][name] for name in ("brain", "label_sha256")} for case in removed},
+        "left_out": _sentences(changes.left_out),
     }
     manifest = {
         "nnunet_selma": __version__,
@@ -148,7 +153,7 @@ def _grown(
         "passed_by": [],
         **folds,
         "cases": {case: {**cases[case], "group": folds["groups"][case]} for case in sorted(cases)},
-        "left_out_cubes": labels.left_out,
+        "left_out_cubes": changes.left_out,
         "history": [*earlier.get("history", []), entry],
     }
     dataset.finish(channels, lasting.classes, manifest)

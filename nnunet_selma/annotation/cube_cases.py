@@ -35,22 +35,24 @@ def write_cases(
     dataset: GrowingDataset,
     lasting: LastingSettings,
     cubes: Mapping[str, Cube],
+    kept: Mapping[str, Any],
     labels: Mapping[str, ReturnedLabel],
     progress: Progress[Any],
 ) -> WrittenCases:
-    """Write the cases of the next version: those of the version that is there, and those of these labels.
+    """Write the cases of the next version: those that are kept, and those of these labels.
 
     Args:
         dataset: the dataset, whose next version is begun here.
         lasting: its settings.
         cubes: case to its cube.
+        kept: entries in the manifest of the cases of the version that is there, without those that are taken out.
         labels: case to its label, where it is new or changed.
         progress: shows the cubes.
 
     Raises:
         SelmaError: cubes differ in their channels, or images cannot be used.
     """
-    records: dict[str, Any] = dict((dataset.manifest or {}).get("cases", {}))
+    records = dict(kept)
     cases = sorted({*records, *labels})
     channels = _channel_names(lasting, [cubes[case] for case in cases])
     dataset.begin()

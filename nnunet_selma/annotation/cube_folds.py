@@ -1,6 +1,6 @@
 """Folds of a dataset of cubes, which part no brain; cases keep their fold as the dataset grows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,11 @@ from nnunet_selma.conversion.splits import (
     dealt_folds,
     folds_of_splits,
     grown_splits,
+    is_dealt,
     joined_groups,
     splits_of_folds,
 )
+from nnunet_selma.errors import SelmaError
 from nnunet_selma.running.json_files import read_json, write_json
 
 
@@ -83,13 +85,27 @@ def _read_splits(splits_file: Path) -> list[Split]:
     return list(content)
 
 
+def check_folds_without(splits_file: Path, removed: Collection[str]) -> None:
+    """Raise `SelmaError` if a fold that a user made would train on no case, or hold out none, without these."""
+    splits = _read_splits(splits_file)
+    for number, split in enumerate([] if is_dealt(splits) else splits):
+        for part, use in (("train", "trains on"), ("val", "holds out")):
+            if split[part] and not {*split[part]} - {*removed}:
+                raise SelmaError(
+                    f"{splits_file}: fold {number} {use} nothing but {', '.join(split[part])}; put another case there, or remove the file to deal "
+                    "all folds anew"
+                )
+
+
 def write_splits(splits_file: Path, manifest: Mapping[str, Any]) -> None:
-    """Write the folds, or take the cases of the last version into those that are there; cases that a user took out of the folds stay out."""
+    """Write the folds, or take the last version into those that are there; cases that a user took out of the folds stay out."""
     there = _read_splits(splits_file)
     if not there:
         splits_file.parent.mkdir(parents=True, exist_ok=True)
         write_json(splits_file, splits_of_folds(manifest["folds"], int(manifest["settings"]["folds"])))
         return
     placed = {case for split in there for case in (*split["train"], *split["val"])}
-    if new := sorted({*manifest["history"][-1]["added"]} - placed):
-        write_json(splits_file, grown_splits(there, new, manifest["groups"], manifest["folds"]))
+    new = sorted({*manifest["history"][-1]["added"]} - placed)
+    removed = {case for version in manifest["history"] for case in version["removed"]} - manifest["cases"].keys()
+    if new or removed & placed:
+        write_json(splits_file, grown_splits(there, new, manifest["groups"], manifest["folds"], removed))

@@ -25,7 +25,7 @@ class CubeSettings:
     without_unchanged: bool = False
     """Leave out cubes whose label is as it was handed over."""
     without: tuple[str, ...] = ()
-    """Cubes to leave out, as in cube_0003."""
+    """Cubes to leave out, as in cube_0003; one that is in the dataset is taken out of it."""
     as_is: tuple[str, ...] = ()
     """Cubes whose label is right though it looks unfinished: unchanged, empty, or with planes that hold no label."""
 

@@ -1,4 +1,4 @@
-"""Labels of cubes that are new or changed, and the question about those that may be unfinished.
+"""Cubes whose labels are new or changed, or that are taken out of a dataset, and the question about those that may be unfinished.
 
 Cubes that a person left out stay so, without being asked about again, until their label changes.
 """
@@ -20,13 +20,20 @@ _MOST_NAMED = 12
 """Greatest number of cubes or questions that an error prints; further ones are counted."""
 
 
-class NewLabels(NamedTuple):
+class Changes(NamedTuple):
     """Labels that a dataset does not hold yet, and the cubes that it goes without."""
 
     taken: dict[str, ReturnedLabel]
     """Case to its label, where it is new or changed."""
     left_out: dict[str, dict[str, str]]
     """Name of a cube to the reason why it is left out, and the hash of its label, as in the manifest."""
+    removed: list[str]
+    """Cases that the dataset holds, and whose cubes are to be left out."""
+
+    @property
+    def need_a_version(self) -> bool:
+        """True if the dataset is to hold other cases or labels than before."""
+        return bool(self.taken or self.removed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +46,13 @@ class _Judgement:
     doubtful: str | None = None
 
 
-def new_labels(
+def read_changes(
     source: Path,
     cubes: Mapping[str, Cube],
     manifest: Mapping[str, Any] | None,
     answers: CubeSettings,
     progress: Progress[Any],
-) -> NewLabels:
+) -> Changes:
     """Read the labels that are new or changed since the last version of a dataset.
 
     Args:
@@ -73,7 +80,8 @@ def new_labels(
     doubtful = [judgement.doubtful for judgement in judgements.values() if judgement.doubtful]
     if unchanged or doubtful:
         raise SelmaError(_question(source, unchanged, doubtful))
-    return NewLabels({case: judgement.label for case, judgement in judgements.items() if judgement.label}, left_out)
+    taken = {case: judgement.label for case, judgement in judgements.items() if judgement.label}
+    return Changes(taken, left_out, [case for case, record in cases.items() if record["cube"] in answers.without])
 
 
 def _judged(cube: Cube, digest: str, held: str | None, reason: str | None, answers: CubeSettings) -> _Judgement:
@@ -123,7 +131,7 @@ def _question(source: Path, unchanged: Sequence[str], doubtful: Sequence[str]) -
     if doubtful:
         parts.append(
             f"{counted(len(doubtful), 'label')} that may be unfinished: {listed(doubtful, '; ')}. Finish them, fill what nobody annotated with "
-            f"{NOT_ANNOTATED}, or leave them out with --without CUBE …"
+            f"{NOT_ANNOTATED}, or leave them out with --without CUBE …, which also takes them out of the dataset"
         )
     return f"{source}: {'. '.join(parts)}. Labels that are right as they are: name their cubes with --as-is CUBE …"
 

@@ -51,7 +51,7 @@ class Standing:
     history: list[dict[str, Any]]
     """Versions of the dataset, as in its manifest."""
     stale: list[str]
-    """Cases that are not preprocessed as they are."""
+    """Cases that are not preprocessed as they are, or still are though they were taken out."""
     planned: bool
     """True if nnU-Net has planned the dataset."""
     folds: list[str]
@@ -88,7 +88,8 @@ def standing(dataset_id: int, folders: Folders, source: Path | None = None) -> S
     trainings = list(read_trainings(results, versions))
     classes = _classes(folders.raw / str(name))
     kept = keep_validations(results, trainings, versions[0] if versions else None, splits, classes)
-    brains = {case: record["brain"] for case, record in cases.items()}
+    removed = {case: record for entry in history for case, record in entry["removed"].items()}
+    brains = {case: record["brain"] for case, record in {**removed, **cases}.items()}
     return Standing(
         dataset_id=dataset_id,
         source=folder,

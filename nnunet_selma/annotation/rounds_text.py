@@ -47,10 +47,10 @@ def _dataset_lines(state: Standing) -> Iterator[str]:
     for number, entry in enumerate(state.history, start=1):
         yield (
             f"dataset {state.dataset_id}, version {number} ({entry['date'][:10]}): {counted(entry['cases'], 'case')}, {len(entry['added'])} new, "
-            f"{len(entry['changed'])} corrected"
+            f"{len(entry['changed'])} corrected, {len(entry['removed'])} taken out"
         )
     if state.stale and state.planned:
-        yield f"  not preprocessed as they are: {', '.join(state.stale)}"
+        yield f"  not preprocessed as the dataset is: {', '.join(state.stale)}"
 
 
 def _training_lines(state: Standing) -> Iterator[str]:

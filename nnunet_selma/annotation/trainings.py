@@ -29,18 +29,20 @@ def changed_at(path: Path) -> datetime:
 
 
 def stale_cases(preprocessed: Path, history: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Cases that a configuration which nnU-Net has preprocessed lacks, or holds from before their last change."""
-    written = {
-        case: datetime.fromisoformat(entry["date"])
-        for entry in history
-        for case in (*entry["added"], *entry["changed"])
-    }
+    """Cases that a configuration which nnU-Net has preprocessed lacks, holds from before their last change, or holds though they were taken out."""
+    written: dict[str, datetime] = {}
+    removed: set[str] = set()
+    for entry in history:
+        written |= dict.fromkeys((*entry["added"], *entry["changed"]), datetime.fromisoformat(entry["date"]))
+        removed = (removed - written.keys()) | entry["removed"].keys()
+        written = {case: date for case, date in written.items() if case not in removed}
     folders = {path.parent for path in preprocessed.glob("*/*.pkl")}
     if not folders:
         return sorted(written)
     newest = max(folders, key=lambda folder: max(path.stat().st_mtime for path in folder.glob("*.pkl")))
-    files = {case: newest / f"{case}.pkl" for case in written}
-    return sorted(case for case, path in files.items() if not path.is_file() or changed_at(path) < written[case])
+    files = {path.stem: path for path in newest.glob("*.pkl")}
+    old = {case for case, date in written.items() if case not in files or changed_at(files[case]) < date}
+    return sorted(old | (removed & files.keys()))
 
 
 def folds_to_train(splits: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -93,7 +93,9 @@ def _convert_cubes(chosen: argparse.Namespace, settings: AnnotatedSettings, of_c
     if not manifest["grown"]:
         print("nothing new: the dataset stays as it is")
     else:
-        print(f"version {version}: {len(entry['added'])} new, {len(entry['changed'])} corrected")
+        print(
+            f"version {version}: {len(entry['added'])} new, {len(entry['changed'])} corrected, {len(entry['removed'])} taken out"
+        )
     print(
         "\n".join(
             ["next:", *(f"  {line}" for line in next_commands(standing(settings.dataset_id, where, chosen.source)))]

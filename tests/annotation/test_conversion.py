@@ -48,13 +48,13 @@ def other_image(source, folders, rng):
     return {}
 
 
-def removed(source, folders, rng):
+def lost(source, folders, rng):
     shutil.rmtree(source / "cube_0002")
     return {}
 
 
-def left_out_later(source, folders, rng):
-    return {"answers": {"without": ("cube_0001",)}}
+def no_cube_left(source, folders, rng):
+    return {"answers": {"without": tuple(f"cube_{number:04d}" for number in range(1, 5))}}
 
 
 def no_cube(source, folders, rng):
@@ -65,8 +65,8 @@ def no_cube(source, folders, rng):
     ("change", "words"),
     [
         (other_image, "is another image than cube_0001 in the dataset"),
-        (removed, "lacks cube_0002, which the dataset holds"),
-        (left_out_later, "is in the dataset already"),
+        (lost, "lacks cube_0002, which the dataset holds; put it back, or take it out with --without cube_0002"),
+        (no_cube_left, "would hold no cube any more; remove the folder instead"),
         (no_cube, "cube_0099: is no cube of"),
     ],
 )
@@ -77,6 +77,65 @@ def test_what_would_not_fit_the_dataset_is_refused(change, words, source, folder
     with pytest.raises(SelmaError, match=words):
         convert(source, folders, **more)
     assert tree(folders.raw) == files
+
+
+class TestACubeThatIsTakenOut:
+    def test_leaves_the_dataset_and_its_fold(self, source, folders):
+        first = convert(source, folders)
+        folds, files, painted = held_out(folders), tree(folders.raw / DATASET), tree(source)
+        manifest = convert(source, folders, {"without": ("cube_0002",)})
+        assert sorted(manifest["cases"]) == ["cube_0001", "cube_0003", "cube_0004"]
+        entry = manifest["history"][-1]
+        digest = first["cases"]["cube_0002"]["label_sha256"]
+        assert entry["removed"] == {"cube_0002": {"brain": "b", "label_sha256": digest}}
+        assert (entry["cases"], entry["added"], entry["changed"]) == (3, {}, {})
+        after = tree(folders.raw / DATASET)
+        assert files.keys() - after.keys() == {"imagesTr/cube_0002_0000.nii.gz", "labelsTr/cube_0002.nii.gz"}
+        assert {name for name in after if after[name] != files[name]} == {"dataset.json", "selma_manifest.json"}
+        assert read_json(folders.raw / DATASET / "dataset.json")["numTraining"] == 3
+        assert folds.pop("cube_0002") not in folds.values()
+        splits = read_json(folders.preprocessed / DATASET / "splits_final.json")
+        assert held_out(folders).keys() == folds.keys()
+        for case, fold in folds.items():
+            assert case in splits[fold]["val"]
+        assert "cube_0002" not in str(splits)
+        assert tree(source) == painted
+
+    def test_stays_out_until_it_is_asked_for(self, source, folders, rng):
+        convert(source, folders)
+        manifest = convert(source, folders, {"without": ("cube_0002",)})
+        for answers in ({"without": ("cube_0002",)}, {}):
+            assert convert(source, folders, answers) == {**manifest, "grown": False}
+        manifest = convert(source, folders, {"as_is": ("cube_0002",)})
+        assert list(manifest["history"][-1]["added"]) == ["cube_0002"]
+        assert "cube_0002" in held_out(folders)
+        convert(source, folders, {"without": ("cube_0002",)})
+        paint(source, "cube_0002", blobs(rng))
+        assert "cube_0002" in convert(source, folders)["cases"]
+
+    def test_may_be_gone(self, source, folders):
+        convert(source, folders)
+        shutil.rmtree(source / "cube_0002")
+        manifest = convert(source, folders, {"without": ("cube_0002",)})
+        assert sorted(manifest["cases"]) == ["cube_0001", "cube_0003", "cube_0004"]
+        assert convert(source, folders) == {**manifest, "grown": False}
+
+    def test_leaves_its_fold_though_the_run_was_killed_before(self, source, folders):
+        convert(source, folders)
+        file = folders.preprocessed / DATASET / "splits_final.json"
+        before = file.read_text()
+        convert(source, folders, {"without": ("cube_0002",)})
+        after = file.read_text()
+        file.write_text(before)
+        os.utime(file, (0, 0))
+        convert(source, folders)
+        assert file.read_text() == after != before
+
+    def test_is_reported_by_the_command(self, source, folders, capsys):
+        command = ["convert", "annotated", str(source), "-d", "510"]
+        assert cli.main(command) == 0
+        assert cli.main([*command, "--without", "cube_0002"]) == 0
+        assert "version 2: 0 new, 0 corrected, 1 taken out" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("killed_at", range(18))

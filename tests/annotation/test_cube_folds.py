@@ -5,8 +5,9 @@ import shutil
 import numpy as np
 import pytest
 
+from nnunet_selma.errors import SelmaError
 from nnunet_selma.running.json_files import read_json, write_json
-from tests.annotation.datasets import DATASET, convert, grow, held_out
+from tests.annotation.datasets import DATASET, convert, grow, held_out, tree
 from tests.annotation.folders import SHAPE, blobs, paint, write_cubes
 
 
@@ -72,6 +73,25 @@ class TestFoldsMadeByHand:
         assert read_json(file) == [{**split, "val": [*split["val"], name]} for split in given]
         other = grow(source, folders, rng, "c")
         assert other in read_json(file)[1]["train"]
+
+    def test_lose_a_cube_that_is_taken_out_of_the_dataset(self, source, folders):
+        convert(source, folders)
+        file = folders.preprocessed / DATASET / "splits_final.json"
+        given = [
+            {"train": ["cube_0002", "cube_0004"], "val": ["cube_0003", "cube_0001"]},
+            {"train": ["cube_0004"], "val": ["cube_0001", "cube_0002"]},
+        ]
+        write_json(file, given)
+        convert(source, folders, {"without": ("cube_0002",)})
+        assert read_json(file) == [
+            {"train": ["cube_0004"], "val": ["cube_0003", "cube_0001"]},
+            {"train": ["cube_0004"], "val": ["cube_0001"]},
+        ]
+        files = tree(folders.raw), file.read_text()
+        for case, sentence in (("cube_0004", "fold 0 trains on"), ("cube_0001", "fold 1 holds out")):
+            with pytest.raises(SelmaError, match=f"{sentence} nothing but {case}; put another case there"):
+                convert(source, folders, {"without": (case,)})
+        assert (tree(folders.raw), file.read_text()) == files
 
     def test_a_case_that_was_taken_out_stays_out(self, source, folders, rng):
         convert(source, folders)

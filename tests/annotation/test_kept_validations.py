@@ -79,3 +79,22 @@ def test_validations_of_a_dataset_that_was_removed_are_dropped(cubes, folders, r
     clock.convert_again()
     assert standing(510, folders).validations == []
     assert read_json(folders.results / DATASET / KEPT) == {"trainings": []}
+
+
+def test_a_training_on_a_cube_that_was_taken_out_stays_as_it_was(tmp_path, folders, rng, capsys):
+    source = tmp_path / "cubes"
+    write_cubes(source, rng, ["a", "b", "b"])
+    clock = trained(source, folders, rng)
+    assert cli.main(["round", "-d", "510"]) == 0
+    before = capsys.readouterr().out
+    convert(source, folders, {"without": ("cube_0002",)})
+    clock.convert_again()
+    assert cli.main(["round", "-d", "510"]) == 0
+    after = capsys.readouterr().out
+    assert "version 2" in after
+    assert "2 cases, 0 new, 0 corrected, 1 taken out" in after
+    assert "left out: cube_0002" in after
+    reported = [line for line in before.splitlines() if " version 1" in line]
+    assert len(reported) == 6  # the version, three trainings, their validation and the weakest brains
+    assert [line for line in after.splitlines() if " version 1" in line] == reported
+    assert "n 3 cubes of 2 brains" in after
