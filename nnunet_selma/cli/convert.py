@@ -5,9 +5,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nnunet_selma.annotation.conversion import CubeSettings, check_no_cube_settings, convert_cubes
+from nnunet_selma.annotation.conversion import convert_cubes
+from nnunet_selma.annotation.cube_settings import CubeSettings, check_no_cube_settings
+from nnunet_selma.annotation.next_commands import next_commands
 from nnunet_selma.annotation.returned import is_folder_of_cubes
-from nnunet_selma.annotation.rounds import next_commands, standing
+from nnunet_selma.annotation.rounds import standing
 from nnunet_selma.cli.arguments import path, prefixes, scheduler_argument, workers_argument
 from nnunet_selma.cli.options import add_options, settings_from
 from nnunet_selma.cli.shell import folders, progress
@@ -91,7 +93,9 @@ def _convert_cubes(chosen: argparse.Namespace, settings: AnnotatedSettings, of_c
     if not manifest["grown"]:
         print("nothing new: the dataset stays as it is")
     else:
-        print(f"version {version}: {len(entry['added'])} new, {len(entry['changed'])} corrected")
+        print(
+            f"version {version}: {len(entry['added'])} new, {len(entry['changed'])} corrected, {len(entry['removed'])} taken out"
+        )
     print(
         "\n".join(
             ["next:", *(f"  {line}" for line in next_commands(standing(settings.dataset_id, where, chosen.source)))]

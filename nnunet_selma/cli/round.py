@@ -28,7 +28,8 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def _round(chosen: argparse.Namespace) -> int:
-    from nnunet_selma.annotation.rounds import as_text, standing
+    from nnunet_selma.annotation.rounds import standing
+    from nnunet_selma.annotation.rounds_text import as_text
 
     print(as_text(standing(chosen.dataset_id, folders(), chosen.source)))
     return 0

@@ -1,6 +1,6 @@
 """Cross-validation folds that do not part related cases."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -98,10 +98,20 @@ def folds_of_splits(splits: Sequence[Split]) -> dict[str, int]:
     return {case: fold for fold, split in reversed(list(enumerate(splits))) for case in split["val"]}
 
 
+def is_dealt(splits: Sequence[Split]) -> bool:
+    """True for splits as `splits_of_folds` makes them; a user made others."""
+    held_out = folds_of_splits(splits)
+    return bool(held_out) and splits_of_folds(held_out, len(splits)) == list(splits)
+
+
 def grown_splits(
-    splits: Sequence[Split], new: Sequence[str], groups: Mapping[str, str], held_out: Mapping[str, int]
+    splits: Sequence[Split],
+    new: Sequence[str],
+    groups: Mapping[str, str],
+    held_out: Mapping[str, int],
+    removed: Collection[str] = (),
 ) -> list[Split]:
-    """The same splits with new cases.
+    """The same splits with new cases, and without those that are removed.
 
     Splits as `splits_of_folds` makes them are made anew, so that folds without cases are filled. In others, which a user made, every case that is
     there keeps its place, and a new one goes where its group is.
@@ -111,9 +121,10 @@ def grown_splits(
         new: cases that none of them holds.
         groups: case to its group.
         held_out: case to the fold that holds it out.
+        removed: cases to take out.
     """
-    before = folds_of_splits(splits)
-    if before and splits_of_folds(before, len(splits)) == list(splits):
+    if is_dealt(splits):
+        before = {case: fold for case, fold in folds_of_splits(splits).items() if case not in removed}
         return splits_of_folds({**before, **{case: held_out[case] for case in new}}, len(splits))
     grown: list[Split] = []
     for number, split in enumerate(splits):
@@ -123,5 +134,6 @@ def grown_splits(
             trained, validated = (groups[case] in places[part] for part in ("train", "val"))
             in_val = validated if trained != validated else held_out[case] == number
             added["val" if in_val else "train"].append(case)
-        grown.append({part: [*split[part], *added[part]] for part in ("train", "val")})
+        kept = {part: [case for case in split[part] if case not in removed] for part in added}
+        grown.append({part: [*kept[part], *added[part]] for part in added})
     return grown

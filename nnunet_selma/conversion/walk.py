@@ -8,7 +8,7 @@ from typing import Literal
 
 from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.running.json_files import read_json
-from nnunet_selma.volumes import is_store, is_volume, missing_library, parts_of, stem
+from nnunet_selma.volumes import is_store, is_volume, missing_library, parts_of_others, stem
 from nnunet_selma.volumes.ome_zarr import is_zarr
 from nnunet_selma.volumes.segmented import is_segmentation_only
 from nnunet_selma.volumes.spim_data import is_spim_data, spim_data
@@ -62,8 +62,6 @@ _UNREAD = {
     **dict.fromkeys((".part", ".crdownload"), "a download that was not finished; download it again"),
 }
 """Ending of a file or folder that holds images without a reader, to the reason and what to do."""
-_IN_SEVERAL_FILES = (".xml", ".h5", ".hdf5", ".n5")
-"""Endings of volumes that may lie in several files: BigDataViewer's."""
 
 
 CUBE = "cube.json"
@@ -242,12 +240,8 @@ def _folder(folder: Path, so_far: _Walk) -> Iterator[Entry]:
 
 
 def _without_companions(entries: Sequence[Entry]) -> Iterator[Entry]:
-    """The entries, with files that hold a part of another volume passed by; a description in XML stands for all its files."""
-    parts: dict[Path, Path] = {}
-    for entry in sorted(entries, key=lambda entry: entry.path.suffix.lower() != ".xml"):
-        several = entry.fate == "volume" and entry.path.suffix.lower() in _IN_SEVERAL_FILES
-        if several and entry.path.resolve() not in parts:
-            parts |= dict.fromkeys((part.resolve() for part in parts_of(entry.path)[1:]), entry.path)
+    """The entries, with files that hold a part of another volume passed by."""
+    parts = parts_of_others(entry.path for entry in entries if entry.fate == "volume")
     for entry in entries:
         whole = parts.get(entry.path.resolve())
         yield entry if whole is None else replace(entry, fate="passed by", reason=f"a part of {whole.name}")

@@ -7,7 +7,7 @@ from typing import Literal
 
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.structures import PREFIXES, SpacingUm, Structure, of_case
-from nnunet_selma.volumes import Volume, is_store, is_volume, open_volume, stem
+from nnunet_selma.volumes import Volume, is_store, is_volume, open_volume, parts_of_others, stem
 from nnunet_selma.volumes.ome_zarr import is_zarr
 from nnunet_selma.volumes.orientation import Placement, placement
 from nnunet_selma.volumes.segmented import label_path
@@ -126,7 +126,7 @@ def is_single_volume(path: Path) -> bool:
 
 
 def _volumes(path: Path) -> dict[str, Path]:
-    """The volume at a path, or all volumes in the folder there: name without ending to path."""
+    """The volume at a path, or all volumes in the folder there, each once though it lies in several files: name without ending to path."""
     if not path.exists():
         raise SelmaError(f"{path}: there is no such file or folder")
     files = [path] if is_single_volume(path) else sorted(entry for entry in path.iterdir() if is_volume(entry))
@@ -135,7 +135,8 @@ def _volumes(path: Path) -> dict[str, Path]:
     if not files:
         raise SelmaError(f"{path}: no volume found; give a folder of NIfTI, NRRD, MHA, TIFF or OME-Zarr files")
     volumes: dict[str, Path] = {}
-    for file in files:
+    parts = parts_of_others(files)
+    for file in (file for file in files if file.resolve() not in parts):
         name = _name(file)
         if name in volumes:
             raise SelmaError(f"{file} and {volumes[name].name} are one case; remove one of them")

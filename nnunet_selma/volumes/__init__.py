@@ -1,6 +1,6 @@
 """Lazy volumes: shape, dtype, voxel size, and reading of any box, whatever the file format."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -15,13 +15,13 @@ from nnunet_selma.volumes.bigdataviewer import (
 )
 from nnunet_selma.volumes.bioio import BioioVolume, bioio_inventory, is_bioio_file, missing_bioio_plugin
 from nnunet_selma.volumes.choice import Choice, Inventory, check_only_image
-from nnunet_selma.volumes.czi import CziVolume, czi_inventory, is_czi, missing_czi_library
+from nnunet_selma.volumes.czi import CZI_LIBRARY, CziVolume, czi_inventory, is_czi
 from nnunet_selma.volumes.hdf5 import missing_h5py, other_hdf5
 from nnunet_selma.volumes.imaris import ImarisVolume, imaris_inventory, is_imaris
 from nnunet_selma.volumes.itk import ItkVolume, is_itk_file
-from nnunet_selma.volumes.lif import LifVolume, is_lif, lif_inventory, missing_lif_library
+from nnunet_selma.volumes.lif import LIF_LIBRARY, LifVolume, is_lif, lif_inventory
 from nnunet_selma.volumes.n5 import is_n5, other_n5
-from nnunet_selma.volumes.nd2 import Nd2Volume, is_nd2, missing_nd2_library, nd2_inventory
+from nnunet_selma.volumes.nd2 import ND2_LIBRARY, Nd2Volume, is_nd2, nd2_inventory
 from nnunet_selma.volumes.nifti import NiftiVolume, is_nifti
 from nnunet_selma.volumes.ome_zarr import OmeZarrVolume, is_zarr, zarr_inventory
 from nnunet_selma.volumes.tiff import TiffSlices, is_tiff, slice_channels, tiff_slices
@@ -39,11 +39,14 @@ __all__ = [
     "missing_library",
     "open_volume",
     "parts_of",
+    "parts_of_others",
     "stem",
     "to_intensities",
 ]
 
 OnBadSlice = Literal["error", "interpolate"]
+_IN_SEVERAL_FILES = (".xml", ".h5", ".hdf5", ".n5")
+"""Endings of volumes that may lie in several files: BigDataViewer's."""
 
 
 class _Format(NamedTuple):
@@ -75,9 +78,9 @@ _FORMATS = (
     _Format(is_itk_file, lambda path, scene: Inventory(), _single(ItkVolume)),
     _Format(is_imaris, imaris_inventory, ImarisVolume, missing_h5py),
     _Format(is_bigdataviewer, bigdataviewer_inventory, BigDataViewerVolume, missing_for_bigdataviewer),
-    _Format(is_czi, czi_inventory, CziVolume, lambda path: missing_czi_library()),
-    _Format(is_lif, lif_inventory, LifVolume, lambda path: missing_lif_library()),
-    _Format(is_nd2, nd2_inventory, Nd2Volume, lambda path: missing_nd2_library()),
+    _Format(is_czi, czi_inventory, CziVolume, lambda path: CZI_LIBRARY.missing()),
+    _Format(is_lif, lif_inventory, LifVolume, lambda path: LIF_LIBRARY.missing()),
+    _Format(is_nd2, nd2_inventory, Nd2Volume, lambda path: ND2_LIBRARY.missing()),
     _Format(is_bioio_file, bioio_inventory, BioioVolume, missing_bioio_plugin),
 )
 """The formats, apart from folders of TIFF slices."""
@@ -141,6 +144,15 @@ def parts_of(path: Path, scene: str | None = None) -> tuple[Path, ...]:
     except SelmaError:
         return (path,)
     return (path, *(part for part in others if part.exists()))
+
+
+def parts_of_others(paths: Iterable[Path]) -> dict[Path, Path]:
+    """Resolved path of each file that holds a part of one of these volumes, to that volume; a description in XML stands for all its files."""
+    parts: dict[Path, Path] = {}
+    for path in sorted(paths, key=lambda path: path.suffix.lower() != ".xml"):
+        if path.suffix.lower() in _IN_SEVERAL_FILES and path.resolve() not in parts:
+            parts |= dict.fromkeys((part.resolve() for part in parts_of(path)[1:]), path)
+    return parts
 
 
 def open_volume(

@@ -4,7 +4,6 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -23,9 +22,11 @@ from nnunet_selma.volumes.choice import (
     chosen_time,
 )
 from nnunet_selma.volumes.library_errors import errors_as
+from nnunet_selma.volumes.microscope_libraries import MicroscopeLibrary
 from nnunet_selma.volumes.stated_names import distinct_names, stated_names
 from nnunet_selma.volumes.units import spacing_in_um
 
+CZI_LIBRARY = MicroscopeLibrary("pylibCZIrw", "Zeiss CZI needs pylibCZIrw")
 _DTYPES = {"Gray8": np.uint8, "Gray16": np.uint16, "Gray32Float": np.float32}
 _FURTHER_AXES = {"B": "block", "H": "phase", "I": "illumination", "R": "rotation", "V": "view"}
 """Axes of CZI beside those of a volume; a light-sheet microscope writes views and illuminations."""
@@ -34,13 +35,6 @@ _FURTHER_AXES = {"B": "block", "H": "phase", "I": "illumination", "R": "rotation
 def is_czi(path: Path) -> bool:
     """True for the file ending of CZI."""
     return path.name.lower().endswith(".czi")
-
-
-def missing_czi_library() -> str | None:
-    """A part of a sentence where the library that reads CZI is not installed; imports nothing."""
-    if find_spec("pylibCZIrw") is not None:
-        return None
-    return "Zeiss CZI needs pylibCZIrw; install it with: pip install 'nnunet-selma[microscopes]'"
 
 
 def czi_inventory(path: Path, scene: str | None = None) -> Inventory:
@@ -127,8 +121,7 @@ def _entries(tiles: Iterable[_Tile], axis: str) -> list[int]:
 
 def _reader(path: Path) -> Any:
     """The file, opened with pylibCZIrw."""
-    if missing := missing_czi_library():
-        raise SelmaError(f"{path}: {missing}")
+    CZI_LIBRARY.check(path)
     from pylibCZIrw.czi import CziReader
 
     return CziReader(str(path))

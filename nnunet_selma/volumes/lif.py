@@ -1,7 +1,6 @@
 """Leica LIF, read with liffile (an extra: `pip install nnunet-selma[microscopes]`)."""
 
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -20,9 +19,11 @@ from nnunet_selma.volumes.choice import (
     chosen_time,
 )
 from nnunet_selma.volumes.library_errors import errors_as
+from nnunet_selma.volumes.microscope_libraries import MicroscopeLibrary
 from nnunet_selma.volumes.stated_names import stated_names
 from nnunet_selma.volumes.units import spacing_in_um
 
+LIF_LIBRARY = MicroscopeLibrary("liffile", "Leica LIF needs liffile, which needs Python 3.11")
 _DESCRIPTION = "Data/Image/ImageDescription"
 _DIMENSION_OF_AXIS = {"Z": "3", "Y": "2", "X": "1"}
 """Number of each axis in the header."""
@@ -45,13 +46,6 @@ def is_lif(path: Path) -> bool:
     return path.name.lower().endswith(".lif")
 
 
-def missing_lif_library() -> str | None:
-    """A part of a sentence where the library that reads LIF is not installed; imports nothing."""
-    if find_spec("liffile") is not None:
-        return None
-    return "Leica LIF needs liffile, which needs Python 3.11; install it with: pip install 'nnunet-selma[microscopes]'"
-
-
 def lif_inventory(path: Path, scene: str | None = None) -> Inventory:
     """The images in a LIF file; without a scene the channels and time points are those of the first.
 
@@ -72,8 +66,7 @@ def lif_inventory(path: Path, scene: str | None = None) -> Inventory:
 
 def _open(path: Path) -> Any:
     """The file, opened with liffile."""
-    if missing := missing_lif_library():
-        raise SelmaError(f"{path}: {missing}")
+    LIF_LIBRARY.check(path)
     from liffile import LifFile
 
     return LifFile(path)

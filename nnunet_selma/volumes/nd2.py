@@ -2,7 +2,6 @@
 
 import os
 import weakref
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +19,16 @@ from nnunet_selma.volumes.choice import (
     chosen_time,
 )
 from nnunet_selma.volumes.library_errors import errors_as
+from nnunet_selma.volumes.microscope_libraries import MicroscopeLibrary
 from nnunet_selma.volumes.stated_names import distinct_names, stated_names
 from nnunet_selma.volumes.units import spacing_in_um
+
+ND2_LIBRARY = MicroscopeLibrary("nd2", "Nikon ND2 needs nd2")
 
 
 def is_nd2(path: Path) -> bool:
     """True for the file ending of ND2."""
     return path.name.lower().endswith(".nd2")
-
-
-def missing_nd2_library() -> str | None:
-    """A part of a sentence where the library that reads ND2 is not installed; imports nothing."""
-    if find_spec("nd2") is not None:
-        return None
-    return "Nikon ND2 needs nd2; install it with: pip install 'nnunet-selma[microscopes]'"
 
 
 def nd2_inventory(path: Path, scene: str | None = None) -> Inventory:
@@ -57,8 +52,7 @@ def nd2_inventory(path: Path, scene: str | None = None) -> Inventory:
 
 def _open(path: Path) -> Any:
     """The file, opened with nd2."""
-    if missing := missing_nd2_library():
-        raise SelmaError(f"{path}: {missing}")
+    ND2_LIBRARY.check(path)
     from nd2 import ND2File
 
     return ND2File(path)

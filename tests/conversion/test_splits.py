@@ -3,7 +3,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nnunet_selma.conversion.splits import joined_groups, make_splits
+from nnunet_selma.conversion.splits import dealt_folds, joined_groups, make_splits, splits_of_folds
 
 cases = st.dictionaries(
     st.text("abcdefgh", min_size=1, max_size=6),
@@ -53,3 +53,23 @@ def test_another_seed_gives_another_split():
     structures = dict.fromkeys(groups, "one")
     assert make_splits(structures, groups, seed=1) == make_splits(structures, groups, seed=1)
     assert make_splits(structures, groups, seed=1) != make_splits(structures, groups, seed=2)
+
+
+def test_dealt_folds_are_even_and_part_no_group():
+    groups = {f"c{number:02d}": f"g{number // 3}" for number in range(24)}
+    folds = dealt_folds(groups, {}, 5)
+    assert {case: folds[case] for case in groups} == {
+        case: folds[f"c{3 * (int(case[1:]) // 3):02d}"] for case in groups
+    }
+    sizes = [list(folds.values()).count(fold) for fold in range(5)]
+    assert max(sizes) - min(sizes) <= 3
+    grown = dealt_folds({**groups, "c24": "g0", "c25": "g9"}, {**folds, "c24": 2}, 5)
+    assert {case: grown[case] for case in groups} == folds
+    assert grown["c24"] == 2  # where it was, though its group is elsewhere
+    sizes[2] += 1
+    assert grown["c25"] == sizes.index(min(sizes))
+    assert dealt_folds({**groups, "c24": "g0"}, folds, 5)["c24"] == folds["c00"]
+    splits = splits_of_folds(folds, 5)
+    assert sorted(case for split in splits for case in split["val"]) == sorted(groups)
+    assert splits_of_folds({"a": 0, "b": 1}, 3)[2] == {"train": ["b"], "val": ["a"]}
+    assert splits_of_folds({"a": 0}, 2) == [{"train": ["a"], "val": ["a"]}] * 2

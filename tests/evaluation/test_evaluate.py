@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from nnunet_selma import cli
 from nnunet_selma.evaluation import EvaluationSettings, evaluate, read_evaluation
+from nnunet_selma.evaluation.cases import find_cases
 from nnunet_selma.evaluation.metrics.mistakes import Mistake, mistakes
 from nnunet_selma.evaluation.metrics.pair import Pair
 from nnunet_selma.volumes import open_volume
@@ -617,3 +618,15 @@ def test_changed_voxels_beside_an_xml_are_scored_anew(data):
         file["t00000/s00/0/cells"][:7] = 0
     assert run(data, *arguments, **files) == 0
     assert cases(data / "out") != first
+
+
+def test_a_volume_in_several_files_is_one_case(data):
+    pytest.importorskip("h5py")
+    truth = open_volume(data / "truth" / "cfos_neuron_1.nii.gz").read()
+    (data / "bdv").mkdir()
+    write_bdv(data / "bdv" / "cfos_neuron_1.h5", [truth], spacing_um_zyx=(1.0, 1.0, 1.0), levels=1)
+    assert sorted(path.suffix for path in (data / "bdv").iterdir()) == [".h5", ".xml"]
+    _, warnings = find_cases(data / "truth", {"a": data / "bdv"}, missing="leave out")
+    cases, _ = find_cases(data / "bdv", {"a": data / "truth"}, missing="leave out")
+    assert [case.reference for case in cases["a"]] == [data / "bdv" / "cfos_neuron_1.xml"]
+    assert "lacks 2 of the cases" in warnings[0]

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.volumes import czi
+from nnunet_selma.volumes import microscope_libraries
 from nnunet_selma.volumes.choice import Choice, Inventory
-from nnunet_selma.volumes.czi import CziVolume, czi_inventory, is_czi
+from nnunet_selma.volumes.czi import CZI_LIBRARY, CziVolume, czi_inventory, is_czi
 from tests.volumes.czi_files import COMPRESSED, write_czi, write_tiles
 
 pytest.importorskip("pylibCZIrw")
@@ -211,8 +211,8 @@ def test_damaged_voxels_are_named(tmp_path):
 
 def test_without_the_library(tmp_path, monkeypatch):
     path = write_czi(tmp_path / "a.czi", stacks(1))
-    assert czi.missing_czi_library() is None
-    monkeypatch.setattr(czi, "find_spec", lambda _: None)
+    assert CZI_LIBRARY.missing() is None
+    monkeypatch.setattr(microscope_libraries, "find_spec", lambda _: None)
     with pytest.raises(
         SelmaError,
         match=r"a.czi: Zeiss CZI needs pylibCZIrw; install it with: pip install 'nnunet-selma\[microscopes\]'",

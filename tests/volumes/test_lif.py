@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.volumes import lif
+from nnunet_selma.volumes import microscope_libraries
 from nnunet_selma.volumes.choice import Choice, Inventory
-from nnunet_selma.volumes.lif import LifVolume, is_lif, lif_inventory
+from nnunet_selma.volumes.lif import LIF_LIBRARY, LifVolume, is_lif, lif_inventory
 from tests.volumes.lif_files import write_lif
 
 pytest.importorskip("liffile", reason="liffile needs Python 3.11")
@@ -137,8 +137,8 @@ def test_images_of_one_name(tmp_path):
 
 
 def test_without_the_library(two_scenes, monkeypatch):
-    assert lif.missing_lif_library() is None
-    monkeypatch.setattr(lif, "find_spec", lambda _: None)
+    assert LIF_LIBRARY.missing() is None
+    monkeypatch.setattr(microscope_libraries, "find_spec", lambda _: None)
     with pytest.raises(
         SelmaError, match=r"a.lif: Leica LIF needs liffile, .* pip install 'nnunet-selma\[microscopes\]'"
     ):

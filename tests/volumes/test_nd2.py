@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.volumes import nd2
+from nnunet_selma.volumes import microscope_libraries
 from nnunet_selma.volumes.choice import Choice, Inventory
-from nnunet_selma.volumes.nd2 import Nd2Volume, is_nd2, nd2_inventory
+from nnunet_selma.volumes.nd2 import ND2_LIBRARY, Nd2Volume, is_nd2, nd2_inventory
 from tests.volumes.nd2_files import write_nd2
 
 pytest.importorskip("nd2")
@@ -142,8 +142,8 @@ def test_damaged_voxels_are_named(tmp_path):
 
 
 def test_without_the_library(six_axes, monkeypatch):
-    assert nd2.missing_nd2_library() is None
-    monkeypatch.setattr(nd2, "find_spec", lambda _: None)
+    assert ND2_LIBRARY.missing() is None
+    monkeypatch.setattr(microscope_libraries, "find_spec", lambda _: None)
     with pytest.raises(SelmaError, match=r"a.nd2: Nikon ND2 needs nd2; .* pip install 'nnunet-selma\[microscopes\]'"):
         Nd2Volume(six_axes[0])
 

@@ -1,0 +1,92 @@
+"""The next commands of an annotation loop, ready to be typed."""
+
+import shlex
+from typing import Any
+
+from nnunet_selma.annotation.rounds import Standing
+from nnunet_selma.annotation.settings import ProposalSettings
+from nnunet_selma.conversion.annotated import AnnotatedSettings
+
+_OPTIONS = {
+    "size": "--size",
+    "seed": "--seed",
+    "pool": "--pool",
+    "scene": "--scene",
+    "channels": "--channel",
+    "time": "--time",
+    "level": "--level",
+    "spacing_um_zyx": "--spacing",
+    "on_bad_slice": "--on-bad-slice",
+    "slice_pattern": "--slice-pattern",
+}
+"""Setting of a proposal to its option, for the next proposal to repeat."""
+
+
+def next_commands(state: Standing) -> list[str]:
+    """Lines to type next, or to do by hand; a line of words begins with #."""
+    waiting = [entry.cube for entry in state.cubes if entry.waiting]
+    converting = ["nnunet-selma", "convert", "annotated", str(state.source), "-d", str(state.dataset_id), *_name(state)]
+    if waiting:
+        return [
+            f"# annotate {', '.join(cube.name for cube in waiting)}, as README.md in the folder says, for example",
+            f"nnunet-selma view {shlex.quote(str(waiting[0].folder))}",
+            f"# then {shlex.join(converting)}",
+            f"# or, to leave out for now what is not annotated: {shlex.join([*converting, '--without-unchanged'])}",
+        ]
+    if any(entry.changed and not entry.current and not entry.left_out for entry in state.cubes):
+        return [shlex.join(converting)]
+    if state.dataset is None:
+        return []
+    lines = []
+    trainer, plans, configuration = _model(state)
+    lines += [_preprocessing(state, plans, configuration)] if state.stale else []
+    version = len(state.history)
+    done = {
+        t.fold: t for t in state.trainings if t.version == version and t.model == f"{trainer}__{plans}__{configuration}"
+    }
+    missing = [fold for fold in state.folds if fold not in done or not done[fold].finished]
+    for fold in missing:
+        training = ["nnUNetv2_train", str(state.dataset_id), configuration, fold, "-tr", trainer, "-p", plans]
+        lines.append(shlex.join([*training, *(["--c"] if fold in done else [])]))
+    if missing:
+        return [*lines, f"nnunet-selma round -d {state.dataset_id}"]
+    return [*lines, _proposing(state, f"{trainer}__{plans}__{configuration}")]
+
+
+def _name(state: Standing) -> list[str]:
+    """The option that names the dataset, where it has another name than by default."""
+    name = AnnotatedSettings.name if state.dataset is None else state.dataset.partition("_")[2]
+    return [] if name == AnnotatedSettings.name else ["--name", name]
+
+
+def _proposing(state: Standing, model: str) -> str:
+    """The command for the next round: the same brains and settings as in the last one, with the model."""
+    brains = shlex.join(path for path, _ in state.proposal["brains"].values())
+    settings, defaults = state.proposal["settings"], ProposalSettings()
+    words = ["-n", str(settings["count"]), "-o", str(state.source)]
+    for name, option in _OPTIONS.items():
+        default = getattr(defaults, name)
+        value: Any = settings.get(name, default)
+        if value != default:
+            values = (
+                [",".join(map(str, value))] if option == "--spacing" else value if isinstance(value, list) else [value]
+            )
+            words += [option, *map(str, values)]
+    words += ["--model", str(state.results / model), *(["-f", "all"] if state.folds == ["all"] else [])]
+    return f"nnunet-selma propose {brains} {shlex.join(words)}"
+
+
+def _model(state: Standing) -> tuple[str, str, str]:
+    """Trainer, plans and configuration of the newest training, or those to begin with."""
+    if not state.trainings:
+        return state.trainer, "nnUNetPlans", "3d_fullres"
+    newest = max(state.trainings, key=lambda training: training.begun)
+    trainer, plans, configuration = newest.model.split("__", 2)
+    return trainer, plans, configuration
+
+
+def _preprocessing(state: Standing, plans: str, configuration: str) -> str:
+    """nnU-Net's command for a dataset that is new or has grown; plans that are there stay, so that versions can be compared and weights fit."""
+    if state.planned:
+        return f"nnUNetv2_preprocess -d {state.dataset_id} -plans_name {plans} -c {configuration}"
+    return f"nnUNetv2_plan_and_preprocess -d {state.dataset_id} -c {configuration} --verify_dataset_integrity"

@@ -1,0 +1,84 @@
+"""The commands that lead on, from round to round."""
+
+import numpy as np
+import pytest
+
+from nnunet_selma.annotation.conversion import convert_cubes
+from nnunet_selma.annotation.cube_settings import CubeSettings
+from nnunet_selma.annotation.next_commands import next_commands
+from nnunet_selma.annotation.rounds import standing
+from nnunet_selma.annotation.rounds_text import as_text
+from nnunet_selma.conversion.annotated import AnnotatedSettings
+from nnunet_selma.errors import SelmaError
+from nnunet_selma.running.json_files import read_json, write_json
+from tests.annotation.datasets import DATASET, convert
+from tests.annotation.folders import SHAPE, paint, write_cubes
+from tests.annotation.loops import MODEL, Clock, annotate, commands, trained
+
+
+def test_the_printed_commands_lead_through_two_rounds(cubes, folders, rng):
+    with pytest.raises(SelmaError, match="give the folder of cubes"):
+        standing(510, folders)
+    assert commands(cubes, folders) == [f"nnunet-selma view {cubes}/cube_0001"]
+    annotate(cubes, rng, 1, 2)
+    assert commands(cubes, folders) == [f"nnunet-selma view {cubes}/cube_0003"]
+    annotate(cubes, rng, 3)
+    assert commands(cubes, folders) == [f"nnunet-selma convert annotated {cubes} -d 510"]
+    convert(cubes, folders)
+    clock = Clock(folders)
+    train = [f"nnUNetv2_train 510 3d_fullres {fold} -tr nnUNetTrainer -p nnUNetPlans" for fold in range(3)]
+    again = "nnunet-selma round -d 510"
+    plan = "nnUNetv2_plan_and_preprocess -d 510 -c 3d_fullres --verify_dataset_integrity"
+    assert commands(None, folders) == [plan, *train, again]
+    clock.preprocess()
+    assert commands(None, folders) == [*train, again]
+    clock.train(0)
+    clock.train(1, finished=False)
+    assert commands(None, folders) == [f"{train[1]} --c", train[2], again]
+    clock.train(1)
+    clock.train(2)
+    results = folders.results / DATASET / MODEL
+    brains = " ".join(f"/brains/{name}.ome.zarr" for name in "abc")
+    assert commands(None, folders) == [f"nnunet-selma propose {brains} -n 3 -o {cubes} --level 1 --model {results}"]
+
+    write_cubes(cubes, rng, ["a"], round_number=2)
+    annotate(cubes, rng, 4)
+    assert commands(None, folders) == [f"nnunet-selma convert annotated {cubes} -d 510"]
+    convert(cubes, folders)
+    clock.convert_again()
+    preprocess = "nnUNetv2_preprocess -d 510 -plans_name nnUNetPlans -c 3d_fullres"
+    assert commands(None, folders) == [preprocess, *train, again]
+    state = standing(510, folders)
+    assert state.stale == ["cube_0004"]
+    assert [training.version for training in state.trainings] == [1, 1, 1]
+    assert "round 2: 1 cube handed over (a 1), 1 changed since, 1 in the dataset" in as_text(state)
+
+
+def test_cubes_that_are_left_out_do_not_wait(cubes, folders, rng):
+    annotate(cubes, rng, 1, 2)
+    convert(cubes, folders, {"without_unchanged": True})
+    state = standing(510, folders)
+    assert "left out: cube_0003" in as_text(state)
+    assert next_commands(state)[0].startswith("nnUNetv2_plan_and_preprocess -d 510")
+    paint(cubes, "cube_0003", np.full(SHAPE, 255, np.uint8))
+    assert commands(None, folders) == [f"nnunet-selma convert annotated {cubes} -d 510"]
+    convert(cubes, folders)
+    assert commands(None, folders)[0].startswith("nnUNetv2_plan_and_preprocess -d 510")
+
+
+def test_the_next_proposal_repeats_the_last_one(cubes, folders, rng):
+    trained(cubes, folders, rng)
+    record = read_json(cubes / "selma_cubes.json")
+    paths = {name: [f"/brains/{name}.n5", "fingerprint"] for name in ("a", "e f")}  # e f has no cube
+    settings = {**record["rounds"][-1]["settings"], "count": 7, "seed": 4, "pool": 90}
+    write_json(cubes / "selma_cubes.json", {**record, "rounds": [{"round": 1, "settings": settings, "brains": paths}]})
+    (line,) = commands(None, folders)
+    expected = f"propose /brains/a.n5 '/brains/e f.n5' -n 7 -o {cubes} --seed 4 --pool 90 --level 1 --model "
+    assert line.startswith(f"nnunet-selma {expected}")
+
+
+def test_commands_name_a_dataset_of_another_name(cubes, folders, rng):
+    annotate(cubes, rng, 1, 2, 3)
+    convert_cubes(cubes, AnnotatedSettings(name="Vessels"), CubeSettings(), folders)
+    annotate(cubes, rng, 2)
+    assert commands(None, folders) == [f"nnunet-selma convert annotated {cubes} -d 510 --name Vessels"]
