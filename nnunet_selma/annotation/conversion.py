@@ -20,6 +20,7 @@ from nnunet_selma.annotation.returned import (
     read_label,
 )
 from nnunet_selma.conversion.annotated import AnnotatedSettings
+from nnunet_selma.conversion.channel_files import volume_path
 from nnunet_selma.conversion.checks import LabelFacts, check_equal_shapes, facts_as_json, read_image
 from nnunet_selma.conversion.groups import given_groups
 from nnunet_selma.conversion.raw_dataset import check_free_id, dataset_folder_name
@@ -500,12 +501,15 @@ def _groups(
 ) -> tuple[dict[str, str], list[dict[str, Any]]]:
     """Case to its group: its brain, or as the user gives it; groups that show the same tissue are joined. And the relations between groups.
 
-    Cubes of one path, or of one name, are of one brain: it may have been called otherwise, or moved, between rounds.
+    Cubes of one path, of one name, or of files that are channels of one volume, are of one brain: it may have been called otherwise, or moved,
+    between rounds.
     """
     together: list[tuple[str, str]] = []
     if group is None:
         first: dict[str, str] = {}
-        together = [(first.setdefault(record["brain"], case), case) for case, record in cases.items()]
+        for case, record in cases.items():
+            identities = record["brain"], volume_path(record["brain_path"])
+            together += [(first.setdefault(identity, case), case) for identity in identities]
         names = {case: record["brain_path"] for case, record in cases.items()}
     else:
         names = given_groups(group, {case: [case, record["cube"], record["brain"]] for case, record in cases.items()})
