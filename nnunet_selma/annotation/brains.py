@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 
+from nnunet_selma.annotation.brain_files import BrainFiles, find_brains
 from nnunet_selma.annotation.settings import ProposalSettings
 from nnunet_selma.conversion.checks import MASK_BY_VALUES, check_equal_shapes, check_several_slices, is_mask
-from nnunet_selma.conversion.walk import is_cube, passed_by, walk
-from nnunet_selma.errors import SelmaError
+from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.morphology.blocks import Box
 from nnunet_selma.running.fingerprints import fingerprint
 from nnunet_selma.running.progress import Progress, silent
 from nnunet_selma.structures import SpacingUm
-from nnunet_selma.volumes import Volume, check_exists, open_volume, parts_of, stem
+from nnunet_selma.volumes import Volume, open_volume, parts_of
 from nnunet_selma.volumes.base import Array, ShapeZYX, check_finite_voxels
+from nnunet_selma.volumes.orientation import placement
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +27,19 @@ class Brain:
 
     name: str
     """Name, different for every brain of a proposal."""
-    path: Path
+    files: tuple[Path, ...]
+    """The file that holds all channels, or a file for each, in the order of their numbers; also of channels that are not chosen."""
     channels: tuple[Volume, ...]
     """The chosen channels, at the chosen level."""
     spacing_um_zyx: SpacingUm
     """Voxel size of the level that is read, µm."""
     placed_by_spacing: bool
     """True if the user gave the voxel size, so that a matrix in the file does not count."""
+
+    @property
+    def path(self) -> Path:
+        """The first file, which stands for the brain."""
+        return self.files[0]
 
     @property
     def first(self) -> Volume:
@@ -88,7 +95,8 @@ class Brain:
                 yield number, self._checked(cubes.pop(number))
 
     def _checked(self, voxels: Array) -> Array:
-        check_finite_voxels(voxels, str(self.path))
+        for volume, channel in zip(self.channels, voxels, strict=False):
+            check_finite_voxels(channel, str(volume.path))
         return voxels.astype(self.dtype, copy=False)
 
 
@@ -112,61 +120,40 @@ def open_brains(
     leave_out: Path | None = None,
     progress: Progress[Any] = silent,
 ) -> tuple[list[Brain], list[str]]:
-    """Open the brains of files and folders of brains, and say what was passed by.
+    """Open the brains of files and folders of brains, and say what was passed by, and which files are channels of one brain.
 
     Args:
-        sources: files, or folders below which every volume is a brain.
+        sources: files, or folders below which every volume is a brain, or a channel of a brain as its name tells.
         settings: options.
         leave_out: folder whose content is no brain: that of the proposal.
         progress: shows the brains.
 
     Returns:
-        The brains, and sentences about what is in the folders and is no brain.
+        The brains, and sentences about what is in the folders and is no brain, and about files that are channels of one brain.
 
     Raises:
         SelmaError: a path does not exist, a folder leaves a question, there is no brain, a file cannot be opened, states no voxel size, or
-            holds a mask; or two brains have one name.
+            holds a mask; channels do not belong together, or their names do not tell whether they are channels; or two brains have one name.
     """
-    paths: dict[Path, tuple[str, ...]] = {}
-    sentences = []
-    for source in sources:
-        check_exists(source)
-        entries = [entry for entry in walk(source, settings.slice_pattern) if not _is_cube(entry.path, leave_out)]
-        question = next((entry for entry in entries if entry.fate == "question"), None)
-        if question is not None:
-            raise SelmaError(question.reason)
-        volumes = [entry.path for entry in entries if entry.fate == "volume"]
-        if not volumes:
-            reasons = "; ".join(map(str, passed_by(entries))) or "give a volume of a format in docs/your-data.md"
-            raise SelmaError(f"{source}: holds no brain; {reasons}")
-        sentences += [f"passed by: {group}" for group in passed_by(entries)]
-        for path in volumes:
-            inside = path.relative_to(source).parts[:-1] if path != source else ()
-            paths.setdefault(path.resolve(), (*inside, stem(path)))
-    names = _names(paths)
-    return [_open(path, names[path], settings) for path in progress(list(paths), "opening brains")], sentences
+    brain_files, sentences = find_brains(sources, settings, leave_out)
+    brains = [_open(files, settings) for files in progress(brain_files, "opening brains")]
+    _check_equal_counts(brains)
+    together = (files.sentence(settings.channels) for files in brain_files)
+    return brains, [*sentences, *filter(None, together)]
 
 
-def _is_cube(path: Path, leave_out: Path | None) -> bool:
-    """True for a file in a folder of a cube, and for everything below the folder that is left out."""
-    within = leave_out is not None and leave_out.resolve() in path.resolve().parents
-    return within or is_cube(path.parent)
-
-
-def _names(paths: dict[Path, tuple[str, ...]]) -> dict[Path, str]:
-    """Name of each path: the last part that tells it from the others, or all parts."""
-    short = [parts[-1] for parts in paths.values()]
-    named = {path: parts[-1] if short.count(parts[-1]) == 1 else "-".join(parts) for path, parts in paths.items()}
-    for name in named.values():
-        same = [path for path in named if named[path] == name]
-        if len(same) > 1:
+def _check_equal_counts(brains: Sequence[Brain]) -> None:
+    """Raise `SelmaError` if brains differ in the number of channels, from which no dataset could be made."""
+    first = brains[0]
+    for brain in brains:
+        if len(brain.channels) != len(first.channels):
             raise SelmaError(
-                f"{same[0]} and {same[1]} would both be named {name}; rename one, or give the folder above both"
+                f"{brain.name} has {counted(len(brain.channels), 'channel')}, and {first.name} {len(first.channels)}; choose those that all brains "
+                "have with --channel"
             )
-    return named
 
 
-def _open(path: Path, name: str, settings: ProposalSettings) -> Brain:
+def _open(files: BrainFiles, settings: ProposalSettings) -> Brain:
     volumes = tuple(
         open_volume(
             path,
@@ -177,22 +164,39 @@ def _open(path: Path, name: str, settings: ProposalSettings) -> Brain:
             on_bad_slice=settings.on_bad_slice,
             slice_pattern=settings.slice_pattern,
         )
-        for channel in settings.channels or (None,)
+        for path, channel in files.chosen(settings.channels)
     )
-    check_several_slices(volumes[0])
-    check_equal_shapes(volumes, "choose --channel")
-    if is_mask(volumes[0]):
-        raise SelmaError(f"{path}: {MASK_BY_VALUES}; give the image")
+    for volume in volumes:
+        check_several_slices(volume)
+    check_equal_shapes(volumes, "choose --channel" + ", or rename them if they are brains" * (len(files.files) > 1))
+    for volume in volumes:
+        _check_same_place(volume, volumes[0])
+        if is_mask(volume):
+            raise SelmaError(f"{volume.path}: {MASK_BY_VALUES}; give the image")
     given = settings.spacing_um_zyx
     spacing = volumes[0].spacing_um_zyx
     if given is not None:
         z, y, x = (edge * factor for edge, factor in zip(given, volumes[0].level_factor_zyx, strict=True))
         spacing = z, y, x
     if spacing is None:
-        raise SelmaError(f"{path}: does not state its voxel size; give it with --spacing Z,Y,X in µm")
-    return Brain(name=name, path=path, channels=volumes, spacing_um_zyx=spacing, placed_by_spacing=given is not None)
+        raise SelmaError(f"{volumes[0].path}: does not state its voxel size; give it with --spacing Z,Y,X in µm")
+    return Brain(
+        name=files.name,
+        files=files.files,
+        channels=volumes,
+        spacing_um_zyx=spacing,
+        placed_by_spacing=given is not None,
+    )
 
 
-def brain_fingerprint(path: Path, scene: str | None) -> str:
-    """A hash by which a later run notices that the file was changed."""
-    return fingerprint(*parts_of(path, scene))
+def _check_same_place(volume: Volume, first: Volume) -> None:
+    """Raise `SelmaError` if a channel lies elsewhere than the first, as their headers say."""
+    placed = placement(volume, first)
+    if placed.turns or placed.difference:
+        lies = f"another orientation ({placed.turns})" if placed.turns else placed.difference
+        raise SelmaError(f"{volume.path}: has {lies} than {first.path}; register the channels, or choose --channel")
+
+
+def brain_fingerprint(brain: Brain, scene: str | None) -> str:
+    """A hash by which a later run notices that a file of the brain was changed."""
+    return fingerprint(*(part for path in brain.files for part in parts_of(path, scene)))

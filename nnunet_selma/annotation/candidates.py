@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from nnunet_selma.annotation.brains import Brain
+from nnunet_selma.conversion.channel_files import volume_path
 from nnunet_selma.conversion.tiles import has_signal, tissue_map
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.morphology.blocks import Box
@@ -43,7 +44,7 @@ class Place:
     brain: str
     """Name of the brain, with the scene and time point of files with several."""
     path: str
-    """File of the brain, with the scene and time point of files with several."""
+    """Path of the brain, the same for files of its channels, with the scene and time point of files with several."""
     start: SpacingUm
     """First voxel (z, y, x), in voxels of the finest level."""
     stop: SpacingUm
@@ -87,7 +88,7 @@ def place_of(
     """The place of a box, given in voxels of a level whose voxels are `factor` voxels of the finest one along each axis."""
     first = tuple(s * f for s, f in zip(start, factor, strict=True))
     end = tuple((s + n) * f for s, n, f in zip(start, shape, factor, strict=True))
-    return Place(brain=name + suffix, path=path + suffix, start=first, stop=end)  # type: ignore[arg-type]
+    return Place(brain=name + suffix, path=volume_path(path) + suffix, start=first, stop=end)  # type: ignore[arg-type]
 
 
 def image_suffix(scene: str | None, time: int | None) -> str:

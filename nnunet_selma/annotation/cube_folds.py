@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nnunet_selma.conversion.channel_files import volume_path
 from nnunet_selma.conversion.groups import given_groups
 from nnunet_selma.conversion.relatives import Relation, Signature, find_relations
 from nnunet_selma.conversion.splits import (
@@ -52,12 +53,15 @@ def _groups(
 ) -> tuple[dict[str, str], list[Relation]]:
     """Case to its group: its brain, or as the user gives it; groups that show the same tissue are joined. And the relations between groups.
 
-    Cubes of one path, or of one name, are of one brain: it may have been called otherwise, or moved, between rounds.
+    Cubes of one path, of one name, or of files that are channels of one volume, are of one brain: it may have been called otherwise, or moved,
+    between rounds.
     """
     together: list[tuple[str, str]] = []
     if group is None:
         first: dict[str, str] = {}
-        together = [(first.setdefault(record["brain"], case), case) for case, record in cases.items()]
+        for case, record in cases.items():
+            identities = record["brain"], volume_path(record["brain_path"])
+            together += [(first.setdefault(identity, case), case) for identity in identities]
         names = {case: record["brain_path"] for case, record in cases.items()}
     else:
         names = given_groups(group, {case: [case, record["cube"], record["brain"]] for case, record in cases.items()})

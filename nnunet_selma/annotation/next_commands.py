@@ -61,7 +61,7 @@ def _name(state: Standing) -> list[str]:
 
 def _proposing(state: Standing, model: str) -> str:
     """The command for the next round: the same brains and settings as in the last one, with the model."""
-    brains = shlex.join(path for path, _ in state.proposal["brains"].values())
+    brains = shlex.join(path for *paths, _ in state.proposal["brains"].values() for path in paths)
     settings, defaults = state.proposal["settings"], ProposalSettings()
     words = ["-n", str(settings["count"]), "-o", str(state.source)]
     for name, option in _OPTIONS.items():

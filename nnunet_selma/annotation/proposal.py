@@ -105,13 +105,14 @@ def _propose(
         "seed": settings.seed,
         "model": None if prediction is None else prediction.fingerprint,
         "with_model": prediction is not None,
-        "brains": {b.name: [str(b.path), brain_fingerprint(b.path, settings.scene)] for b in brains},
+        "brains": {b.name: [*map(str, b.files), brain_fingerprint(b, settings.scene)] for b in brains},
     }
     looked_at = 0
     if record.unfinished is not None:
         _check_same(folder, record.unfinished, identity)
         say(f"{folder}: going on with round {len(record.rounds)}, whose cubes are chosen")
     else:
+        _check_channels(folder, record, len(brains[0].channels))
         choices, looked_at = _choose(brains, settings, record, prediction, progress)
         if not choices:
             raise SelmaError(
@@ -173,6 +174,16 @@ def _check_same(folder: Path, there: Mapping[str, Any], now: Mapping[str, Any]) 
             raise SelmaError(text)
 
 
+def _check_channels(folder: Path, record: CubeRecord, channels: int) -> None:
+    """Raise `SelmaError` if earlier cubes have another number of channels, because no dataset could be made of all."""
+    for cube in record.cubes:
+        if (folder / cube["name"] / CUBE).is_file() and len(cube["images"]) != channels:
+            raise SelmaError(
+                f"{folder}: {cube['name']} has {counted(len(cube['images']), 'channel')}, and cubes would now have {channels}; choose the same with "
+                "--channel, or another folder with -o"
+            )
+
+
 def _choose(
     brains: Sequence[Brain],
     settings: ProposalSettings,
@@ -225,6 +236,7 @@ def _content(
         "round": round_number,
         "brain": brain.name,
         "path": str(brain.path),
+        "channel_paths": [str(volume.path) for volume in brain.channels],
         "scene": scene,
         "channels": None if settings.channels is None else list(settings.channels),
         "time": time,

@@ -25,7 +25,7 @@ class ProposalSettings:
     scene: str | None = None
     """Name or number of the image in files with several, as tiles, positions or series. None: the only one."""
     channels: tuple[int, ...] | None = None
-    """Channels of files with several, from 0; the first decides about tissue and structure. None: the only one."""
+    """Channels of a file with several, from 0, or of files C00, C01, … by their numbers; the first decides about tissue and structure. None: the only one, or all files."""
     time: int | None = None
     """Time point of files with several, from 0. None: the only one."""
     level: int = 0

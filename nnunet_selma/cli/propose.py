@@ -28,7 +28,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
         type=path,
         nargs="+",
         metavar="BRAIN",
-        help="volume of any format in docs/your-data.md, or a folder of brains",
+        help="volume of any format in docs/your-data.md, or a folder of brains; files C00, C01, … are channels of one brain",
     )
     parser.add_argument(
         "-o",

@@ -4,13 +4,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from nnunet_selma.conversion.channel_files import NNUNET_CHANNEL
 from nnunet_selma.conversion.layouts import FoundPatches, Patch
 from nnunet_selma.conversion.walk import LABEL_WORDS
 from nnunet_selma.structures import Structure
 from nnunet_selma.volumes import stem
 
 _IMAGE_WORDS = "images?|img|raw|signal|scan"
-_CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 
 
 def without_label_word(name: str) -> str:
@@ -40,7 +40,7 @@ def paired_by_name(
     label_names = {*labels.values(), *map(without_label_word, labels.values())}
     channels: dict[str, dict[int, Path]] = {}
     for path, name in images.items():
-        match = None if name in label_names else _CHANNEL.match(name)
+        match = None if name in label_names else NNUNET_CHANNEL.match(name)
         case, channel = (match["case"], int(match["channel"])) if match else (name, 0)
         of_case = channels.setdefault(case, {})
         if channel in of_case:
@@ -89,7 +89,7 @@ def names_below(paths: Iterable[Path], root: Path) -> dict[Path, str]:
 
 def labels_beside(images: Sequence[Path], masks: Sequence[Path]) -> dict[Path, Path]:
     """Mask to the image in the same folder that has its name without the word that marks labels."""
-    by_name = {(path.parent, _CHANNEL.sub(r"\g<case>", stem(path))): path for path in images}
+    by_name = {(path.parent, NNUNET_CHANNEL.sub(r"\g<case>", stem(path))): path for path in images}
     by_name |= {(path.parent, stem(path)): path for path in images}
     pairs = {mask: by_name.get((mask.parent, without_label_word(stem(mask)))) for mask in masks}
     return {mask: image for mask, image in pairs.items() if image is not None}

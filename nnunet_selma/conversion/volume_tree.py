@@ -9,13 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnunet_selma.conversion.channel_files import SELMA3D_CHANNEL
 from nnunet_selma.conversion.channels import VesselChannels, channel_sets, stained_files
 from nnunet_selma.conversion.walk import Entry, passed_by, walk
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.structures import Structure, find_structure
 from nnunet_selma.volumes import check_exists, stem
-
-_CHANNEL = re.compile(r"^C(\d{2})$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,14 +112,14 @@ def _identify(path: Path, source: Path, chosen: Structure | None) -> _VolumeFile
     inside = path.relative_to(source).parts
     around = absolute.parts if path == source else (*source.resolve().parts, *inside)
     by_folder = next((s for part in reversed(around) if (s := find_structure(part)) is not None), None)
-    channel = next((int(m[1]) for part in reversed(around[-3:]) if (m := _CHANNEL.match(part))), None)
+    channel = next((int(m[1]) for part in reversed(around[-3:]) if (m := SELMA3D_CHANNEL.match(part))), None)
     name = absolute.parent.name if path == source and channel is not None else stem(path)
     parts = [*inside[:-1], name]
     kept = [
         part
         for part in dict.fromkeys(parts)
         if find_structure(part) is None
-        and not _CHANNEL.match(part)
+        and not SELMA3D_CHANNEL.match(part)
         and part.lower() != "raw"
         and "microscopy_image" not in part
     ] or [source.resolve().name]
@@ -135,7 +134,7 @@ def _identify(path: Path, source: Path, chosen: Structure | None) -> _VolumeFile
 
 def _in_layout(around: Sequence[str]) -> bool:
     """True for `<structure>/<sample>/C00`, and for `<structure>/patchvolume_<id>` with or without a folder `raw` between."""
-    if _CHANNEL.match(around[-1]):
+    if SELMA3D_CHANNEL.match(around[-1]):
         return len(around) > 2 and find_structure(around[-3]) is not None
     folders = [part for part in around[-3:-1] if part.lower() != "raw"]
     return re.match(r"patchvolume_\d", around[-1]) is not None and find_structure(folders[-1]) is not None
