@@ -1,8 +1,12 @@
-"""A cube in napari: its image, its surroundings, and a label to paint, which goes back to its file when the user saves."""
+"""A cube in napari: its image, its surroundings, and a label to paint, which goes back to its file when the user saves.
+
+What is painted and not saved lies in a file beside the label after every stroke, so that a kill loses none of it.
+"""
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +30,8 @@ VERSIONS = "versions"
 """Folder in that of a cube for the versions of the label before each save."""
 _MOST = 2**16 - 1
 """Largest value of a label that is painted."""
+_LATER = 1000
+"""Milliseconds after which a change that is no finished stroke is kept: undo, redo, data from a plugin, or a long stroke on its way."""
 
 
 class _Painted(Volume):
@@ -55,6 +61,10 @@ class CubeLabel:
     """SHA-256 of the file when it was opened or saved last."""
     saves: int = 0
     """Number of times that it was saved."""
+    unsaved: Path | None = None
+    """File beside the label for what was painted and not saved; no other window writes to it."""
+    kept: Array | None = None
+    """The voxels of that file."""
 
     @staticmethod
     def open(folder: Path) -> "CubeLabel":
@@ -84,28 +94,38 @@ class CubeLabel:
         return self.folder / LABEL
 
     def save(self) -> str:
-        """Write the label to its file, whole or not at all, and keep the file before; returns a sentence with the path of that file."""
+        """Write the label to its file, whole or not at all, and keep the file before; returns a sentence with its place in the folder of the cube."""
         before = self._keep_file()
         self._write(self.path)
         expected, self.digest = self.digest, file_hash(self.path)
         self.stored, self.saves = self.voxels.copy(), self.saves + 1
+        self.keep_unsaved()
+        saved = f"{self.path.name}: saved"
         if before is None:
-            return f"{self.path}: saved; the file before was removed or renamed meanwhile"
+            return f"{saved}; the file before was removed or renamed meanwhile"
+        version = before.relative_to(self.folder)
         if file_hash(before) != expected:
-            return f"{self.path}: saved; another program had saved it meanwhile, and that version is {before}"
-        return f"{self.path}: saved; the version before is {before}"
+            return f"{saved}; another program had saved it meanwhile, and that version is {version}"
+        return f"{saved}; the version before is {version}"
 
     def keep_unsaved(self) -> Path | None:
-        """Write what was painted and not saved to a new file beside the label; returns its path, or None if all is saved."""
+        """Write what was painted and not saved to a file beside the label, the same one every time; returns its path, or None if all is saved."""
+        if self.unsaved and not self.unsaved.is_file():
+            self.unsaved = self.kept = None
         if np.array_equal(self.voxels, self.stored):
-            return None
-        path = _next(self.folder, "unsaved")
-        self._write(path)
-        return path
+            if self.unsaved:
+                self.unsaved.unlink(missing_ok=True)
+            self.unsaved = self.kept = None
+        elif self.kept is None or not np.array_equal(self.voxels, self.kept):
+            self.unsaved = self.unsaved or _new_file(self.folder, "unsaved")
+            self._write(self.unsaved)
+            self.kept = self.voxels.copy()
+        return self.unsaved
 
     def kept_unsaved(self) -> list[Path]:
-        """Files that `keep_unsaved` has written, also in earlier sessions."""
-        return [path for _, path in _numbered(self.folder, "unsaved")]
+        """Files that `keep_unsaved` has written, also in windows that were killed or are open."""
+        # a kill leaves an empty file before the first stroke is in it
+        return [path for _, path in _numbered(self.folder, "unsaved") if path.stat().st_size]
 
     def _keep_file(self) -> Path | None:
         """Copy the file to the versions; returns the path of the copy, or None if there is no file."""
@@ -134,6 +154,17 @@ def _next(folder: Path, name: str) -> Path:
     return folder / f"{name}_{number:04d}.nii.gz"
 
 
+def _new_file(folder: Path, name: str) -> Path:
+    """An empty file after the last of `_numbered`, which no other process can make too."""
+    while True:
+        path = _next(folder, name)
+        try:
+            path.open("x").close()
+        except FileExistsError:
+            continue
+        return path
+
+
 def cube_layers(label: CubeLabel) -> list[LayerData]:
     """Layers for napari: the surroundings, darker, the channels of the image over them, and the label to paint."""
     spacing: SpacingUm = tuple(read_cube(label.folder)["spacing_um_zyx"])
@@ -156,17 +187,45 @@ def _offset(folder: Path, spacing: SpacingUm) -> SpacingUm:
 
 
 def let_save(viewer: Any, label: CubeLabel, say: Callable[[str], None]) -> None:
-    """Let a button at the side save the label of a cube, and choose the layer of the label."""
+    """Let a button at the side save the label of a cube, keep what is painted after every stroke, and choose the layer of the label."""
+    # both come with napari
+    from magicgui.widgets import PushButton  # type: ignore[import-not-found]
+    from qtpy.QtCore import QTimer  # type: ignore[import-not-found, attr-defined]
+
     layer = viewer.layers["label"]
     viewer.layers.selection.active = layer
-    label.voxels = layer.data
+
+    def take(_: Any = None) -> None:
+        label.voxels = layer.data  # plugins replace the array
 
     def save(_: Any = None) -> None:
-        label.voxels = layer.data
-        say(label.save())
+        take()
+        with _told(label, say):
+            say(label.save())
 
-    from magicgui.widgets import PushButton  # type: ignore[import-not-found]  # comes with napari
+    def keep() -> None:
+        take()
+        with _told(label, say):
+            label.keep_unsaved()
+
+    take()
+    timer = QTimer()
+    timer.setSingleShot(True)
+    timer.timeout.connect(keep)
+    layer.events.data.connect(take)
+    # napari announces a polygon before it is in the array, hence the timer
+    layer.events.paint.connect(lambda _: timer.start(0))
+    layer.events.set_data.connect(lambda _: timer.isActive() or timer.start(_LATER))
 
     button = PushButton(text="Save label.nii.gz")
     button.changed.connect(save)
     viewer.window.add_dock_widget(button.native, name="cube", area="right")
+
+
+@contextmanager
+def _told(label: CubeLabel, say: Callable[[str], None]) -> Iterator[None]:
+    """Say that a file cannot be written, instead of raising the error: the window has what was painted as long as it is open."""
+    try:
+        yield
+    except OSError as error:
+        say(f"could not be written: {error}; make room for {label.folder}, and save before you close this window")

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,7 +91,7 @@ def _view(chosen: argparse.Namespace) -> int:
 def _paint(chosen: argparse.Namespace) -> int:
     """Open a cube, whose label is saved when the user saves it."""
     from nnunet_selma.annotation.painting import CubeLabel, cube_layers, let_save
-    from nnunet_selma.pictures.viewing import check_napari, show
+    from nnunet_selma.pictures.viewing import check_napari, notify, show
 
     given = [o for o in ("labels", "label", "scene", "time", "spacing") if getattr(chosen, o) is not None]
     if given:
@@ -99,17 +100,25 @@ def _paint(chosen: argparse.Namespace) -> int:
     check_napari()
     _check_display(chosen.image)
     for earlier in label.kept_unsaved():
-        print(f"{earlier}: holds what was painted and not saved in an earlier session; remove it if it is not needed")
+        print(f"{earlier}: holds what was painted and not saved in a window that was closed, killed, or is still open")
+        print(_how_to_take(earlier, label.path))
     try:
-        show(chosen.image.resolve().name, cube_layers(label), lambda viewer: let_save(viewer, label, print))
+        show(chosen.image.resolve().name, cube_layers(label), lambda viewer: let_save(viewer, label, notify))
     finally:
-        kept = label.keep_unsaved()
-        print(
-            f"{kept}: holds what was painted and not saved; {label.path} stays as it is"
-            if kept
-            else f"{label.path}: {counted(label.saves, 'save')}"
-        )
+        if kept := label.keep_unsaved():
+            print(f"{kept}: holds what was painted and not saved; {label.path} stays as it is")
+            print(_how_to_take(kept, label.path))
+        else:
+            print(f"{label.path}: {counted(label.saves, 'save')}")
     return 0
+
+
+def _how_to_take(kept: Path, label: Path) -> str:
+    """Sentences that say how to look at what was painted and not saved, and how to make it the label."""
+    from nnunet_selma.annotation.layout import IMAGE
+
+    look = shlex.join(["nnunet-selma", "view", str(label.with_name(IMAGE)), "--labels", str(kept)])
+    return f"  to see it: {look}\n  to take it: give {label.name} another name, and {kept.name} the name {label.name}; to refuse it: remove it"
 
 
 def _check_display(image: Path) -> None:

@@ -119,6 +119,13 @@ def show(title: str, layers: list[LayerData], prepare: Callable[[Any], None] = l
     napari.run()
 
 
+def notify(sentence: str) -> None:
+    """Show a sentence in the window of napari for some seconds, and in the terminal."""
+    from napari.utils.notifications import show_info  # type: ignore[import-untyped]
+
+    show_info(sentence)
+
+
 def check_napari() -> None:
     """Raise `SelmaError` that says how to install napari, if napari or the Qt that it needs is not installed."""
     if find_spec("napari") is None or not any(find_spec(name) for name in _QT):

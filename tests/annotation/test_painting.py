@@ -1,8 +1,11 @@
-"""The label of a cube in napari, which is not needed for these tests."""
+"""The label of a cube in napari; no Qt is needed for these tests, and napari only for those that paint as a person does."""
 
+import shlex
+import signal
+import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.pictures import viewing
 from nnunet_selma.volumes import open_volume
 from tests.annotation.brains import SPACING_UM, write_brain
+from tests.annotation.windows import MODULES, Button, Layer, Layers, Timer, napari_layer, stroke, window
 from tests.conftest import write_image
 
 pytest.importorskip("zarr", reason="zarr 3 needs Python 3.11")
@@ -35,7 +39,8 @@ def test_saving_writes_the_label_and_keeps_every_version(cube):
     affine = open_volume(label.path).affine
     for number in (1, 2):
         label.voxels[number, 3, 4] = number
-        assert label.save().endswith(f"saved; the version before is {cube / 'versions' / f'label_{number:04d}.nii.gz'}")
+        before = Path("versions", f"label_{number:04d}.nii.gz")
+        assert label.save() == f"label.nii.gz: saved; the version before is {before}"
     assert (cube / "versions" / "label_0001.nii.gz").read_bytes() == first
     assert open_volume(cube / "versions" / "label_0002.nii.gz").read().sum() == 1
     saved = open_volume(label.path)
@@ -90,7 +95,7 @@ def test_what_another_program_saved_is_kept_and_said(cube):
     (cube / "versions" / "label_0007 copy.nii.gz").write_bytes(b"a copy by hand")
     label.path.write_bytes(b"of another program")
     kept = cube / "versions" / "label_0001.nii.gz"
-    assert f"another program had saved it meanwhile, and that version is {kept}" in label.save()
+    assert f"another program had saved it meanwhile, and that version is {kept.relative_to(cube)}" in label.save()
     assert kept.read_bytes() == b"of another program"
     assert "the version before is" in label.save()
 
@@ -121,36 +126,39 @@ def test_layers_lie_over_each_other(cube):
     np.testing.assert_array_equal(big[tuple(slice(a, a + n) for a, n in zip(first, SHAPE, strict=True))], small)
 
 
-class Layer:
-    def __init__(self, data):
-        self.data = data
-
-
-class Layers(dict):
-    selection = SimpleNamespace(active=None)
-
-
-class Button:
-    """Stands for magicgui's button."""
-
-    native = "button"
-    buttons: ClassVar[list] = []
-
-    def __init__(self, text):
-        self.changed = SimpleNamespace(connect=lambda call: Button.buttons.append((text, call)))
+@pytest.fixture
+def shown(monkeypatch):
+    """Stands for what needs Qt; sentences that the window shows."""
+    sentences: list = []
+    for name, module in MODULES.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(viewing, "notify", sentences.append)
+    return sentences
 
 
 @pytest.fixture
-def viewer(monkeypatch):
-    """Stands for napari's viewer, in which a person paints a voxel."""
-    monkeypatch.setitem(sys.modules, "magicgui", SimpleNamespace())
-    monkeypatch.setitem(sys.modules, "magicgui.widgets", SimpleNamespace(PushButton=Button))
-    docked: list = []
-    return SimpleNamespace(
-        layers=Layers(),
-        docked=docked,
-        window=SimpleNamespace(add_dock_widget=lambda widget, **_: docked.append(widget)),
-    )
+def viewer(shown):
+    """Stands for napari's viewer."""
+    return SimpleNamespace(layers=Layers(), window=window())
+
+
+@pytest.fixture
+def view(viewer, monkeypatch):
+    """The command, in whose window a function paints and presses the button."""
+
+    def run(cube, paint):
+        def show(title, layers, prepare):
+            assert title == cube.name
+            viewer.layers["label"] = Layer(layers[-1][0])
+            prepare(viewer)
+            paint(viewer.layers["label"])
+
+        monkeypatch.setattr(viewing, "check_napari", lambda: None)
+        monkeypatch.setattr(viewing, "show", show)
+        monkeypatch.setenv("DISPLAY", ":0")
+        return cli.main(["view", str(cube)])
+
+    return run
 
 
 def test_only_the_user_saves(cube, viewer):
@@ -169,46 +177,189 @@ def test_only_the_user_saves(cube, viewer):
 
 
 @pytest.mark.parametrize("save", [True, False])
-def test_the_command_opens_a_cube(cube, viewer, save, monkeypatch, capsys):
-    def show(title, layers, prepare):
-        assert title == "cube_0001"
-        viewer.layers["label"] = Layer(layers[-1][0])
-        prepare(viewer)
-        viewer.layers["label"].data[1, 1, 1] = 2
+def test_the_command_opens_a_cube(cube, view, save, shown, capsys):
+    def paint(layer):
+        layer.data[1, 1, 1] = 2
+        layer.events.paint()
+        Timer.wait()
+        assert open_volume(cube / "unsaved_0001.nii.gz").read()[1, 1, 1] == 2
         if save:
             Button.buttons[-1][1]()
 
-    monkeypatch.setattr(viewing, "check_napari", lambda: None)
-    monkeypatch.setattr(viewing, "show", show)
-    monkeypatch.setenv("DISPLAY", ":0")
-    assert cli.main(["view", str(cube)]) == 0
+    assert view(cube, paint) == 0
     out = capsys.readouterr().out
     assert ("1 save" in out) == save
-    assert ("holds what was painted and not saved" in out) != save
+    assert len(shown) == save
+    assert all("saved; the version before is" in sentence for sentence in shown)
+    assert ("unsaved_0001.nii.gz: holds what was painted and not saved; " in out) != save
+    assert (cube / "unsaved_0001.nii.gz").exists() != save
     assert (open_volume(cube / "label.nii.gz").read()[1, 1, 1] == 2) == save
     assert cli.main(["view", str(cube), "--labels", str(cube / "label.nii.gz")]) == 2
     assert "needs no --labels" in capsys.readouterr().err
 
 
-def test_what_was_painted_is_kept_when_napari_fails(cube, viewer, monkeypatch, capsys):
-    def show(title, layers, prepare):
-        viewer.layers["label"] = Layer(layers[-1][0])
-        prepare(viewer)
-        viewer.layers["label"].data[1, 1, 1] = 2
+def test_what_was_painted_is_kept_when_napari_fails(cube, view, capsys):
+    def paint(layer):
+        layer.data[1, 1, 1] = 2
         raise ZeroDivisionError
 
-    monkeypatch.setattr(viewing, "check_napari", lambda: None)
-    monkeypatch.setattr(viewing, "show", show)
-    monkeypatch.setenv("DISPLAY", ":0")
     for number in (1, 2):
         with pytest.raises(ZeroDivisionError):
-            cli.main(["view", str(cube)])
+            view(cube, paint)
         kept = cube / f"unsaved_{number:04d}.nii.gz"
         assert open_volume(kept).read()[1, 1, 1] == 2
         assert f"{kept}: holds what was painted and not saved; " in capsys.readouterr().out
-    with pytest.raises(ZeroDivisionError):
-        cli.main(["view", str(cube)])
-    assert capsys.readouterr().out.count("in an earlier session") == 2
+    (cube / "unsaved_0003.nii.gz").touch()  # of a window that was killed before its first stroke was in the file
+    assert view(cube, lambda layer: None) == 0
+    assert capsys.readouterr().out.count("not saved in a window that was closed, killed, or is still open") == 2
+
+
+def test_what_was_kept_can_be_seen_and_taken(cube, view, monkeypatch, capsys):
+    def paint(layer):
+        layer.data[1, 1, 1] = 2
+
+    assert view(cube, paint) == 0
+    look = next(line for line in capsys.readouterr().out.splitlines() if "to see it" in line)
+    shown = []
+    monkeypatch.setattr(viewing, "show", lambda title, layers: shown.extend(layers))
+    assert cli.main(shlex.split(look.partition(": ")[2])[1:]) == 0
+    (_, _, kind), (voxels, _, labels) = shown
+    assert (kind, labels, np.asarray(voxels)[1, 1, 1]) == ("image", "labels", 2)
+    (cube / "label.nii.gz").rename(cube / "before.nii.gz")
+    (cube / "unsaved_0001.nii.gz").rename(cube / "label.nii.gz")
+    assert CubeLabel.open(cube).voxels[1, 1, 1] == 2
+
+
+def test_what_is_undone_or_saved_is_kept_no_longer(cube):
+    label = CubeLabel.open(cube)
+    for value in (0, 7):
+        label.voxels[0, 1, 2] = 7
+        assert label.keep_unsaved() == cube / "unsaved_0001.nii.gz"
+        label.voxels[0, 1, 2] = value
+        if value:
+            label.save()
+        else:
+            assert label.keep_unsaved() is None
+        assert not label.kept_unsaved()
+
+
+def test_every_window_has_a_file(cube):
+    labels = [CubeLabel.open(cube) for _ in range(3)]
+    for strokes in (1, 2):
+        for number, label in enumerate(labels, 1):
+            label.voxels[0, 0, :strokes] = number
+        paths = [label.keep_unsaved() for label in labels]
+        assert [path.name for path in paths] == [f"unsaved_{number:04d}.nii.gz" for number in (1, 2, 3)]
+        assert [open_volume(path).read()[0, 0, :2].sum() for path in paths] == [strokes, 2 * strokes, 3 * strokes]
+    paths[0].unlink()  # a person refuses it while its window is open
+    assert labels[0].keep_unsaved() == cube / "unsaved_0004.nii.gz"
+    assert open_volume(cube / "unsaved_0004.nii.gz").read().sum() == 2
+
+
+def test_two_windows_that_keep_at_once_have_two_files(cube, monkeypatch):
+    following = painting._next
+
+    def taken(folder, name):
+        """Another window takes the file before this one can."""
+        path = following(folder, name)
+        if path.name == "unsaved_0001.nii.gz":
+            path.write_bytes(b"of another window")
+        return path
+
+    monkeypatch.setattr(painting, "_next", taken)
+    label = CubeLabel.open(cube)
+    label.voxels[0, 1, 2] = 7
+    assert label.keep_unsaved() == cube / "unsaved_0002.nii.gz"
+    assert (cube / "unsaved_0001.nii.gz").read_bytes() == b"of another window"
+
+
+def test_a_full_disk_is_told_and_loses_nothing(cube, viewer, monkeypatch):
+    label, lines = CubeLabel.open(cube), []
+    layer = viewer.layers["label"] = Layer(label.voxels)
+    let_save(viewer, label, lines.append)
+
+    def paint(value):
+        layer.data[0, 0, value] = value
+        layer.events.paint()
+        Timer.wait()
+
+    paint(1)
+    with monkeypatch.context() as full:
+        full.setattr(painting, "write_label_nifti", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
+        paint(2)
+        Button.buttons[-1][1]()
+    assert lines == 2 * [
+        f"could not be written: no space left; make room for {cube}, and save before you close this window"
+    ]
+    assert open_volume(cube / "unsaved_0001.nii.gz").read().sum() == 1
+    assert open_volume(label.path).read().sum() == 0
+    assert open_volume(label.keep_unsaved()).read().sum() == 3
+    paint(3)
+    assert open_volume(cube / "unsaved_0001.nii.gz").read().sum() == 6
+    assert len(lines) == 2
+
+
+@pytest.fixture
+def painted(cube, request):
+    """The label of a cube, and its layer in napari."""
+    pytest.importorskip("napari.components")
+    request.getfixturevalue("shown")
+    label = CubeLabel.open(cube)
+    return label, napari_layer(label)
+
+
+# the viewer's model touches interfaces that numpy and pydantic are about to change
+napari_warns = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::PendingDeprecationWarning"
+)
+
+
+@napari_warns
+def test_every_stroke_is_kept_when_it_ends(cube, painted):
+    label, layer = painted
+    kept = cube / "unsaved_0001.nii.gz"
+
+    def on_disk(value):
+        return int((open_volume(kept).read() == value).sum())
+
+    stroke(layer, 3, (2, 2), (2, 9), (2, 12))
+    assert not kept.exists()  # not at every move of the mouse
+    Timer.wait()
+    assert on_disk(3) == 11
+    layer.paint_polygon([(4, 5, 5), (4, 5, 9), (4, 9, 9)], 5)
+    Timer.wait()
+    polygon = int((layer.data == 5).sum())
+    assert on_disk(5) == polygon > 0
+    layer.undo()
+    Timer.wait()
+    assert on_disk(5) == polygon
+    Timer.wait(1000)
+    assert (on_disk(3), on_disk(5)) == (11, 0)
+    layer.redo()
+    Timer.wait(1000)
+    assert on_disk(5) == polygon
+    layer.data = layer.data + (layer.data == 5)
+    assert label.voxels is layer.data
+    Timer.wait(1000)
+    assert (on_disk(5), on_disk(6)) == (0, polygon)
+    assert [path.name for path in label.kept_unsaved()] == [kept.name]
+    assert open_volume(label.path).read().sum() == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_a_kill_keeps_every_stroke_before(cube, view, capsys):
+    pytest.importorskip("napari.components")
+    before = (cube / "label.nii.gz").read_bytes()
+    paint = f"from tests.annotation.windows import paint_until_killed; paint_until_killed({str(cube)!r})"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", paint], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert (cube / "label.nii.gz").read_bytes() == before
+    kept = open_volume(cube / "unsaved_0001.nii.gz").read()
+    assert {value: int((kept == value).sum()) for value in np.unique(kept)} == {0: kept.size - 8, 3: 8}
+    assert view(cube, lambda layer: None) == 0
+    assert (
+        f"{cube / 'unsaved_0001.nii.gz'}: holds what was painted and not saved in a window" in capsys.readouterr().out
+    )
 
 
 def test_without_napari_a_sentence_comes(cube, monkeypatch, capsys):
