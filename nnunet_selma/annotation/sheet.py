@@ -22,7 +22,7 @@ from nnunet_selma.volumes import open_volume
 from nnunet_selma.volumes.base import Array
 
 _COLUMNS = 4
-_PANEL = (3.3, 4.1)
+_PANEL = (3.3, 4.5)
 """Width and height of a panel, inches."""
 _TEXT_WIDTH = 50
 """Letters of a line below a panel."""
