@@ -22,6 +22,7 @@ from nnunet_selma.annotation.settings import ProposalSettings
 from nnunet_selma.conversion.annotated import AnnotatedSettings
 from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.nnunet.folders import MANIFEST, Folders
+from nnunet_selma.nnunet.settings import KEY as SETTINGS
 from nnunet_selma.running.json_files import read_json, write_json
 
 KEPT = "selma_rounds.json"
@@ -127,8 +128,8 @@ class Standing:
     """Folds that hold out different cases; only `all` where there is a single group."""
     trainings: list[Training]
     validations: list[Validation]
-    trainer: str
-    """Trainer to use where nothing is trained yet."""
+    first_model: tuple[str, str, str]
+    """Trainer, plans and configuration to use where nothing is trained yet."""
     results: Path
 
 
@@ -174,7 +175,7 @@ def standing(dataset_id: int, folders: Folders, source: Path | None = None) -> S
         folds=_folds(splits),
         trainings=trainings,
         validations=_validations(results, trainings, versions, cases, splits, _classes(folders.raw / str(name))),
-        trainer="SelmaFinetuneTrainer" if any(folders.results.glob("*/SelmaSSLTrainer__*")) else "nnUNetTrainer",
+        first_model=_first_model(preprocessed, folders.results),
         results=results,
     )
 
@@ -214,6 +215,23 @@ def _stale(preprocessed: Path, history: Sequence[Mapping[str, Any]]) -> list[str
     newest = max(folders, key=lambda folder: max(path.stat().st_mtime for path in folder.glob("*.pkl")))
     files = {case: newest / f"{case}.pkl" for case in written}
     return sorted(case for case, path in files.items() if not path.is_file() or _changed_at(path) < written[case])
+
+
+def _first_model(preprocessed: Path, all_results: Path) -> tuple[str, str, str]:
+    """Trainer, plans and configuration for the first training: plans that were written last are those that a user wants, as those of a small network.
+
+    The trainer is nnU-Net's, unless there is a pretraining to begin with, or the plans hold settings, which only trainers of this package read.
+    """
+    files = [path for path in preprocessed.glob("*lans*.json") if "manifest" not in path.stem]
+    newest = max(files, key=lambda path: path.stat().st_mtime_ns, default=None)
+    plans: Any = {} if newest is None else read_json(newest)
+    configurations = list(plans.get("configurations", {})) or ["3d_fullres"]
+    pretrained = any(all_results.glob("*/SelmaSSLTrainer__*"))
+    return (
+        "SelmaFinetuneTrainer" if pretrained or SETTINGS in plans else "nnUNetTrainer",
+        "nnUNetPlans" if newest is None else newest.stem,
+        "3d_fullres" if "3d_fullres" in configurations else configurations[0],
+    )
 
 
 def _folds(splits: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -481,7 +499,7 @@ def _proposing(state: Standing, model: str) -> str:
 def _model(state: Standing) -> tuple[str, str, str]:
     """Trainer, plans and configuration of the newest training, or those to begin with."""
     if not state.trainings:
-        return state.trainer, "nnUNetPlans", "3d_fullres"
+        return state.first_model
     newest = max(state.trainings, key=lambda training: training.begun)
     trainer, plans, configuration = newest.model.split("__", 2)
     return trainer, plans, configuration

@@ -125,6 +125,28 @@ def test_the_printed_commands_lead_through_two_rounds(source, folders, rng):
     assert "round 2: 1 cube handed over (a 1), 1 changed since, 1 in the dataset" in as_text(state)
 
 
+def test_the_first_training_has_the_plans_that_were_written_last(source, folders, rng):
+    annotate(source, rng, 1, 2, 3)
+    convert(source, folders)
+    clock = Clock(folders)
+    clock.preprocess()
+
+    def write_plans(name, **content):
+        path = folders.preprocessed / DATASET / f"{name}.json"
+        write_json(path, content)
+        at(path, clock.next())
+
+    write_plans("nnUNetResEncUNetMPlans", configurations={"2d": {}, "3d_fullres": {}})
+    train = "nnUNetv2_train 510 3d_fullres 0 -tr"
+    assert commands(None, folders)[0] == f"{train} nnUNetTrainer -p nnUNetResEncUNetMPlans"
+    write_plans("nnUNetSmallPlans", configurations={"3d_fullres": {}}, selma={"finetuning": {"epochs": 3}})
+    assert commands(None, folders)[0] == f"{train} SelmaFinetuneTrainer -p nnUNetSmallPlans"
+    write_plans("nnUNetPlans_attention_unet", configurations={"2d": {}})
+    assert commands(None, folders)[0] == "nnUNetv2_train 510 2d 0 -tr nnUNetTrainer -p nnUNetPlans_attention_unet"
+    clock.train(0)
+    assert commands(None, folders)[0] == f"{train.replace(' 0 ', ' 1 ')} nnUNetTrainer -p nnUNetPlans"
+
+
 def test_a_corrected_label_must_be_converted_and_preprocessed_again(source, folders, rng):
     annotate(source, rng, 1, 2, 3)
     convert(source, folders)
