@@ -79,7 +79,7 @@ def _proposing(state: Standing, model: str) -> str:
 def _model(state: Standing) -> tuple[str, str, str]:
     """Trainer, plans and configuration of the newest training, or those to begin with."""
     if not state.trainings:
-        return state.trainer, "nnUNetPlans", "3d_fullres"
+        return state.first_model
     newest = max(state.trainings, key=lambda training: training.begun)
     trainer, plans, configuration = newest.model.split("__", 2)
     return trainer, plans, configuration

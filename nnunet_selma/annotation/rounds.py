@@ -14,6 +14,7 @@ from nnunet_selma.annotation.trainings import Training, folds_to_train, read_tra
 from nnunet_selma.annotation.validations import Validation
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.nnunet.folders import MANIFEST, Folders
+from nnunet_selma.nnunet.settings import KEY as SETTINGS
 from nnunet_selma.running.json_files import read_json
 
 
@@ -58,8 +59,8 @@ class Standing:
     """Folds that hold out different cases; only `all` where there is a single group."""
     trainings: list[Training]
     validations: list[Validation]
-    trainer: str
-    """Trainer to use where nothing is trained yet."""
+    first_model: tuple[str, str, str]
+    """Trainer, plans and configuration to use where nothing is trained yet."""
     results: Path
 
 
@@ -102,7 +103,7 @@ def standing(dataset_id: int, folders: Folders, source: Path | None = None) -> S
         folds=folds_to_train(splits),
         trainings=trainings,
         validations=validations_of(kept, brains),
-        trainer="SelmaFinetuneTrainer" if any(folders.results.glob("*/SelmaSSLTrainer__*")) else "nnUNetTrainer",
+        first_model=_first_model(preprocessed, folders.results),
         results=results,
     )
 
@@ -133,6 +134,23 @@ def _state(cube: Cube, cases: Mapping[str, Any], left_out: Mapping[str, Any]) ->
         changed=label != cube.handed_over,
         current=case is not None and cases[case]["label_sha256"] == label,
         left_out=left_out.get(cube.name, {}).get("label_sha256") == label,
+    )
+
+
+def _first_model(preprocessed: Path, all_results: Path) -> tuple[str, str, str]:
+    """Trainer, plans and configuration for the first training: the plans that were written last, such as those of a small network.
+
+    The trainer is nnU-Net's, unless there is a pretraining to begin with, or the plans hold settings, which only trainers of this package read.
+    """
+    files = [path for path in preprocessed.glob("*lans*.json") if "manifest" not in path.stem]
+    newest = max(files, key=lambda path: path.stat().st_mtime_ns, default=None)
+    plans: Any = {} if newest is None else read_json(newest)
+    configurations = list(plans.get("configurations", {})) or ["3d_fullres"]
+    pretrained = any(all_results.glob("*/SelmaSSLTrainer__*"))
+    return (
+        "SelmaFinetuneTrainer" if pretrained or SETTINGS in plans else "nnUNetTrainer",
+        "nnUNetPlans" if newest is None else newest.stem,
+        "3d_fullres" if "3d_fullres" in configurations else configurations[0],
     )
 
 

@@ -1,6 +1,7 @@
 """`nnunet-selma propose`."""
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 def _propose(chosen: argparse.Namespace) -> int:
     from nnunet_selma.annotation.proposal import SHEET, propose
     from nnunet_selma.annotation.settings import ProposalSettings
+    from nnunet_selma.conversion.annotated import AnnotatedSettings
 
     settings = settings_from(ProposalSettings, chosen)
     if chosen.folds and chosen.model is None:
@@ -95,7 +97,8 @@ def _propose(chosen: argparse.Namespace) -> int:
     print(f"round {result.round}: {counted(len(result.cubes), 'cube')}; picture: {result.folder / SHEET}")
     print(
         f"next: annotate label.nii.gz in each, as {result.folder / 'README.md'} says, or nnunet-selma view "
-        f"{result.folder / result.cubes[0]['name']}; then nnunet-selma convert annotated {result.folder}"
+        f"{shlex.quote(str(result.folder / result.cubes[0]['name']))}; then nnunet-selma convert annotated {shlex.quote(str(result.folder))}, "
+        f"with -d N if its dataset has another id than {AnnotatedSettings.dataset_id}"
     )
     return 0
 

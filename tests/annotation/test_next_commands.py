@@ -13,7 +13,7 @@ from nnunet_selma.errors import SelmaError
 from nnunet_selma.running.json_files import read_json, write_json
 from tests.annotation.datasets import DATASET, convert
 from tests.annotation.folders import SHAPE, paint, write_cubes
-from tests.annotation.loops import MODEL, Clock, annotate, commands, trained
+from tests.annotation.loops import MODEL, Clock, annotate, at, commands, trained
 
 
 def test_the_printed_commands_lead_through_two_rounds(cubes, folders, rng):
@@ -52,6 +52,28 @@ def test_the_printed_commands_lead_through_two_rounds(cubes, folders, rng):
     assert state.stale == ["cube_0004"]
     assert [training.version for training in state.trainings] == [1, 1, 1]
     assert "round 2: 1 cube handed over (a 1), 1 changed since, 1 in the dataset" in as_text(state)
+
+
+def test_the_first_training_has_the_plans_that_were_written_last(cubes, folders, rng):
+    annotate(cubes, rng, 1, 2, 3)
+    convert(cubes, folders)
+    clock = Clock(folders)
+    clock.preprocess()
+
+    def write_plans(name, **content):
+        path = folders.preprocessed / DATASET / f"{name}.json"
+        write_json(path, content)
+        at(path, clock.next())
+
+    write_plans("nnUNetResEncUNetMPlans", configurations={"2d": {}, "3d_fullres": {}})
+    train = "nnUNetv2_train 510 3d_fullres 0 -tr"
+    assert commands(None, folders)[0] == f"{train} nnUNetTrainer -p nnUNetResEncUNetMPlans"
+    write_plans("nnUNetSmallPlans", configurations={"3d_fullres": {}}, selma={"finetuning": {"epochs": 3}})
+    assert commands(None, folders)[0] == f"{train} SelmaFinetuneTrainer -p nnUNetSmallPlans"
+    write_plans("nnUNetPlans_attention_unet", configurations={"2d": {}})
+    assert commands(None, folders)[0] == "nnUNetv2_train 510 2d 0 -tr nnUNetTrainer -p nnUNetPlans_attention_unet"
+    clock.train(0)
+    assert commands(None, folders)[0] == f"{train.replace(' 0 ', ' 1 ')} nnUNetTrainer -p nnUNetPlans"
 
 
 def test_cubes_that_are_left_out_do_not_wait(cubes, folders, rng):

@@ -417,7 +417,7 @@ def test_when_no_candidate_is_left_fewer_cubes_come_and_then_a_sentence(brains, 
 def test_the_command(brains, tmp_path, capsys, monkeypatch):
     import shutil
 
-    inside = tmp_path / "data"
+    inside = tmp_path / "our data"
     shutil.copytree(brains, inside)
     arguments = ["propose", inside, "-o", inside / "cubes", "-n", 2, "--size", 20, "--pool", 6]
     for number in (1, 2):  # cubes in the folder of the brains are no brains
@@ -425,6 +425,7 @@ def test_the_command(brains, tmp_path, capsys, monkeypatch):
         out = capsys.readouterr().out
         assert f"round {number}: 2 cubes; picture: {inside / 'cubes' / 'sheet.png'}" in out
         assert "next: annotate label.nii.gz" in out
+        assert f"then nnunet-selma convert annotated '{inside / 'cubes'}', with -d N" in out
     assert cli.main([str(a) for a in [*arguments, "--probabilities", inside / "x_probabilities.ome.zarr"]]) == 2
     assert "2 brains and 1 file of probabilities" in capsys.readouterr().err
     assert cli.main([str(a) for a in [*arguments, "-f", 0]]) == 2
