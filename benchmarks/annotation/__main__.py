@@ -42,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         write_page(chosen.results, _ROOT / "docs" / "results.md")
         return
+    if not chosen.data:
+        parser.error("run needs --data, with the folder of DELiVR's annotated patches first")
     study = LoopStudy(
         study=Study(
             sources=tuple(path.resolve() for path in chosen.data),

@@ -25,14 +25,15 @@ DATASETS = {"microglia": 520, "cfos_neuron": 521}
 SIZE = 40
 """Edge of a candidate, voxels."""
 BUDGETS = {"microglia": (2, 4, 8, 16), "cfos_neuron": (2, 4, 8)}
-"""Structure to the numbers of annotated cubes; 16 that do not touch have no room in one cube of c-Fos."""
+"""Structure to the numbers of annotated cubes; drawn one after another, 8 to 16 cubes that do not touch find room in the one brain of c-Fos."""
 _SPACING_UM = (6.0, 1.62, 1.62)
 """True voxel size, (z, y, x), which the files do not state."""
 _VOXEL = (1.0, 1.0, 1.0)
 """Voxel size that the files state, which the network is pretrained with."""
 BRAINS = {"microglia": ("1874", "4923"), "cfos_neuron": ("695",)}
-"""Structure to the cubes that candidates are cut from: those that no pretraining of the confirmation is kept from."""
+"""Structure to the cubes of DELiVR that candidates are cut from; pretraining sees their images."""
 _FOLDERS = {"microglia": "microglia", "cfos_neuron": "cFos"}
+"""Structure to its folder in DELiVR."""
 
 
 @dataclass(frozen=True, kw_only=True)

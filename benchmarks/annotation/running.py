@@ -35,6 +35,7 @@ PRETRAINING_SEED = 0
 STARTS = {"random weights": BASELINE, "pretrained": "new default"}
 """Start of a network to the arm of the pretraining study that it is trained as."""
 _AT_ONCE = 8
+"""Cubes that a model predicts in one batch."""
 
 
 @dataclass(frozen=True, kw_only=True)

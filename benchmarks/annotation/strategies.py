@@ -17,6 +17,7 @@ from nnunet_selma.annotation.settings import ProposalSettings
 Scores = Callable[[Sequence[int]], list[Mapping[str, float]]]
 """Numbers of candidates to the score of each class, as `annotation.uncertainty` defines it."""
 _AROUND_FOREGROUND = 2 / 3
+"""Share of the cubes that are drawn around a voxel of the structure."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,7 @@ def ours(situation: Situation, count: int) -> list[int]:
 
 
 def foreground_aware(situation: Situation, count: int) -> list[int]:
-    """Two of three cubes around a random voxel of the structure, the others anywhere; twice the same cube is drawn anew."""
+    """Two of three cubes around a random voxel of the structure, the others anywhere; no cube twice."""
     chance, left = situation.chance(), situation.left
     chosen: list[int] = []
     for _ in range(count):

@@ -36,8 +36,11 @@ def loops_table(runs: Sequence[Run], structure: str) -> str:
             for strategy in strategies
         ]
 
+    seeds = {start: _complete_seeds(runs, start, budgets) for start in STARTS}
+
     def of(start: str, strategy: str, budget: int) -> list[Run]:
-        return [run for run in of_arm(runs, f"{strategy}, {start}") if run.labels == budget]
+        loops = of_arm(runs, f"{strategy}, {start}")
+        return [run for run in loops if run.labels == budget and run.seed in seeds[start]]
 
     def mean(start: str, strategy: str, measure: Measure, budget: int) -> str:
         return mean_cell(of(start, strategy, budget), STEPS, measure)
@@ -48,14 +51,25 @@ def loops_table(runs: Sequence[Run], structure: str) -> str:
     headings = ["network", "cubes chosen by", "measure", *(f"{budget} cubes" for budget in budgets)]
     others = [strategy for strategy in STRATEGIES if strategy != BASELINE]
     name = Measure(structure, DICE, "").heading.partition(":")[0]
+    counts = ", ".join(f"{start} {len(seeds[start])}" for start in STARTS)
     return "\n\n".join(
         [
-            f"{name[0].upper()}{name[1:]}, %: mean over unseen cubes and seeds, in brackets lowest and highest seed.",
+            f"{name[0].upper()}{name[1:]}, %: mean over unseen cubes and seeds, in brackets lowest and highest seed (seeds that all strategies finished: {counts}).",
             markdown(headings, rows(mean, list(STRATEGIES)), left=3),
             f"{name[0].upper()}{name[1:]}, points: difference to “{BASELINE}” with the same start. {INTERVALS}",
             markdown(headings, rows(difference, others), left=3),
         ]
     )
+
+
+def _complete_seeds(runs: Sequence[Run], start: str, budgets: Sequence[int]) -> set[int]:
+    """Seeds whose loops with a start have all ended, so that cells can be compared."""
+    done = {(run.arm, run.labels, run.seed) for run in runs}
+    return {
+        run.seed
+        for run in runs
+        if all((f"{strategy}, {start}", budget, run.seed) in done for strategy in STRATEGIES for budget in budgets)
+    }
 
 
 def write_page(results: Path, page: Path) -> None:

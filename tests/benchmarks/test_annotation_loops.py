@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from benchmarks.annotation import brains, running, strategies
+from benchmarks.annotation.__main__ import main
 from benchmarks.annotation.strategies import STRATEGIES, Situation
 from benchmarks.annotation.tables import loops_table, write_page
 from benchmarks.pretraining.intervals import Run
@@ -127,7 +128,7 @@ def made_up_runs():
         )
         for start in running.STARTS
         for level, strategy in enumerate(STRATEGIES)
-        for budget in (2, 4)
+        for budget in (2, 4, 8, 16)
         for seed in range(3)
     ]
 
@@ -135,11 +136,35 @@ def made_up_runs():
 def test_tables_compare_with_foreground_aware_random_of_the_same_start():
     lines = loops_table(made_up_runs(), "microglia").splitlines()
     means = [line for line in lines if line.startswith("| random weights | ours | Dice at 0.5")]
-    assert means[0] == "| random weights | ours | Dice at 0.5 | 41.0 (40.0 to 42.0) | 41.0 (40.0 to 42.0) | – | – |"
-    assert means[1] == (
-        "| random weights | ours | Dice at 0.5 | **-10.0 (-10.0 to -10.0)** | **-10.0 (-10.0 to -10.0)** | – | – |"
-    )
+    assert means[0] == f"| random weights | ours | Dice at 0.5 |{' 41.0 (40.0 to 42.0) |' * 4}"
+    assert means[1] == f"| random weights | ours | Dice at 0.5 |{' **-10.0 (-10.0 to -10.0)** |' * 4}"
     assert not any(line.startswith("| pretrained | foreground-aware random") and "+" in line for line in lines)
+
+
+def test_seeds_that_a_strategy_has_not_finished_are_left_out_for_all():
+    runs = [run for run in made_up_runs() if (run.arm, run.labels, run.seed) != ("entropy, pretrained", 16, 2)]
+    text = loops_table(runs, "microglia")
+    assert "(seeds that all strategies finished: random weights 3, pretrained 2)" in text
+    assert f"| pretrained | ours | Dice at 0.5 |{' 40.5 (40.0 to 41.0) |' * 4}" in text
+
+
+def test_all_seeds_start_from_one_pretraining(tmp_path):
+    asked = []
+    study = running.LoopStudy(
+        study=SimpleNamespace(pretrain=lambda *arguments: asked.append(arguments)), delivr=tmp_path
+    )
+    arm = running.loop("microglia", "ours", "pretrained")
+    for seed in range(3):
+        study.pretrain(study.stage, arm, seed)
+    assert asked == [(running.CONFIRMATION, arm, running.PRETRAINING_SEED)] * 3
+    assert arm.pretext == "SelmaSSLTrainer"
+    assert running.loop("microglia", "ours", "random weights").pretext is None
+
+
+def test_the_command_asks_for_the_data(capsys):
+    with pytest.raises(SystemExit):
+        main(["run"])
+    assert "run needs --data" in capsys.readouterr().err
 
 
 def test_the_page_keeps_its_text_where_there_are_no_runs(tmp_path):
