@@ -3,6 +3,7 @@
 Training is cut to a few steps in the plans; everything else is as somebody without a GPU would do it.
 """
 
+import re
 import shlex
 import subprocess
 import sys
@@ -77,20 +78,18 @@ class Shell:
             text=True,
         )
 
-    def run(self, line: str) -> str:
-        """Run a line, which must succeed; returns its output."""
+    def run(self, line: str) -> tuple[int, str]:
+        """Run a line; returns 0 if it succeeded, or 1, and its output."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(f"{line}\n")
         self._process.stdin.flush()
-        output, code = "", "none"
+        output = ""
         for printed in self._process.stdout:
             if printed.startswith(ENDED):
-                code = printed.split()[-1]
-                break
+                return int(printed.split()[-1]), output
             output += printed
-        assert code == "0", f"{line}\n{output[-3000:]}"
-        return output
+        raise AssertionError(f"the shell ended: {output}")
 
     def close(self) -> None:
         """End the shell."""
@@ -119,8 +118,14 @@ class Loop:
         self._painted: dict[Path, bytes] = {}
 
     def run(self, line: str) -> str:
-        """Run a line, which leaves every label that was painted as it is; returns its output."""
-        output = self._shell.run(f"{line} {OPTIONS.get(shlex.split(line)[0], '')}")
+        """Run a line, which leaves every label that was painted as it is; returns its output.
+
+        Where labels are asked about that may be unfinished, the answer is that they are right, as they are: they are the truth.
+        """
+        code, output = self._shell.run(f"{line} {OPTIONS.get(shlex.split(line)[0], '')}")
+        if code and "that may be unfinished" in output and "--as-is" not in line:
+            return self.run(f"{line} --as-is {' '.join(sorted(set(re.findall('cube_[0-9]{4}', output))))}")
+        assert code == 0, f"{line}\n{output[-3000:]}"
         for label, content in self._painted.items():
             assert label.read_bytes() == content, f"{line} changed {label}"
         return output
@@ -215,9 +220,11 @@ def dice(first: Any, second: Any) -> float:
     return float(2 * (first & second).sum() / (first.sum() + second.sum()))
 
 
-def three_rounds(loop: Loop, *, count: int, seed: int = 0) -> str:
+def three_rounds(loop: Loop, *, count: int) -> str:
     """Propose, annotate, convert and train three times; returns what `round` prints at the end."""
-    proposal = f"nnunet-selma propose {loop.folder / 'brains'} -n {count} -o {loop.cubes} --size {EDGE} --spacing {SPACING} --seed {seed}"
+    proposal = (
+        f"nnunet-selma propose {loop.folder / 'brains'} -n {count} -o {loop.cubes} --size {EDGE} --spacing {SPACING}"
+    )
     folds: dict[str, int] = {}
     for number in (1, 2, 3):
         output = loop.run(proposal)
@@ -250,7 +257,7 @@ def check_better_than_otsu(loop: Loop) -> None:
 def test_three_rounds_lead_to_a_model_better_than_otsu(tmp_path):
     """Two brains, a fold each; no brain is parted between training and validation."""
     with closing(Loop(tmp_path, ["mouse_a", "mouse_b"])) as loop:
-        state = three_rounds(loop, count=4, seed=2)  # by other seeds, a cube at the edge of the tissue is asked about
+        state = three_rounds(loop, count=4)
         brains = {record["name"]: record["brain"] for record in loop.records()}
         for split in loop.read("nnUNet_preprocessed", DATASET, "splits_final.json"):
             assert [len({brains[case] for case in split[side]}) for side in ("train", "val")] == [1, 1]
