@@ -24,11 +24,11 @@ _MEASURES = {DICE: "Dice at 0.5", AVERAGE_PRECISION: "average precision", CALIBR
 
 
 def loops_table(runs: Sequence[Run], structure: str) -> str:
-    """Means by number of annotated cubes, and differences to the baseline of the same start, for one structure."""
+    """Means by number of annotated cubes, and differences to the baseline and between the starts, for one structure."""
     budgets = BUDGETS[structure]
+    measures = [Measure(structure, metric, title) for metric, title in _MEASURES.items()]
 
     def rows(cell: Callable[[str, str, Measure, int], str], strategies: Sequence[str]) -> list[list[str]]:
-        measures = [Measure(structure, metric, title) for metric, title in _MEASURES.items()]
         return [
             [start, strategy, measure.title, *(cell(start, strategy, measure, budget) for budget in budgets)]
             for measure in measures
@@ -48,6 +48,15 @@ def loops_table(runs: Sequence[Run], structure: str) -> str:
     def difference(start: str, strategy: str, measure: Measure, budget: int) -> str:
         return difference_cell(of(start, strategy, budget), of(start, BASELINE, budget), STEPS, measure)
 
+    def gain(strategy: str, measure: Measure, budget: int) -> str:
+        pretrained, random_weights = (of(start, strategy, budget) for start in ("pretrained", "random weights"))
+        return difference_cell(pretrained, random_weights, STEPS, measure)
+
+    gains = [
+        [strategy, measure.title, *(gain(strategy, measure, budget) for budget in budgets)]
+        for measure in measures
+        for strategy in STRATEGIES
+    ]
     headings = ["network", "cubes chosen by", "measure", *(f"{budget} cubes" for budget in budgets)]
     others = [strategy for strategy in STRATEGIES if strategy != BASELINE]
     name = Measure(structure, DICE, "").heading.partition(":")[0]
@@ -58,6 +67,8 @@ def loops_table(runs: Sequence[Run], structure: str) -> str:
             markdown(headings, rows(mean, list(STRATEGIES)), left=3),
             f"{name[0].upper()}{name[1:]}, points: difference to “{BASELINE}” with the same start. {INTERVALS}",
             markdown(headings, rows(difference, others), left=3),
+            f"{name[0].upper()}{name[1:]}, points: pretrained minus random weights, by the same strategy.",
+            markdown(headings[1:], gains, left=2),
         ]
     )
 

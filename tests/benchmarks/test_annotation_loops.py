@@ -119,7 +119,8 @@ def made_up_runs():
                         "structure": "microglia",
                         "cube": f"microglia_{cube}",
                         **dict.fromkeys(
-                            ("dice", "average_precision", "dice_calibrated"), 0.4 + 0.1 * level + 0.01 * seed
+                            ("dice", "average_precision", "dice_calibrated"),
+                            0.4 + 0.1 * level + 0.01 * seed + 0.2 * (start == "pretrained"),
                         ),
                     }
                     for cube in (3941, 7082)
@@ -138,6 +139,7 @@ def test_tables_compare_with_foreground_aware_random_of_the_same_start():
     means = [line for line in lines if line.startswith("| random weights | ours | Dice at 0.5")]
     assert means[0] == f"| random weights | ours | Dice at 0.5 |{' 41.0 (40.0 to 42.0) |' * 4}"
     assert means[1] == f"| random weights | ours | Dice at 0.5 |{' **-10.0 (-10.0 to -10.0)** |' * 4}"
+    assert f"| ours | Dice at 0.5 |{' **+20.0 (+20.0 to +20.0)** |' * 4}" in lines
     assert not any(line.startswith("| pretrained | foreground-aware random") and "+" in line for line in lines)
 
 
@@ -145,7 +147,7 @@ def test_seeds_that_a_strategy_has_not_finished_are_left_out_for_all():
     runs = [run for run in made_up_runs() if (run.arm, run.labels, run.seed) != ("entropy, pretrained", 16, 2)]
     text = loops_table(runs, "microglia")
     assert "(seeds that all strategies finished: random weights 3, pretrained 2)" in text
-    assert f"| pretrained | ours | Dice at 0.5 |{' 40.5 (40.0 to 41.0) |' * 4}" in text
+    assert f"| pretrained | ours | Dice at 0.5 |{' 60.5 (60.0 to 61.0) |' * 4}" in text
 
 
 def test_all_seeds_start_from_one_pretraining(tmp_path):
