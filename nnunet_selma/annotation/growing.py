@@ -22,6 +22,20 @@ LAYOUT = "proposed cubes"
 _OF_CASES = ("imagesTr", "labelsTr")
 
 
+def read_manifest(dataset: Path) -> dict[str, Any] | None:
+    """The manifest of a dataset; None where there is none.
+
+    Entries that datasets from earlier versions of this package lack are filled in, empty.
+    """
+    path = dataset / MANIFEST
+    if not path.is_file():
+        return None
+    manifest: dict[str, Any] = read_json(path)
+    for version in manifest.get("history", []):
+        version.setdefault("removed", {})
+    return manifest
+
+
 class GrowingDataset:
     """The dataset in `nnUNet_raw`, and its next version.
 
@@ -41,7 +55,7 @@ class GrowingDataset:
         )
         if self._former.exists() and not self.folder.exists():
             os.replace(self._former, self.folder)  # a kill between the two renames of `finish`
-        self.manifest: dict[str, Any] | None = read_json(self._manifest) if self._manifest.is_file() else None
+        self.manifest: dict[str, Any] | None = read_manifest(self.folder)
         """Manifest of the version that is there; None before the first."""
         if self.folder.exists() and (self.manifest or {}).get("layout") != LAYOUT:
             raise SelmaError(

@@ -6,14 +6,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from nnunet_selma.annotation.growing import LAYOUT
+from nnunet_selma.annotation.growing import LAYOUT, read_manifest
 from nnunet_selma.annotation.kept_validations import keep_validations, validations_of
 from nnunet_selma.annotation.layout import RECORD, label_hash
 from nnunet_selma.annotation.returned import Cube, read_cubes
 from nnunet_selma.annotation.trainings import Training, folds_to_train, read_trainings, stale_cases
 from nnunet_selma.annotation.validations import Validation
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.nnunet.folders import MANIFEST, Folders
+from nnunet_selma.nnunet.folders import Folders
 from nnunet_selma.nnunet.settings import KEY as SETTINGS
 from nnunet_selma.running.json_files import read_json
 
@@ -113,8 +113,7 @@ def _dataset(dataset_id: int, folders: Folders) -> tuple[str | None, dict[str, A
     if not folders.raw.is_dir() or not any(folders.raw.glob(f"Dataset{dataset_id:03d}_*")):
         return None, {}
     name = folders.dataset(dataset_id)
-    path = folders.raw / name / MANIFEST
-    manifest = read_json(path) if path.is_file() else {}
+    manifest = read_manifest(folders.raw / name) or {}
     if manifest.get("layout") != LAYOUT:
         raise SelmaError(f"{folders.raw / name}: was not made from cubes of nnunet-selma propose; give another id")
     return name, manifest

@@ -4,8 +4,10 @@ import shutil
 
 import pytest
 
+from nnunet_selma.annotation.rounds import standing
+from nnunet_selma.annotation.rounds_text import as_text
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.running.json_files import read_json
+from nnunet_selma.running.json_files import read_json, write_json
 from tests.annotation.datasets import DATASET, convert, grow, tree
 
 
@@ -54,3 +56,14 @@ def test_a_dataset_of_patches_is_not_touched(source, folders):
     (folders.raw / DATASET / "dataset.json").write_text("{}")
     with pytest.raises(SelmaError, match="exists already and was made from other files"):
         convert(source, folders)
+
+
+def test_a_dataset_from_before_cubes_could_be_taken_out_goes_on(source, folders, rng):
+    convert(source, folders)
+    manifest = read_json(folders.raw / DATASET / "selma_manifest.json")
+    del manifest["history"][0]["removed"]
+    write_json(folders.raw / DATASET / "selma_manifest.json", manifest)
+    assert "version 1" in as_text(standing(510, folders))
+    grow(source, folders, rng)
+    convert(source, folders, {"without": ("cube_0002",)})
+    assert [list(version["removed"]) for version in standing(510, folders).history] == [[], [], ["cube_0002"]]
