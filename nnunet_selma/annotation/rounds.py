@@ -9,6 +9,7 @@ from typing import Any
 from nnunet_selma.annotation.growing import LAYOUT, read_manifest
 from nnunet_selma.annotation.kept_validations import keep_validations, validations_of
 from nnunet_selma.annotation.layout import RECORD, label_hash
+from nnunet_selma.annotation.questions import reason_left_out
 from nnunet_selma.annotation.returned import Cube, read_cubes
 from nnunet_selma.annotation.trainings import Training, folds_to_train, read_trainings, stale_cases
 from nnunet_selma.annotation.validations import Validation
@@ -30,12 +31,17 @@ class CubeState:
     current: bool
     """True if the dataset holds the label as it is."""
     left_out: bool
-    """True if the label as it is was left out of the dataset, as asked for."""
+    """True if the cube as it is was left out of the dataset, as asked for."""
 
     @property
     def waiting(self) -> bool:
         """True if nobody has annotated the cube, or said that it is left out."""
         return not self.changed and self.case is None and not self.left_out
+
+    @property
+    def to_convert(self) -> bool:
+        """True if the label is new or changed since the last version of the dataset."""
+        return (self.changed or self.case is not None) and not self.current and not self.left_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +138,7 @@ def _state(cube: Cube, cases: Mapping[str, Any], left_out: Mapping[str, Any]) ->
         case=case,
         changed=label != cube.handed_over,
         current=case is not None and cases[case]["label_sha256"] == label,
-        left_out=left_out.get(cube.name, {}).get("label_sha256") == label,
+        left_out=reason_left_out(cube, label, left_out) is not None,
     )
 
 
