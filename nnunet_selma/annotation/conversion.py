@@ -129,7 +129,7 @@ def _next_version(
     kept = {case: record for case, record in before.items() if case not in removed}
     if not kept and not changes.taken:
         raise SelmaError(f"{dataset.folder}: would hold no cube any more; remove the folder instead")
-    check_folds_without(splits_file, changes.removed)
+    check_folds_without(splits_file, changes.removed, changes.taken.keys() - before.keys())
     channels, cases, signatures = write_cases(dataset, lasting, cubes, kept, changes.taken, progress)
     settings = {**lasting.as_json(), "source": str(source.resolve())}
     folds = fold_facts(cases, signatures, settings, earlier, splits_file)
@@ -160,7 +160,7 @@ def _next_version(
     return manifest
 
 
-def _sentences(left_out: Mapping[str, Mapping[str, str]]) -> list[str]:
+def _sentences(left_out: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [f"{name}: {cube['reason']}" for name, cube in left_out.items()]
 
 

@@ -89,9 +89,20 @@ def _read_splits(splits_file: Path) -> list[Split]:
     return list(content)
 
 
-def check_folds_without(splits_file: Path, removed: Collection[str]) -> None:
-    """Raise `SelmaError` if a fold that a user made would train on no case, or hold out none, without these."""
+def check_folds_without(splits_file: Path, removed: Collection[str], added: Collection[str]) -> None:
+    """Raise `SelmaError` if no fold, or one that a user made, would have cases to train on and to hold out.
+
+    Args:
+        splits_file: the folds that are there.
+        removed: cases that are taken out of the dataset.
+        added: cases that are new in the dataset.
+    """
     splits = _read_splits(splits_file)
+    placed = folds_of_splits(splits).keys()
+    if is_dealt(splits) and not {*placed, *added} - {*removed}:
+        raise SelmaError(
+            f"{splits_file}: its folds hold nothing but {', '.join(sorted(placed))}; put another case there, or remove the file to deal all folds anew"
+        )
     for number, split in enumerate([] if is_dealt(splits) else splits):
         for part, use in (("train", "trains on"), ("val", "holds out")):
             if split[part] and not {*split[part]} - {*removed}:

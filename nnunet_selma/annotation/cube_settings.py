@@ -27,7 +27,7 @@ class CubeSettings:
     without: tuple[str, ...] = ()
     """Cubes to leave out, as in cube_0003; one that is in the dataset is taken out of it."""
     as_is: tuple[str, ...] = ()
-    """Cubes whose label is right though it looks unfinished: unchanged, empty, or with planes that hold no label."""
+    """Cubes whose label is right though it looks unfinished: unchanged, empty, with planes without label, or with strokes not saved beside it."""
 
     def __post_init__(self) -> None:
         """Raise `SelmaError` for names of classes that cannot be told apart, and for cubes that are both taken and left out."""

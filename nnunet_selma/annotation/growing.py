@@ -1,7 +1,7 @@
 """A raw dataset of nnU-Net that grows: each version is built whole beside the one before, and takes its place.
 
 Files that did not change are the same files (hard links), so that a version costs little. Files and folders that people put beside `imagesTr` and
-`labelsTr` go along. After a kill the earlier version is there, or is put back by the next run.
+`labelsTr` go along, and so do labels from before they were corrected. After a kill the earlier version is there, or is put back by the next run.
 """
 
 import os
@@ -20,6 +20,22 @@ from nnunet_selma.volumes.base import Array
 LAYOUT = "proposed cubes"
 """Layout in the manifest of a dataset that grows."""
 _OF_CASES = ("imagesTr", "labelsTr")
+_EARLIER = "earlier_labels"
+"""Folder in the dataset for labels from before they were corrected, each with the last version that held it."""
+
+
+def read_manifest(dataset: Path) -> dict[str, Any] | None:
+    """The manifest of a dataset; None where there is none.
+
+    Entries that datasets from earlier versions of this package lack are filled in, empty.
+    """
+    path = dataset / MANIFEST
+    if not path.is_file():
+        return None
+    manifest: dict[str, Any] = read_json(path)
+    for version in manifest.get("history", []):
+        version.setdefault("removed", {})
+    return manifest
 
 
 class GrowingDataset:
@@ -41,7 +57,7 @@ class GrowingDataset:
         )
         if self._former.exists() and not self.folder.exists():
             os.replace(self._former, self.folder)  # a kill between the two renames of `finish`
-        self.manifest: dict[str, Any] | None = read_json(self._manifest) if self._manifest.is_file() else None
+        self.manifest: dict[str, Any] | None = read_manifest(self.folder)
         """Manifest of the version that is there; None before the first."""
         if self.folder.exists() and (self.manifest or {}).get("layout") != LAYOUT:
             raise SelmaError(
@@ -81,10 +97,18 @@ class GrowingDataset:
                     )
 
     def keep(self, case: str, channels: int, *, label: bool = True) -> None:
-        """Take a case into the next version as it is; without the label, only its images."""
-        files = [Path("imagesTr") / self.image(case, channel).name for channel in range(channels)]
-        for file in [*files, *([Path("labelsTr") / f"{case}{FILE_ENDING}"] if label else [])]:
+        """Take a case into the next version as it is; without the label, only its images, and the label goes to the earlier ones."""
+        for channel in range(channels):
+            file = Path("imagesTr") / self.image(case, channel).name
             _link(self.folder / file, self._next / file)
+        version = len((self.manifest or {})["history"])
+        place = (
+            Path("labelsTr", f"{case}{FILE_ENDING}")
+            if label
+            else Path(_EARLIER, f"{case}_version_{version}{FILE_ENDING}")
+        )
+        (self._next / place).parent.mkdir(exist_ok=True)
+        _link(self.folder / "labelsTr" / f"{case}{FILE_ENDING}", self._next / place)
 
     def write_images(self, case: str, images: Sequence[Array], spacing_zyx: SpacingUm, *, in_um: bool) -> None:
         """Write the channels of a case, (z, y, x), into the next version."""
@@ -122,7 +146,8 @@ class GrowingDataset:
             if path.name in (*_OF_CASES, "dataset.json", MANIFEST):
                 continue
             if path.is_dir() and not path.is_symlink():
-                shutil.copytree(path, self._next / path.name, symlinks=True, copy_function=_link)
+                target = self._next / path.name
+                shutil.copytree(path, target, symlinks=True, copy_function=_link, dirs_exist_ok=path.name == _EARLIER)
             else:
                 _link(path, self._next / path.name)
 

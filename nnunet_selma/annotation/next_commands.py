@@ -1,9 +1,11 @@
 """The next commands of an annotation loop, ready to be typed."""
 
 import shlex
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from nnunet_selma.annotation.rounds import Standing
+from nnunet_selma.annotation.rounds import CubeState, Standing
 from nnunet_selma.annotation.settings import ProposalSettings
 from nnunet_selma.conversion.annotated import AnnotatedSettings
 
@@ -24,20 +26,25 @@ _OPTIONS = {
 
 def next_commands(state: Standing) -> list[str]:
     """Lines to type next, or to do by hand; a line of words begins with #."""
-    waiting = [entry.cube for entry in state.cubes if entry.waiting]
-    converting = ["nnunet-selma", "convert", "annotated", str(state.source), "-d", str(state.dataset_id), *_name(state)]
-    if waiting:
-        return [
-            f"# annotate {', '.join(cube.name for cube in waiting)}, as README.md in the folder says, for example",
-            f"nnunet-selma view {shlex.quote(str(waiting[0].folder))}",
-            f"# then {shlex.join(converting)}",
-            f"# or, to leave out for now what is not annotated: {shlex.join([*converting, '--without-unchanged'])}",
-        ]
-    if any(entry.changed and not entry.current and not entry.left_out for entry in state.cubes):
-        return [shlex.join(converting)]
+    unsaved = [entry for entry in state.cubes if entry.cube.unsaved and not entry.left_out]
+    waiting = [entry.cube for entry in state.cubes if entry.waiting and not entry.cube.unsaved]
+    lines = _taking(unsaved)
+    converting = shlex.join(
+        ["nnunet-selma", "convert", "annotated", str(state.source), "-d", str(state.dataset_id), *_name(state)]
+    )
+    if waiting or not all(entry.current for entry in unsaved):
+        lines += [*annotating([cube.folder for cube in waiting]), f"# then {converting}"]
+        if waiting:
+            lines.append(f"# or, to leave out for now what is not annotated: {converting} --without-unchanged")
+        if any(cube.suggestion != "empty" for cube in waiting):
+            lines.append(
+                f"# or, to take suggestions of the model that are right as they are: {converting} --as-is CUBE …"
+            )
+        return lines
+    if any(entry.to_convert for entry in state.cubes):
+        return [*lines, converting]
     if state.dataset is None:
-        return []
-    lines = []
+        return lines
     trainer, plans, configuration = _model(state)
     lines += [_preprocessing(state, plans, configuration)] if state.stale else []
     version = len(state.history)
@@ -51,6 +58,26 @@ def next_commands(state: Standing) -> list[str]:
     if missing:
         return [*lines, f"nnunet-selma round -d {state.dataset_id}"]
     return [*lines, _proposing(state, f"{trainer}__{plans}__{configuration}")]
+
+
+def annotating(folders: Sequence[Path]) -> list[str]:
+    """Lines that say how to annotate the cubes in these folders; none without cubes."""
+    if not folders:
+        return []
+    return [
+        f"# annotate {', '.join(folder.name for folder in folders)}, as README.md in the folder says, for example",
+        shlex.join(["nnunet-selma", "view", str(folders[0])]),
+    ]
+
+
+def _taking(unsaved: Sequence[CubeState]) -> list[str]:
+    """Lines that say how to take what was painted in cubes and not saved; the command is to be typed where a label is not converted yet."""
+    lines = []
+    for entry in unsaved:
+        view = shlex.join(["nnunet-selma", "view", str(entry.cube.folder)])
+        words = f"# {entry.cube.name}: take what was painted and not saved, or remove it, as this command says"
+        lines += [f"{words}: {view}"] if entry.current else [words, view]
+    return lines
 
 
 def _name(state: Standing) -> list[str]:

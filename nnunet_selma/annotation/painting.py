@@ -3,7 +3,6 @@
 What is painted and not saved lies in a file beside the label after every stroke, so that a kill loses none of it.
 """
 
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_selma.annotation.cubes import NOT_FOR_ANNOTATION, read_cube
-from nnunet_selma.annotation.layout import CONTEXT, IMAGE, LABEL, file_hash
+from nnunet_selma.annotation.layout import CONTEXT, IMAGE, LABEL, UNSAVED, file_hash, numbered_files, unsaved_files
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.pictures.viewing import LayerData, layers
 from nnunet_selma.running.whole_files import whole_file
@@ -117,15 +116,14 @@ class CubeLabel:
                 self.unsaved.unlink(missing_ok=True)
             self.unsaved = self.kept = None
         elif self.kept is None or not np.array_equal(self.voxels, self.kept):
-            self.unsaved = self.unsaved or _new_file(self.folder, "unsaved")
+            self.unsaved = self.unsaved or _new_file(self.folder, UNSAVED)
             self._write(self.unsaved)
             self.kept = self.voxels.copy()
         return self.unsaved
 
     def kept_unsaved(self) -> list[Path]:
         """Files that `keep_unsaved` has written, also in windows that were killed or are open."""
-        # a kill leaves an empty file before the first stroke is in it
-        return [path for _, path in _numbered(self.folder, "unsaved") if path.stat().st_size]
+        return unsaved_files(self.folder)
 
     def _keep_file(self) -> Path | None:
         """Copy the file to the versions; returns the path of the copy, or None if there is no file."""
@@ -142,20 +140,14 @@ class CubeLabel:
         write_label_nifti(path, _Painted(self.voxels, path), self.header)
 
 
-def _numbered(folder: Path, name: str) -> list[tuple[int, Path]]:
-    """The files `NAME_0001.nii.gz`, … of a folder with their numbers, in order; copies with other names do not count."""
-    matches = ((re.fullmatch(rf"{name}_(\d+)\.nii\.gz", path.name), path) for path in folder.iterdir())
-    return sorted((int(match[1]), path) for match, path in matches if match)
-
-
 def _next(folder: Path, name: str) -> Path:
-    """The file after the last of `_numbered`."""
-    number = 1 + max((number for number, _ in _numbered(folder, name)), default=0)
+    """The file after the last of `numbered_files`."""
+    number = 1 + max((number for number, _ in numbered_files(folder, name)), default=0)
     return folder / f"{name}_{number:04d}.nii.gz"
 
 
 def _new_file(folder: Path, name: str) -> Path:
-    """An empty file after the last of `_numbered`, which no other process can make too."""
+    """An empty file after the last of `numbered_files`, which no other process can make too."""
     while True:
         path = _next(folder, name)
         try:

@@ -1,8 +1,9 @@
 """Cubes whose labels are new or changed, or that are taken out of a dataset, and the question about those that may be unfinished.
 
-Cubes that a person left out stay so, without being asked about again, until their label changes.
+Cubes that a person left out stay so, without being asked about again, until their label changes, or what was painted and not saved beside it.
 """
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nnunet_selma.annotation.cube_settings import CubeSettings
-from nnunet_selma.annotation.layout import NOT_ANNOTATED, label_hash
+from nnunet_selma.annotation.layout import NOT_ANNOTATED, file_hash, label_hash
 from nnunet_selma.annotation.returned import Cube, ReturnedLabel, doubts, read_label
 from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.running.progress import Progress
@@ -25,8 +26,8 @@ class Changes(NamedTuple):
 
     taken: dict[str, ReturnedLabel]
     """Case to its label, where it is new or changed."""
-    left_out: dict[str, dict[str, str]]
-    """Name of a cube to the reason why it is left out, and the hash of its label, as in the manifest."""
+    left_out: dict[str, dict[str, Any]]
+    """Name of a cube to the reason why it is left out, and the hashes of its label and of files not saved, as in the manifest."""
     removed: list[str]
     """Cases that the dataset holds, and whose cubes are to be left out."""
 
@@ -68,20 +69,39 @@ def read_changes(
     cases = manifest["cases"] if manifest else {}
     earlier = manifest["left_out_cubes"] if manifest else {}
     judgements: dict[str, _Judgement] = {}
-    left_out: dict[str, dict[str, str]] = {}
+    left_out: dict[str, dict[str, Any]] = {}
     for case, cube in progress(list(cubes.items()), "reading labels"):
-        digest, answered = label_hash(cube.label), earlier.get(cube.name, {})
+        digest = label_hash(cube.label)
         held = cases[case]["label_sha256"] if case in cases else None
-        reason = answered["reason"] if answered.get("label_sha256") == digest else None
+        reason = reason_left_out(cube, digest, earlier)
         judgement = judgements[case] = _judged(cube, digest, held, reason, answers)
         if judgement.left_out:
-            left_out[cube.name] = {"label_sha256": digest, "reason": judgement.left_out}
+            left_out[cube.name] = {**_files(cube, digest), "reason": judgement.left_out}
     unchanged = [judgement.unchanged for judgement in judgements.values() if judgement.unchanged]
     doubtful = [judgement.doubtful for judgement in judgements.values() if judgement.doubtful]
     if unchanged or doubtful:
         raise SelmaError(_question(source, unchanged, doubtful))
     taken = {case: judgement.label for case, judgement in judgements.items() if judgement.label}
     return Changes(taken, left_out, [case for case, record in cases.items() if record["cube"] in answers.without])
+
+
+def reason_left_out(cube: Cube, digest: str, left_out: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The reason for which a cube was left out of a dataset; None if it was not, or its files have changed since.
+
+    Args:
+        cube: the cube.
+        digest: `label_hash` of its label.
+        left_out: entries of the manifest about cubes that are left out.
+    """
+    entry = dict(left_out.get(cube.name, {}))
+    reason: str | None = entry.pop("reason", None)
+    return reason if entry == _files(cube, digest) else None
+
+
+def _files(cube: Cube, digest: str) -> dict[str, Any]:
+    """Hashes of what an answer about a cube is about: its label, and what was painted and not saved."""
+    unsaved = {path.name: file_hash(path) for path in cube.unsaved}
+    return {"label_sha256": digest, **({"unsaved_sha256": unsaved} if unsaved else {})}
 
 
 def _judged(cube: Cube, digest: str, held: str | None, reason: str | None, answers: CubeSettings) -> _Judgement:
@@ -101,6 +121,20 @@ def _judged(cube: Cube, digest: str, held: str | None, reason: str | None, answe
         return _Judgement()
     if reason and not as_is:
         return _Judgement(left_out=reason)
+    judgement = _judged_label(cube, digest, held, answers)
+    if not cube.unsaved or as_is:
+        return judgement
+    files = ", ".join(path.name for path in cube.unsaved)
+    start = f"{judgement.doubtful}, and" if judgement.doubtful else f"{cube.name}:"
+    view = shlex.join(["nnunet-selma", "view", str(cube.folder)])
+    return _Judgement(
+        doubtful=f"{start} what was painted and not saved lies in {files} ({view} says how to take it; --as-is takes {cube.label.name} without it)"
+    )
+
+
+def _judged_label(cube: Cube, digest: str, held: str | None, answers: CubeSettings) -> _Judgement:
+    """Judge a label that is new or changed by its voxels."""
+    as_is = cube.name in answers.as_is
     if digest == cube.handed_over and not as_is:
         if held is not None:
             return _Judgement(

@@ -12,7 +12,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_selma.annotation.layout import CUBE, LABEL, NOT_ANNOTATED, RECORD, file_hash, label_hash, values_hash
+from nnunet_selma.annotation.layout import (
+    CUBE,
+    LABEL,
+    NOT_ANNOTATED,
+    RECORD,
+    file_hash,
+    label_hash,
+    unsaved_files,
+    values_hash,
+)
 from nnunet_selma.conversion.checks import open_label
 from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.running.json_files import read_json
@@ -57,6 +66,11 @@ class Cube:
         """Names of files beside the label that a person may take for it."""
         beside = {path.name for pattern in ("*label*", "unsaved*") for path in self.folder.glob(pattern)}
         return sorted(beside - {LABEL})
+
+    @property
+    def unsaved(self) -> list[Path]:
+        """Files that hold what was painted in napari and not saved; they are not read as labels."""
+        return unsaved_files(self.folder)
 
     def is_unchanged(self) -> bool:
         """True if no voxel of the label differs from what was handed over."""

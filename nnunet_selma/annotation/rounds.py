@@ -6,14 +6,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from nnunet_selma.annotation.growing import LAYOUT
+from nnunet_selma.annotation.growing import LAYOUT, read_manifest
 from nnunet_selma.annotation.kept_validations import keep_validations, validations_of
 from nnunet_selma.annotation.layout import RECORD, label_hash
+from nnunet_selma.annotation.questions import reason_left_out
 from nnunet_selma.annotation.returned import Cube, read_cubes
 from nnunet_selma.annotation.trainings import Training, folds_to_train, read_trainings, stale_cases
 from nnunet_selma.annotation.validations import Validation
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.nnunet.folders import MANIFEST, Folders
+from nnunet_selma.nnunet.folders import Folders
 from nnunet_selma.nnunet.settings import KEY as SETTINGS
 from nnunet_selma.running.json_files import read_json
 
@@ -30,12 +31,17 @@ class CubeState:
     current: bool
     """True if the dataset holds the label as it is."""
     left_out: bool
-    """True if the label as it is was left out of the dataset, as asked for."""
+    """True if the cube as it is was left out of the dataset, as asked for."""
 
     @property
     def waiting(self) -> bool:
         """True if nobody has annotated the cube, or said that it is left out."""
         return not self.changed and self.case is None and not self.left_out
+
+    @property
+    def to_convert(self) -> bool:
+        """True if the label is new or changed since the last version of the dataset."""
+        return (self.changed or self.case is not None) and not self.current and not self.left_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +119,7 @@ def _dataset(dataset_id: int, folders: Folders) -> tuple[str | None, dict[str, A
     if not folders.raw.is_dir() or not any(folders.raw.glob(f"Dataset{dataset_id:03d}_*")):
         return None, {}
     name = folders.dataset(dataset_id)
-    path = folders.raw / name / MANIFEST
-    manifest = read_json(path) if path.is_file() else {}
+    manifest = read_manifest(folders.raw / name) or {}
     if manifest.get("layout") != LAYOUT:
         raise SelmaError(f"{folders.raw / name}: was not made from cubes of nnunet-selma propose; give another id")
     return name, manifest
@@ -133,7 +138,7 @@ def _state(cube: Cube, cases: Mapping[str, Any], left_out: Mapping[str, Any]) ->
         case=case,
         changed=label != cube.handed_over,
         current=case is not None and cases[case]["label_sha256"] == label,
-        left_out=left_out.get(cube.name, {}).get("label_sha256") == label,
+        left_out=reason_left_out(cube, label, left_out) is not None,
     )
 
 

@@ -37,6 +37,13 @@ def _cube_lines(state: Standing) -> Iterator[str]:
         yield f"  as handed over: {', '.join(waiting)}"
     if left_out := [entry.cube.name for entry in state.cubes if entry.left_out]:
         yield f"  left out: {', '.join(left_out)}"
+    unsaved = [
+        f"{entry.cube.name} ({', '.join(p.name for p in entry.cube.unsaved)})"
+        for entry in state.cubes
+        if entry.cube.unsaved
+    ]
+    if unsaved:
+        yield f"  painted and not saved: {', '.join(unsaved)}"
     if corrected := [entry.cube.name for entry in state.cubes if entry.case is not None and not entry.current]:
         yield f"  changed since they were converted: {', '.join(corrected)}"
 

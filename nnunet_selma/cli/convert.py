@@ -87,7 +87,7 @@ def _convert_cubes(chosen: argparse.Namespace, settings: AnnotatedSettings, of_c
     if len(set(manifest["groups"].values())) == 1:
         print(
             "all cubes are one group, which no fold may part: every fold trains and validates on all of them. Annotate a second brain, or begin the "
-            "dataset with --group cube_[0-9]+ to hold out single cubes, which says nothing about other brains"
+            "dataset with --group 'cube_[0-9]+' to hold out single cubes, which says nothing about other brains"
         )
     entry, version = manifest["history"][-1], len(manifest["history"])
     if not manifest["grown"]:

@@ -74,6 +74,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def _propose(chosen: argparse.Namespace) -> int:
+    from nnunet_selma.annotation.next_commands import annotating
     from nnunet_selma.annotation.proposal import SHEET, propose
     from nnunet_selma.annotation.settings import ProposalSettings
     from nnunet_selma.conversion.annotated import AnnotatedSettings
@@ -95,11 +96,11 @@ def _propose(chosen: argparse.Namespace) -> int:
             f"{cube['name']}: {cube['brain']}, z y x {' '.join(map(str, cube['start_zyx']))}: {cube['reason']['words']}"
         )
     print(f"round {result.round}: {counted(len(result.cubes), 'cube')}; picture: {result.folder / SHEET}")
-    print(
-        f"next: annotate label.nii.gz in each, as {result.folder / 'README.md'} says, or nnunet-selma view "
-        f"{shlex.quote(str(result.folder / result.cubes[0]['name']))}; then nnunet-selma convert annotated {shlex.quote(str(result.folder))}, "
-        f"with -d N if its dataset has another id than {AnnotatedSettings.dataset_id}"
-    )
+    converting = ["nnunet-selma", "convert", "annotated", str(result.folder), "-d", str(AnnotatedSettings.dataset_id)]
+    print("next:")
+    for line in annotating([result.folder / cube["name"] for cube in result.cubes]):
+        print(f"  {line}")
+    print(f"  # then, with another number if the dataset has another id: {shlex.join(converting)}")
     return 0
 
 

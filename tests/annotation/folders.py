@@ -91,3 +91,11 @@ def paint(folder: Path, name: str, labels) -> Path:
     path = folder / name / "label.nii.gz"
     write_nifti(path, labels, origin_um=origin)
     return path
+
+
+def keep_unsaved(folder: Path, name: str, labels, number: int = 1) -> Path:
+    """The file that napari leaves beside a label when it is killed before the label is saved."""
+    origin = read_json(folder / name / "cube.json")["origin_um_zyx"]
+    path = folder / name / f"unsaved_{number:04d}.nii.gz"
+    write_nifti(path, labels, origin_um=origin)
+    return path

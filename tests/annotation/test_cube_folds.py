@@ -93,6 +93,19 @@ class TestFoldsMadeByHand:
                 convert(source, folders, {"without": (case,)})
         assert (tree(folders.raw), file.read_text()) == files
 
+    def test_are_not_left_without_any_case(self, source, folders, rng):
+        convert(source, folders)
+        file = folders.preprocessed / DATASET / "splits_final.json"
+        write_json(file, [{"train": ["cube_0001"], "val": ["cube_0001"]}] * 5)
+        files = tree(folders.raw), file.read_text()
+        with pytest.raises(SelmaError, match="hold nothing but cube_0001; put another case there"):
+            convert(source, folders, {"without": ("cube_0001",)})
+        assert (tree(folders.raw), file.read_text()) == files
+        (name,) = write_cubes(source, rng, ["d"], round_number=2)
+        paint(source, name, blobs(rng))
+        convert(source, folders, {"without": ("cube_0001",)})
+        assert read_json(file) == [{"train": [name], "val": [name]}] * 5
+
     def test_a_case_that_was_taken_out_stays_out(self, source, folders, rng):
         convert(source, folders)
         file = folders.preprocessed / DATASET / "splits_final.json"

@@ -4,9 +4,12 @@ import shutil
 
 import pytest
 
+from nnunet_selma.annotation.rounds import standing
+from nnunet_selma.annotation.rounds_text import as_text
 from nnunet_selma.errors import SelmaError
-from nnunet_selma.running.json_files import read_json
+from nnunet_selma.running.json_files import read_json, write_json
 from tests.annotation.datasets import DATASET, convert, grow, tree
+from tests.annotation.folders import blobs, paint
 
 
 class TestWhatPeoplePutIntoTheDataset:
@@ -54,3 +57,27 @@ def test_a_dataset_of_patches_is_not_touched(source, folders):
     (folders.raw / DATASET / "dataset.json").write_text("{}")
     with pytest.raises(SelmaError, match="exists already and was made from other files"):
         convert(source, folders)
+
+
+def test_a_dataset_from_before_cubes_could_be_taken_out_goes_on(source, folders, rng):
+    convert(source, folders)
+    manifest = read_json(folders.raw / DATASET / "selma_manifest.json")
+    del manifest["history"][0]["removed"]
+    write_json(folders.raw / DATASET / "selma_manifest.json", manifest)
+    assert "version 1" in as_text(standing(510, folders))
+    grow(source, folders, rng)
+    convert(source, folders, {"without": ("cube_0002",)})
+    assert [list(version["removed"]) for version in standing(510, folders).history] == [[], [], ["cube_0002"]]
+
+
+def test_labels_from_before_a_correction_are_kept(source, folders, rng):
+    convert(source, folders)
+    dataset, versions = folders.raw / DATASET, []
+    for _ in range(2):
+        versions.append((dataset / "labelsTr/cube_0001.nii.gz").read_bytes())
+        paint(source, "cube_0001", blobs(rng))
+        convert(source, folders)
+    grow(source, folders, rng)
+    kept = {path.name: path.read_bytes() for path in (dataset / "earlier_labels").iterdir()}
+    assert kept == {f"cube_0001_version_{number}.nii.gz": label for number, label in enumerate(versions, start=1)}
+    assert (dataset / "labelsTr/cube_0001.nii.gz").read_bytes() not in versions

@@ -1,5 +1,7 @@
 """The commands that lead on, from round to round."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,7 @@ from nnunet_selma.conversion.annotated import AnnotatedSettings
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.running.json_files import read_json, write_json
 from tests.annotation.datasets import DATASET, convert
-from tests.annotation.folders import SHAPE, paint, write_cubes
+from tests.annotation.folders import SHAPE, blobs, keep_unsaved, paint, write_cubes
 from tests.annotation.loops import MODEL, Clock, annotate, at, commands, trained
 
 
@@ -104,3 +106,39 @@ def test_commands_name_a_dataset_of_another_name(cubes, folders, rng):
     convert_cubes(cubes, AnnotatedSettings(name="Vessels"), CubeSettings(), folders)
     annotate(cubes, rng, 2)
     assert commands(None, folders) == [f"nnunet-selma convert annotated {cubes} -d 510 --name Vessels"]
+
+
+def test_what_was_painted_and_not_saved_comes_first(cubes, folders, rng):
+    view = [f"nnunet-selma view {cubes}/cube_0002"]
+    annotate(cubes, rng, 1, 3)
+    keep_unsaved(cubes, "cube_0002", blobs(rng))
+    assert "painted and not saved: cube_0002 (unsaved_0001.nii.gz)" in as_text(standing(510, folders, cubes))
+    assert commands(cubes, folders) == view
+    annotate(cubes, rng, 2)
+    assert commands(cubes, folders) == view
+    convert(cubes, folders, {"as_is": ("cube_0002",)})
+    lines = next_commands(standing(510, folders))
+    assert lines[0].startswith("# cube_0002: take what was painted and not saved")
+    assert lines[0].endswith(view[0])
+    assert lines[1].startswith("nnUNetv2_plan_and_preprocess -d 510")
+    convert(cubes, folders, {"without": ("cube_0002",)})
+    assert next_commands(standing(510, folders))[0].startswith("nnUNetv2_plan_and_preprocess -d 510")
+    keep_unsaved(cubes, "cube_0002", blobs(rng), 2)
+    assert commands(None, folders) == view
+
+
+def test_suggestions_of_a_model_may_be_right(cubes, folders, rng):
+    converting = f"nnunet-selma convert annotated {cubes} -d 510 --as-is CUBE …"
+    annotate(cubes, rng, 1, 2)
+    assert not any(line.endswith(converting) for line in next_commands(standing(510, folders, cubes)))
+    write_cubes(cubes, rng, ["d"], round_number=2, suggestion=blobs(rng))
+    line = next_commands(standing(510, folders, cubes))[-1]
+    assert line == f"# or, to take suggestions of the model that are right as they are: {converting}"
+
+
+def test_a_label_that_went_back_to_what_was_handed_over_is_converted_first(tmp_path, cubes, folders, rng):
+    shutil.copy(cubes / "cube_0002/label.nii.gz", tmp_path)
+    annotate(cubes, rng, 1, 2, 3)
+    convert(cubes, folders)
+    shutil.copy(tmp_path / "label.nii.gz", cubes / "cube_0002")
+    assert commands(None, folders) == [f"nnunet-selma convert annotated {cubes} -d 510"]

@@ -424,8 +424,12 @@ def test_the_command(brains, tmp_path, capsys, monkeypatch):
         assert cli.main([str(a) for a in arguments]) == 0
         out = capsys.readouterr().out
         assert f"round {number}: 2 cubes; picture: {inside / 'cubes' / 'sheet.png'}" in out
-        assert "next: annotate label.nii.gz" in out
-        assert f"then nnunet-selma convert annotated '{inside / 'cubes'}', with -d N" in out
+        lines, first = out.split("next:\n")[1].splitlines(), f"cube_000{2 * number - 1}"
+        assert [line.strip() for line in lines if not line.startswith("  #")] == [
+            f"nnunet-selma view '{inside / 'cubes' / first}'"
+        ]
+        assert lines[0].startswith(f"  # annotate {first}, cube_000{2 * number}, as README.md")
+        assert lines[-1].endswith(f": nnunet-selma convert annotated '{inside / 'cubes'}' -d 510")
     assert cli.main([str(a) for a in [*arguments, "--probabilities", inside / "x_probabilities.ome.zarr"]]) == 2
     assert "2 brains and 1 file of probabilities" in capsys.readouterr().err
     assert cli.main([str(a) for a in [*arguments, "-f", 0]]) == 2

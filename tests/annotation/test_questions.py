@@ -8,7 +8,7 @@ import pytest
 from nnunet_selma.errors import SelmaError
 from nnunet_selma.running.json_files import read_json
 from tests.annotation.datasets import DATASET, convert, voxels
-from tests.annotation.folders import SHAPE, blobs, paint, write_cubes
+from tests.annotation.folders import SHAPE, blobs, keep_unsaved, paint, write_cubes
 
 
 class TestQuestions:
@@ -105,3 +105,43 @@ def test_an_answer_is_kept_where_nothing_is_new(source, folders, rng):
     there = read_json(folders.raw / DATASET / "selma_manifest.json")
     assert (sorted(there["left_out_cubes"]), len(there["history"])) == (names, 1)
     assert (folders.preprocessed / DATASET / "splits_final.json").read_bytes() == splits
+
+
+class TestWhatWasPaintedAndNotSaved:
+    def test_is_asked_about(self, source, folders, rng):
+        unchanged, changed = write_cubes(source, rng, ["a", "b"])
+        for name in (unchanged, changed):
+            keep_unsaved(source, name, blobs(rng))
+        labels = blobs(rng)
+        paint(source, changed, labels)
+        with pytest.raises(SelmaError, match="2 labels that may be unfinished") as error:
+            convert(source, folders, {"without_unchanged": True})
+        view = f"lies in unsaved_0001.nii.gz (nnunet-selma view {source}"
+        assert all(
+            f"{name}: what was painted and not saved {view}/{name} says" in str(error.value)
+            for name in (unchanged, changed)
+        )
+        manifest = convert(source, folders, {"as_is": (changed,), "without": (unchanged,)})
+        assert (changed in manifest["cases"], manifest["left_out"]) == (True, [f"{unchanged}: as asked for"])
+        np.testing.assert_array_equal(voxels(folders.raw / DATASET / f"labelsTr/{changed}.nii.gz"), labels)
+        assert not convert(source, folders)["grown"]  # what was answered is not asked again
+
+    def test_does_not_hide_another_doubt(self, source, folders, rng):
+        labels = blobs(rng)
+        labels[6:] = 0
+        paint(source, "cube_0001", labels)
+        keep_unsaved(source, "cube_0001", blobs(rng))
+        with pytest.raises(SelmaError, match=r"no label in the 6 planes.*, and what was painted and not saved lies in"):
+            convert(source, folders)
+
+    def test_is_asked_about_after_the_cube_was_left_out(self, source, folders, rng):
+        (name,) = write_cubes(source, rng, ["a"])
+        convert(source, folders, {"without_unchanged": True})
+        (source / name / "unsaved_0001.nii.gz").touch()  # a window without a stroke
+        assert not convert(source, folders)["grown"]
+        for number in (1, 2):
+            keep_unsaved(source, name, blobs(rng), number)
+            with pytest.raises(SelmaError, match=f"{name}: what was painted and not saved"):
+                convert(source, folders, {"without_unchanged": True})
+            convert(source, folders, {"without": (name,)})
+            assert not convert(source, folders)["grown"]
