@@ -1,11 +1,15 @@
 """Channels of a brain in separate files: from the proposal to the folds of the dataset."""
 
+import shlex
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tifffile
 
 from nnunet_selma import cli
 from nnunet_selma.annotation import proposal
+from nnunet_selma.annotation.brain_files import find_brains
 from nnunet_selma.annotation.brains import open_brains
 from nnunet_selma.annotation.conversion import convert_cubes
 from nnunet_selma.annotation.cube_settings import CubeSettings
@@ -253,6 +257,52 @@ def test_the_next_command_names_all_files_of_a_brain(tmp_path, folders, rng):
     assert _proposing(standing(510, folders, source), "m").startswith(
         "nnunet-selma propose /brains/a/C00 /brains/a/C01 -n"
     )
+
+
+def a_folder_of_files_with_one_name(folder):
+    for number in (1, 2):
+        write_file(folder / "brains" / f"mouse{number}" / "stack.nii.gz", brain(number))
+    return ["brains"], ["mouse1-stack", "mouse2-stack"]
+
+
+def links_beside_channels(folder):
+    for number, laser in enumerate(("Ex_488", "Ex_561")):
+        write_file(folder / laser / "mouse1.nii.gz", brain(1, gain=1 + number))
+        (folder / f"C{number:02d}").symlink_to(laser)
+    return ["C00", "C01"], ["mouse1"]
+
+
+@pytest.mark.usefixtures("no_zarr")
+@pytest.mark.parametrize("layout", [a_folder_of_files_with_one_name, links_beside_channels])
+def test_the_next_command_finds_the_same_brains(layout, tmp_path, folders, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given, names = layout(tmp_path)
+    brains, _ = find_brains([tmp_path / source for source in given], SETTINGS)
+    assert [of.name for of in brains] == names
+    sources = [Path(source) for source in given]
+    for number in (1, 2):
+        assert propose(sources, Path("cubes"), SETTINGS).round == number
+        command = shlex.split(_proposing(standing(510, folders, tmp_path / "cubes"), "m"))
+        sources = [Path(word) for word in command[2 : command.index("-n")]]
+        assert sources == [tmp_path / source for source in given]
+        assert find_brains(sources, SETTINGS)[0] == brains
+    rounds = read_json(tmp_path / "cubes" / "selma_cubes.json")["rounds"]
+    assert [list(of_round["brains"]) for of_round in rounds] == [names] * 2
+
+
+@pytest.mark.usefixtures("no_zarr")
+def test_an_interrupted_round_goes_on_from_other_sources_of_the_same_brains(tmp_path, monkeypatch):
+    write_file(tmp_path / "brains" / "mouse.nii.gz", brain(1))
+
+    def killed(*_):
+        raise Killed
+
+    monkeypatch.setattr(proposal, "write_cube", killed)
+    with pytest.raises(Killed):
+        propose([tmp_path / "brains"], tmp_path / "cubes", SETTINGS)
+    monkeypatch.undo()
+    result = propose([tmp_path / "brains" / "mouse.nii.gz"], tmp_path / "cubes", SETTINGS)
+    assert (result.round, len(result.cubes)) == (1, 2)
 
 
 @pytest.mark.usefixtures("no_zarr")
