@@ -95,7 +95,14 @@ def test_channels_are_chosen_by_the_numbers_of_their_files(tmp_path, rng):
     assert said == []
 
 
-@pytest.mark.parametrize("names", [("mouse_0000.nii.gz", "mouse_0001.nii.gz"), ("mouse_C1.nii.gz", "mouse_C2.nii.gz")])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("mouse_0000.nii.gz", "mouse_0001.nii.gz"),
+        ("mouse_C1.nii.gz", "mouse_C2.nii.gz"),
+        ("mouse_C01.nii.gz", "mouse_C02.nii.gz"),
+    ],
+)
 def test_names_that_leave_a_doubt_are_asked_about(names, tmp_path, rng):
     voxels = two_channels(rng)
     for name, of_channel in zip(names, voxels, strict=True):
@@ -111,6 +118,25 @@ def test_names_that_leave_a_doubt_are_asked_about(names, tmp_path, rng):
     assert said.startswith("channels of mouse: ")
     np.testing.assert_array_equal(opened.read(tuple(slice(0, n) for n in SHAPE)), voxels)
     assert len(open_brains([tmp_path / "apart"], SMALL)[0]) == 2
+
+
+def test_folders_of_two_digits_without_zero_are_asked_about(tmp_path, rng):
+    """Cages C01 and C02, or channels."""
+    voxels = two_channels(rng)
+    files = [
+        write_file(tmp_path / f"C{number:02d}" / "brain.nii.gz", of) for number, of in zip((1, 2), voxels, strict=True)
+    ]
+    with pytest.raises(SelmaError, match="may be channels of one brain, or two brains") as error:
+        open_brains([tmp_path], SMALL)
+    assert f"{files[0]} and {files[1]}: " in str(error.value)
+    assert str(error.value).endswith(
+        "choose them with --channel 1 2; if they are brains, rename the files or folders with the number"
+    )
+    (opened,), _ = open_brains([tmp_path], ProposalSettings(spacing_um_zyx=SPACING_UM, channels=(1, 2)))
+    np.testing.assert_array_equal(opened.read(tuple(slice(0, n) for n in SHAPE)), voxels)
+    for number in (1, 2):
+        (tmp_path / f"C{number:02d}").rename(tmp_path / f"cage{number}")
+    assert [of.name for of in open_brains([tmp_path], SMALL)[0]] == ["cage1-brain", "cage2-brain"]
 
 
 def test_numbered_samples_stay_brains(tmp_path, rng):
