@@ -136,7 +136,7 @@ def _channels(paths: Sequence[Path], settings: ProposalSettings) -> Iterator[Sib
         if not group.certain and settings.channels is None:
             raise SelmaError(
                 f"{first} and {second}: may be channels of one brain, or two brains, which their names do not tell; if they are channels, choose "
-                f"them with --channel {' '.join(map(str, group.files))}; if they are brains, rename them, or put each into its own folder"
+                f"them with --channel {' '.join(map(str, group.files))}; if they are brains, rename the files or folders with the number"
             )
         yield group
 

@@ -87,8 +87,12 @@ def _name(state: Standing) -> list[str]:
 
 
 def _proposing(state: Standing, model: str) -> str:
-    """The command for the next round: the same brains and settings as in the last one, with the model."""
-    brains = shlex.join(path for *paths, _ in state.proposal["brains"].values() for path in paths)
+    """The command for the next round: the same sources and settings as in the last one, with the model.
+
+    Rounds of earlier versions did not record the sources; there the files of the brains are named.
+    """
+    files = [path for *paths, _ in state.proposal["brains"].values() for path in paths]
+    sources = shlex.join(state.proposal.get("sources", files))
     settings, defaults = state.proposal["settings"], ProposalSettings()
     words = ["-n", str(settings["count"]), "-o", str(state.source)]
     for name, option in _OPTIONS.items():
@@ -100,7 +104,7 @@ def _proposing(state: Standing, model: str) -> str:
             )
             words += [option, *map(str, values)]
     words += ["--model", str(state.results / model), *(["-f", "all"] if state.folds == ["all"] else [])]
-    return f"nnunet-selma propose {brains} {shlex.join(words)}"
+    return f"nnunet-selma propose {sources} {shlex.join(words)}"
 
 
 def _model(state: Standing) -> tuple[str, str, str]:

@@ -78,7 +78,7 @@ def propose(
     with exclusive(folder / ".lock") as alone:
         if not alone:
             raise SelmaError(f"{folder}: another proposal is writing there; wait for it")
-        return _propose(brains, folder, settings, prediction, progress, say)
+        return _propose(sources, brains, folder, settings, prediction, progress, say)
 
 
 def _stored(brains: Sequence[Brain], probabilities: Sequence[Path]) -> StoredPrediction:
@@ -92,6 +92,7 @@ def _stored(brains: Sequence[Brain], probabilities: Sequence[Path]) -> StoredPre
 
 
 def _propose(
+    sources: Sequence[Path],
     brains: Sequence[Brain],
     folder: Path,
     settings: ProposalSettings,
@@ -129,7 +130,7 @@ def _propose(
             _content(number, choice, settings, len(record.rounds) + 1, *suffixes)
             for number, choice in zip(numbers, choices, strict=True)
         ]
-        record = record.begin(identity, cubes)
+        record = record.begin({**identity, "sources": [str(source.absolute()) for source in sources]}, cubes)
     cubes = _write(brains, folder, record, prediction, progress)
     classes = None if prediction is None else dict(prediction.classes(brains[0]))
     record = record.finish(cubes, _write_instructions(folder / README, classes, record.readme, say))

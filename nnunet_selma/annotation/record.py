@@ -49,7 +49,7 @@ class CubeRecord:
 
     @property
     def rounds(self) -> list[dict[str, Any]]:
-        """Settings, seed, model and completeness of every round."""
+        """Sources as the user gave them, brains, settings, seed, model and completeness of every round."""
         return list(self.content["rounds"])
 
     @property

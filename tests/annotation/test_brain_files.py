@@ -1,11 +1,15 @@
 """Channels of a brain in separate files: from the proposal to the folds of the dataset."""
 
+import shlex
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tifffile
 
 from nnunet_selma import cli
 from nnunet_selma.annotation import proposal
+from nnunet_selma.annotation.brain_files import find_brains
 from nnunet_selma.annotation.brains import open_brains
 from nnunet_selma.annotation.conversion import convert_cubes
 from nnunet_selma.annotation.cube_settings import CubeSettings
@@ -91,7 +95,14 @@ def test_channels_are_chosen_by_the_numbers_of_their_files(tmp_path, rng):
     assert said == []
 
 
-@pytest.mark.parametrize("names", [("mouse_0000.nii.gz", "mouse_0001.nii.gz"), ("mouse_C1.nii.gz", "mouse_C2.nii.gz")])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("mouse_0000.nii.gz", "mouse_0001.nii.gz"),
+        ("mouse_C1.nii.gz", "mouse_C2.nii.gz"),
+        ("mouse_C01.nii.gz", "mouse_C02.nii.gz"),
+    ],
+)
 def test_names_that_leave_a_doubt_are_asked_about(names, tmp_path, rng):
     voxels = two_channels(rng)
     for name, of_channel in zip(names, voxels, strict=True):
@@ -107,6 +118,25 @@ def test_names_that_leave_a_doubt_are_asked_about(names, tmp_path, rng):
     assert said.startswith("channels of mouse: ")
     np.testing.assert_array_equal(opened.read(tuple(slice(0, n) for n in SHAPE)), voxels)
     assert len(open_brains([tmp_path / "apart"], SMALL)[0]) == 2
+
+
+def test_folders_of_two_digits_without_zero_are_asked_about(tmp_path, rng):
+    """Cages C01 and C02, or channels."""
+    voxels = two_channels(rng)
+    files = [
+        write_file(tmp_path / f"C{number:02d}" / "brain.nii.gz", of) for number, of in zip((1, 2), voxels, strict=True)
+    ]
+    with pytest.raises(SelmaError, match="may be channels of one brain, or two brains") as error:
+        open_brains([tmp_path], SMALL)
+    assert f"{files[0]} and {files[1]}: " in str(error.value)
+    assert str(error.value).endswith(
+        "choose them with --channel 1 2; if they are brains, rename the files or folders with the number"
+    )
+    (opened,), _ = open_brains([tmp_path], ProposalSettings(spacing_um_zyx=SPACING_UM, channels=(1, 2)))
+    np.testing.assert_array_equal(opened.read(tuple(slice(0, n) for n in SHAPE)), voxels)
+    for number in (1, 2):
+        (tmp_path / f"C{number:02d}").rename(tmp_path / f"cage{number}")
+    assert [of.name for of in open_brains([tmp_path], SMALL)[0]] == ["cage1-brain", "cage2-brain"]
 
 
 def test_numbered_samples_stay_brains(tmp_path, rng):
@@ -253,6 +283,52 @@ def test_the_next_command_names_all_files_of_a_brain(tmp_path, folders, rng):
     assert _proposing(standing(510, folders, source), "m").startswith(
         "nnunet-selma propose /brains/a/C00 /brains/a/C01 -n"
     )
+
+
+def a_folder_of_files_with_one_name(folder):
+    for number in (1, 2):
+        write_file(folder / "brains" / f"mouse{number}" / "stack.nii.gz", brain(number))
+    return ["brains"], ["mouse1-stack", "mouse2-stack"]
+
+
+def links_beside_channels(folder):
+    for number, laser in enumerate(("Ex_488", "Ex_561")):
+        write_file(folder / laser / "mouse1.nii.gz", brain(1, gain=1 + number))
+        (folder / f"C{number:02d}").symlink_to(laser)
+    return ["C00", "C01"], ["mouse1"]
+
+
+@pytest.mark.usefixtures("no_zarr")
+@pytest.mark.parametrize("layout", [a_folder_of_files_with_one_name, links_beside_channels])
+def test_the_next_command_finds_the_same_brains(layout, tmp_path, folders, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given, names = layout(tmp_path)
+    brains, _ = find_brains([tmp_path / source for source in given], SETTINGS)
+    assert [of.name for of in brains] == names
+    sources = [Path(source) for source in given]
+    for number in (1, 2):
+        assert propose(sources, Path("cubes"), SETTINGS).round == number
+        command = shlex.split(_proposing(standing(510, folders, tmp_path / "cubes"), "m"))
+        sources = [Path(word) for word in command[2 : command.index("-n")]]
+        assert sources == [tmp_path / source for source in given]
+        assert find_brains(sources, SETTINGS)[0] == brains
+    rounds = read_json(tmp_path / "cubes" / "selma_cubes.json")["rounds"]
+    assert [list(of_round["brains"]) for of_round in rounds] == [names] * 2
+
+
+@pytest.mark.usefixtures("no_zarr")
+def test_an_interrupted_round_goes_on_from_other_sources_of_the_same_brains(tmp_path, monkeypatch):
+    write_file(tmp_path / "brains" / "mouse.nii.gz", brain(1))
+
+    def killed(*_):
+        raise Killed
+
+    monkeypatch.setattr(proposal, "write_cube", killed)
+    with pytest.raises(Killed):
+        propose([tmp_path / "brains"], tmp_path / "cubes", SETTINGS)
+    monkeypatch.undo()
+    result = propose([tmp_path / "brains" / "mouse.nii.gz"], tmp_path / "cubes", SETTINGS)
+    assert (result.round, len(result.cubes)) == (1, 2)
 
 
 @pytest.mark.usefixtures("no_zarr")

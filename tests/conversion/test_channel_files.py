@@ -60,6 +60,27 @@ def test_siblings_are_in_the_order_of_their_numbers():
     assert (second.volume, second.certain) == (Path("/b/m3"), False)
 
 
+@pytest.mark.parametrize(
+    ("names", "certain"),
+    [
+        (("C01/brain.tif", "C02/brain.tif"), False),
+        (("mouse_C01.tif", "mouse_C02.tif"), False),
+        (("mouse/C01", "mouse/C02"), False),
+        (("C01/mouse_ch1.tif", "C02/mouse_ch2.tif"), False),
+        (("C00/brain.tif", "C02/brain.tif"), True),
+        (("mouse_C00.tif", "mouse_C01.tif", "mouse_C02.tif"), True),
+        (("mouse_ch1.tif", "mouse_ch2.tif"), True),
+        (("mouse_ch01.tif", "mouse_ch02.tif"), True),
+        (("C1-mouse.tif", "C2-mouse.tif"), True),
+    ],
+)
+def test_two_digits_without_zero_leave_a_doubt(names, certain):
+    (group,) = siblings(Path("/b") / name for name in names)
+    assert (len(group.files), group.certain) == (len(names), certain)
+    together = {volume_path(f"/b/{name}") for name in names}
+    assert together == {str(group.volume)}
+
+
 @pytest.mark.parametrize("numbers", [range(1, 4), range(12)])
 def test_samples_that_are_numbered_are_no_channels(numbers):
     assert not list(siblings(Path(f"/b/mouse_{number:04d}.tif") for number in numbers))
