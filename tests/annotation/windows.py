@@ -9,7 +9,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from nnunet_selma.annotation.painting import CubeLabel, let_save
+from nnunet_selma.annotation.cube_label import CubeLabel
+from nnunet_selma.annotation.painting import let_save
 
 
 class Event:
