@@ -21,6 +21,7 @@ VERSIONS = "versions"
 """Folder in that of a cube for the versions of the label before each save."""
 _MOST = 2**16 - 1
 """Largest value of a label that is painted."""
+_NOT_WRITTEN = "it is not written, and the files of the cube stay as they are; undo what changed it, or close this window and open the cube again"
 
 
 class _Painted(Volume):
@@ -73,7 +74,7 @@ class CubeLabel:
             raise SelmaError(
                 f"{path}: holds the value {highest}, and values up to {_MOST} are painted; give the structures smaller numbers"
             )
-        dtype = np.uint8 if highest < 256 else np.uint16
+        dtype = np.min_scalar_type(highest)
         header = label_header(volume, path)
         return CubeLabel(folder, voxels.astype(dtype), voxels.astype(dtype), header, digest)
 
@@ -81,6 +82,12 @@ class CubeLabel:
     def path(self) -> Path:
         """File of the label."""
         return self.folder / LABEL
+
+    def take(self, voxels: Any) -> None:
+        """Take the array (z, y, x) that is painted from now on; raises `SelmaError`, and keeps the array before, if it is no label of the cube."""
+        array = np.asarray(voxels)
+        self._checked(array)
+        self.voxels = array
 
     def save(self) -> str:
         """Write the label to its file, whole or not at all, and keep the file before; returns a sentence with its place in the folder of the cube."""
@@ -128,7 +135,21 @@ class CubeLabel:
         return before
 
     def _write(self, path: Path) -> None:
-        write_label_nifti(path, _Painted(self.voxels, path), self.header)
+        write_label_nifti(path, _Painted(self._checked(self.voxels), path), self.header)
+
+    def _checked(self, voxels: Array) -> Array:
+        """The same values as uint8 or uint16; raises `SelmaError` if they are no label of the cube."""
+        shape = self.stored.shape
+        if voxels.shape != shape:
+            raise SelmaError(
+                f"the painted layer has {by_times(voxels.shape)} voxels, the cube {by_times(shape)} (z, y, x); {_NOT_WRITTEN}"
+            )
+        whole = voxels.dtype.kind in "bui" or (voxels.dtype.kind == "f" and (voxels == np.rint(voxels)).all())
+        if not whole or voxels.min() < 0 or voxels.max() > _MOST:
+            raise SelmaError(
+                f"the painted layer holds other values than whole numbers from 0 to {_MOST}; {_NOT_WRITTEN}"
+            )
+        return voxels.astype(np.min_scalar_type(int(voxels.max())))
 
 
 def _numbered(folder: Path, name: str) -> list[tuple[int, Path]]:

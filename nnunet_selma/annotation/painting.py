@@ -4,13 +4,14 @@ Every stroke goes to a file beside the label when it ends, so that a kill loses 
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from nnunet_selma.annotation.cube_label import CubeLabel
 from nnunet_selma.annotation.cubes import NOT_FOR_ANNOTATION, read_cube
 from nnunet_selma.annotation.layout import CONTEXT, IMAGE
+from nnunet_selma.errors import SelmaError
 from nnunet_selma.pictures.viewing import LayerData, layers
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes.pyramids import open_zarr_group
@@ -50,24 +51,25 @@ def let_save(viewer: Any, label: CubeLabel, say: Callable[[str], None]) -> None:
     layer = viewer.layers["label"]
     viewer.layers.selection.active = layer
 
-    def take(_: Any = None) -> None:
-        label.voxels = layer.data  # plugins replace the array
-
     def save(_: Any = None) -> None:
-        take()
         with _told(label, say):
+            label.take(layer.data)
             say(label.save())
 
     def autosave() -> None:
-        take()
         with _told(label, say):
+            label.take(layer.data)
             label.write_unsaved()
 
-    take()
+    def take(_: Any = None) -> None:
+        with suppress(SelmaError):  # the timer says it
+            label.take(layer.data)
+
+    label.take(layer.data)
     timer = QTimer()
     timer.setSingleShot(True)
     timer.timeout.connect(autosave)
-    layer.events.data.connect(take)
+    layer.events.data.connect(take)  # plugins replace the array
     # the event of a polygon comes before its voxels are in the array, hence the timer
     layer.events.paint.connect(lambda _: timer.start(0))
     layer.events.set_data.connect(lambda _: timer.isActive() or timer.start(_LATER))
@@ -79,8 +81,10 @@ def let_save(viewer: Any, label: CubeLabel, say: Callable[[str], None]) -> None:
 
 @contextmanager
 def _told(label: CubeLabel, say: Callable[[str], None]) -> Iterator[None]:
-    """Say that a file cannot be written, instead of raising the error: the window has what was painted as long as it is open."""
+    """Say that a file cannot be written, or the layer is no label, instead of raising the error: the window has what was painted as long as it is open."""
     try:
         yield
+    except SelmaError as error:
+        say(str(error))
     except OSError as error:
         say(f"could not be written: {error}; make room for {label.folder}, and save before you close this window")

@@ -90,6 +90,40 @@ def test_what_is_no_label_or_no_cube_is_refused(cube):
         CubeLabel.open(cube)
 
 
+@pytest.mark.parametrize(
+    ("voxels", "sentence"),
+    [
+        (np.ones((20, 20)), "the painted layer has 20 × 20 voxels, the cube 20 × 20 × 20"),
+        (np.ones((20, 20, 21), np.uint8), "has 20 × 20 × 21 voxels"),
+        (np.full((20, 20, 20), -1), "whole numbers from 0 to 65535"),
+        (np.full((20, 20, 20), 65536), "whole numbers from 0 to 65535"),
+        (np.full((20, 20, 20), 0.5), "whole numbers from 0 to 65535"),
+        (np.full((20, 20, 20), np.nan), "whole numbers from 0 to 65535"),
+    ],
+)
+def test_what_is_no_label_of_the_cube_is_not_taken(cube, voxels, sentence):
+    label = CubeLabel.open(cube)
+    label.voxels[0, 1, 2] = 7
+    with pytest.raises(SelmaError, match=sentence):
+        label.take(voxels)
+    assert label.voxels.sum() == 7
+
+
+def test_values_that_are_no_labels_are_not_written(cube):
+    label = CubeLabel.open(cube)
+    before = label.path.read_bytes()
+    label.take(label.voxels.astype(np.int64))
+    label.voxels[0, 1, 2] = 300
+    unsaved = label.write_unsaved()
+    label.voxels[0, 1, 3] = -1
+    for write in (label.write_unsaved, label.save):
+        with pytest.raises(SelmaError, match="whole numbers from 0 to 65535"):
+            write()
+    assert label.path.read_bytes() == before
+    assert open_volume(unsaved).read().sum() == 300
+    assert open_volume(unsaved).dtype == np.uint16
+
+
 def test_what_is_undone_or_saved_is_kept_no_longer(cube):
     label = CubeLabel.open(cube)
     for value in (0, 7):

@@ -166,6 +166,29 @@ def test_a_full_disk_is_told_and_loses_nothing(cube, viewer, monkeypatch):
     assert len(lines) == 2
 
 
+@pytest.mark.parametrize("shape", [(20, 20), (20, 20, 21), (2, 20, 20, 20)])
+def test_data_of_another_shape_are_told_and_not_written(cube, viewer, shape):
+    label, lines = CubeLabel.open(cube), []
+    layer = viewer.layers["label"] = Layer(label.voxels)
+    let_save(viewer, label, lines.append)
+    before = label.path.read_bytes()
+    layer.data[0, 0, 1] = 7
+    layer.events.paint()
+    Timer.wait()
+    good, layer.data = layer.data, np.ones(shape, np.uint8)
+    layer.events.data()
+    layer.events.set_data()
+    Timer.wait(1000)
+    Button.buttons[-1][1]()
+    assert len(lines) == 2
+    assert all(f"has {' × '.join(map(str, shape))} voxels, the cube 20 × 20 × 20" in line for line in lines)
+    assert label.path.read_bytes() == before
+    assert open_volume(label.write_unsaved()).read().sum() == 7
+    layer.data = good
+    Button.buttons[-1][1]()
+    assert open_volume(label.path).read().sum() == 7
+
+
 @pytest.fixture
 def painted(cube, request):
     """The label of a cube, and its layer in napari."""
