@@ -118,8 +118,15 @@ class CubeLabel:
             self.unsaved_voxels = self.voxels.copy()
         return self.unsaved_file
 
+    def write_beside(self, voxels: Array) -> Path:
+        """Write voxels (z, y, x) that are not those of the label to a new file of `unsaved_files`; raises `SelmaError` if they are no label of the cube."""
+        checked = self._checked(voxels)
+        path = _new_file(self.folder, "unsaved")
+        write_label_nifti(path, _Painted(checked, path), self.header)
+        return path
+
     def unsaved_files(self) -> list[Path]:
-        """Files that `write_unsaved` has written, also in windows that were killed or are open."""
+        """Files that `write_unsaved` and `write_beside` have written, also in windows that were killed or are open."""
         # a kill leaves an empty file before the first stroke is in it
         return [path for _, path in _numbered(self.folder, "unsaved") if path.stat().st_size]
 

@@ -11,7 +11,8 @@ from typing import Any
 from nnunet_selma.annotation.cube_label import CubeLabel
 from nnunet_selma.annotation.cubes import NOT_FOR_ANNOTATION, read_cube
 from nnunet_selma.annotation.layout import CONTEXT, IMAGE
-from nnunet_selma.errors import SelmaError
+from nnunet_selma.annotation.other_layers import layers_with_voxels, part_in_cube
+from nnunet_selma.errors import SelmaError, counted
 from nnunet_selma.pictures.viewing import LayerData, layers
 from nnunet_selma.structures import SpacingUm
 from nnunet_selma.volumes.pyramids import open_zarr_group
@@ -42,41 +43,87 @@ def _offset(folder: Path, spacing: SpacingUm) -> SpacingUm:
     return z, y, x
 
 
-def let_save(viewer: Any, label: CubeLabel, say: Callable[[str], None]) -> None:
-    """Let a button at the side save the label of a cube, keep what is painted after every stroke, and choose the layer of the label."""
-    # both come with napari
-    from magicgui.widgets import PushButton  # type: ignore[import-not-found]
-    from qtpy.QtCore import QTimer  # type: ignore[import-not-found, attr-defined]
+class PaintingWindow:
+    """A window of napari in which the label of a cube is painted.
 
-    layer = viewer.layers["label"]
-    viewer.layers.selection.active = layer
+    Args:
+        label: the label.
+        say: shows a sentence.
+    """
 
-    def save(_: Any = None) -> None:
-        with _told(label, say):
-            label.take(layer.data)
-            say(label.save())
+    def __init__(self, label: CubeLabel, say: Callable[[str], None]) -> None:
+        self._label, self._say = label, say
+        self._viewer: Any = None
+        self._layer: Any = None
 
-    def autosave() -> None:
-        with _told(label, say):
-            label.take(layer.data)
-            label.write_unsaved()
+    def prepare(self, viewer: Any) -> None:
+        """Let a button at the side save the label, write what is painted to a file beside it after every stroke, and choose its layer."""
+        # both come with napari
+        from magicgui.widgets import PushButton  # type: ignore[import-not-found]
+        from qtpy.QtCore import QTimer  # type: ignore[import-not-found, attr-defined]
 
-    def take(_: Any = None) -> None:
-        with suppress(SelmaError):  # the timer says it
-            label.take(layer.data)
+        self._viewer, self._layer = viewer, viewer.layers["label"]
+        layer, label = self._layer, self._label
+        viewer.layers.selection.active = layer
 
-    label.take(layer.data)
-    timer = QTimer()
-    timer.setSingleShot(True)
-    timer.timeout.connect(autosave)
-    layer.events.data.connect(take)  # plugins replace the array
-    # the event of a polygon comes before its voxels are in the array, hence the timer
-    layer.events.paint.connect(lambda _: timer.start(0))
-    layer.events.set_data.connect(lambda _: timer.isActive() or timer.start(_LATER))
+        def autosave() -> None:
+            with _told(label, self._say):
+                label.take(layer.data)
+                label.write_unsaved()
 
-    button = PushButton(text="Save label.nii.gz")
-    button.changed.connect(save)
-    viewer.window.add_dock_widget(button.native, name="cube", area="right")
+        def take(_: Any = None) -> None:
+            with suppress(SelmaError):  # the timer says it
+                label.take(layer.data)
+
+        label.take(layer.data)
+        timer = QTimer()
+        timer.setSingleShot(True)
+        timer.timeout.connect(autosave)
+        layer.events.data.connect(take)  # plugins replace the array
+        # the event of a polygon comes before its voxels are in the array, hence the timer
+        layer.events.paint.connect(lambda _: timer.start(0))
+        layer.events.set_data.connect(lambda _: timer.isActive() or timer.start(_LATER))
+
+        button = PushButton(text="Save label.nii.gz")
+        button.changed.connect(lambda _=None: self._save())
+        viewer.window.add_dock_widget(button.native, name="cube", area="right")
+
+    def close(self) -> list[tuple[str, Path | None]]:
+        """Write what other layers of labels hold to files beside the label, when the window is closed.
+
+        Returns:
+            Sentences about what was not saved, each with the file that holds it now, or None if no file does.
+        """
+        if self._viewer is None:
+            return []
+        sentences: list[tuple[str, Path | None]] = []
+        try:
+            self._label.take(self._layer.data)
+        except SelmaError as error:
+            sentences.append((str(error), None))
+        for layer in layers_with_voxels(self._viewer, self._layer):
+            sentences.append(self._write_other(layer))
+        return sentences
+
+    def _save(self) -> None:
+        with _told(self._label, self._say):
+            self._label.take(self._layer.data)
+            self._say(self._label.save())
+        for layer in layers_with_voxels(self._viewer, self._layer):
+            self._say(f"the layer {layer.name!r} holds voxels too, and is not saved; only the layer of the label is")
+
+    def _write_other(self, layer: Any) -> tuple[str, Path | None]:
+        """Write the part of a layer in the cube; returns a sentence, and the file."""
+        name = f"the layer {layer.name!r}"
+        try:
+            inside, outside = part_in_cube(layer, self._layer, self._label.voxels.shape)
+            path = self._label.write_beside(inside) if inside.any() else None
+        except (SelmaError, OSError) as error:
+            return f"{name} held voxels that were not saved, and they cannot be kept: {error}", None
+        lost = f"; {counted(outside, 'voxel')} outside the cube could not be kept" if outside else ""
+        if path is None:
+            return f"{name} held no voxels in the cube{lost}", None
+        return f"{path}: holds what {name} held and was not saved{lost}", path
 
 
 @contextmanager

@@ -91,7 +91,7 @@ def _view(chosen: argparse.Namespace) -> int:
 def _paint(chosen: argparse.Namespace) -> int:
     """Open a cube, whose label is saved when the user saves it."""
     from nnunet_selma.annotation.cube_label import CubeLabel
-    from nnunet_selma.annotation.painting import cube_layers, let_save
+    from nnunet_selma.annotation.painting import PaintingWindow, cube_layers
     from nnunet_selma.pictures.viewing import check_napari, notify, show
 
     given = [o for o in ("labels", "label", "scene", "time", "spacing") if getattr(chosen, o) is not None]
@@ -103,9 +103,14 @@ def _paint(chosen: argparse.Namespace) -> int:
     for earlier in label.unsaved_files():
         print(f"{earlier}: holds what was painted and not saved in a window that was closed, killed, or is still open")
         print(_how_to_take(earlier, label.path))
+    window = PaintingWindow(label, notify)
     try:
-        show(chosen.image.resolve().name, cube_layers(label), lambda viewer: let_save(viewer, label, notify))
+        show(chosen.image.resolve().name, cube_layers(label), window.prepare)
     finally:
+        for sentence, file in window.close():
+            print(sentence)
+            if file:
+                print(_how_to_take(file, label.path))
         if unsaved := label.write_unsaved():
             print(f"{unsaved}: holds what was painted and not saved; {label.path} stays as it is")
             print(_how_to_take(unsaved, label.path))

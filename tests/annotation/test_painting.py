@@ -12,7 +12,7 @@ import pytest
 from nnunet_selma import cli
 from nnunet_selma.annotation import cube_label
 from nnunet_selma.annotation.cube_label import CubeLabel
-from nnunet_selma.annotation.painting import cube_layers, let_save
+from nnunet_selma.annotation.painting import PaintingWindow, cube_layers
 from nnunet_selma.pictures import viewing
 from nnunet_selma.volumes import open_volume
 from tests.annotation.brains import SPACING_UM
@@ -74,7 +74,7 @@ def view(viewer, monkeypatch):
 def test_only_the_user_saves(cube, viewer):
     label, lines = CubeLabel.open(cube), []
     layer = viewer.layers["label"] = Layer(label.voxels.copy())
-    let_save(viewer, label, lines.append)
+    PaintingWindow(label, lines.append).prepare(viewer)
     assert viewer.layers.selection.active is layer
     layer.data[5, 6, 7] = 1
     assert open_volume(label.path).read().sum() == 0
@@ -143,7 +143,7 @@ def test_what_was_kept_can_be_seen_and_taken(cube, view, monkeypatch, capsys):
 def test_a_full_disk_is_told_and_loses_nothing(cube, viewer, monkeypatch):
     label, lines = CubeLabel.open(cube), []
     layer = viewer.layers["label"] = Layer(label.voxels)
-    let_save(viewer, label, lines.append)
+    PaintingWindow(label, lines.append).prepare(viewer)
 
     def paint(value):
         layer.data[0, 0, value] = value
@@ -170,7 +170,7 @@ def test_a_full_disk_is_told_and_loses_nothing(cube, viewer, monkeypatch):
 def test_data_of_another_shape_are_told_and_not_written(cube, viewer, shape):
     label, lines = CubeLabel.open(cube), []
     layer = viewer.layers["label"] = Layer(label.voxels)
-    let_save(viewer, label, lines.append)
+    PaintingWindow(label, lines.append).prepare(viewer)
     before = label.path.read_bytes()
     layer.data[0, 0, 1] = 7
     layer.events.paint()
@@ -234,6 +234,54 @@ def test_every_stroke_is_kept_when_it_ends(cube, painted):
     assert (on_disk(5), on_disk(6)) == (0, polygon)
     assert [path.name for path in label.unsaved_files()] == [kept.name]
     assert open_volume(label.path).read().sum() == 0
+
+
+@napari_warns
+def test_other_layers_of_labels_are_named_and_kept(cube, view, viewer, shown, capsys):
+    model = pytest.importorskip("napari.components").ViewerModel()
+
+    def paint(_):
+        for data, options, kind in cube_layers(CubeLabel.open(cube)):
+            model._add_layer_from_data(data, options, kind)
+        model._new_labels()  # as napari's button does; it covers the surroundings
+        new, inside = model.layers[-1], model.layers["label"]
+        first = np.rint(inside.world_to_data(new.data_to_world((0, 0, 0)))).astype(int)
+        assert (first < 0).all()
+        new.data[tuple([3, 4, 5] - first)] = 9
+        new.data[0, 0, :2] = 9
+        model.add_labels(np.ones((20, 20), np.uint8), name="flat")
+        model.add_labels(np.ones((20, 20, 20), np.uint8), name="shifted")
+        model.add_labels(np.zeros((20, 20, 20), np.uint8), name="empty")
+        viewer.layers["label"].__dict__.update(ndim=3, world_to_data=inside.world_to_data)
+        viewer.layers.update({layer.name: layer for layer in model.layers if layer.name != "label"})
+        Button.buttons[-1][1]()
+
+    assert view(cube, paint) == 0
+    assert [sentence.partition(" holds")[0] for sentence in shown[1:]] == [
+        f"the layer {name!r}" for name in ("Labels", "flat", "shifted")
+    ]
+    out = capsys.readouterr().out
+    kept = cube / "unsaved_0001.nii.gz"
+    assert f"{kept}: holds what the layer 'Labels' held and was not saved; 2 voxels outside the cube" in out
+    assert f"view {cube / 'image.ome.zarr'} --labels {kept}" in out
+    voxels = open_volume(kept).read()
+    assert (voxels[3, 4, 5], voxels.sum(), voxels.shape) == (9, 9, SHAPE)
+    assert "the layer 'flat' held voxels that were not saved, and they cannot be kept: it has 2 axes" in out
+    assert "the layer 'shifted' held voxels that were not saved, and they cannot be kept: its voxels do not" in out
+    assert "empty" not in out
+    assert not (cube / "unsaved_0002.nii.gz").exists()
+    assert open_volume(cube / "label.nii.gz").read().sum() == 0
+
+
+def test_a_layer_that_is_no_label_is_named_when_the_window_is_closed(cube, view, capsys):
+    def paint(layer):
+        layer.data[1, 1, 1] = 2
+        layer.data = np.ones((20, 20, 21), np.uint8)
+
+    assert view(cube, paint) == 0
+    out = capsys.readouterr().out
+    assert "the painted layer has 20 × 20 × 21 voxels, the cube 20 × 20 × 20" in out
+    assert open_volume(cube / "unsaved_0001.nii.gz").read().sum() == 2
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
