@@ -39,6 +39,7 @@ ITK-SNAP counts in mm: a voxel of 2 µm is shown as 0.002 mm.
 opens the image, its surroundings and the label. Paint in the layer `label`; the button *Save label.nii.gz* at the side saves it and keeps
 the version before in `versions/`. What is not saved yet lies in `unsaved_0001.nii.gz`, … after every stroke, also when napari is
 killed. The next `view` says how to see it, and how to take it: give `label.nii.gz` another name, and that file the name `label.nii.gz`.
+Other layers of labels are not saved; what they hold in the cube lies in such a file when the window is closed.
 
 ## Virtual reality
 

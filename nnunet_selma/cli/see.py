@@ -90,7 +90,8 @@ def _view(chosen: argparse.Namespace) -> int:
 
 def _paint(chosen: argparse.Namespace) -> int:
     """Open a cube, whose label is saved when the user saves it."""
-    from nnunet_selma.annotation.painting import CubeLabel, cube_layers, let_save
+    from nnunet_selma.annotation.cube_label import CubeLabel
+    from nnunet_selma.annotation.painting import PaintingWindow, cube_layers
     from nnunet_selma.pictures.viewing import check_napari, notify, show
 
     given = [o for o in ("labels", "label", "scene", "time", "spacing") if getattr(chosen, o) is not None]
@@ -99,26 +100,31 @@ def _paint(chosen: argparse.Namespace) -> int:
     label = CubeLabel.open(chosen.image)
     check_napari()
     _check_display(chosen.image)
-    for earlier in label.kept_unsaved():
+    for earlier in label.unsaved_files():
         print(f"{earlier}: holds what was painted and not saved in a window that was closed, killed, or is still open")
         print(_how_to_take(earlier, label.path))
+    window = PaintingWindow(label, notify)
     try:
-        show(chosen.image.resolve().name, cube_layers(label), lambda viewer: let_save(viewer, label, notify))
+        show(chosen.image.resolve().name, cube_layers(label), window.prepare)
     finally:
-        if kept := label.keep_unsaved():
-            print(f"{kept}: holds what was painted and not saved; {label.path} stays as it is")
-            print(_how_to_take(kept, label.path))
+        for sentence, file in window.close():
+            print(sentence)
+            if file:
+                print(_how_to_take(file, label.path))
+        if unsaved := label.write_unsaved():
+            print(f"{unsaved}: holds what was painted and not saved; {label.path} stays as it is")
+            print(_how_to_take(unsaved, label.path))
         else:
             print(f"{label.path}: {counted(label.saves, 'save')}")
     return 0
 
 
-def _how_to_take(kept: Path, label: Path) -> str:
+def _how_to_take(unsaved: Path, label: Path) -> str:
     """Sentences that say how to look at what was painted and not saved, and how to make it the label."""
     from nnunet_selma.annotation.layout import IMAGE
 
-    look = shlex.join(["nnunet-selma", "view", str(label.with_name(IMAGE)), "--labels", str(kept)])
-    return f"  to see it: {look}\n  to take it: give {label.name} another name, and {kept.name} the name {label.name}; to refuse it: remove it"
+    look = shlex.join(["nnunet-selma", "view", str(label.with_name(IMAGE)), "--labels", str(unsaved)])
+    return f"  to see it: {look}\n  to take it: give {label.name} another name, and {unsaved.name} the name {label.name}; to refuse it: remove it"
 
 
 def _check_display(image: Path) -> None:

@@ -1,7 +1,12 @@
 """Folders of cubes."""
 
+import shutil
+
 import pytest
 
+from nnunet_selma.annotation.proposal import propose
+from nnunet_selma.annotation.settings import ProposalSettings
+from tests.annotation.brains import write_brain
 from tests.annotation.folders import blobs, paint, write_cubes
 
 
@@ -23,3 +28,19 @@ def cubes(tmp_path, rng):
     """Three cubes of three brains, as they were handed over."""
     write_cubes(tmp_path / "cubes", rng, ["a", "b", "c"])
     return tmp_path / "cubes"
+
+
+@pytest.fixture(scope="session")
+def proposed(tmp_path_factory):
+    """A folder of one cube of 20 × 20 × 20 voxels, with its image and its surroundings, as `propose` writes it."""
+    pytest.importorskip("zarr", reason="zarr 3 needs Python 3.11")
+    folder = tmp_path_factory.mktemp("proposed")
+    brain = write_brain(folder / "mouse.nii.gz")
+    propose([brain], folder / "cubes", ProposalSettings(count=1, size=20, pool=2))
+    return folder / "cubes"
+
+
+@pytest.fixture
+def cube(proposed, tmp_path):
+    """The cube, whose label may be painted."""
+    return shutil.copytree(proposed, tmp_path / "cubes") / "cube_0001"

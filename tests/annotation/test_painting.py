@@ -1,114 +1,24 @@
-"""The label of a cube in napari; no Qt is needed for these tests, and napari only for those that paint as a person does."""
+"""A cube in napari; no Qt is needed for these tests, and napari only for those that paint as a person does."""
 
 import shlex
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from nnunet_selma import cli
-from nnunet_selma.annotation import painting
-from nnunet_selma.annotation.painting import CubeLabel, cube_layers, let_save
-from nnunet_selma.annotation.proposal import propose
-from nnunet_selma.annotation.settings import ProposalSettings
-from nnunet_selma.errors import SelmaError
+from nnunet_selma.annotation import cube_label
+from nnunet_selma.annotation.cube_label import CubeLabel
+from nnunet_selma.annotation.painting import PaintingWindow, cube_layers
 from nnunet_selma.pictures import viewing
 from nnunet_selma.volumes import open_volume
-from tests.annotation.brains import SPACING_UM, write_brain
+from tests.annotation.brains import SPACING_UM
 from tests.annotation.windows import MODULES, Button, Layer, Layers, Timer, napari_layer, stroke, window
-from tests.conftest import write_image
 
-pytest.importorskip("zarr", reason="zarr 3 needs Python 3.11")
 SHAPE = (20, 20, 20)
-
-
-@pytest.fixture
-def cube(tmp_path):
-    brain = write_brain(tmp_path / "mouse.nii.gz")
-    propose([brain], tmp_path / "cubes", ProposalSettings(count=1, size=20, pool=2))
-    return tmp_path / "cubes" / "cube_0001"
-
-
-def test_saving_writes_the_label_and_keeps_every_version(cube):
-    label = CubeLabel.open(cube)
-    first = label.path.read_bytes()
-    affine = open_volume(label.path).affine
-    for number in (1, 2):
-        label.voxels[number, 3, 4] = number
-        before = Path("versions", f"label_{number:04d}.nii.gz")
-        assert label.save() == f"label.nii.gz: saved; the version before is {before}"
-    assert (cube / "versions" / "label_0001.nii.gz").read_bytes() == first
-    assert open_volume(cube / "versions" / "label_0002.nii.gz").read().sum() == 1
-    saved = open_volume(label.path)
-    np.testing.assert_array_equal(saved.read(), label.voxels)
-    np.testing.assert_array_equal(saved.affine, affine)
-    assert label.saves == 2
-    assert label.keep_unsaved() is None
-
-
-def test_a_kill_while_saving_keeps_the_label(cube, monkeypatch):
-    label = CubeLabel.open(cube)
-    before = label.path.read_bytes()
-    label.voxels[:] = 1
-    monkeypatch.setattr(painting, "write_label_nifti", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        label.save()
-    assert label.path.read_bytes() == before
-
-
-def test_what_was_not_saved_goes_beside_the_label(cube):
-    label = CubeLabel.open(cube)
-    before = label.path.read_bytes()
-    label.voxels[0, 1, 2] = 7
-    kept = label.keep_unsaved()
-    assert open_volume(kept).read()[0, 1, 2] == 7
-    assert label.path.read_bytes() == before
-
-
-def test_what_was_not_saved_earlier_is_kept_too(cube):
-    for number in (1, 2):
-        label = CubeLabel.open(cube)
-        label.voxels[0, 1, 2] = number
-        assert label.keep_unsaved() == cube / f"unsaved_{number:04d}.nii.gz"
-    assert [open_volume(path).read()[0, 1, 2] for path in CubeLabel.open(cube).kept_unsaved()] == [1, 2]
-
-
-def test_a_label_that_is_gone_is_saved_at_its_place(cube):
-    label = CubeLabel.open(cube)
-    affine = open_volume(label.path).affine
-    label.path.rename(cube / "mine.nii.gz")
-    label.voxels[3, 4, 5] = 1
-    np.testing.assert_array_equal(open_volume(label.keep_unsaved()).affine, affine)
-    assert "removed or renamed meanwhile" in label.save()
-    np.testing.assert_array_equal(open_volume(label.path).affine, affine)
-    np.testing.assert_array_equal(open_volume(label.path).read(), label.voxels)
-
-
-def test_what_another_program_saved_is_kept_and_said(cube):
-    label = CubeLabel.open(cube)
-    label.voxels[3, 4, 5] = 1
-    (cube / "versions").mkdir()
-    (cube / "versions" / "label_0007 copy.nii.gz").write_bytes(b"a copy by hand")
-    label.path.write_bytes(b"of another program")
-    kept = cube / "versions" / "label_0001.nii.gz"
-    assert f"another program had saved it meanwhile, and that version is {kept.relative_to(cube)}" in label.save()
-    assert kept.read_bytes() == b"of another program"
-    assert "the version before is" in label.save()
-
-
-def test_what_is_no_label_or_no_cube_is_refused(cube):
-    voxels = np.zeros(SHAPE, np.uint32)
-    voxels[1, 2, 3] = 65536
-    write_image(cube / "label.nii.gz", voxels)
-    with pytest.raises(SelmaError, match="holds the value 65536"):
-        CubeLabel.open(cube)
-    (cube / "cube.json").write_text('{"edges": 12}')
-    with pytest.raises(SelmaError, match="comes from another program"):
-        CubeLabel.open(cube)
 
 
 def test_layers_lie_over_each_other(cube):
@@ -164,7 +74,7 @@ def view(viewer, monkeypatch):
 def test_only_the_user_saves(cube, viewer):
     label, lines = CubeLabel.open(cube), []
     layer = viewer.layers["label"] = Layer(label.voxels.copy())
-    let_save(viewer, label, lines.append)
+    PaintingWindow(label, lines.append).prepare(viewer)
     assert viewer.layers.selection.active is layer
     layer.data[5, 6, 7] = 1
     assert open_volume(label.path).read().sum() == 0
@@ -230,53 +140,10 @@ def test_what_was_kept_can_be_seen_and_taken(cube, view, monkeypatch, capsys):
     assert CubeLabel.open(cube).voxels[1, 1, 1] == 2
 
 
-def test_what_is_undone_or_saved_is_kept_no_longer(cube):
-    label = CubeLabel.open(cube)
-    for value in (0, 7):
-        label.voxels[0, 1, 2] = 7
-        assert label.keep_unsaved() == cube / "unsaved_0001.nii.gz"
-        label.voxels[0, 1, 2] = value
-        if value:
-            label.save()
-        else:
-            assert label.keep_unsaved() is None
-        assert not label.kept_unsaved()
-
-
-def test_every_window_has_a_file(cube):
-    labels = [CubeLabel.open(cube) for _ in range(3)]
-    for strokes in (1, 2):
-        for number, label in enumerate(labels, 1):
-            label.voxels[0, 0, :strokes] = number
-        paths = [label.keep_unsaved() for label in labels]
-        assert [path.name for path in paths] == [f"unsaved_{number:04d}.nii.gz" for number in (1, 2, 3)]
-        assert [open_volume(path).read()[0, 0, :2].sum() for path in paths] == [strokes, 2 * strokes, 3 * strokes]
-    paths[0].unlink()  # a person refuses it while its window is open
-    assert labels[0].keep_unsaved() == cube / "unsaved_0004.nii.gz"
-    assert open_volume(cube / "unsaved_0004.nii.gz").read().sum() == 2
-
-
-def test_two_windows_that_keep_at_once_have_two_files(cube, monkeypatch):
-    following = painting._next
-
-    def taken(folder, name):
-        """Another window takes the file before this one can."""
-        path = following(folder, name)
-        if path.name == "unsaved_0001.nii.gz":
-            path.write_bytes(b"of another window")
-        return path
-
-    monkeypatch.setattr(painting, "_next", taken)
-    label = CubeLabel.open(cube)
-    label.voxels[0, 1, 2] = 7
-    assert label.keep_unsaved() == cube / "unsaved_0002.nii.gz"
-    assert (cube / "unsaved_0001.nii.gz").read_bytes() == b"of another window"
-
-
 def test_a_full_disk_is_told_and_loses_nothing(cube, viewer, monkeypatch):
     label, lines = CubeLabel.open(cube), []
     layer = viewer.layers["label"] = Layer(label.voxels)
-    let_save(viewer, label, lines.append)
+    PaintingWindow(label, lines.append).prepare(viewer)
 
     def paint(value):
         layer.data[0, 0, value] = value
@@ -285,7 +152,7 @@ def test_a_full_disk_is_told_and_loses_nothing(cube, viewer, monkeypatch):
 
     paint(1)
     with monkeypatch.context() as full:
-        full.setattr(painting, "write_label_nifti", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
+        full.setattr(cube_label, "write_label_nifti", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
         paint(2)
         Button.buttons[-1][1]()
     assert lines == 2 * [
@@ -293,10 +160,33 @@ def test_a_full_disk_is_told_and_loses_nothing(cube, viewer, monkeypatch):
     ]
     assert open_volume(cube / "unsaved_0001.nii.gz").read().sum() == 1
     assert open_volume(label.path).read().sum() == 0
-    assert open_volume(label.keep_unsaved()).read().sum() == 3
+    assert open_volume(label.write_unsaved()).read().sum() == 3
     paint(3)
     assert open_volume(cube / "unsaved_0001.nii.gz").read().sum() == 6
     assert len(lines) == 2
+
+
+@pytest.mark.parametrize("shape", [(20, 20), (20, 20, 21), (2, 20, 20, 20)])
+def test_data_of_another_shape_are_told_and_not_written(cube, viewer, shape):
+    label, lines = CubeLabel.open(cube), []
+    layer = viewer.layers["label"] = Layer(label.voxels)
+    PaintingWindow(label, lines.append).prepare(viewer)
+    before = label.path.read_bytes()
+    layer.data[0, 0, 1] = 7
+    layer.events.paint()
+    Timer.wait()
+    good, layer.data = layer.data, np.ones(shape, np.uint8)
+    layer.events.data()
+    layer.events.set_data()
+    Timer.wait(1000)
+    Button.buttons[-1][1]()
+    assert len(lines) == 2
+    assert all(f"has {' × '.join(map(str, shape))} voxels, the cube 20 × 20 × 20" in line for line in lines)
+    assert label.path.read_bytes() == before
+    assert open_volume(label.write_unsaved()).read().sum() == 7
+    layer.data = good
+    Button.buttons[-1][1]()
+    assert open_volume(label.path).read().sum() == 7
 
 
 @pytest.fixture
@@ -342,8 +232,56 @@ def test_every_stroke_is_kept_when_it_ends(cube, painted):
     assert label.voxels is layer.data
     Timer.wait(1000)
     assert (on_disk(5), on_disk(6)) == (0, polygon)
-    assert [path.name for path in label.kept_unsaved()] == [kept.name]
+    assert [path.name for path in label.unsaved_files()] == [kept.name]
     assert open_volume(label.path).read().sum() == 0
+
+
+@napari_warns
+def test_other_layers_of_labels_are_named_and_kept(cube, view, viewer, shown, capsys):
+    model = pytest.importorskip("napari.components").ViewerModel()
+
+    def paint(_):
+        for data, options, kind in cube_layers(CubeLabel.open(cube)):
+            model._add_layer_from_data(data, options, kind)
+        model._new_labels()  # as napari's button does; it covers the surroundings
+        new, inside = model.layers[-1], model.layers["label"]
+        first = np.rint(inside.world_to_data(new.data_to_world((0, 0, 0)))).astype(int)
+        assert (first < 0).all()
+        new.data[tuple([3, 4, 5] - first)] = 9
+        new.data[0, 0, :2] = 9
+        model.add_labels(np.ones((20, 20), np.uint8), name="flat")
+        model.add_labels(np.ones((20, 20, 20), np.uint8), name="shifted")
+        model.add_labels(np.zeros((20, 20, 20), np.uint8), name="empty")
+        viewer.layers["label"].__dict__.update(ndim=3, world_to_data=inside.world_to_data)
+        viewer.layers.update({layer.name: layer for layer in model.layers if layer.name != "label"})
+        Button.buttons[-1][1]()
+
+    assert view(cube, paint) == 0
+    assert [sentence.partition(" holds")[0] for sentence in shown[1:]] == [
+        f"the layer {name!r}" for name in ("Labels", "flat", "shifted")
+    ]
+    out = capsys.readouterr().out
+    kept = cube / "unsaved_0001.nii.gz"
+    assert f"{kept}: holds what the layer 'Labels' held and was not saved; 2 voxels outside the cube" in out
+    assert f"view {cube / 'image.ome.zarr'} --labels {kept}" in out
+    voxels = open_volume(kept).read()
+    assert (voxels[3, 4, 5], voxels.sum(), voxels.shape) == (9, 9, SHAPE)
+    assert "the layer 'flat' held voxels that were not saved, and they cannot be kept: it has 2 axes" in out
+    assert "the layer 'shifted' held voxels that were not saved, and they cannot be kept: its voxels do not" in out
+    assert "empty" not in out
+    assert not (cube / "unsaved_0002.nii.gz").exists()
+    assert open_volume(cube / "label.nii.gz").read().sum() == 0
+
+
+def test_a_layer_that_is_no_label_is_named_when_the_window_is_closed(cube, view, capsys):
+    def paint(layer):
+        layer.data[1, 1, 1] = 2
+        layer.data = np.ones((20, 20, 21), np.uint8)
+
+    assert view(cube, paint) == 0
+    out = capsys.readouterr().out
+    assert "the painted layer has 20 × 20 × 21 voxels, the cube 20 × 20 × 20" in out
+    assert open_volume(cube / "unsaved_0001.nii.gz").read().sum() == 2
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
@@ -366,9 +304,3 @@ def test_without_napari_a_sentence_comes(cube, monkeypatch, capsys):
     monkeypatch.setattr(viewing, "find_spec", lambda name: None)
     assert cli.main(["view", str(cube)]) == 2
     assert "napari is not installed" in capsys.readouterr().err
-
-
-def test_a_label_of_another_size_is_named(cube):
-    write_image(cube / "label.nii.gz", np.zeros((3, 4, 5), np.uint8))
-    with pytest.raises(SelmaError, match="3 × 4 × 5 voxels"):
-        CubeLabel.open(cube)

@@ -9,7 +9,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from nnunet_selma.annotation.painting import CubeLabel, let_save
+from nnunet_selma.annotation.cube_label import CubeLabel
+from nnunet_selma.annotation.painting import PaintingWindow
 
 
 class Event:
@@ -35,7 +36,12 @@ class Layer:
 
 
 class Layers(dict):
+    """Stands for the layers of the viewer."""
+
     selection = SimpleNamespace(active=None)
+
+    def __iter__(self):
+        return iter(self.values())
 
 
 class Button:
@@ -100,7 +106,7 @@ def napari_layer(label, say=print):
 
     viewer = ViewerModel()
     layer = viewer.add_layer(Labels(label.voxels, name="label"))
-    let_save(SimpleNamespace(layers=viewer.layers, window=window()), label, say)
+    PaintingWindow(label, say).prepare(SimpleNamespace(layers=viewer.layers, window=window()))
     return layer
 
 
