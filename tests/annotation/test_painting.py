@@ -4,6 +4,9 @@ import shlex
 import signal
 import subprocess
 import sys
+import warnings
+from contextlib import suppress
+from importlib import import_module
 from types import SimpleNamespace
 
 import numpy as np
@@ -40,6 +43,10 @@ def test_layers_lie_over_each_other(cube):
 def shown(monkeypatch):
     """Stands for what needs Qt; sentences that the window shows."""
     sentences: list = []
+    # napari needs the modules that are replaced
+    with warnings.catch_warnings(), suppress(ImportError):
+        warnings.simplefilter("ignore")
+        import_module("napari.components")
     for name, module in MODULES.items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(viewing, "notify", sentences.append)
