@@ -29,20 +29,18 @@ def next_commands(state: Standing) -> list[str]:
     unsaved = [entry for entry in state.cubes if entry.cube.unsaved and not entry.left_out]
     waiting = [entry.cube for entry in state.cubes if entry.waiting and not entry.cube.unsaved]
     lines = _taking(unsaved)
-    converting = shlex.join(
-        ["nnunet-selma", "convert", "annotated", str(state.source), "-d", str(state.dataset_id), *_name(state)]
-    )
+    converting = ["nnunet-selma", "convert", "annotated", str(state.source), "-d", str(state.dataset_id), *_name(state)]
     if waiting or not all(entry.current for entry in unsaved):
-        lines += [*annotating([cube.folder for cube in waiting]), f"# then {converting}"]
+        lines += [*annotating([cube.folder for cube in waiting]), f"# then {shlex.join(converting)}"]
         if waiting:
-            lines.append(f"# or, to leave out for now what is not annotated: {converting} --without-unchanged")
+            without = shlex.join([*converting, "--without-unchanged"])
+            lines.append(f"# or, to leave out for now what is not annotated: {without}")
         if any(cube.suggestion != "empty" for cube in waiting):
-            lines.append(
-                f"# or, to take suggestions of the model that are right as they are: {converting} --as-is CUBE …"
-            )
+            as_is = shlex.join([*converting, "--as-is"])
+            lines.append(f"# or, to take suggestions of the model that are right as they are: {as_is} CUBE …")
         return lines
     if any(entry.to_convert for entry in state.cubes):
-        return [*lines, converting]
+        return [*lines, shlex.join(converting)]
     if state.dataset is None:
         return lines
     trainer, plans, configuration = _model(state)
