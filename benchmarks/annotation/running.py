@@ -31,7 +31,7 @@ STEPS = 128
 OCTANTS = (0, 3, 5, 6)
 """Octants of the unseen cubes that are measured; no two share a face."""
 PRETRAINING_SEED = 0
-"""Seed of the one pretraining that all loops start from; a pretraining for each seed takes longer than all loops."""
+"""Seed of the one pretraining that all loops start from; a pretraining for each seed would take about as long as all loops."""
 STARTS = {"random weights": BASELINE, "pretrained": "new default"}
 """Start of a network to the arm of the pretraining study that it is trained as."""
 _AT_ONCE = 8

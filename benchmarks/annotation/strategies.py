@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nnunet_selma.annotation.candidates import Candidate, draw_pool, with_responses
-from nnunet_selma.annotation.choosing import Earlier, beta_of, choose_diverse, choose_uncertain
+from nnunet_selma.annotation.candidates import Candidate
+from nnunet_selma.annotation.choosing import Earlier, beta_of, choose_cubes
 from nnunet_selma.annotation.settings import ProposalSettings
 
 Scores = Callable[[Sequence[int]], list[Mapping[str, float]]]
@@ -49,19 +49,18 @@ class Situation:
 def ours(situation: Situation, count: int) -> list[int]:
     """Diverse cubes in the first round, uncertain ones by class with fading noise afterwards; none that touch."""
     number = {candidate.place: i for i, candidate in enumerate(situation.candidates)}
-    earlier = [Earlier(place=c.place, region=c.region) for c in (situation.candidates[i] for i in situation.taken)]
-    free: dict[str, list[Candidate]] = {}
+    by_brain: dict[str, list[Candidate]] = {}
     for candidate in situation.candidates:
-        if not any(candidate.place.touches(cube.place) for cube in earlier):
-            free.setdefault(candidate.brain.name, []).append(candidate)
-    looked_at = ProposalSettings(count=count).candidates
-    pool = with_responses(draw_pool(list(free.values()), looked_at, situation.chance()))
-    if situation.scores is None:
-        choices = choose_diverse(pool, count, earlier, situation.chance(1))
-    else:
-        scores = situation.scores([number[candidate.place] for candidate in pool])
-        beta = beta_of(situation.round - 1)
-        choices = choose_uncertain(pool, scores, count, earlier, situation.chance(1), beta=beta)
+        by_brain.setdefault(candidate.brain.name, []).append(candidate)
+    scores = situation.scores
+    choices, _ = choose_cubes(
+        list(by_brain.values()),
+        ProposalSettings(count=count, seed=situation.seed),
+        [Earlier(place=c.place, region=c.region) for c in (situation.candidates[i] for i in situation.taken)],
+        None if scores is None else lambda pool: scores([number[candidate.place] for candidate in pool]),
+        round_number=situation.round,
+        beta=beta_of(max(1, situation.round - 1)),
+    )
     return [number[choice.candidate.place] for choice in choices]
 
 

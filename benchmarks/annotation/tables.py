@@ -12,6 +12,7 @@ from benchmarks.pretraining.tables import (
     CALIBRATED_DICE,
     DICE,
     INTERVALS,
+    STRUCTURES,
     Measure,
     difference_cell,
     markdown,
@@ -38,18 +39,18 @@ def loops_table(runs: Sequence[Run], structure: str) -> str:
 
     seeds = {start: _complete_seeds(runs, start, budgets) for start in STARTS}
 
-    def of(start: str, strategy: str, budget: int) -> list[Run]:
+    def finished(start: str, strategy: str, budget: int) -> list[Run]:
         loops = of_arm(runs, f"{strategy}, {start}")
         return [run for run in loops if run.labels == budget and run.seed in seeds[start]]
 
     def mean(start: str, strategy: str, measure: Measure, budget: int) -> str:
-        return mean_cell(of(start, strategy, budget), STEPS, measure)
+        return mean_cell(finished(start, strategy, budget), STEPS, measure)
 
     def difference(start: str, strategy: str, measure: Measure, budget: int) -> str:
-        return difference_cell(of(start, strategy, budget), of(start, BASELINE, budget), STEPS, measure)
+        return difference_cell(finished(start, strategy, budget), finished(start, BASELINE, budget), STEPS, measure)
 
     def gain(strategy: str, measure: Measure, budget: int) -> str:
-        pretrained, random_weights = (of(start, strategy, budget) for start in ("pretrained", "random weights"))
+        pretrained, random_weights = (finished(start, strategy, budget) for start in ("pretrained", "random weights"))
         return difference_cell(pretrained, random_weights, STEPS, measure)
 
     gains = [
@@ -59,15 +60,16 @@ def loops_table(runs: Sequence[Run], structure: str) -> str:
     ]
     headings = ["network", "cubes chosen by", "measure", *(f"{budget} cubes" for budget in budgets)]
     others = [strategy for strategy in STRATEGIES if strategy != BASELINE]
-    name = Measure(structure, DICE, "").heading.partition(":")[0]
+    name = STRUCTURES[structure][0].upper() + STRUCTURES[structure][1:]
     counts = ", ".join(f"{start} {len(seeds[start])}" for start in STARTS)
     return "\n\n".join(
         [
-            f"{name[0].upper()}{name[1:]}, %: mean over unseen cubes and seeds, in brackets lowest and highest seed (seeds that all strategies finished: {counts}).",
+            f"{name}, %: mean over unseen cubes and seeds, in brackets lowest and highest seed "
+            f"(seeds that all strategies finished: {counts}).",
             markdown(headings, rows(mean, list(STRATEGIES)), left=3),
-            f"{name[0].upper()}{name[1:]}, points: difference to “{BASELINE}” with the same start. {INTERVALS}",
+            f"{name}, points: difference to “{BASELINE}” with the same start. {INTERVALS}",
             markdown(headings, rows(difference, others), left=3),
-            f"{name[0].upper()}{name[1:]}, points: pretrained minus random weights, by the same strategy.",
+            f"{name}, points: pretrained minus random weights, by the same strategy.",
             markdown(headings[1:], gains, left=2),
         ]
     )

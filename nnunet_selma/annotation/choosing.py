@@ -14,14 +14,16 @@ is 1 in the first round with a model and four times as large in each that follow
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_selma.annotation.candidates import Candidate, Place, Region
+from nnunet_selma.annotation.candidates import Candidate, Place, Region, draw_pool, with_responses
+from nnunet_selma.annotation.settings import ProposalSettings
+from nnunet_selma.running.progress import Progress, silent
 
 BACKGROUND = "background"
 _LEVELS = ("low", "medium", "high")
@@ -51,6 +53,37 @@ class Earlier:
     place: Place
     region: Region
     """Half of the tissue along each axis."""
+
+
+def choose_cubes(
+    candidates: Sequence[Sequence[Candidate]],
+    settings: ProposalSettings,
+    earlier: Sequence[Earlier],
+    scores: Callable[[Sequence[Candidate]], Sequence[Mapping[str, float]]] | None,
+    *,
+    round_number: int,
+    beta: float,
+    progress: Progress[Any] = silent,
+) -> tuple[list[Choice], int]:
+    """The choices of a round, and the number of candidates that were looked at.
+
+    Args:
+        candidates: the candidates of each brain.
+        settings: number of cubes, size of the pool and seed.
+        earlier: cubes of earlier rounds.
+        scores: gives the score of each class for each candidate of the pool, as for `choose_uncertain`; None without a model.
+        round_number: number of the round, from 1, by which chance differs.
+        beta: inverse of the scale of the noise, with a model.
+        progress: shows the candidates that are looked at.
+    """
+    draw, noise = (np.random.default_rng([settings.seed, round_number, part]) for part in range(2))
+    free = [
+        [c for c in of_brain if not any(c.place.touches(cube.place) for cube in earlier)] for of_brain in candidates
+    ]
+    pool = with_responses(draw_pool(free, settings.candidates, draw), progress)
+    if scores is None or not pool:
+        return choose_diverse(pool, settings.count, earlier, noise), len(pool)
+    return choose_uncertain(pool, scores(pool), settings.count, earlier, noise, beta=beta), len(pool)
 
 
 def choose_diverse(

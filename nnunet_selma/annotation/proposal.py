@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from nnunet_selma.annotation.brains import Brain, brain_fingerprint, open_brains
-from nnunet_selma.annotation.candidates import Candidate, candidates_of, draw_pool, image_suffix, with_responses
-from nnunet_selma.annotation.choosing import Choice, beta_of, choose_diverse, choose_uncertain
+from nnunet_selma.annotation.candidates import Candidate, candidates_of, image_suffix
+from nnunet_selma.annotation.choosing import Choice, beta_of, choose_cubes
 from nnunet_selma.annotation.cubes import PARTIAL, write_cube
 from nnunet_selma.annotation.instructions import instructions, named_classes
 from nnunet_selma.annotation.layout import CUBE, file_hash
@@ -193,24 +191,17 @@ def _choose(
     progress: Progress[Any],
 ) -> tuple[list[Choice], int]:
     """The choices of a round, and the number of candidates that were looked at."""
-    number = len(record.rounds) + 1
-    draw, noise = (np.random.default_rng([settings.seed, number, part]) for part in range(2))
     suffix = image_suffix(settings.scene, settings.time)
-    earlier = record.earlier()
-    free = [
-        [
-            c
-            for c in candidates_of(brain, settings.size, suffix, progress)
-            if not any(c.place.touches(e.place) for e in earlier)
-        ]
-        for brain in brains
-    ]
-    pool = with_responses(draw_pool(free, settings.candidates, draw), progress)
-    if prediction is None or not pool:
-        return choose_diverse(pool, settings.count, earlier, noise), len(pool)
-    scores = _scores(pool, prediction, progress)
     with_model = 1 + sum(bool(one_round["with_model"]) for one_round in record.rounds)
-    return choose_uncertain(pool, scores, settings.count, earlier, noise, beta=beta_of(with_model)), len(pool)
+    return choose_cubes(
+        [candidates_of(brain, settings.size, suffix, progress) for brain in brains],
+        settings,
+        record.earlier(),
+        None if prediction is None else lambda pool: _scores(pool, prediction, progress),
+        round_number=len(record.rounds) + 1,
+        beta=beta_of(with_model),
+        progress=progress,
+    )
 
 
 def _scores(pool: Sequence[Candidate], prediction: Prediction, progress: Progress[Any]) -> list[dict[str, float]]:

@@ -15,6 +15,7 @@ from benchmarks.annotation.__main__ import main
 from benchmarks.annotation.strategies import STRATEGIES, Situation
 from benchmarks.annotation.tables import loops_table, write_page
 from benchmarks.pretraining.intervals import Run
+from nnunet_selma.annotation import choosing
 from nnunet_selma.annotation.candidates import Candidate, place_of
 from nnunet_selma.nnunet.commands import FOLDER_VARIABLES
 from nnunet_selma.running.json_files import read_json
@@ -25,7 +26,7 @@ EDGE = (10, 10, 10)
 @pytest.fixture(autouse=True)
 def responses_without_files(monkeypatch):
     """Structure responses come with the candidates of these tests."""
-    monkeypatch.setattr(strategies, "with_responses", lambda pool: list(pool))
+    monkeypatch.setattr(choosing, "with_responses", lambda pool, progress: list(pool))
 
 
 def candidate(brain, index):
@@ -201,7 +202,7 @@ def test_a_loop_reveals_labels_of_chosen_cubes_and_goes_on_where_it_was(real_dat
     from benchmarks.pretraining.running import STEPS_PER_EPOCH, Study
     from nnunet_selma.annotation.candidates import with_responses
 
-    monkeypatch.setattr(strategies, "with_responses", with_responses)
+    monkeypatch.setattr(choosing, "with_responses", with_responses)
     for name in (*FOLDER_VARIABLES, "nnUNet_extTrainer", "OMP_NUM_THREADS", "nnUNet_n_proc_DA", "nnUNet_def_n_proc"):
         monkeypatch.setenv(name, os.environ.get(name, ""))  # set by the study, and restored behind the test
     monkeypatch.setitem(running.BUDGETS, "cfos_neuron", (1, 3))
