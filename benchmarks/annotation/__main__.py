@@ -12,8 +12,7 @@ from pathlib import Path
 from benchmarks.annotation.brains import BUDGETS
 from benchmarks.annotation.running import STARTS, LoopStudy, loop
 from benchmarks.annotation.strategies import STRATEGIES
-from benchmarks.pretraining.__main__ import fine_tune_as_pretrained
-from benchmarks.pretraining.running import Study
+from benchmarks.pretraining.__main__ import add_study_options, fine_tune_as_pretrained, study_from
 
 _ROOT = Path(__file__).resolve().parents[2]
 RESULTS = _ROOT / "benchmarks" / "results" / "annotation"
@@ -23,19 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study, or write its tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=("run", "tables"))
-    parser.add_argument(
-        "--data", type=Path, nargs="+", default=[], help="downloads with annotated patches, DELiVR's first"
-    )
-    parser.add_argument("--unlabelled", type=Path, nargs="+", default=[], help="further volumes to pretrain on")
-    parser.add_argument("-o", dest="output", type=Path, default=Path("study"), help="workspace (default: %(default)s)")
-    parser.add_argument(
-        "--results", type=Path, default=RESULTS, help="folder of the result files (default: %(default)s)"
-    )
+    add_study_options(parser, RESULTS)
     parser.add_argument("--structures", nargs="+", choices=tuple(BUDGETS), default=tuple(BUDGETS))
     parser.add_argument("--starts", nargs="+", choices=tuple(STARTS), default=tuple(STARTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
-    parser.add_argument("--processes", type=int, default=2, help="trainings at the same time, with one thread each")
     chosen = parser.parse_args(arguments)
     if chosen.stage == "tables":
         from benchmarks.annotation.tables import write_page
@@ -44,16 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if not chosen.data:
         parser.error("run needs --data, with the folder of DELiVR's annotated patches first")
-    study = LoopStudy(
-        study=Study(
-            sources=tuple(path.resolve() for path in chosen.data),
-            unlabelled=tuple(path.resolve() for path in chosen.unlabelled),
-            output=chosen.output.resolve(),
-            results=chosen.results.resolve(),
-            device=chosen.device,
-        ),
-        delivr=chosen.data[0].resolve(),
-    )
+    study = LoopStudy(study=study_from(chosen), delivr=chosen.data[0].resolve())
     for structure in chosen.structures:
         study.prepare(structure)
         for seed in chosen.seeds:

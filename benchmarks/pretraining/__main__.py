@@ -39,17 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=("screening", "confirmation", "labels", "answers", "tables"))
-    parser.add_argument("--data", type=Path, nargs="+", default=[], help="downloads with annotated patches")
-    parser.add_argument("--unlabelled", type=Path, nargs="+", default=[], help="further volumes to pretrain on")
-    parser.add_argument("-o", dest="output", type=Path, default=Path("study"), help="workspace (default: %(default)s)")
-    parser.add_argument(
-        "--results", type=Path, default=RESULTS, help="folder of the result files (default: %(default)s)"
-    )
+    add_study_options(parser, RESULTS)
     parser.add_argument("--arms", nargs="+", help="names of arms (default: those of the stage)")
     parser.add_argument("--labels", type=int, nargs="+", default=LABELS, help="annotated patches, of the stage labels")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: 0 1 for screening, 0 to 4 else")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
-    parser.add_argument("--processes", type=int, default=2, help="trainings at the same time, with one thread each")
     chosen = parser.parse_args(arguments)
     if chosen.stage == "tables":
         publish(chosen.results)
@@ -59,6 +52,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     arms = [arm_named(name) for name in chosen.arms or usual]
     run(chosen, arms, chosen.seeds or (range(2 if chosen.stage == "screening" else 5)))
+
+
+def add_study_options(parser: argparse.ArgumentParser, results: Path) -> None:
+    """Add the options of a study: data, folders, device and number of processes; `results` is the usual folder of the result files."""
+    parser.add_argument(
+        "--data", type=Path, nargs="+", default=[], help="downloads with annotated patches; that of DELiVR first"
+    )
+    parser.add_argument("--unlabelled", type=Path, nargs="+", default=[], help="further volumes to pretrain on")
+    parser.add_argument("-o", dest="output", type=Path, default=Path("study"), help="workspace (default: %(default)s)")
+    parser.add_argument(
+        "--results", type=Path, default=results, help="folder of the result files (default: %(default)s)"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
+    parser.add_argument("--processes", type=int, default=2, help="trainings at the same time, with one thread each")
+
+
+def study_from(chosen: argparse.Namespace) -> Any:
+    """The study of the options that `add_study_options` adds."""
+    from benchmarks.pretraining.running import Study
+
+    return Study(
+        sources=tuple(path.resolve() for path in chosen.data),
+        unlabelled=tuple(path.resolve() for path in chosen.unlabelled),
+        output=chosen.output.resolve(),
+        results=chosen.results.resolve(),
+        device=chosen.device,
+    )
 
 
 def publish(results: Path) -> None:
@@ -79,16 +99,10 @@ def publish(results: Path) -> None:
 
 def run(chosen: argparse.Namespace, arms: Sequence[Arm], seeds: Sequence[int]) -> None:
     """Pretrain what the arms share, then fine-tune, in several processes; what was done is passed by."""
-    from benchmarks.pretraining.running import CONFIRMATION, SCREENING, Study
+    from benchmarks.pretraining.running import CONFIRMATION, SCREENING
 
     stage = SCREENING if chosen.stage == "screening" else CONFIRMATION
-    study = Study(
-        sources=tuple(path.resolve() for path in chosen.data),
-        unlabelled=tuple(path.resolve() for path in chosen.unlabelled),
-        output=chosen.output.resolve(),
-        results=chosen.results.resolve(),
-        device=chosen.device,
-    )
+    study = study_from(chosen)
     study.prepare(stage)
     if chosen.stage == "answers":
         from benchmarks.pretraining.answers import write_answers

@@ -18,7 +18,6 @@ from nnunet_selma.annotation.layout import (
     NOT_ANNOTATED,
     RECORD,
     file_hash,
-    label_hash,
     unsaved_files,
     values_hash,
 )
@@ -71,10 +70,6 @@ class Cube:
     def unsaved(self) -> list[Path]:
         """Files that hold what was painted in napari and not saved; they are not read as labels."""
         return unsaved_files(self.folder)
-
-    def is_unchanged(self) -> bool:
-        """True if no voxel of the label differs from what was handed over."""
-        return label_hash(self.label) == self.handed_over
 
 
 def is_folder_of_cubes(folder: Path | None) -> bool:

@@ -137,10 +137,10 @@ def test_what_was_kept_can_be_seen_and_taken(cube, view, monkeypatch, capsys):
 
     assert view(cube, paint) == 0
     look = next(line for line in capsys.readouterr().out.splitlines() if "to see it" in line)
-    shown = []
-    monkeypatch.setattr(viewing, "show", lambda title, layers: shown.extend(layers))
+    opened_layers = []
+    monkeypatch.setattr(viewing, "show", lambda title, layers: opened_layers.extend(layers))
     assert cli.main(shlex.split(look.partition(": ")[2])[1:]) == 0
-    (_, _, kind), (voxels, _, labels) = shown
+    (_, _, kind), (voxels, _, labels) = opened_layers
     assert (kind, labels, np.asarray(voxels)[1, 1, 1]) == ("image", "labels", 2)
     (cube / "label.nii.gz").rename(cube / "before.nii.gz")
     (cube / "unsaved_0001.nii.gz").rename(cube / "label.nii.gz")

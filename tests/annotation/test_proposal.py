@@ -255,11 +255,11 @@ def test_the_window_of_a_dim_image_is_its_values(lowest, highest, tmp_path, monk
     window = read_json(tmp_path / "cube_0001" / "image.ome.zarr" / "zarr.json")["attributes"]["ome"]["omero"]
     figures = artists.saved_figures(monkeypatch)
     proposal.draw_sheet(tmp_path / "sheet.png", [cube], [tmp_path / "cube_0001"], ())
-    shown = figures[0].axes[0].images[0].get_clim()
+    black, white = figures[0].axes[0].images[0].get_clim()
     whole, middle = (np.percentile(voxels[box], (0.5, share)) for share in (99.8, 99.7))
     for place, (low, high) in (
         (window["channels"][0]["window"], whole),
-        ({"start": shown[0], "end": shown[1]}, middle),
+        ({"start": black, "end": white}, middle),
     ):
         assert place["start"] == pytest.approx(low, rel=1e-4)
         assert place["end"] == pytest.approx(high if high > low else low + 1, rel=1e-4)

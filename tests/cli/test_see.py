@@ -366,11 +366,11 @@ def raw(tmp_path):
 
 def test_view_shows_the_chosen_image_of_a_file_under_the_labels_of_an_ome_zarr(brain, raw, napari, monkeypatch):
     path, images = raw
-    shown = []
-    monkeypatch.setattr(viewing, "layers", lambda image, spacing: shown.append(image) or layers(image, spacing))
+    opened_images = []
+    monkeypatch.setattr(viewing, "layers", lambda image, spacing: opened_images.append(image) or layers(image, spacing))
     assert run("view", path, "--labels", brain, "--scene", "1", "--time", "2") == 0
     assert napari.added == [("image", "image, GFP"), ("image", "image, cFos"), ("labels", "segmentation")]
-    for channel, (volume,) in enumerate(shown[0].channels):
+    for channel, (volume,) in enumerate(opened_images[0].channels):
         np.testing.assert_array_equal(volume.read(), images[1, channel] + 2)
 
 
