@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nnunet_selma.annotation import choosing
 from nnunet_selma.annotation.candidates import Candidate, draw_pool, place_of
-from nnunet_selma.annotation.choosing import Earlier, beta_of, choose_diverse, choose_uncertain
+from nnunet_selma.annotation.choosing import Earlier, beta_of, choose_cubes, choose_diverse, choose_uncertain
+from nnunet_selma.annotation.settings import ProposalSettings
 
 EDGE = (10, 12, 14)
 
@@ -178,3 +180,18 @@ def test_the_pool_is_spread_over_brains_and_regions(rng):
     assert len(regions) == 8
     assert max(regions.values()) - min(regions.values()) <= 1
     assert len({(c.brain.name, c.start) for c in pool}) == 32
+
+
+def test_only_free_candidates_are_looked_at_and_chance_differs_by_round(monkeypatch):
+    monkeypatch.setattr(choosing, "with_responses", lambda pool, progress: list(pool))
+    candidates = [[candidate("a", (0, 0, i)) for i in range(38)]]
+    earlier = [Earlier(place=c.place, region=c.region) for c in candidates[0][2:36:3]]  # only 0 and 37 touch none
+    settings = ProposalSettings(count=2, pool=2)
+    choices, looked_at = choose_cubes(candidates, settings, earlier, None, round_number=2, beta=1.0)
+    assert {choice.candidate.start[2] // EDGE[2] for choice in choices} == {0, 37}
+    assert looked_at == 2
+    rounds = [
+        [choice.candidate.start for choice in choose_cubes(candidates, settings, (), None, round_number=n, beta=1.0)[0]]
+        for n in (1, 2, 1)
+    ]
+    assert rounds[0] == rounds[2] != rounds[1]

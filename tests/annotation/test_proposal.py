@@ -141,7 +141,10 @@ def test_a_second_round_adds_cubes_and_changes_none(one_round, brains, monkeypat
     label.write_bytes(b"what a person has painted")
     before = files_of(one_round.folder)
     figures = artists.saved_figures(monkeypatch)
+    numbers, choose = [], proposal.choose_cubes
+    monkeypatch.setattr(proposal, "choose_cubes", lambda *a, **k: numbers.append(k["round_number"]) or choose(*a, **k))
     second = propose([brains], one_round.folder, SETTINGS)
+    assert numbers == [2]  # chance is that of the round
     assert "label.nii.gz cannot be read" in figures[0].axes[0].get_xlabel()
     assert {k: v for k, v in files_of(one_round.folder).items() if k in before} == before
     assert [c["name"] for c in second.cubes] == ["cube_0004", "cube_0005", "cube_0006"]
